@@ -1,0 +1,46 @@
+# `make help` lists what can be made. PYTHON chooses the interpreter: make run PYTHON=python3.12
+
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+STAMP  := $(VENV)/.installed
+TOOLS  := .venv-tools
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test lint lock clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: $(STAMP)  ## install what is missing and serve http://localhost:7860
+	$(PY) app.py
+
+test: $(STAMP)  ## install what is missing and run every test that this machine can run
+	$(PY) -m pytest
+
+lint: $(TOOLS)/.installed  ## check the style with ruff
+	$(TOOLS)/bin/ruff check .
+
+lock: $(TOOLS)/.installed  ## compile requirements.txt from requirements.in (pins that still fit stay)
+	$(TOOLS)/bin/uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 \
+		--no-emit-index-url --annotation-style line --custom-compile-command "make lock" \
+		--output-file requirements.txt requirements.in
+
+install: $(STAMP)  ## only install
+
+clean:  ## remove the environments, the caches and the outputs
+	rm -rf $(VENV) $(TOOLS) outputs .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is newer than requirements.txt once the installation has succeeded, so a second `make run` starts at once.
+$(STAMP): requirements.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 13) else \
+		f"$(PYTHON) is Python {v[0]}.{v[1]}; the lock is for 3.11 and 3.12: try make $(MAKECMDGOALS) PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.txt
+	@touch $@
+
+$(TOOLS)/.installed: Makefile
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.8 ruff==0.17.5
+	@touch $@
