@@ -1,0 +1,34 @@
+# For a Hugging Face Docker Space and for any machine:
+#   docker build -t longcat-bsa . && docker run --rm -p 7860:7860 longcat-bsa              (CPU)
+#   docker run --rm -p 7860:7860 --gpus all longcat-bsa                                    (NVIDIA)
+#   docker run --rm -p 7860:7860 -v /data/longcat:/model:ro longcat-bsa python app.py --model-path /model
+FROM python:3.12-slim
+
+# Triton builds its launchers with a C compiler on first use on a GPU.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+
+# Spaces run the container as user 1000.
+RUN useradd --create-home --uid 1000 user && install --directory --owner=user --group=user /home/user/app
+USER user
+ENV HOME=/home/user
+WORKDIR $HOME/app
+
+ENV PATH=$HOME/.venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    GRADIO_SERVER_NAME=0.0.0.0 \
+    GRADIO_SERVER_PORT=7860 \
+    GRADIO_TEMP_DIR=/tmp/gradio \
+    GRADIO_ANALYTICS_ENABLED=False \
+    HF_HOME=$HOME/.cache/huggingface \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+
+COPY --chown=user requirements.txt .
+RUN python -m venv $HOME/.venv && pip install --no-cache-dir --no-deps -r requirements.txt
+
+COPY --chown=user . .
+
+EXPOSE 7860
+CMD ["python", "app.py"]
