@@ -1,0 +1,117 @@
+"""The public operation: check, lay out in blocks, select, attend, restore raster order."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import math
+import os
+
+import torch
+from torch import Tensor
+
+from bsa.config import BSAConfig, Grid, as_grid
+from bsa.layout import BlockLayout
+from bsa.selection import BlockSelection, select_blocks
+
+logger = logging.getLogger("bsa")
+
+_BACKENDS = ("auto", "triton", "torch", "reference")
+_announced: set[str] = set()
+
+
+def block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grid: Grid,
+    config: BSAConfig,
+    *,
+    backend: str = "auto",
+    scale: float | None = None,
+    return_selection: bool = False,
+) -> Tensor | tuple[Tensor, BlockSelection]:
+    """Exact attention over the key blocks that pooled scores pick for each query block.
+
+    q, k, v: [B, H, S, D], tokens in raster (frame, row, column) order of ``grid``; any strides.
+    grid: token grid with t * h * w == S. Chunks that do not divide it leave smaller blocks at the edge,
+        which count with their true sizes.
+    backend: "triton" (CUDA, forward only), "torch" (any device, differentiable), "reference" (dense mask,
+        small grids) or "auto", which picks one of the first two and logs which and why. A named backend
+        never falls back to another.
+    scale: factor on q @ k; 1 / sqrt(D) by default.
+    return_selection: also return the BlockSelection that was used.
+
+    Returns [B, H, S, D] in q's dtype. Autocast is ignored: inputs are used in their own dtype, scores for
+    selection are fp32. Raises ValueError for shapes, dtypes or devices that do not fit.
+    Source: LongCat-Video, arXiv 2510.22200, section 3.4.2 and appendix A.2.
+    """
+    grid = as_grid(grid, "grid")
+    _check(q, k, v, grid)
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    backend = _resolve(backend, q, k, v)
+    q_layout, k_layout = BlockLayout(grid, config.chunk_q), BlockLayout(grid, config.chunk_k)
+
+    with torch.autocast(q.device.type, enabled=False):
+        q_blocks, k_blocks = q_layout.to_blocks(q), k_layout.to_blocks(k)
+        selection = select_blocks(q_blocks, k_blocks, q_layout, k_layout, config, scale)
+        match backend:
+            case "reference":
+                from bsa.reference import masked_attention
+
+                out = masked_attention(q, k, v, selection, q_layout, k_layout, scale)
+            case "torch":
+                from bsa.gather import gathered_attention
+
+                uniform = config.cdf_threshold is None
+                v_blocks = k_layout.to_blocks(v)
+                out = q_layout.from_blocks(
+                    gathered_attention(q_blocks, k_blocks, v_blocks, selection, k_layout, scale, uniform)
+                )
+            case "triton":
+                from bsa.triton_kernel import attend_blocks
+
+                v_blocks = k_layout.to_blocks(v)
+                out = q_layout.from_blocks(
+                    attend_blocks(q_blocks, k_blocks, v_blocks, selection, q_layout, k_layout, scale)
+                )
+    return (out, selection) if return_selection else out
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> None:
+    if q.ndim != 4 or not q.shape == k.shape == v.shape:
+        shapes = ", ".join(str(list(x.shape)) for x in (q, k, v))
+        raise ValueError(f"q, k and v must have one shape [batch, heads, tokens, head_dim], got {shapes}")
+    if not q.dtype == k.dtype == v.dtype or not q.device == k.device == v.device:
+        kinds = ", ".join(f"{x.dtype} on {x.device}" for x in (q, k, v))
+        raise ValueError(f"q, k and v must share one dtype and one device, got {kinds}")
+    if not q.dtype.is_floating_point:
+        raise ValueError(f"q, k and v must be floating point, got {q.dtype}; use bfloat16, float16 or float32")
+    if q.shape[2] != grid.volume:
+        raise ValueError(f"q has {q.shape[2]} tokens but the grid {grid} has {grid.volume}; pass the grid these tokens came from")
+
+
+def _resolve(backend: str, q: Tensor, k: Tensor, v: Tensor) -> str:
+    if backend not in _BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}; choose one of {', '.join(_BACKENDS)}")
+    training = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    if backend == "triton":
+        if training:
+            raise ValueError("the triton backend computes no gradients; use backend='torch', or torch.no_grad()")
+        if not q.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+            raise ValueError(f"the triton backend needs CUDA tensors, got {q.device}; use backend='torch'")
+    if backend != "auto":
+        return backend
+    if not q.is_cuda:
+        choice, reason = "torch", f"the tensors are on {q.device.type}"
+    elif training:
+        choice, reason = "torch", "gradients are needed"
+    elif importlib.util.find_spec("triton") is None:
+        choice, reason = "torch", "Triton is not installed"
+    else:
+        choice, reason = "triton", "the tensors are on CUDA"
+    message = f"block sparse attention runs on the {choice} backend because {reason}"
+    if message not in _announced:
+        _announced.add(message)
+        logger.info(message)
+    return choice

@@ -1,0 +1,110 @@
+"""Raster token order to block-major order and back.
+
+A block-major tensor is [B, H, N, C, D]: N blocks in raster order of the block grid, each with room for C
+tokens. A block that the edge of the grid cuts short has its true tokens first and C - size padding rows
+after them, so that "position < size" is the whole mask. Padding repeats the block's first token: always
+finite, and never a token the block does not own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from bsa.config import Grid
+
+
+@dataclass(frozen=True, slots=True)
+class BlockLayout:
+    """How a chunk shape cuts a token grid. ``chunk`` is clipped to the grid, which changes no block."""
+
+    grid: Grid
+    chunk: Grid
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "grid", Grid(*self.grid))
+        object.__setattr__(self, "chunk", Grid(*map(min, self.grid, self.chunk)))
+
+    @property
+    def blocks(self) -> Grid:
+        return self.grid.blocks(self.chunk)
+
+    @property
+    def ragged(self) -> bool:
+        return self.grid.ragged_blocks(self.chunk) > 0
+
+    def sizes(self, device: torch.device) -> Tensor:
+        """True tokens per block, int32 [N]. Shared: do not write to it."""
+        return _tables(self, device).sizes
+
+    def block_of_token(self, device: torch.device) -> Tensor:
+        """Block index of every raster token, int64 [S]. Shared: do not write to it."""
+        return _tables(self, device).block_of_token
+
+    def to_blocks(self, x: Tensor) -> Tensor:
+        """[B, H, S, D] raster to contiguous [B, H, N, C, D]."""
+        batch, heads, _, dim = x.shape
+        blocks, chunk = self.blocks, self.chunk
+        if self.ragged:
+            x = x.index_select(2, _tables(self, x.device).token_of_slot)
+        else:
+            x = x.reshape(batch, heads, blocks.t, chunk.t, blocks.h, chunk.h, blocks.w, chunk.w, dim)
+            x = x.permute(0, 1, 2, 4, 6, 3, 5, 7, 8)
+        return x.reshape(batch, heads, blocks.volume, chunk.volume, dim).contiguous()
+
+    def from_blocks(self, x: Tensor) -> Tensor:
+        """[B, H, N, C, D] to contiguous raster [B, H, S, D]; padding rows are dropped."""
+        batch, heads, dim = x.shape[0], x.shape[1], x.shape[-1]
+        blocks, chunk = self.blocks, self.chunk
+        if self.ragged:
+            return x.flatten(2, 3).index_select(2, _tables(self, x.device).slot_of_token)
+        x = x.reshape(batch, heads, *blocks, *chunk, dim).permute(0, 1, 2, 5, 3, 6, 4, 7, 8)
+        return x.reshape(batch, heads, self.grid.volume, dim).contiguous()
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Mean over each block's true tokens, [B, H, N, C, D] to [B, H, N, D], in fp32 (fp64 stays fp64)."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        if not self.ragged:
+            return x.mean(dim=3, dtype=dtype)
+        weights = _tables(self, x.device).pool_weights.to(dtype)
+        return torch.einsum("bhncd,nc->bhnd", x.to(dtype), weights)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    sizes: Tensor
+    block_of_token: Tensor
+    token_of_slot: Tensor
+    slot_of_token: Tensor
+    pool_weights: Tensor
+
+
+@lru_cache(maxsize=64)
+def _tables(layout: BlockLayout, device: torch.device) -> _Tables:
+    # Index tensors made under inference mode could not be saved for a later backward pass.
+    with torch.inference_mode(False), torch.no_grad():
+        grid, chunk, blocks = layout.grid, layout.chunk, layout.blocks
+        t, h, w = torch.meshgrid(*map(torch.arange, grid), indexing="ij")
+        block = ((t // chunk.t) * blocks.h + h // chunk.h) * blocks.w + w // chunk.w
+        block = block.flatten()
+        # A stable sort by block lists each block's tokens together, in raster order within the block.
+        tokens = block.argsort(stable=True)
+        sizes = block.bincount(minlength=blocks.volume)
+        first = sizes.cumsum(0) - sizes
+        rank = torch.arange(grid.volume) - first[block[tokens]]
+        slot = block[tokens] * chunk.volume + rank
+        token_of_slot = tokens[first].repeat_interleave(chunk.volume)
+        token_of_slot[slot] = tokens
+        slot_of_token = torch.empty_like(tokens)
+        slot_of_token[tokens] = slot
+        valid = torch.arange(chunk.volume) < sizes[:, None]
+        return _Tables(
+            sizes=sizes.int().to(device),
+            block_of_token=block.to(device),
+            token_of_slot=token_of_slot.to(device),
+            slot_of_token=slot_of_token.to(device),
+            pool_weights=(valid / sizes[:, None]).to(device),
+        )

@@ -1,0 +1,24 @@
+"""The definition: dense attention under the token mask that a selection implies.
+
+Costs S x S memory per head, so it is for small grids and for checking the other backends.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bsa.layout import BlockLayout
+from bsa.selection import BlockSelection
+
+
+def masked_attention(
+    q: Tensor, k: Tensor, v: Tensor, selection: BlockSelection, q_layout: BlockLayout, k_layout: BlockLayout, scale: float
+) -> Tensor:
+    """q, k, v: [B, H, S, D] in raster order. Computes in fp32 (fp64 inputs in fp64); returns q's dtype."""
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    mask = selection.mask(k_layout.blocks.volume)
+    mask = mask.index_select(2, q_layout.block_of_token(q.device))
+    mask = mask.index_select(3, k_layout.block_of_token(q.device))
+    scores = scale * (q.to(dtype) @ k.to(dtype).mT)
+    return (scores.masked_fill(~mask, float("-inf")).softmax(dim=-1) @ v.to(dtype)).to(q.dtype)

@@ -1,0 +1,75 @@
+"""Which key blocks each query block attends to.
+
+The score of a block pair is the dot product of the mean query and the mean key, in fp32; its estimated
+attention mass is size * exp(scale * score), size being the key block's true token count. Blocks are ranked
+by that mass. On a grid that the chunks divide, sizes are equal and this is LongCat-Video's ranking
+(arXiv 2510.22200, appendix A.2).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bsa.config import BSAConfig
+from bsa.layout import BlockLayout
+
+
+class BlockSelection(NamedTuple):
+    """Key blocks per query block, ascending within the valid prefix of length ``counts``.
+
+    indices: int32 [B, H, NQ, S]; entries past the prefix are valid block numbers but mean nothing.
+    counts: int32 [B, H, NQ], each from 1 to S.
+    """
+
+    indices: Tensor
+    counts: Tensor
+
+    def mask(self, key_blocks: int) -> Tensor:
+        """The same choice as a boolean matrix, [B, H, NQ, key_blocks]."""
+        valid = torch.arange(self.indices.shape[-1], device=self.counts.device) < self.counts[..., None]
+        mask = valid.new_zeros(*self.counts.shape, key_blocks)
+        # Two entries of a row may name one block, but then at most one of them is valid: "or", not overwrite.
+        return mask.int().scatter_add_(-1, self.indices.long(), valid.int()).bool()
+
+    def density(self, key_blocks: int) -> Tensor:
+        """Kept fraction of all block pairs, as a 0-d tensor (reading it waits for the device)."""
+        return self.counts.double().mean() / key_blocks
+
+
+@torch.no_grad()
+def select_blocks(
+    q_blocks: Tensor, k_blocks: Tensor, q_layout: BlockLayout, k_layout: BlockLayout, config: BSAConfig, scale: float
+) -> BlockSelection:
+    """Ranks key blocks by estimated mass and keeps as many as ``config`` asks for.
+
+    q_blocks, k_blocks: block-major queries and keys, [B, H, N, C, D].
+    Pure top-k needs no device synchronisation, and every count is the same.
+    """
+    with torch.autocast(q_blocks.device.type, enabled=False):
+        logits = scale * (q_layout.pool(q_blocks) @ k_layout.pool(k_blocks).mT)
+        if k_layout.ragged:
+            logits += k_layout.sizes(logits.device).log()
+        if config.cdf_threshold is None:
+            return _top_k(logits, config.top_k(logits.shape[-1]))
+        return _cumulative_mass(logits, config.cdf_threshold, config.top_k(logits.shape[-1]))
+
+
+def _top_k(logits: Tensor, kept: int) -> BlockSelection:
+    indices = logits.topk(kept, dim=-1, sorted=False).indices.sort(dim=-1).values
+    counts = torch.full(logits.shape[:-1], kept, dtype=torch.int32, device=logits.device)
+    return BlockSelection(indices.int(), counts)
+
+
+def _cumulative_mass(logits: Tensor, threshold: float, min_kept: int) -> BlockSelection:
+    mass, ranked = logits.softmax(dim=-1).sort(dim=-1, descending=True)
+    # Summed from the smallest up, so that a threshold near 1 is not lost to rounding. A block is kept
+    # while the blocks before it fall short of the threshold, that is while it and those after it exceed the rest.
+    tail = mass.flip(-1).cumsum(-1).flip(-1)
+    counts = (tail > 1 - threshold).sum(-1).clamp_(min=min_kept)
+    key_blocks = logits.shape[-1]
+    dropped = torch.arange(key_blocks, device=logits.device) >= counts[..., None]
+    indices = ranked.masked_fill(dropped, key_blocks).sort(dim=-1).values.clamp_(max=key_blocks - 1)
+    return BlockSelection(indices.int(), counts.int())
