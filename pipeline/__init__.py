@@ -1,0 +1,26 @@
+"""LongCat text-to-video with dense or Block Sparse Attention, on CUDA or CPU.
+
+Importing this package imports neither FastVideo nor Triton nor a user interface; `LongCatPipeline.load` does.
+"""
+
+from .checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
+from .compare import compare
+from .longcat import LongCatPipeline
+from .request import Cancelled, Comparison, StepUpdate, VideoRequest, VideoResult
+from .resources import GpuReading, Resources, read_resources
+
+__all__ = [
+    "EMBEDDED_CHECKPOINT",
+    "Cancelled",
+    "CheckpointInfo",
+    "Comparison",
+    "GpuReading",
+    "LongCatPipeline",
+    "Resources",
+    "StepUpdate",
+    "VideoRequest",
+    "VideoResult",
+    "compare",
+    "inspect_checkpoint",
+    "read_resources",
+]

@@ -1,0 +1,177 @@
+"""What a LongCat checkpoint folder holds, read from its small files without loading a weight."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from bsa import BSAConfig
+
+from .request import VideoRequest
+
+# A small checkpoint trained for this project, with everything the 13.6 B one has.
+EMBEDDED_CHECKPOINT = Path(__file__).resolve().parents[1] / "assets" / "longcat-tiny"
+
+# component folder -> its configuration; the last three hold no weights of their own or are checked apart
+CONFIGS = {
+    "transformer": "config.json",
+    "vae": "config.json",
+    "text_encoder": "config.json",
+    "scheduler": "scheduler_config.json",
+    "tokenizer": "tokenizer_config.json",
+}
+WEIGHTS = ("transformer", "vae", "text_encoder")
+TRANSFORMER_CLASS = "LongCatTransformer3DModel"
+
+# LongCat-Video's own text-to-video settings, for folders without a generation_config.json.
+LONGCAT_DEFAULTS = {
+    "height": 480,
+    "width": 832,
+    "num_frames": 93,
+    "num_inference_steps": 50,
+    "guidance_scale": 4.0,
+    "fps": 15,
+    "use_distill": False,
+}
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """A complete checkpoint folder.
+
+    Attributes:
+        parameters: of the transformer.
+        bsa: block sparse attention from transformer/config.json's `enable_bsa` and `bsa_params`, or None.
+        defaults: generation settings: height, width, num_frames, num_inference_steps, guidance_scale,
+            fps, use_distill and whatever else generation_config.json holds.
+    """
+
+    path: Path
+    name: str
+    parameters: int
+    bsa: BSAConfig | None
+    defaults: dict[str, Any]
+
+    def request(self, prompt: str, **overrides: Any) -> VideoRequest:
+        """A request with this checkpoint's settings; `overrides` are fields of `VideoRequest`."""
+        values = {
+            "height": self.defaults["height"],
+            "width": self.defaults["width"],
+            "num_frames": self.defaults["num_frames"],
+            "steps": self.defaults["num_inference_steps"],
+            "guidance_scale": self.defaults["guidance_scale"],
+            "fps": self.defaults["fps"],
+            "use_distill": self.defaults["use_distill"],
+            "bsa": self.bsa,
+        }
+        unknown = sorted(set(overrides) - {field.name for field in fields(VideoRequest)})
+        if unknown:
+            raise ValueError(f"unknown request field {unknown[0]!r}; see VideoRequest for the fields")
+        return VideoRequest(prompt=prompt, **(values | overrides))
+
+
+def inspect_checkpoint(path: str | Path) -> CheckpointInfo:
+    """Check that a folder is a complete LongCat checkpoint in FastVideo's (diffusers) layout and describe it.
+
+    Reads the configurations and the headers of the weight files, not the weights.
+
+    Raises:
+        ValueError: the folder, a component, a shard or a configuration is missing or damaged.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise ValueError(f"there is no checkpoint at {path}; check the path, or leave it out for the embedded one")
+    if not path.is_dir():
+        raise ValueError(f"{path} is a file; pass the checkpoint's folder, the one that holds model_index.json")
+    index = _read_json(path / "model_index.json", path)
+    if index.get("_class_name") != "LongCatPipeline":
+        raise ValueError(
+            f"{path}/model_index.json describes {index.get('_class_name')!r}, not 'LongCatPipeline'; "
+            "convert the original weights with FastVideo's scripts/checkpoint_conversion/longcat_to_fastvideo.py"
+        )
+    configs = {component: _read_json(path / component / name, path) for component, name in CONFIGS.items()}
+    parameters = {component: _count_parameters(path / component, path) for component in WEIGHTS}
+    if not any((path / "tokenizer" / name).is_file() for name in ("tokenizer.json", "spiece.model")):
+        raise ValueError(_incomplete(path, "tokenizer/tokenizer.json is missing"))
+
+    transformer = configs["transformer"]
+    if transformer.get("_class_name") != TRANSFORMER_CLASS:
+        raise ValueError(
+            f"{path}/transformer/config.json is a {transformer.get('_class_name')!r}, not a {TRANSFORMER_CLASS!r}; "
+            "use a LongCat checkpoint in FastVideo's layout"
+        )
+    generation = path / "generation_config.json"
+    return CheckpointInfo(
+        path=path,
+        name=path.resolve().name,
+        parameters=parameters["transformer"],
+        bsa=_bsa_config(transformer, path),
+        defaults=LONGCAT_DEFAULTS | (_read_json(generation, path) if generation.exists() else {}),
+    )
+
+
+def _incomplete(path: Path, what: str) -> str:
+    return f"the checkpoint {path} is incomplete: {what}; copy or download it again"
+
+
+def _read_json(file: Path, checkpoint: Path) -> dict[str, Any]:
+    name = file.relative_to(checkpoint)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(_incomplete(checkpoint, f"{name} is missing")) from None
+    except OSError as error:
+        raise ValueError(f"cannot read {file}: {error.strerror}; check its permissions") from None
+    except ValueError as error:
+        raise ValueError(_incomplete(checkpoint, f"{name} is not valid JSON ({error})")) from None
+    if not isinstance(content, dict):
+        raise ValueError(_incomplete(checkpoint, f"{name} holds a {type(content).__name__}, not an object"))
+    return content
+
+
+def _bsa_config(transformer: dict[str, Any], checkpoint: Path) -> BSAConfig | None:
+    if not transformer.get("enable_bsa"):
+        return None
+    try:
+        return BSAConfig.from_bsa_params(transformer.get("bsa_params") or {})
+    except ValueError as error:
+        raise ValueError(f"{checkpoint}/transformer/config.json has unusable bsa_params: {error}") from None
+
+
+def _count_parameters(folder: Path, checkpoint: Path) -> int:
+    """Parameters in a component's safetensors files, which are checked for completeness on the way."""
+    shards = {file.name for file in folder.glob("*.safetensors")}
+    for index in folder.glob("*.safetensors.index.json"):
+        listed = set(_read_json(index, checkpoint).get("weight_map", {}).values())
+        if missing := sorted(listed - shards):
+            what = f"{folder.name}/{missing[0]} is missing ({len(missing)} of {len(listed)} shards are)"
+            raise ValueError(_incomplete(checkpoint, what))
+    if not shards:
+        raise ValueError(_incomplete(checkpoint, f"{folder.name}/ holds no .safetensors file"))
+    return sum(_count_in_file(folder / name, checkpoint) for name in sorted(shards))
+
+
+def _count_in_file(file: Path, checkpoint: Path) -> int:
+    # safetensors: the header's length (8 bytes, little endian), the header (JSON), then the tensors
+    name = file.relative_to(checkpoint)
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        prefix = stream.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+        if 8 + length > size:
+            raise ValueError(_incomplete(checkpoint, f"{name} is cut off in its header ({size} bytes)"))
+        try:
+            header = json.loads(stream.read(length))
+            tensors = {key: value for key, value in header.items() if key != "__metadata__"}
+            end = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+            count = sum(math.prod(tensor["shape"]) for tensor in tensors.values())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(_incomplete(checkpoint, f"{name} has a damaged header")) from None
+    if 8 + length + end != size:
+        what = f"{name} has {size} bytes where its header announces {8 + length + end}"
+        raise ValueError(_incomplete(checkpoint, what))
+    return count

@@ -1,0 +1,75 @@
+"""The denoising loop: LongCat's guidance and update rule around any velocity model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+# (latents [B, C, T, H, W], timestep [B], text [B, L, E], text_mask [B, L]) -> velocity fp32 [B, C, T, H, W]
+Velocity = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+# (steps done, steps in all, estimate of the clean latents or None before the first step)
+OnDenoise = Callable[[int, int, Tensor | None], None]
+
+
+class Scheduler(Protocol):
+    """The two members of a flow-match Euler scheduler that the loop needs."""
+
+    timesteps: Tensor
+    sigmas: Tensor
+
+
+def guide(velocity: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance with CFG-Zero*'s optimised scale (arXiv 2503.18886).
+
+    velocity [2B, C, T, H, W]: the unconditional half, then the conditional one. Returns [B, C, T, H, W].
+    The unconditional prediction is first scaled to its least-squares fit of the conditional one.
+    """
+    unconditional, conditional = velocity.chunk(2)
+    flat = unconditional.flatten(1)
+    fit = (conditional.flatten(1) * flat).sum(1) / (flat.square().sum(1) + 1e-8)
+    unconditional = unconditional * fit.view(-1, 1, 1, 1, 1)
+    return unconditional + scale * (conditional - unconditional)
+
+
+@torch.no_grad()
+def denoise(
+    velocity: Velocity,
+    scheduler: Scheduler,
+    latents: Tensor,
+    text: Tensor,
+    text_mask: Tensor | None,
+    *,
+    guidance_scale: float,
+    dtype: torch.dtype,
+    on_step: OnDenoise,
+) -> Tensor:
+    """Integrate the flow from noise to clean latents with Euler steps.
+
+    Args:
+        latents: fp32 noise [1, C, T, H, W].
+        text, text_mask: [1, L, E] and [1, L]; with guidance (scale above 1) two rows, the negative prompt first.
+        dtype: of the transformer. As in the original, latents and timesteps are rounded to it on their
+            way into the model only; the state that is integrated stays fp32.
+        on_step: called before the first and after every step; may raise to stop.
+
+    Returns:
+        fp32 [1, C, T, H, W].
+    """
+    guided = guidance_scale > 1
+    timesteps, sigmas = scheduler.timesteps, scheduler.sigmas
+    on_step(0, len(timesteps), None)
+    for index, timestep in enumerate(timesteps):
+        inputs = torch.cat([latents] * 2) if guided else latents
+        rounded = timestep.to(latents.device, dtype).expand(inputs.shape[0])
+        flow = velocity(inputs.to(dtype), rounded, text, text_mask)
+        if guided:
+            flow = guide(flow, guidance_scale)
+        # LongCat predicts clean - noise, so latents = clean - sigma * flow: stepping to the next sigma
+        # adds (sigma - next) * flow, and stepping all the way down gives the estimate of the clean latents.
+        clean = latents + sigmas[index] * flow
+        latents = latents + (sigmas[index] - sigmas[index + 1]) * flow
+        on_step(index + 1, len(timesteps), clean)
+    return latents

@@ -1,0 +1,209 @@
+"""The only module that knows FastVideo (0.2.1): its loaders, its stages and what they need to run in this process.
+
+FastVideo's own entry point starts a worker process that, on any error, kills its parent with SIGQUIT,
+and reports no progress. So its LongCat components are loaded here and its stages are called one by one.
+The denoising loop and the transformer's forward are ours (`denoising.py`, `forward.py`): FastVideo's
+hard-code bfloat16 and attend to text padding.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from .request import MAX_PROMPT_TOKENS, VideoRequest
+from .schedule import longcat_sigmas
+
+_device_in_use: str | None = None
+
+
+@dataclass
+class TextStates:
+    """Encoded prompts: states [rows, L, E], mask [rows, L]; with guidance the negative prompt's row comes first."""
+
+    states: Tensor
+    mask: Tensor
+
+
+class FastVideoLongCat:
+    """LongCat's components as FastVideo loads them. `dtype` is the transformer's."""
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        """Load all weights from `path` to `device`: fp32 on the CPU, bfloat16 on CUDA.
+
+        Raises:
+            ValueError: the weights do not fit FastVideo's LongCat classes, or another device is in use.
+            RuntimeError: this FastVideo is not the version that the adapter knows.
+        """
+        _prepare_process(device)
+        from fastvideo.configs.pipelines.longcat import LongCatT2V480PConfig
+        from fastvideo.fastvideo_args import FastVideoArgs
+        from fastvideo.pipelines.basic.longcat.longcat_pipeline import LongCatPipeline
+
+        config = LongCatT2V480PConfig()
+        precision = "bf16" if device.type == "cuda" else "fp32"
+        config.dit_precision = config.vae_precision = precision
+        config.text_encoder_precisions = (precision,)
+        config.vae_config.load_encoder = False  # text to video only decodes
+        self._args = FastVideoArgs.from_kwargs(
+            model_path=str(path),
+            pipeline_config=config,
+            num_gpus=1,
+            # FastVideo offloads by default; FSDP and the offload hooks ask for CUDA on every machine,
+            # and the hooks hang on block.forward, which our forward does not call.
+            dit_cpu_offload=False,
+            dit_layerwise_offload=False,
+            text_encoder_cpu_offload=False,
+            image_encoder_cpu_offload=False,
+            vae_cpu_offload=False,
+            use_fsdp_inference=False,
+            pin_cpu_memory=False,
+        )
+        try:
+            self._pipeline = LongCatPipeline(str(path), self._args)
+            self._pipeline.post_init()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise ValueError(f"FastVideo cannot load the checkpoint {path}: {reason}; check that its files belong together") from error
+
+        modules = self._pipeline.modules
+        self.device = device
+        self.transformer: nn.Module = modules["transformer"].eval().requires_grad_(False)
+        self.scheduler = modules["scheduler"]
+        self._vae: nn.Module = modules["vae"].requires_grad_(False)
+        self._tokenizer = modules["tokenizer"]
+        self.dtype: torch.dtype = self.transformer.patch_embed.proj.weight.dtype
+        _check_vae_complete(self._vae, path / "vae")
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a prompt as the text encoder would see it without truncation."""
+        clean = self._args.pipeline_config.preprocess_text_funcs[0](text)
+        return len(self._tokenizer(clean, add_special_tokens=True, truncation=False)["input_ids"])
+
+    def start(self, request: VideoRequest) -> Any:
+        """FastVideo's state of one generation, to be passed through the methods below in order."""
+        from fastvideo.pipelines.pipeline_batch_info import ForwardBatch
+
+        batch = ForwardBatch(
+            data_type="video",
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt,
+            seed=request.seed,
+            height=request.height,
+            width=request.width,
+            num_frames=request.num_frames,
+            fps=request.fps,
+            num_inference_steps=request.steps,
+            guidance_scale=float(request.guidance_scale),
+            max_sequence_length=MAX_PROMPT_TOKENS,
+            # Left out, FastVideo takes its scheduler's spacing, which is not LongCat's.
+            sigmas=longcat_sigmas(request.steps, use_distill=request.use_distill),
+            # Left out, FastVideo draws the noise in the text encoder's dtype; the original draws fp32.
+            latents=_noise(request, self.transformer.in_channels),
+            prompt_attention_mask=[],
+            negative_attention_mask=[],
+        )
+        return self._pipeline.input_validation_stage(batch, self._args)
+
+    def encode_text(self, batch: Any) -> TextStates:
+        batch = self._pipeline.prompt_encoding_stage(batch, self._args)
+        states, masks = list(batch.prompt_embeds), list(batch.prompt_attention_mask)
+        if batch.do_classifier_free_guidance:
+            states = batch.negative_prompt_embeds + states
+            masks = batch.negative_attention_mask + masks
+        return TextStates(torch.cat(states), torch.cat(masks))
+
+    def initial_latents(self, batch: Any) -> Tensor:
+        """Set the scheduler's timesteps and return the noise, fp32 [1, C, T, H, W]."""
+        self._pipeline.timestep_preparation_stage(batch, self._args)
+        return self._pipeline.latent_preparation_stage(batch, self._args).latents
+
+    def decode(self, batch: Any, latents: Tensor, on_frame: Callable[[], None]) -> Tensor:
+        """Latents -> pixels fp32 [1, 3, frames, height, width] in 0 to 1; `on_frame` follows each latent frame."""
+        batch.latents = latents
+        # The VAE decodes one latent frame after the other and keeps what the next one needs.
+        hook = self._vae.decoder.register_forward_hook(lambda *_: on_frame())
+        try:
+            return self._pipeline.decoding_stage(batch, self._args).output
+        finally:
+            hook.remove()
+            self._vae.clear_cache()
+
+    def decode_frame(self, latents: Tensor) -> Tensor:
+        """One latent frame [1, C, 1, h, w] -> pixels [1, 3, 1, 8h, 8w] in 0 to 1, apart from any generation."""
+        return self._pipeline.decoding_stage.decode(latents, self._args)
+
+
+def _noise(request: VideoRequest, channels: int) -> Tensor:
+    generator = torch.Generator().manual_seed(request.seed)
+    return torch.randn(1, channels, *request.latent_shape, generator=generator)
+
+
+def _prepare_process(device: torch.device) -> None:
+    """Set up what FastVideo keeps per process: logging, its replacements for the CPU, the process group."""
+    global _device_in_use
+    if _device_in_use not in (None, str(device)):
+        raise ValueError(f"this process already runs FastVideo on {_device_in_use}; start another process for {device}")
+    # FastVideo configures the root logger (DEBUG, to stdout) when imported, unless told not to.
+    os.environ.setdefault("FASTVIDEO_CONFIGURE_LOGGING", "0")
+    logging.getLogger("fastvideo").setLevel(os.environ.get("FASTVIDEO_LOGGING_LEVEL", "ERROR"))
+    # Its device is "cuda:" + LOCAL_RANK. One process, one device: there are no other ranks.
+    os.environ.update(LOCAL_RANK=str(device.index or 0), RANK="0", WORLD_SIZE="1")
+    try:
+        import fastvideo  # noqa: F401
+    except ImportError as error:
+        raise RuntimeError(f"FastVideo cannot be imported ({error}); run `make install`") from error
+    if device.type == "cpu":
+        _support_cpu()
+    if not torch.distributed.is_initialized():
+        # FastVideo's layers ask for their rank. An in-memory store needs no port and no environment variables.
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+    _device_in_use = str(device)
+
+
+def _support_cpu() -> None:
+    """Two replacements without which FastVideo 0.2.1 has no CPU path."""
+    from fastvideo.distributed import parallel_state
+    from fastvideo.platforms.cpu import CpuPlatform
+
+    # Whatever is not CUDA or an NPU counts as "mps" there. The function is imported by name all over
+    # FastVideo, so only its code can be replaced for everyone.
+    def cpu_device() -> torch.device:
+        return torch.device("cpu")
+
+    _expect(parallel_state, "get_local_torch_device").__code__ = cpu_device.__code__
+
+    # The CPU platform names no attention backend, and LongCat's layers ask for one when they are built.
+    # Ours never calls it, but the text encoder's and the transformer's constructors must succeed.
+    _expect(CpuPlatform, "get_attn_backend_cls")
+    CpuPlatform.get_attn_backend_cls = classmethod(lambda *_: "fastvideo.attention.backends.sdpa.SDPABackend")
+
+
+def _expect(owner: Any, name: str) -> Any:
+    if not hasattr(owner, name):
+        raise RuntimeError(
+            f"{getattr(owner, '__name__', owner)} has no {name}; the CPU support fits FastVideo 0.2.1, "
+            "install the versions of requirements.txt"
+        )
+    return getattr(owner, name)
+
+
+def _check_vae_complete(vae: nn.Module, folder: Path) -> None:
+    # FastVideo loads the VAE non-strictly: a missing weight would stay random without a word.
+    stored: set[str] = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            stored.update(tensors.keys())
+    if missing := sorted(set(vae.state_dict()) - stored):
+        raise ValueError(f"{folder} lacks {len(missing)} weights of the VAE, such as {missing[0]}; copy or download it again")

@@ -1,0 +1,246 @@
+"""The pipeline: load a LongCat checkpoint once, then make videos with dense or block sparse attention."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .attention import attention_for
+from .checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
+from .denoising import denoise
+from .forward import longcat_forward, trim_text
+from .preview import LatentColours
+from .request import MAX_PROMPT_TOKENS, StepUpdate, VideoRequest, VideoResult
+from .resources import PeakMemory
+from .video import prepare_output, write_video
+
+logger = logging.getLogger("pipeline")
+
+OnStep = Callable[[StepUpdate], None]
+
+
+def choose_device(device: str) -> torch.device:
+    """Resolve "auto", "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        ValueError: the device does not exist here.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        chosen = torch.device("meta")
+    if chosen.type not in ("cpu", "cuda"):
+        raise ValueError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:N")
+    if chosen.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(
+                f"device {device!r} was asked for, but PyTorch finds no usable NVIDIA driver; install one, or use cpu or auto"
+            )
+        if (chosen.index or 0) >= torch.cuda.device_count():
+            raise ValueError(f"device {device!r} does not exist; this machine has {torch.cuda.device_count()} GPUs, counted from 0")
+        chosen = torch.device("cuda", chosen.index or 0)
+    return chosen
+
+
+class LongCatPipeline:
+    """A loaded checkpoint. Generations run one at a time; calls from several threads queue up."""
+
+    def __init__(self, info: CheckpointInfo, device: torch.device, model: Any) -> None:
+        self.info = info
+        self.device = device
+        self._model = model
+        self._lock = threading.Lock()
+        self._colours = LatentColours.from_config(info.defaults)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path = EMBEDDED_CHECKPOINT,
+        device: str = "auto",
+        on_message: Callable[[str], None] | None = None,
+    ) -> LongCatPipeline:
+        """Load the checkpoint folder `path`.
+
+        Args:
+            device: "auto" (CUDA where there is a GPU), "cpu", "cuda" or "cuda:N".
+            on_message: called with a short sentence before each slow part.
+
+        Raises:
+            ValueError: the folder is not a complete LongCat checkpoint, or the device does not exist.
+            RuntimeError: the installed FastVideo is not the expected one.
+        """
+        say = on_message or (lambda message: None)
+        info = inspect_checkpoint(path)
+        chosen = choose_device(device)
+        say("Importing FastVideo")
+        from .fastvideo_adapter import FastVideoLongCat
+
+        say(f"Loading {info.name} ({info.parameters / 1e6:,.1f} M parameters) to {chosen}")
+        model = FastVideoLongCat(info.path.resolve(), chosen)
+        logger.info("Loaded %s (%s transformer parameters) to %s", info.name, f"{info.parameters:,}", chosen)
+        return cls(info, chosen, model)
+
+    def generate(
+        self, request: VideoRequest, on_step: OnStep | None = None, output: Path | str | None = None
+    ) -> VideoResult:
+        """Make one video.
+
+        Args:
+            on_step: called with the progress; whatever it raises (`Cancelled` to stop) ends the generation
+                and leaves the pipeline ready for the next.
+            output: an .mp4 file; None for one in a new temporary folder.
+
+        Raises:
+            ValueError: the output cannot be written, or a prompt has more tokens than the text encoder reads.
+            torch.OutOfMemoryError: the video is too large for the GPU.
+        """
+        return self.generate_frames(request, on_step, output)[0]
+
+    def generate_frames(
+        self, request: VideoRequest, on_step: OnStep | None = None, output: Path | str | None = None
+    ) -> tuple[VideoResult, np.ndarray]:
+        """Like `generate`, with the decoded frames as well: uint8 [frames, height, width, 3], before compression."""
+        output = prepare_output(output)
+        with self._lock:
+            self._check_tokens(request)
+            return self._generate(request, on_step or (lambda update: None), output)
+
+    def _check_tokens(self, request: VideoRequest) -> None:
+        for label, text in (("prompt", request.prompt), ("negative prompt", request.negative_prompt)):
+            count = self._model.count_tokens(text)
+            if count > MAX_PROMPT_TOKENS:
+                raise ValueError(
+                    f"the {label} has {count} tokens, LongCat reads {MAX_PROMPT_TOKENS} and the rest would have no "
+                    f"effect; shorten it to about {MAX_PROMPT_TOKENS / count:.0%} of its length"
+                )
+
+    def _generate(self, request: VideoRequest, on_step: OnStep, output: Path) -> tuple[VideoResult, np.ndarray]:
+        model = self._model
+        active, reason = request.bsa_status()
+        attention = attention_for(request)
+        if active:
+            logger.info("Enabling Block Sparse Attention (BSA) for LongCat transformer")
+            logger.info("BSA parameters: %s", request.bsa.to_bsa_params())
+        else:
+            logger.info("Block Sparse Attention (BSA) is not used: %s", reason)
+
+        clock = _Clock(self.device)
+        with PeakMemory(self.device) as peak, torch.no_grad():
+            with clock.phase("text") as elapsed:
+                on_step(StepUpdate("text", 0, 1, elapsed()))
+                batch = model.start(request)
+                encoded = model.encode_text(batch)
+                text, mask = trim_text(encoded.states, encoded.mask)
+                on_step(StepUpdate("text", 1, 1, elapsed()))
+
+            with clock.phase("denoise") as elapsed:
+                latents = denoise(
+                    lambda *inputs: longcat_forward(model.transformer, *inputs, attention),
+                    model.scheduler,
+                    model.initial_latents(batch),
+                    text,
+                    mask,
+                    guidance_scale=request.guidance_scale,
+                    dtype=model.dtype,
+                    on_step=lambda done, total, clean: on_step(
+                        StepUpdate("denoise", done, total, elapsed(), self._preview(clean))
+                    ),
+                )
+
+            with clock.phase("decode") as elapsed:
+                frames = self._decode(batch, latents, on_step, elapsed)
+
+        density, versions = attention.density(), _versions(self.device)
+        write_video(output, frames, request.fps, {"request": request.to_dict(), "versions": versions})
+        result = VideoResult(
+            request=request,
+            video=output,
+            seconds=clock.seconds(),
+            peak_memory=peak.bytes,
+            peak_memory_label=peak.label,
+            density=density,
+            blocks_kept=attention.blocks_kept(),
+            blocks_total=attention.blocks_total(),
+            bsa_active=active,
+            bsa_reason=reason,
+            versions=versions,
+        )
+        return result, frames
+
+    def _decode(self, batch: Any, latents: Tensor, on_step: OnStep, elapsed: Callable[[], float]) -> np.ndarray:
+        total = latents.shape[2]
+        done = 0
+
+        def on_frame() -> None:
+            nonlocal done
+            done += 1
+            on_step(StepUpdate("decode", done, total, elapsed()))
+
+        on_step(StepUpdate("decode", 0, total, elapsed()))
+        pixels = self._model.decode(batch, latents, on_frame)[0]
+        return (pixels * 255).round().byte().permute(1, 2, 3, 0).cpu().numpy()
+
+    def _preview(self, clean: Tensor | None) -> Callable[[], np.ndarray] | None:
+        return None if clean is None else partial(self._colour, clean)
+
+    @torch.no_grad()
+    def _colour(self, clean: Tensor) -> np.ndarray:
+        if self._colours is None:
+            # a checkpoint without stored factors: measured once, on its own VAE
+            self._colours = LatentColours.fit(self._model.decode_frame, clean.shape[1], self.device)
+        return self._colours(clean)
+
+
+class _Clock:
+    """Wall seconds of named phases. On CUDA each phase ends when its kernels have."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._began = time.perf_counter()
+        self._phases: dict[str, float] = {}
+
+    def phase(self, name: str) -> _Phase:
+        return _Phase(self, name)
+
+    def seconds(self) -> dict[str, float]:
+        return {**self._phases, "total": time.perf_counter() - self._began}
+
+
+class _Phase:
+    def __init__(self, clock: _Clock, name: str) -> None:
+        self._clock, self._name = clock, name
+
+    def __enter__(self) -> Callable[[], float]:
+        self._began = time.perf_counter()
+        return self._elapsed
+
+    def _elapsed(self) -> float:
+        return time.perf_counter() - self._began
+
+    def __exit__(self, *exception: object) -> None:
+        if self._clock._device.type == "cuda":
+            torch.cuda.synchronize(self._clock._device)
+        self._clock._phases[self._name] = self._elapsed()
+
+
+def _versions(device: torch.device) -> dict[str, str]:
+    packages = ("torch", "triton", "fastvideo", "diffusers", "transformers")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "python": platform.python_version(),
+        **{package: metadata.version(package) for package in packages},
+        "device": f"{device.type}: {name}",
+    }

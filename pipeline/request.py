@@ -1,0 +1,237 @@
+"""What is asked of the pipeline and what comes back: plain values, no torch model, no user interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from bsa import BSAConfig, Grid
+
+# Strides of LongCat: the Wan VAE turns 8x8 pixels and 4 frames (after the first) into one latent,
+# the transformer turns 1x2x2 latents into one token.
+LATENT_FRAMES = 4
+LATENT_PIXELS = 8
+TOKEN_PIXELS = 16
+
+MAX_PROMPT_TOKENS = 512
+# The token count needs the checkpoint's tokenizer and is checked in `generate`. This bound needs nothing:
+# no tokenizer in use packs more than about 10 characters of prose into one token.
+MAX_PROMPT_CHARACTERS = 5000
+
+
+class Cancelled(Exception):
+    """Raise this from `on_step` to stop a generation; the pipeline stays usable."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoRequest:
+    """One text-to-video generation.
+
+    Attributes:
+        prompt, negative_prompt: text; the negative prompt counts only when guidance_scale is above 1.
+        height, width: pixels, multiples of 16.
+        num_frames: 4n + 1 frames.
+        steps: denoising steps.
+        guidance_scale: 1 turns classifier-free guidance off and halves the work.
+        seed: of the initial noise, which is drawn on the CPU and so is the same on every device.
+        fps: frames per second of the video file.
+        bsa: block sparse attention, or None for dense attention.
+        use_distill: sigmas of LongCat's distilled (few-step) model instead of the regular ones.
+
+    Raises:
+        ValueError: a value cannot be used; the message says what can.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    height: int
+    width: int
+    num_frames: int
+    steps: int
+    guidance_scale: float
+    seed: int = 0
+    fps: int
+    bsa: BSAConfig | None
+    use_distill: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "negative_prompt"):
+            _check_text(name, getattr(self, name))
+        if not self.prompt.strip():
+            raise ValueError("the prompt is empty; describe the video in a sentence or two")
+        for name in ("height", "width"):
+            _check_size(name, getattr(self, name))
+        _check_frames(self.num_frames)
+        if not 1 <= _whole("steps", self.steps) <= 1000:
+            raise ValueError(f"steps {self.steps} is outside 1 to 1000; LongCat uses 50, its distilled model 16")
+        if self.use_distill and self.steps > 50:
+            raise ValueError(f"steps {self.steps} is more than the 50 of the distilled schedule; use at most 50")
+        if not 1 <= _number("guidance_scale", self.guidance_scale) <= 100:
+            raise ValueError(f"guidance_scale {self.guidance_scale} is outside 1 to 100; use 1 for none, about 4 for LongCat")
+        if not 0 <= _whole("seed", self.seed) < 2**63:
+            raise ValueError(f"seed {self.seed} is outside 0 to 2^63 - 1; use a smaller non-negative number")
+        if not 1 <= _whole("fps", self.fps) <= 120:
+            raise ValueError(f"fps {self.fps} is outside 1 to 120; LongCat videos are made for 15")
+        if self.bsa is not None and not isinstance(self.bsa, BSAConfig):
+            raise ValueError(f"bsa is a {type(self.bsa).__name__}; pass a BSAConfig, or None for dense attention")
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Latent frames, rows and columns."""
+        frames = 1 + (self.num_frames - 1) // LATENT_FRAMES
+        return frames, self.height // LATENT_PIXELS, self.width // LATENT_PIXELS
+
+    @property
+    def grid(self) -> Grid:
+        """Token grid of the transformer: one token per latent frame and 16x16 pixels."""
+        return Grid(self.latent_shape[0], self.height // TOKEN_PIXELS, self.width // TOKEN_PIXELS)
+
+    def bsa_status(self) -> tuple[bool, str]:
+        """Whether the self-attention will be sparse, and why (not)."""
+        if self.bsa is None:
+            return False, "dense attention was asked for"
+        if self.grid.t == 1:
+            return False, (
+                f"num_frames {self.num_frames} is a single latent frame, for which LongCat always uses dense "
+                f"attention; ask for at least {LATENT_FRAMES + 1} frames"
+            )
+        plan = self.bsa.blocks(self.grid)
+        kept = "as many as the cdf threshold needs" if plan.kept is None else f"{plan.kept}"
+        return True, f"each query block keeps {kept} of {plan.k_blocks.volume} key blocks"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON; `from_dict` reads them back."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        values["bsa"] = None if self.bsa is None else self.bsa.to_bsa_params()
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> VideoRequest:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ValueError: a name is unknown or missing, or a value cannot be used.
+        """
+        unknown = sorted(set(values) - set(cls.__slots__))
+        if unknown:
+            raise ValueError(f"unknown request field {unknown[0]!r}; the fields are {', '.join(cls.__slots__)}")
+        values = dict(values)
+        if isinstance(values.get("bsa"), dict):
+            values["bsa"] = BSAConfig.from_bsa_params(values["bsa"])
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(f"the request is incomplete: {str(error).partition('() ')[2]}") from None
+
+
+@dataclass(frozen=True)
+class StepUpdate:
+    """Progress of one generation, sent before the first and after every step of a phase.
+
+    Attributes:
+        phase: "text" (prompt encoding), "denoise" or "decode" (one step per latent frame).
+        step, total: steps of the phase done and to do.
+        seconds: since the phase began.
+        preview: call it for a small preview of the video as it would end now, uint8
+            [latent frames, rows, columns, 3]; None outside of denoising. Costs nothing unless called.
+    """
+
+    phase: Literal["text", "denoise", "decode"]
+    step: int
+    total: int
+    seconds: float
+    preview: Callable[[], np.ndarray] | None = None
+
+
+@dataclass(frozen=True)
+class VideoResult:
+    """A finished video and what it took.
+
+    Attributes:
+        seconds: of "text", "denoise", "decode" and "total" (which adds writing the file).
+        peak_memory: bytes; `peak_memory_label` says of what ("CUDA allocated" or "process RSS").
+        density: share of the dense query-key pairs that the self-attention worked on, 1.0 when dense.
+        blocks_kept, blocks_total: key blocks per query block, kept (a mean where the cdf threshold
+            decides) and in all; None when dense.
+        versions: of Python and the packages that did the work, and the device's name.
+    """
+
+    request: VideoRequest
+    video: Path
+    seconds: dict[str, float]
+    peak_memory: int
+    peak_memory_label: str
+    density: float
+    blocks_kept: float | None
+    blocks_total: int | None
+    bsa_active: bool
+    bsa_reason: str
+    versions: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {**self.__dict__, "request": self.request.to_dict(), "video": str(self.video)}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The same request and seed, once dense and once sparse.
+
+    Attributes:
+        speedup: dense denoising seconds over sparse ones.
+        psnr: decibels between the decoded frames (infinite when they are equal).
+        ssim: structural similarity of the decoded frames, mean over frames.
+    """
+
+    dense: VideoResult
+    sparse: VideoResult
+    speedup: float
+    psnr: float
+    ssim: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {**self.__dict__, "dense": self.dense.to_dict(), "sparse": self.sparse.to_dict()}
+
+
+def _check_text(name: str, text: object) -> None:
+    label = name.replace("_", " ")
+    if not isinstance(text, str):
+        raise ValueError(f"the {label} is a {type(text).__name__}; pass text")
+    if len(text) > MAX_PROMPT_CHARACTERS:
+        raise ValueError(
+            f"the {label} has {len(text)} characters, the limit is {MAX_PROMPT_CHARACTERS}; LongCat reads "
+            f"{MAX_PROMPT_TOKENS} tokens (about 2000 characters) and the rest would have no effect, so shorten it"
+        )
+
+
+def _whole(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name} {value!r} is not a whole number; pass an integer")
+    return value
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{name} {value!r} is not a number; pass one such as 4.0")
+    return value
+
+
+def _check_size(name: str, value: int) -> None:
+    if _whole(name, value) < TOKEN_PIXELS:
+        raise ValueError(f"{name} {value} is too small; use a multiple of {TOKEN_PIXELS} from {TOKEN_PIXELS} on")
+    if value % TOKEN_PIXELS:
+        below = value // TOKEN_PIXELS * TOKEN_PIXELS
+        raise ValueError(f"{name} {value} is not a multiple of {TOKEN_PIXELS}; try {below} or {below + TOKEN_PIXELS}")
+
+
+def _check_frames(value: int) -> None:
+    if _whole("num_frames", value) < 1:
+        raise ValueError(f"num_frames {value} is too small; use 1, 5, 9, ... (4n + 1)")
+    if value % LATENT_FRAMES != 1:
+        below = (value - 1) // LATENT_FRAMES * LATENT_FRAMES + 1
+        raise ValueError(f"num_frames {value} is not of the form 4n + 1; try {below} or {below + LATENT_FRAMES}")
