@@ -1,0 +1,19 @@
+"""Make one video through a running page's API.
+
+    make run                            # in another terminal, until the page is there
+    python examples/api_generate.py     # or with the page's address: ... http://other-host:7860
+"""
+
+import sys
+
+from gradio_client import Client
+
+client = Client(sys.argv[1] if len(sys.argv) > 1 else "http://localhost:7860")
+video, report = client.predict(
+    prompt="a red ball bounces over green hills at sunset",
+    seed=7,
+    sparsity=0.9375,
+    api_name="/generate",
+)
+print(video)
+print(f"denoising took {report['seconds']['denoise']:.1f} s; blocks kept: {report['blocks_kept']} of {report['blocks_total']}")
