@@ -8,6 +8,9 @@ hard-code bfloat16 and attend to text padding.
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import logging
 import os
 from collections.abc import Callable
@@ -34,7 +37,10 @@ class TextStates:
 
 
 class FastVideoLongCat:
-    """LongCat's components as FastVideo loads them. `dtype` is the transformer's."""
+    """LongCat's components as FastVideo loads them.
+
+    `dtype` is the transformer's; `zero_text_padding` says how it was trained to see padded text.
+    """
 
     def __init__(self, path: Path, device: torch.device) -> None:
         """Load all weights from `path` to `device`: fp32 on the CPU, bfloat16 on CUDA.
@@ -43,7 +49,11 @@ class FastVideoLongCat:
             ValueError: the weights do not fit FastVideo's LongCat classes, or another device is in use.
             RuntimeError: this FastVideo is not the version that the adapter knows.
         """
-        _prepare_process(device)
+        with _quiet():
+            _prepare_process(device)
+            self._load(path, device)
+
+    def _load(self, path: Path, device: torch.device) -> None:
         from fastvideo.configs.pipelines.longcat import LongCatT2V480PConfig
         from fastvideo.fastvideo_args import FastVideoArgs
         from fastvideo.pipelines.basic.longcat.longcat_pipeline import LongCatPipeline
@@ -83,6 +93,9 @@ class FastVideoLongCat:
         self._vae: nn.Module = modules["vae"].requires_grad_(False)
         self._tokenizer = modules["tokenizer"]
         self.dtype: torch.dtype = self.transformer.patch_embed.proj.weight.dtype
+        # The original takes a missing key as false, FastVideo as true.
+        transformer_config = json.loads((path / "transformer" / "config.json").read_text(encoding="utf-8"))
+        self.zero_text_padding = bool(transformer_config.get("text_tokens_zero_pad", False))
         _check_vae_complete(self._vae, path / "vae")
 
     def count_tokens(self, text: str) -> int:
@@ -144,6 +157,16 @@ class FastVideoLongCat:
         return self._pipeline.decoding_stage.decode(latents, self._args)
 
 
+def _quiet() -> contextlib.AbstractContextManager:
+    """Swallow what FastVideo prints while loading (kernel notes, bars per file), unless its logging is asked for."""
+    if "FASTVIDEO_LOGGING_LEVEL" in os.environ:
+        return contextlib.nullcontext()
+    stack = contextlib.ExitStack()
+    stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+    stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+    return stack
+
+
 def _noise(request: VideoRequest, channels: int) -> Tensor:
     generator = torch.Generator().manual_seed(request.seed)
     return torch.randn(1, channels, *request.latent_shape, generator=generator)
@@ -156,7 +179,8 @@ def _prepare_process(device: torch.device) -> None:
         raise ValueError(f"this process already runs FastVideo on {_device_in_use}; start another process for {device}")
     # FastVideo configures the root logger (DEBUG, to stdout) when imported, unless told not to.
     os.environ.setdefault("FASTVIDEO_CONFIGURE_LOGGING", "0")
-    logging.getLogger("fastvideo").setLevel(os.environ.get("FASTVIDEO_LOGGING_LEVEL", "ERROR"))
+    # Even at ERROR it reports that there is no NPU. What matters is raised, not logged.
+    logging.getLogger("fastvideo").setLevel(os.environ.get("FASTVIDEO_LOGGING_LEVEL", "CRITICAL"))
     # Its device is "cuda:" + LOCAL_RANK. One process, one device: there are no other ranks.
     os.environ.update(LOCAL_RANK=str(device.index or 0), RANK="0", WORLD_SIZE="1")
     try:

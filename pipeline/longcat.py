@@ -143,12 +143,16 @@ class LongCatPipeline:
                 on_step(StepUpdate("text", 0, 1, elapsed()))
                 batch = model.start(request)
                 encoded = model.encode_text(batch)
-                text, mask = trim_text(encoded.states, encoded.mask)
+                text, mask = encoded.states, encoded.mask
+                if not model.zero_text_padding:
+                    text, mask = trim_text(text, mask)
                 on_step(StepUpdate("text", 1, 1, elapsed()))
 
             with clock.phase("denoise") as elapsed:
                 latents = denoise(
-                    lambda *inputs: longcat_forward(model.transformer, *inputs, attention),
+                    lambda *inputs: longcat_forward(
+                        model.transformer, *inputs, attention, zero_text_padding=model.zero_text_padding
+                    ),
                     model.scheduler,
                     model.initial_latents(batch),
                     text,

@@ -117,7 +117,17 @@ def _write_tokenizer(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def _write_text_encoder(folder: Path) -> None:
+def _randomise(model: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """Own weights from an own generator: a library's initialisation may change with its version."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, weight in sorted(model.named_parameters()):
+            if weight.ndim > 1:
+                weight.copy_(torch.randn(weight.shape, generator=generator) / weight[0].numel() ** 0.5)
+    return model
+
+
+def _write_text_encoder(folder: Path, seed: int) -> None:
     from transformers import UMT5Config, UMT5EncoderModel
 
     config = UMT5Config(
@@ -130,14 +140,14 @@ def _write_text_encoder(folder: Path) -> None:
         feed_forward_proj="gated-gelu",
         tie_word_embeddings=False,
     )
-    UMT5EncoderModel(config).save_pretrained(folder)
+    _randomise(UMT5EncoderModel(config), seed).save_pretrained(folder)
 
 
-def _write_vae(folder: Path) -> None:
+def _write_vae(folder: Path, seed: int) -> None:
     from diffusers import AutoencoderKLWan
 
     # 2x2 pixel patches and two down-samplings: 8x8 pixels and 4 frames per latent, as in the real VAE.
-    AutoencoderKLWan(
+    vae = AutoencoderKLWan(
         base_dim=8,
         z_dim=16,
         dim_mult=[1, 2, 2],
@@ -146,7 +156,8 @@ def _write_vae(folder: Path) -> None:
         in_channels=12,
         out_channels=12,
         patch_size=2,
-    ).save_pretrained(folder)
+    )
+    _randomise(vae, seed).save_pretrained(folder)
 
 
 def write_tiny_checkpoint(
@@ -163,10 +174,8 @@ def write_tiny_checkpoint(
     )
     if generation is not None:
         _write_json(folder / "generation_config.json", generation)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        _write_vae(folder / "vae")
-        _write_text_encoder(folder / "text_encoder")
+    _write_vae(folder / "vae", seed)
+    _write_text_encoder(folder / "text_encoder", seed)
     _write_tokenizer(folder / "tokenizer")
     return folder
 

@@ -1,0 +1,19 @@
+"""Fixtures shared by the tests: the random checkpoint, written and loaded once per run."""
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory):
+    """Folder of a random LongCat checkpoint; do not write to it."""
+    from tiny_checkpoint import write_tiny_checkpoint
+
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoints") / "longcat-random")
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tiny_checkpoint):
+    """That checkpoint, loaded to the CPU."""
+    from pipeline import LongCatPipeline
+
+    return LongCatPipeline.load(tiny_checkpoint, device="cpu")
