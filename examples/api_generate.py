@@ -16,4 +16,5 @@ video, report = client.predict(
     api_name="/generate",
 )
 print(video)
-print(f"denoising took {report['seconds']['denoise']:.1f} s; blocks kept: {report['blocks_kept']} of {report['blocks_total']}")
+print(f"denoising took {report['seconds']['denoise']:.1f} s")
+print(f"each block attended to {report['blocks_kept']:g} of {report['blocks_total']}")
