@@ -45,7 +45,7 @@ class TestLock:
         """Otherwise the tests would say nothing about the lock."""
         lock = requirements("requirements.txt")
         for name in ("torch", "triton", "fastvideo", "gradio", "diffusers", "transformers"):
-            assert lock[name].specifier.contains(version(name)), f"{name} {version(name)} is installed; run make install"
+            assert lock[name].specifier.contains(version(name)), f"{name} {version(name)} is not the locked one"
 
     def test_lists_every_package_that_is_imported(self) -> None:
         listed, owners = requirements("requirements.in"), packages_distributions()
