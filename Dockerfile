@@ -11,7 +11,7 @@ RUN apt-get update \
 
 # Spaces run the container as user 1000.
 RUN useradd --create-home --uid 1000 user && install --directory --owner=user --group=user /home/user/app
-USER user
+USER 1000
 ENV HOME=/home/user
 WORKDIR $HOME/app
 
