@@ -1,0 +1,91 @@
+"""The web page: `python app.py` serves it on http://localhost:7860."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+# Read by Gradio when it is imported. The page works offline and tells nobody about its use.
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import gradio as gr
+
+from pipeline import EMBEDDED_CHECKPOINT, LongCatPipeline, inspect_checkpoint
+from ui import Look, Worker, build_page
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it is up
+    try:
+        checkpoint = inspect_checkpoint(options.model_path)
+        output_dir = writable_folder(options.output_dir)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+    def load(say):
+        return LongCatPipeline.load(checkpoint.path, device=options.device, on_message=say)
+
+    worker = Worker(load, output_dir, checkpoint.name).start()
+    try:
+        serve(build_page(checkpoint, worker), output_dir, host=options.host, port=options.port)
+    except OSError as error:  # the port is taken
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def serve(page: gr.Blocks, output_dir: Path, *, host: str, port: int, block: bool = True) -> None:
+    """Start the server. Only Gradio's own cache and `output_dir` are served, nothing is recorded or shared."""
+    look = Look.default()
+    page.queue().launch(
+        server_name=host,
+        server_port=port,
+        theme=look.theme,
+        css=look.css,
+        allowed_paths=[str(output_dir)],
+        footer_links=["api", "settings"],
+        run_history=False,
+        share=False,
+        ssr_mode=False,
+        enable_monitoring=False,
+        prevent_thread_lock=not block,
+        quiet=not block,
+    )
+
+
+def writable_folder(path: Path) -> Path:
+    """The folder, made if need be. Raises ValueError when nothing can be written into it."""
+    path = path.expanduser().resolve()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".write-test"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write to the output folder {path} ({error.strerror}); choose another with --output-dir") from None
+    return path
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Serve the page that makes LongCat videos with dense and with block sparse attention.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    env = os.environ.get
+    parser.add_argument("--model-path", type=Path, default=EMBEDDED_CHECKPOINT, help="folder of a LongCat checkpoint in FastVideo's layout")
+    parser.add_argument("--device", default="auto", help="auto, cuda, cuda:1 or cpu")
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="folder for videos and reports")
+    parser.add_argument("--host", default=env("GRADIO_SERVER_NAME", "127.0.0.1"), help="address to listen on; 0.0.0.0 for every network (or GRADIO_SERVER_NAME)")
+    parser.add_argument("--port", type=int, default=int(env("GRADIO_SERVER_PORT", "7860")), help="port to listen on (or GRADIO_SERVER_PORT)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

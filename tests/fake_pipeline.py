@@ -1,0 +1,114 @@
+"""A pipeline without a model, for the tests of the page: real requests in, small real H.264 files out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import torch
+
+from bsa import BSAConfig
+from pipeline import CheckpointInfo, StepUpdate, VideoRequest, VideoResult
+
+CHECKPOINT = CheckpointInfo(
+    path=Path("fake"),
+    name="fake-longcat",
+    parameters=1,
+    bsa=BSAConfig(sparsity=0.75),
+    defaults={
+        "height": 64,
+        "width": 96,
+        "num_frames": 17,
+        "num_inference_steps": 4,
+        "guidance_scale": 1.0,
+        "fps": 15,
+        "use_distill": False,
+    },
+)
+
+
+class FakePipeline:
+    """Draws a square that moves, in another colour for dense and sparse.
+
+    step_seconds: pause of each denoising step.
+    fail_with: raised in the middle of denoising when the prompt contains "fail".
+    """
+
+    def __init__(self, step_seconds: float = 0.02, fail_with: Exception | None = None) -> None:
+        self.device = torch.device("cpu")
+        self.step_seconds = step_seconds
+        self.fail_with = fail_with
+        self.requests: list[VideoRequest] = []
+        self.steps_done = 0
+        self.running = 0
+        self.most_running = 0
+
+    def generate_frames(
+        self, request: VideoRequest, on_step: Callable[[StepUpdate], None] | None, output: Path
+    ) -> tuple[VideoResult, np.ndarray]:
+        self.requests.append(request)
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        try:
+            return self._generate(request, on_step, output)
+        finally:
+            self.running -= 1
+
+    def _generate(self, request, on_step, output):
+        frames = draw(request)
+        on_step(StepUpdate("text", 0, 1, 0.0))
+        on_step(StepUpdate("text", 1, 1, 0.0))
+        started = time.monotonic()
+        for step in range(request.steps + 1):
+            if step:
+                time.sleep(self.step_seconds)
+                self.steps_done += 1
+            if step == 1 and self.fail_with is not None and "fail" in request.prompt:
+                raise self.fail_with
+            on_step(StepUpdate("denoise", step, request.steps, time.monotonic() - started, lambda: frames[::4, ::8, ::8]))
+        denoise = time.monotonic() - started
+        latent_frames = request.latent_shape[0]
+        for step in range(latent_frames + 1):
+            on_step(StepUpdate("decode", step, latent_frames, 0.0))
+        write_mp4(output, frames, request.fps)
+        active, reason = request.bsa_status()
+        plan = request.bsa.blocks(request.grid) if active else None
+        result = VideoResult(
+            request=request,
+            video=output,
+            seconds={"text": 0.01, "denoise": denoise, "decode": 0.01, "total": denoise + 0.02},
+            peak_memory=2**28,
+            peak_memory_label="process RSS",
+            density=plan.min_kept / plan.k_blocks.volume if active else 1.0,
+            blocks_kept=plan.min_kept if active else None,
+            blocks_total=plan.k_blocks.volume if active else None,
+            bsa_active=active,
+            bsa_reason=reason,
+            versions={"fake": "1"},
+        )
+        return result, frames
+
+
+def draw(request: VideoRequest) -> np.ndarray:
+    """uint8 [frames, height, width, 3]"""
+    frames = np.full((request.num_frames, request.height, request.width, 3), 40, np.uint8)
+    side = max(8, request.height // 4)
+    colour = (99, 102, 241) if request.bsa is None else (45, 212, 191)
+    for i, frame in enumerate(frames):
+        x = round(i * (request.width - side) / max(1, request.num_frames - 1))
+        frame[request.height // 2 - side // 2 :][:side, x : x + side] = colour
+    return frames
+
+
+def write_mp4(path: Path, frames: np.ndarray, fps: int) -> None:
+    _, height, width, _ = frames.shape
+    writer = imageio_ffmpeg.write_frames(
+        str(path), (width, height), fps=fps, codec="libx264", output_params=["-movflags", "+faststart"], macro_block_size=1
+    )
+    writer.send(None)
+    for frame in frames:
+        writer.send(np.ascontiguousarray(frame))
+    writer.close()

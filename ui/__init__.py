@@ -1,0 +1,6 @@
+"""The web page: panels, the job worker and the named API. Only this package and ``app.py`` import Gradio."""
+
+from ui.jobs import Worker
+from ui.page import Look, build_page
+
+__all__ = ["Look", "Worker", "build_page"]

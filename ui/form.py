@@ -1,0 +1,106 @@
+"""From the values of the form (or of an API call) to a validated `VideoRequest`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bsa import BSAConfig
+from pipeline import CheckpointInfo, VideoRequest
+
+SIDE_BY_SIDE, SPARSE_ONLY, DENSE_ONLY = "both", "sparse", "dense"
+TOP_K, MASS, TOP_K_AND_MASS = "top-k", "mass", "top-k and mass"
+
+LARGEST_SEED = 2**31 - 1
+
+
+def new_seed() -> int:
+    return random.randint(0, LARGEST_SEED)
+
+
+def form_request(checkpoint: CheckpointInfo, values: Mapping[str, Any]) -> VideoRequest:
+    """The request that the form describes, without drawing a seed.
+
+    values: the form's values by field name, as `ui.panels` names them.
+    Raises ValueError with one sentence for the first thing that cannot be.
+    """
+    bsa = None
+    if values["mode"] != DENSE_ONLY:
+        bsa = bsa_config(
+            sparsity=values["sparsity"] if values["keep_by"] != MASS else None,
+            cdf_threshold=values["cdf_threshold"] if values["keep_by"] != TOP_K else None,
+            chunk_q=[values[f"chunk_q_{axis}"] for axis in "thw"],
+            chunk_k=[values[f"chunk_k_{axis}"] for axis in "thw"],
+        )
+    return video_request(
+        checkpoint,
+        prompt=values["prompt"] or "",
+        negative_prompt=values["negative_prompt"] or "",
+        width=values["width"],
+        height=values["height"],
+        num_frames=values["num_frames"],
+        steps=values["steps"],
+        guidance_scale=values["guidance_scale"],
+        seed=values["seed"],
+        bsa=bsa,
+    )
+
+
+def bsa_config(
+    *, sparsity: float | None, cdf_threshold: float | None, chunk_q: Sequence[Any], chunk_k: Sequence[Any]
+) -> BSAConfig:
+    return BSAConfig(
+        sparsity=None if sparsity is None else _number("sparsity", sparsity),
+        cdf_threshold=None if cdf_threshold is None else _number("cdf threshold", cdf_threshold),
+        chunk_q=_chunk("query chunk", chunk_q),
+        chunk_k=_chunk("key chunk", chunk_k),
+    )
+
+
+def video_request(
+    checkpoint: CheckpointInfo,
+    *,
+    prompt: str,
+    negative_prompt: str,
+    width: Any,
+    height: Any,
+    num_frames: Any,
+    steps: Any,
+    guidance_scale: Any,
+    seed: Any,
+    bsa: BSAConfig | None,
+) -> VideoRequest:
+    return checkpoint.request(
+        prompt,
+        negative_prompt=negative_prompt,
+        width=_whole("width", width),
+        height=_whole("height", height),
+        num_frames=_whole("number of frames", num_frames),
+        steps=_whole("number of steps", steps),
+        guidance_scale=_number("guidance scale", guidance_scale),
+        seed=_whole("seed", seed),
+        bsa=bsa,
+    )
+
+
+def _chunk(name: str, sides: Sequence[Any]) -> list[int]:
+    if not isinstance(sides, Sequence) or isinstance(sides, str) or len(sides) != 3:
+        raise ValueError(f"{name} {sides!r} is not three numbers; give frames, rows and columns, such as [4, 4, 4]")
+    return [_whole(f"{name} {axis}", side) for axis, side in zip("THW", sides, strict=True)]
+
+
+def _number(name: str, value: Any) -> float:
+    if value is None:
+        raise ValueError(f"{name} is empty; enter a number")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} {value!r} is not a number; enter one such as 4 or 0.5")
+    return float(value)
+
+
+def _whole(name: str, value: Any) -> int:
+    """Browsers and JSON deliver whole numbers as 4.0 too; anything with a fraction is refused, never rounded."""
+    number = _number(name, value)
+    if not number.is_integer():
+        raise ValueError(f"{name} {value} is not a whole number; try {int(number) if abs(number) < 1e15 else 1}")
+    return int(number)

@@ -1,0 +1,87 @@
+"""What a run measured, as headline figures and a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from html import escape
+
+from pipeline import Comparison, VideoResult
+
+TITLES = {"dense": "Dense", "sparse": "Sparse (BSA)"}
+
+NOTHING_YET = '<p class="report-empty">Times, memory, kept blocks and the similarity of the two videos appear here.</p>'
+
+
+def report_panel(results: Mapping[str, VideoResult], comparison: Comparison | None) -> str:
+    """HTML of a table with one column per finished video, under the figures of the comparison."""
+    if not results:
+        return NOTHING_YET
+    head = "".join(f'<th scope="col" data-arm="{arm}"><span class="dot"></span>{TITLES[arm]}</th>' for arm in results)
+    body = "".join(
+        f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>'
+        for name, cells in table_rows(results)
+    )
+    figures = "" if comparison is None else _figures(comparison)
+    return (
+        f'<div class="report">{figures}<table><thead><tr><th scope="col"><span class="sr">Measure</span></th>{head}</tr>'
+        f"</thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def table_rows(results: Mapping[str, VideoResult]) -> list[tuple[str, list[str]]]:
+    """(measure, one text per video) for everything that was measured on each video alone."""
+    videos = list(results.values())
+    labels = {video.peak_memory_label for video in videos}
+    memory = f"Peak memory ({labels.pop()})" if len(labels) == 1 else "Peak memory"
+    return [
+        ("Text encoding", [seconds(video.seconds["text"]) for video in videos]),
+        ("Denoising", [seconds(video.seconds["denoise"]) for video in videos]),
+        ("Decoding", [seconds(video.seconds["decode"]) for video in videos]),
+        ("Total", [seconds(video.seconds["total"]) for video in videos]),
+        (memory, [gibibytes(video.peak_memory) for video in videos]),
+        ("Key blocks kept per query block", [_kept(video) for video in videos]),
+        ("Share of query-key pairs computed", [f"{video.density:.1%}" for video in videos]),
+        ("BSA active", [f"{'yes' if video.bsa_active else 'no'}: {video.bsa_reason}" for video in videos]),
+        ("Video", [_clip(video) for video in videos]),
+        ("Seed", [str(video.request.seed) for video in videos]),
+    ]
+
+
+def _figures(comparison: Comparison) -> str:
+    figures = [
+        (f"{comparison.speedup:.2f}×", "denoising speed-up", "dense seconds ÷ sparse seconds"),
+        (decibels(comparison.psnr), "PSNR", "sparse against dense, higher is closer"),
+        (f"{comparison.ssim:.3f}", "SSIM", "1 means the same picture"),
+        (f"{comparison.sparse.density:.1%}", "of attention computed", "query-key pairs, sparse against dense"),
+    ]
+    return '<ul class="figures">' + "".join(
+        f"<li><b>{escape(value)}</b><span>{escape(name)}</span><small>{escape(hint)}</small></li>"
+        for value, name, hint in figures
+    ) + "</ul>"
+
+
+def _kept(video: VideoResult) -> str:
+    if not video.bsa_active or video.blocks_total is None:
+        return "all"
+    return f"{video.blocks_kept:,.4g} of {video.blocks_total:,}"
+
+
+def _clip(video: VideoResult) -> str:
+    request = video.request
+    return (
+        f"{request.width} × {request.height}, {request.num_frames} frames, "
+        f"{request.steps} steps, guidance {request.guidance_scale:g}"
+    )
+
+
+def seconds(value: float) -> str:
+    return f"{value:.2f} s" if value < 100 else f"{value:.0f} s"
+
+
+def gibibytes(value: float) -> str:
+    return f"{value / 2**30:.2f} GiB"
+
+
+def decibels(value: float) -> str:
+    return "identical" if math.isinf(value) else f"{value:.1f} dB"

@@ -1,0 +1,83 @@
+// One tile per kind of attention. A tile keeps its video until the next one is finished; while a video is
+// being made, the latent preview (a strip of frames) plays over it. Texts are set through textContent only.
+const stage = element.querySelector('.stage');
+const tiles = Object.fromEntries([...element.querySelectorAll('.tile')].map((t) => [t.dataset.arm, t]));
+const calm = matchMedia('(prefers-reduced-motion: reduce)').matches;
+const preview = { arm: '', strip: null, image: new Image(), fps: 4, frame: 0 };
+let job = '';
+
+function paint() {
+  const tile = tiles[preview.arm];
+  if (!tile || !preview.strip || !preview.image.complete) return;
+  const canvas = tile.querySelector('canvas');
+  const { width, height, frames } = preview.strip;
+  if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+  canvas.getContext('2d').drawImage(preview.image, 0, (preview.frame % frames) * height, width, height, 0, 0, width, height);
+  tile.dataset.preview = 'on';
+}
+
+function tick() {
+  if (!element.isConnected) return;
+  if (!calm) preview.frame += 1;
+  paint();
+  setTimeout(tick, 1000 / Math.max(1, preview.fps));
+}
+tick();
+
+function show(tile, file, caption) {
+  const video = tile.querySelector('video');
+  if (video.dataset.url !== file.url) {
+    video.dataset.url = file.url;
+    video.src = file.url;
+    const save = tile.querySelector('.save');
+    Object.assign(save, { href: file.url, download: file.orig_name || 'video.mp4', hidden: false });
+    restart();
+  }
+  tile.querySelector('.caption').textContent = caption;
+  tile.dataset.video = job;
+}
+
+function restart() {
+  // Both clips from their first frame, so that they can be compared by eye.
+  Object.values(tiles).forEach((tile) => {
+    const video = tile.querySelector('video');
+    if (!video.dataset.url) return;
+    video.currentTime = 0;
+    if (!calm) video.play().catch(() => {});
+  });
+}
+
+function draw(view) {
+  job = view.job;
+  stage.dataset.arms = view.arms.join(' ');
+  stage.style.setProperty('--aspect', view.aspect);
+  preview.arm = view.arm;
+  preview.fps = view.fps;
+  if (view.preview && view.preview.src !== preview.image.src) {
+    preview.image.src = view.preview.src;
+    preview.image.decode().then(paint, () => {});
+  }
+  preview.strip = view.preview;
+  for (const [arm, tile] of Object.entries(tiles)) {
+    if (view.videos[arm]) show(tile, view.videos[arm], view.captions[arm]);
+    const busy = arm === view.arm && !view.videos[arm];
+    const waits = !busy && !view.over && view.arms.includes(arm) && !view.videos[arm];
+    tile.dataset.state = busy ? 'busy' : waits ? 'waits' : tile.dataset.video ? 'video' : 'empty';
+    tile.dataset.older = Boolean(tile.dataset.video && tile.dataset.video !== job);
+    if (!busy || !view.preview) delete tile.dataset.preview;
+    tile.querySelector('.label').textContent = busy ? view.label : waits ? 'Waiting' : '';
+    const track = tile.querySelector('.track');
+    track.classList.toggle('unknown', busy && !view.total);
+    track.querySelector('i').style.width = busy && view.total ? `${(100 * view.step) / view.total}%` : '';
+    if (busy && view.total) {
+      track.setAttribute('aria-valuemax', view.total);
+      track.setAttribute('aria-valuenow', view.step);
+    } else {
+      track.removeAttribute('aria-valuenow');
+    }
+  }
+}
+
+watch('value', () => {
+  if (props.value && props.value.job) draw(props.value);
+});
