@@ -1,4 +1,5 @@
 # `make help` lists what can be made. PYTHON chooses the interpreter: make run PYTHON=python3.12
+# ARGS goes to the program: make run ARGS="--model-path longcat-weights --port 7861"
 
 PYTHON ?= python3
 VENV   := .venv
@@ -13,10 +14,10 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(STAMP)  ## install what is missing and serve http://localhost:7860
-	$(PY) app.py
+	$(PY) app.py $(ARGS)
 
 test: $(STAMP)  ## install what is missing and run every test that this machine can run
-	$(PY) -m pytest
+	$(PY) -m pytest $(ARGS)
 
 lint: $(TOOLS)/.installed  ## check the style with ruff
 	$(TOOLS)/bin/ruff check .
