@@ -16,7 +16,7 @@ from .request import VideoRequest
 # A small checkpoint trained for this project, with everything the 13.6 B one has.
 EMBEDDED_CHECKPOINT = Path(__file__).resolve().parents[1] / "assets" / "longcat-tiny"
 
-# component folder -> its configuration; the last three hold no weights of their own or are checked apart
+# component folder -> its configuration
 CONFIGS = {
     "transformer": "config.json",
     "vae": "config.json",
@@ -83,6 +83,8 @@ def inspect_checkpoint(path: str | Path) -> CheckpointInfo:
         ValueError: the folder, a component, a shard or a configuration is missing or damaged.
     """
     path = Path(path).expanduser()
+    if path == EMBEDDED_CHECKPOINT and not path.exists():
+        raise ValueError(f"the embedded checkpoint {path} is missing; clone the repository again or pass another path")
     if not path.exists():
         raise ValueError(f"there is no checkpoint at {path}; check the path, or leave it out for the embedded one")
     if not path.is_dir():

@@ -8,6 +8,7 @@ hard-code bfloat16 and attend to text padding.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import json
@@ -83,8 +84,10 @@ class FastVideoLongCat:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise ValueError(f"FastVideo cannot load the checkpoint {path}: {reason}; check that its files belong together") from error
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise ValueError(
+                f"FastVideo cannot load the checkpoint {path}: {reason}; check that its files belong together"
+            ) from error
 
         modules = self._pipeline.modules
         self.device = device
@@ -193,6 +196,7 @@ def _prepare_process(device: torch.device) -> None:
         # FastVideo's layers ask for their rank. An in-memory store needs no port and no environment variables.
         backend = "nccl" if device.type == "cuda" else "gloo"
         torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+        atexit.register(torch.distributed.destroy_process_group)
     _device_in_use = str(device)
 
 

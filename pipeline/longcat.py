@@ -6,7 +6,8 @@ import logging
 import platform
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -58,12 +59,12 @@ def choose_device(device: str) -> torch.device:
 class LongCatPipeline:
     """A loaded checkpoint. Generations run one at a time; calls from several threads queue up."""
 
-    def __init__(self, info: CheckpointInfo, device: torch.device, model: Any) -> None:
+    def __init__(self, info: CheckpointInfo, device: torch.device, model: Any, colours: LatentColours) -> None:
         self.info = info
         self.device = device
         self._model = model
+        self._colours = colours
         self._lock = threading.Lock()
-        self._colours = LatentColours.from_config(info.defaults)
 
     @classmethod
     def load(
@@ -84,14 +85,18 @@ class LongCatPipeline:
         """
         say = on_message or (lambda message: None)
         info = inspect_checkpoint(path)
+        colours = LatentColours.from_config(info.defaults)
         chosen = choose_device(device)
         say("Importing FastVideo")
         from .fastvideo_adapter import FastVideoLongCat
 
         say(f"Loading {info.name} ({info.parameters / 1e6:,.1f} M parameters) to {chosen}")
         model = FastVideoLongCat(info.path.resolve(), chosen)
+        if colours is None:
+            # no colours stored with the checkpoint: measure them on its own VAE
+            colours = LatentColours.fit(model.decode_frame, model.transformer.in_channels, chosen)
         logger.info("Loaded %s (%s transformer parameters) to %s", info.name, f"{info.parameters:,}", chosen)
-        return cls(info, chosen, model)
+        return cls(info, chosen, model, colours)
 
     def generate(
         self, request: VideoRequest, on_step: OnStep | None = None, output: Path | str | None = None
@@ -198,14 +203,7 @@ class LongCatPipeline:
         return (pixels * 255).round().byte().permute(1, 2, 3, 0).cpu().numpy()
 
     def _preview(self, clean: Tensor | None) -> Callable[[], np.ndarray] | None:
-        return None if clean is None else partial(self._colour, clean)
-
-    @torch.no_grad()
-    def _colour(self, clean: Tensor) -> np.ndarray:
-        if self._colours is None:
-            # a checkpoint without stored factors: measured once, on its own VAE
-            self._colours = LatentColours.fit(self._model.decode_frame, clean.shape[1], self.device)
-        return self._colours(clean)
+        return None if clean is None else partial(self._colours, clean)
 
 
 class _Clock:
@@ -216,28 +214,17 @@ class _Clock:
         self._began = time.perf_counter()
         self._phases: dict[str, float] = {}
 
-    def phase(self, name: str) -> _Phase:
-        return _Phase(self, name)
+    @contextmanager
+    def phase(self, name: str) -> Iterator[Callable[[], float]]:
+        """Time a block; gives a function for the seconds so far."""
+        began = time.perf_counter()
+        yield lambda: time.perf_counter() - began
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self._phases[name] = time.perf_counter() - began
 
     def seconds(self) -> dict[str, float]:
         return {**self._phases, "total": time.perf_counter() - self._began}
-
-
-class _Phase:
-    def __init__(self, clock: _Clock, name: str) -> None:
-        self._clock, self._name = clock, name
-
-    def __enter__(self) -> Callable[[], float]:
-        self._began = time.perf_counter()
-        return self._elapsed
-
-    def _elapsed(self) -> float:
-        return time.perf_counter() - self._began
-
-    def __exit__(self, *exception: object) -> None:
-        if self._clock._device.type == "cuda":
-            torch.cuda.synchronize(self._clock._device)
-        self._clock._phases[self._name] = self._elapsed()
 
 
 def _versions(device: torch.device) -> dict[str, str]:

@@ -35,6 +35,7 @@ class LatentColours:
         return cls(factors, bias)
 
     @classmethod
+    @torch.no_grad()
     def fit(cls, decode: Callable[[Tensor], Tensor], channels: int, device: torch.device) -> LatentColours:
         """Least squares on what the VAE itself makes of random latents.
 

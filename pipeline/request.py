@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,14 +195,19 @@ class Comparison:
     ssim: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return {**self.__dict__, "dense": self.dense.to_dict(), "sparse": self.sparse.to_dict()}
+        """Plain values, ready for JSON, which knows no infinity: a psnr of equal videos becomes None."""
+        psnr = self.psnr if math.isfinite(self.psnr) else None
+        return {"dense": self.dense.to_dict(), "sparse": self.sparse.to_dict(), "speedup": self.speedup, "psnr": psnr, "ssim": self.ssim}
 
 
 def _check_text(name: str, text: object) -> None:
     label = name.replace("_", " ")
     if not isinstance(text, str):
         raise ValueError(f"the {label} is a {type(text).__name__}; pass text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the {label} has an invalid character at position {error.start}; type it again") from None
     if len(text) > MAX_PROMPT_CHARACTERS:
         raise ValueError(
             f"the {label} has {len(text)} characters, the limit is {MAX_PROMPT_CHARACTERS}; LongCat reads "

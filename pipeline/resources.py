@@ -57,12 +57,12 @@ def _read_gpus() -> tuple[tuple[GpuReading, ...], str]:
         # Starting NVML again and again is cheap (it counts), and finds a driver that came up later.
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        return (), f"no GPU reading: {error} (NVML)"
+        return (), f"no GPU reading, NVML says: {error}"
     try:
         gpus = tuple(_read_gpu(index) for index in range(pynvml.nvmlDeviceGetCount()))
-        return gpus, "" if gpus else "no GPU reading: the NVIDIA driver reports no GPU"
+        return gpus, "" if gpus else "no GPU reading, the NVIDIA driver reports no GPU"
     except pynvml.NVMLError as error:
-        return (), f"no GPU reading: {error} (NVML)"
+        return (), f"no GPU reading, NVML says: {error}"
     finally:
         pynvml.nvmlShutdown()
 

@@ -26,17 +26,22 @@ def prepare_output(output: Path | str | None) -> Path:
         raise ValueError(f"the output {output} does not end in .mp4; use a name such as {output.with_suffix('.mp4').name}")
     if output.is_dir():
         raise ValueError(f"the output {output} is a folder; add a file name such as {output / 'video.mp4'}")
+    check_writable(output)
+    return output
+
+
+def check_writable(file: Path) -> None:
+    """Make the folder of `file` and try to write there. ValueError when the file could not be written."""
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=file.parent):
             pass
     except OSError as error:
         raise ValueError(
-            f"cannot write to the folder {output.parent}: {error.strerror}; choose another output or change its permissions"
+            f"cannot write to the folder {file.parent}: {error.strerror}; choose another output or change its permissions"
         ) from None
-    if output.exists() and not os.access(output, os.W_OK):
-        raise ValueError(f"cannot overwrite {output}: permission denied; choose another output")
-    return output
+    if file.exists() and not os.access(file, os.W_OK):
+        raise ValueError(f"cannot overwrite {file}: permission denied; choose another output")
 
 
 def write_video(output: Path, frames: np.ndarray, fps: int, description: dict) -> None:
