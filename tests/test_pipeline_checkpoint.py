@@ -1,0 +1,149 @@
+"""Checkpoint folders: what is read from a whole one, and what is said about half of one."""
+
+import json
+import shutil
+
+import pytest
+
+from bsa import BSAConfig, Grid
+from pipeline import LongCatPipeline, inspect_checkpoint
+from tiny_checkpoint import transformer_weights
+
+
+@pytest.fixture
+def broken(tiny_checkpoint, tmp_path):
+    """A copy of the checkpoint to damage."""
+    return shutil.copytree(tiny_checkpoint, tmp_path / "broken")
+
+
+def edit_json(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_whole_checkpoint(tiny_checkpoint):
+    info = inspect_checkpoint(tiny_checkpoint)
+    assert info.name == "longcat-random"
+    assert info.parameters == sum(weight.numel() for weight in transformer_weights(0).values())
+    assert info.bsa == BSAConfig(sparsity=0.75)
+    request = info.request("a red circle", seed=3)
+    assert (request.height, request.width, request.num_frames, request.steps, request.fps) == (64, 64, 29, 3, 15)
+    assert (request.guidance_scale, request.seed, request.bsa, request.use_distill) == (1.0, 3, info.bsa, False)
+
+
+def test_overrides_win_and_unknown_ones_are_refused(tiny_checkpoint):
+    info = inspect_checkpoint(tiny_checkpoint)
+    assert info.request("x", bsa=None, steps=9).to_dict() | {"bsa": None, "steps": 9} == info.request("x", bsa=None, steps=9).to_dict()
+    with pytest.raises(ValueError, match="unknown request field 'colour'"):
+        info.request("x", colour="red")
+
+
+def test_without_generation_config_longcats_own_settings(broken):
+    (broken / "generation_config.json").unlink()
+    request = inspect_checkpoint(broken).request("x")
+    assert (request.height, request.width, request.num_frames) == (480, 832, 93)
+    assert (request.steps, request.guidance_scale, request.fps) == (50, 4.0, 15)
+
+
+def test_generation_config_can_ask_for_the_distilled_schedule(broken):
+    edit_json(broken / "generation_config.json", use_distill=True, num_inference_steps=16)
+    request = inspect_checkpoint(broken).request("x")
+    assert (request.use_distill, request.steps) == (True, 16)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        pytest.param({"enable_bsa": False}, None, id="off"),
+        pytest.param({"enable_bsa": True, "bsa_params": None}, BSAConfig(), id="on-without-parameters"),
+        pytest.param(
+            {"enable_bsa": True, "bsa_params": {"sparsity": 0.5, "chunk_3d_shape_q": [2, 4, 8], "chunk_3d_shape_k": [4, 4, 4]}},
+            BSAConfig(sparsity=0.5, chunk_q=Grid(2, 4, 8)),
+            id="on-with-parameters",
+        ),
+    ],
+)
+def test_bsa_comes_from_the_transformer_config(broken, config, expected):
+    edit_json(broken / "transformer" / "config.json", **config)
+    assert inspect_checkpoint(broken).bsa == expected
+
+
+def cut(file, to):
+    content = file.read_bytes()
+    file.write_bytes(content[:to])
+
+
+def shard_index(folder):
+    """An index that names a second shard, which is not there."""
+    index = {"weight_map": {"a": "diffusion_pytorch_model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+
+
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        pytest.param(lambda path: (path / "model_index.json").unlink(), "model_index.json is missing", id="no-index"),
+        pytest.param(lambda path: shutil.rmtree(path / "vae"), "vae/config.json is missing", id="no-vae"),
+        pytest.param(lambda path: shutil.rmtree(path / "text_encoder"), "text_encoder/config.json is missing", id="no-text-encoder"),
+        pytest.param(lambda path: shutil.rmtree(path / "scheduler"), "scheduler/scheduler_config.json is missing", id="no-scheduler"),
+        pytest.param(lambda path: (path / "tokenizer/tokenizer.json").unlink(), "tokenizer/tokenizer.json is missing", id="no-tokenizer"),
+        pytest.param(lambda path: (path / WEIGHTS).unlink(), "transformer/ holds no .safetensors file", id="no-weights"),
+        pytest.param(lambda path: shard_index(path / "transformer"), "model-00002-of-00002.safetensors is missing (1 of 2", id="no-shard"),
+        pytest.param(lambda path: cut(path / WEIGHTS, -100), "where its header announces", id="weights-cut-off"),
+        pytest.param(lambda path: cut(path / WEIGHTS, 300), "is cut off in its header", id="weights-cut-in-header"),
+        pytest.param(lambda path: cut(path / WEIGHTS, 3), "is cut off in its header", id="weights-three-bytes"),
+        pytest.param(lambda path: (path / WEIGHTS).write_bytes(b"\x02" + bytes(7) + b"[]"), "damaged header", id="weights-wrong-header"),
+        pytest.param(lambda path: cut(path / "vae/config.json", 40), "vae/config.json is not valid JSON", id="json-cut-off"),
+        pytest.param(lambda path: (path / "vae/config.json").write_text("[]"), "holds a list, not an object", id="json-list"),
+        pytest.param(lambda path: (path / "vae/config.json").write_bytes(b"\xff\xfe"), "vae/config.json is not valid JSON", id="json-binary"),
+        pytest.param(lambda path: edit_json(path / "model_index.json", _class_name="WanPipeline"), "describes 'WanPipeline'", id="other-pipeline"),
+        pytest.param(
+            lambda path: edit_json(path / "transformer/config.json", _class_name="LongCatVideoTransformer3DModel"),
+            "is a 'LongCatVideoTransformer3DModel'",
+            id="original-layout",
+        ),
+        pytest.param(
+            lambda path: edit_json(path / "transformer/config.json", bsa_params={"sparsity": 1.0}), "unusable bsa_params", id="bsa-params"
+        ),
+    ],
+)
+def test_damaged(broken, damage, says):
+    damage(broken)
+    with pytest.raises(ValueError, match="^[^\n]+$") as refusal:
+        inspect_checkpoint(broken)
+    assert says in str(refusal.value)
+    assert str(broken) in str(refusal.value)
+
+
+def test_wrong_paths(tmp_path, tiny_checkpoint):
+    with pytest.raises(ValueError, match="there is no checkpoint at .*nowhere"):
+        inspect_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="is a file; pass the checkpoint's folder"):
+        inspect_checkpoint(tiny_checkpoint / "model_index.json")
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        pytest.param(
+            lambda path: edit_json(path / "transformer/config.json", hidden_size=128), "FastVideo cannot load the checkpoint", id="transformer-other-size"
+        ),
+        pytest.param(
+            lambda path: edit_json(path / "transformer/config.json", depth=3), "FastVideo cannot load the checkpoint", id="transformer-block-missing"
+        ),
+        pytest.param(
+            lambda path: edit_json(path / "vae/config.json", num_res_blocks=2), "lacks", id="vae-weights-missing"
+        ),
+        pytest.param(
+            lambda path: edit_json(path / "generation_config.json", latent_rgb_factors=[[1, 2]]), "latent_rgb_factors has shape", id="preview-colours"
+        ),
+    ],
+)
+def test_weights_that_do_not_fit(broken, damage, says):
+    """Files that are whole but do not belong together are found while loading, also in one sentence."""
+    damage(broken)
+    with pytest.raises(ValueError, match="^[^\n]+$") as refusal:
+        LongCatPipeline.load(broken, device="cpu")
+    assert says in str(refusal.value)
