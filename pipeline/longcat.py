@@ -129,7 +129,7 @@ class LongCatPipeline:
             if count > MAX_PROMPT_TOKENS:
                 raise ValueError(
                     f"the {label} has {count} tokens, LongCat reads {MAX_PROMPT_TOKENS} and the rest would have no "
-                    f"effect; shorten it to about {MAX_PROMPT_TOKENS / count:.0%} of its length"
+                    f"effect; shorten it to {100 * MAX_PROMPT_TOKENS // count} % of its length"
                 )
 
     def _generate(self, request: VideoRequest, on_step: OnStep, output: Path) -> tuple[VideoResult, np.ndarray]:

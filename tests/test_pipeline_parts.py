@@ -1,0 +1,232 @@
+"""The pipeline's parts by themselves, against oracles written here."""
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import pynvml
+import pytest
+import torch
+
+from bsa import BlockLayout, BSAConfig, Grid, block_sparse_attention
+from pipeline import read_resources
+from pipeline.attention import SparseAttention
+from pipeline.compare import psnr, ssim
+from pipeline.denoising import denoise, guide
+from pipeline.preview import LatentColours
+from pipeline.resources import PeakMemory
+from pipeline.schedule import longcat_sigmas
+
+
+def test_import_is_light():
+    """A fresh process: importing the package pulls in no FastVideo, no Triton, no diffusers and no user interface."""
+    heavy = ["fastvideo", "triton", "diffusers", "transformers", "gradio", "skimage"]
+    code = f"import sys, pipeline, pipeline.cli; print([name for name in {heavy} if name in sys.modules])"
+    root = Path(__file__).parents[1]
+    run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+# -- guidance and update ----------------------------------------------------------------------------
+
+
+def test_guide_is_the_projection_formula():
+    unconditional, conditional = torch.randn(2, 1, 3, 2, 4, 4, generator=torch.Generator().manual_seed(0)).double()
+    # least squares: the multiple of the unconditional prediction that is nearest to the conditional one
+    fit = torch.linalg.lstsq(unconditional.reshape(-1, 1), conditional.reshape(-1, 1)).solution.item()
+    expected = fit * unconditional + 4.0 * (conditional - fit * unconditional)
+    torch.testing.assert_close(guide(torch.cat([unconditional, conditional]), 4.0), expected)
+
+
+@pytest.mark.parametrize(
+    ("scale", "dtype"),
+    [
+        pytest.param(1.0, torch.float32, id="plain"),
+        pytest.param(2.5, torch.float32, id="guided"),
+        pytest.param(1.0, torch.bfloat16, id="bf16"),
+    ],
+)
+def test_denoise_follows_a_straight_flow_exactly(scale, dtype):
+    """With the true flow of a straight path, clean - noise, any Euler schedule ends at the clean latents."""
+    generator = torch.Generator().manual_seed(1)
+    clean, noise = torch.randn(2, 1, 4, 2, 3, 3, generator=generator)
+    sigmas = torch.tensor([1.0, 0.7, 0.2, 0.0])
+    seen, estimates = [], []
+
+    def velocity(latents, timestep, text, mask):
+        seen.append((latents.dtype, timestep.dtype, timestep.tolist(), len(latents)))
+        return (clean - noise).expand(len(latents), -1, -1, -1, -1)
+
+    result = denoise(
+        velocity,
+        SimpleNamespace(timesteps=sigmas[:-1] * 1000, sigmas=sigmas),
+        noise,
+        torch.zeros(2, 1, 1),
+        None,
+        guidance_scale=scale,
+        dtype=dtype,
+        on_step=lambda done, total, estimate: estimates.append(estimate),
+    )
+    # fp32 sums of numbers around 1; nothing but the model's inputs may be rounded to bf16
+    torch.testing.assert_close(result, clean, rtol=0, atol=1e-6)
+    assert estimates[0] is None
+    for estimate in estimates[1:]:
+        torch.testing.assert_close(estimate, clean, rtol=0, atol=1e-6)
+    rows = 2 if scale > 1 else 1
+    rounded = (sigmas[:-1] * 1000).to(dtype)
+    assert seen == [(dtype, dtype, [value.item()] * rows, rows) for value in rounded]
+
+
+@pytest.mark.parametrize("steps", [pytest.param(0, id="none"), pytest.param(51, id="too-many")])
+def test_distilled_schedule_refuses(steps):
+    with pytest.raises(ValueError, match=f"steps {steps} is not possible; use 1 to 50"):
+        longcat_sigmas(steps, use_distill=True)
+
+
+# -- density ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("grid", "config"),
+    [
+        pytest.param(Grid(4, 4, 8), BSAConfig(sparsity=0.75, chunk_q=Grid(2, 2, 2), chunk_k=Grid(2, 2, 4)), id="divides"),
+        pytest.param(Grid(5, 3, 7), BSAConfig(sparsity=0.75, chunk_q=Grid(2, 2, 2), chunk_k=Grid(3, 2, 4)), id="ragged"),
+        pytest.param(Grid(4, 4, 4), BSAConfig(sparsity=None, cdf_threshold=0.5, chunk_q=Grid(2, 2, 2), chunk_k=Grid(2, 2, 2)), id="cdf"),
+        pytest.param(Grid(3, 5, 4), BSAConfig(sparsity=0.9, cdf_threshold=0.4, chunk_q=Grid(2, 2, 3), chunk_k=Grid(2, 3, 2)), id="both-ragged"),
+    ],
+)
+def test_density_counts_token_pairs(grid, config):
+    """Against the boolean token mask, averaged over two calls with different data."""
+    attention = SparseAttention(config, grid)
+    generator = torch.Generator().manual_seed(2)
+    shares, blocks = [], []
+    for _ in range(2):
+        q, k, v = 3 * torch.randn(3, 1, 2, grid.volume, 16, generator=generator)
+        out = attention(q, k, v, grid)
+        expected, selection = block_sparse_attention(q, k, v, grid, config, return_selection=True)
+        torch.testing.assert_close(out, expected)
+        q_layout, k_layout = BlockLayout(grid, config.chunk_q), BlockLayout(grid, config.chunk_k)
+        block_mask = selection.mask(k_layout.blocks.volume)
+        rows, columns = q_layout.block_of_token(q.device), k_layout.block_of_token(q.device)
+        shares.append(block_mask[:, :, rows][..., columns].double().mean().item())
+        blocks.append(selection.counts.double().mean().item())
+    assert attention.density() == pytest.approx(np.mean(shares), rel=1e-12)
+    assert attention.blocks_kept() == pytest.approx(np.mean(blocks), rel=1e-12)
+    assert attention.blocks_total() == BlockLayout(grid, config.chunk_k).blocks.volume
+
+
+# -- similarity -------------------------------------------------------------------------------------
+
+
+def test_psnr_of_a_known_error():
+    video = np.full((3, 8, 8, 3), 100, np.uint8)
+    other = video.copy()
+    other[1] += 10  # mean squared error 100/3
+    assert psnr(video, other) == pytest.approx(10 * np.log10(255**2 * 3 / 100))
+    assert psnr(video, video) == float("inf")
+
+
+def test_ssim_falls_with_noise_and_is_one_for_equal_videos():
+    generator = np.random.default_rng(0)
+    video = generator.integers(60, 190, (2, 32, 32, 3), dtype=np.uint8)
+    slightly, strongly = (np.clip(video + generator.normal(0, s, video.shape), 0, 255).astype(np.uint8) for s in (5, 40))
+    assert ssim(video, video) == pytest.approx(1.0)
+    assert 1 > ssim(video, slightly) > ssim(video, strongly) > 0
+
+
+def test_similarity_refuses_different_shapes():
+    video = np.zeros((3, 8, 8, 3), np.uint8)
+    for measure in (psnr, ssim):
+        with pytest.raises(ValueError, match="different shapes"):
+            measure(video, video[:2])
+
+
+# -- preview ----------------------------------------------------------------------------------------
+
+
+def test_fitted_colours_recover_a_linear_decoder():
+    generator = torch.Generator().manual_seed(3)
+    factors, bias = torch.randn(5, 3, generator=generator) * 0.1, torch.tensor([0.4, 0.5, 0.6])
+
+    def decode(latents):
+        pixels = torch.einsum("bcthw,cr->brthw", latents, factors) + bias.view(1, 3, 1, 1, 1)
+        return pixels.repeat_interleave(8, -1).repeat_interleave(8, -2)
+
+    colours = LatentColours.fit(decode, 5, torch.device("cpu"))
+    # the ridge pulls the factors towards zero by a few percent
+    torch.testing.assert_close(colours.factors, factors, rtol=0, atol=0.02)
+    torch.testing.assert_close(colours.bias, bias, rtol=0, atol=0.02)
+
+
+def test_stored_colours():
+    config = {"latent_rgb_factors": [[0.5, 0.0, 0.0], [0.0, 0.25, -9.0]], "latent_rgb_bias": [0.0, 0.5, 0.0]}
+    latents = torch.ones(1, 2, 3, 4, 5)
+    preview = LatentColours.from_config(config)(latents)
+    assert preview.shape == (3, 4, 5, 3)
+    assert preview[0, 0, 0].tolist() == [128, 191, 0]
+    assert LatentColours.from_config({}) is None
+
+
+# -- resources --------------------------------------------------------------------------------------
+
+
+def test_host_reading():
+    reading = read_resources()
+    assert 0 < reading.process_rss <= reading.host_used <= reading.host_total
+    assert reading.host_total == psutil.virtual_memory().total
+    assert bool(reading.gpus) == (reading.note == "")
+
+
+def test_without_a_driver_the_note_says_so(monkeypatch):
+    def fail():
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", fail)
+    reading = read_resources()
+    assert reading.gpus == ()
+    assert reading.note == "no GPU reading, NVML says: NVML Shared Library Not Found"
+
+
+def fake_nvml(monkeypatch, utilization):
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlShutdown", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: 2)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", lambda index: index)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetName", lambda handle: [b"bytes", "text"][handle])
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", lambda handle: SimpleNamespace(used=handle + 1, total=100))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetUtilizationRates", utilization)
+
+
+def test_gpu_readings(monkeypatch):
+    fake_nvml(monkeypatch, lambda handle: SimpleNamespace(gpu=50 + handle))
+    reading = read_resources()
+    assert [(gpu.index, gpu.name, gpu.used, gpu.total, gpu.utilization) for gpu in reading.gpus] == [
+        (0, "bytes", 1, 100, 50),
+        (1, "text", 2, 100, 51),
+    ]
+    assert reading.note == ""
+
+
+def test_gpu_without_utilization(monkeypatch):
+    def unsupported(handle):
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    fake_nvml(monkeypatch, unsupported)
+    assert [gpu.utilization for gpu in read_resources().gpus] == [None, None]
+
+
+def test_peak_memory_sees_what_is_gone_at_the_end():
+    size = 300 * 2**20
+    before = psutil.Process().memory_info().rss
+    held = threading.Event()
+    with PeakMemory(torch.device("cpu")) as peak:
+        block = np.ones(size, np.uint8)
+        held.wait(0.2)  # ten samples
+        del block
+    assert peak.label == "process RSS"
+    # other tests' garbage may be freed meanwhile, which lowers the base
+    assert peak.bytes > before + size // 2
