@@ -49,6 +49,8 @@ def block_sparse_attention(
     grid = as_grid(grid, "grid")
     _check(q, k, v, grid)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    if not scale > 0:
+        raise ValueError(f"scale must be positive, got {scale}; leave it out for 1 / sqrt(head_dim)")
     backend = _resolve(backend, q, k, v)
     q_layout, k_layout = BlockLayout(grid, config.chunk_q), BlockLayout(grid, config.chunk_k)
 
@@ -88,30 +90,39 @@ def _check(q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> None:
     if not q.dtype.is_floating_point:
         raise ValueError(f"q, k and v must be floating point, got {q.dtype}; use bfloat16, float16 or float32")
     if q.shape[2] != grid.volume:
-        raise ValueError(f"q has {q.shape[2]} tokens but the grid {grid} has {grid.volume}; pass the grid these tokens came from")
+        raise ValueError(
+            f"q has {q.shape[2]} tokens but the grid {grid} has {grid.volume}; pass the grid these tokens came from"
+        )
 
 
 def _resolve(backend: str, q: Tensor, k: Tensor, v: Tensor) -> str:
     if backend not in _BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; choose one of {', '.join(_BACKENDS)}")
-    training = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    if backend == "triton":
-        if training:
-            raise ValueError("the triton backend computes no gradients; use backend='torch', or torch.no_grad()")
-        if not q.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
-            raise ValueError(f"the triton backend needs CUDA tensors, got {q.device}; use backend='torch'")
-    if backend != "auto":
+    if backend not in ("auto", "triton"):
         return backend
-    if not q.is_cuda:
-        choice, reason = "torch", f"the tensors are on {q.device.type}"
-    elif training:
-        choice, reason = "torch", "gradients are needed"
-    elif importlib.util.find_spec("triton") is None:
-        choice, reason = "torch", "Triton is not installed"
-    else:
-        choice, reason = "triton", "the tensors are on CUDA"
+    obstacle = _triton_obstacle(q, k, v)
+    if backend == "triton":
+        if obstacle:
+            raise ValueError(f"the triton backend cannot run because {obstacle}; use backend='torch' or 'auto'")
+        return backend
+    choice, reason = ("torch", obstacle) if obstacle else ("triton", "the tensors are on CUDA")
     message = f"block sparse attention runs on the {choice} backend because {reason}"
     if message not in _announced:
         _announced.add(message)
         logger.info(message)
     return choice
+
+
+def _triton_obstacle(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    """Why the Triton kernel cannot take these tensors, or None."""
+    if not q.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"the tensors are on {q.device.type}, not on CUDA"
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+        return "gradients are needed and its kernel is forward only"
+    if q.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        return f"it takes bfloat16, float16 and float32, not {q.dtype}"
+    if not 16 <= q.shape[-1] <= 256:
+        return f"it takes head dims from 16 to 256, not {q.shape[-1]}"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    return None

@@ -37,10 +37,12 @@ def as_grid(value: Any, name: str) -> Grid:
     try:
         sides = tuple(value)
         whole = tuple(int(side) for side in sides)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         sides, whole = (), None
     if len(sides) != 3 or whole != sides or min(whole) < 1:
-        raise ValueError(f"{name} must be three positive integers (frames, rows, columns), such as 4,4,4; got {value!r}")
+        raise ValueError(
+            f"{name} must be three positive integers (frames, rows, columns), such as 4,4,4; got {value!r}"
+        )
     return Grid(*whole)
 
 
@@ -86,11 +88,13 @@ class BSAConfig:
             raise ValueError("sparsity and cdf_threshold are both unset; set one, for example sparsity=0.9375")
         if self.sparsity is not None and not (_is_number(self.sparsity) and 0 <= self.sparsity < 1):
             raise ValueError(
-                f"sparsity must be at least 0 and below 1, got {self.sparsity!r}; 0 keeps every block, 0.9375 keeps 1 in 16"
+                f"sparsity must be at least 0 and below 1, got {self.sparsity!r}; "
+                "0 keeps every block, 0.9375 keeps 1 in 16"
             )
         if self.cdf_threshold is not None and not (_is_number(self.cdf_threshold) and 0 < self.cdf_threshold <= 1):
             raise ValueError(
-                f"cdf_threshold must be above 0 and at most 1, got {self.cdf_threshold!r}; it is the softmax mass to keep, such as 0.9"
+                f"cdf_threshold must be above 0 and at most 1, got {self.cdf_threshold!r}; "
+                "it is the softmax mass to keep, such as 0.9"
             )
 
     def top_k(self, key_blocks: int) -> int:

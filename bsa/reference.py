@@ -13,7 +13,13 @@ from bsa.selection import BlockSelection
 
 
 def masked_attention(
-    q: Tensor, k: Tensor, v: Tensor, selection: BlockSelection, q_layout: BlockLayout, k_layout: BlockLayout, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    selection: BlockSelection,
+    q_layout: BlockLayout,
+    k_layout: BlockLayout,
+    scale: float,
 ) -> Tensor:
     """q, k, v: [B, H, S, D] in raster order. Computes in fp32 (fp64 inputs in fp64); returns q's dtype."""
     dtype = torch.promote_types(q.dtype, torch.float32)

@@ -139,7 +139,7 @@ def attend_blocks(
     k_blocks, chunk_k = k.shape[2:4]
     out = torch.empty_like(q) if out is None else out
     indices, whole_counts = _whole_blocks_first(selection, k_layout)
-    launch = _launch_options(q, chunk_q, chunk_k)
+    launch = launch_options(q.dtype, head_dim, chunk_q, chunk_k, _shared_memory(q.device))
     tiles_q = triton.cdiv(chunk_q, launch["TILE_Q"])
     with torch.cuda.device(q.device) if q.is_cuda else contextlib.nullcontext():
         _attend_blocks_kernel[(q_blocks * tiles_q, batch * heads)](
@@ -163,14 +163,13 @@ def _whole_blocks_first(selection: BlockSelection, k_layout: BlockLayout) -> tup
     return indices.gather(-1, rank.argsort(dim=-1, stable=True)), whole.sum(-1, dtype=torch.int32)
 
 
-def _launch_options(q: Tensor, chunk_q: int, chunk_k: int) -> dict:
-    """Tile shape, pipeline depth and dot precision for one launch."""
-    dim = max(16, triton.next_power_of_2(q.shape[-1]))
+def launch_options(dtype: torch.dtype, head_dim: int, chunk_q: int, chunk_k: int, shared_memory: int) -> dict:
+    """Tile shape, dot precision and pipeline depth; shared_memory: bytes one program may use."""
+    dim = max(16, triton.next_power_of_2(head_dim))
     # fp32 products run on the ordinary cores, unrolled: smaller tiles keep them in registers.
-    largest = 32 if q.dtype == torch.float32 else 64
+    largest = 32 if dtype == torch.float32 else 64
     tile_q, tile_k = (min(largest, max(16, triton.next_power_of_2(chunk))) for chunk in (chunk_q, chunk_k))
-    stage_bytes = 2 * tile_k * dim * q.element_size()
-    room = _shared_memory(q.device) - tile_q * dim * q.element_size()
+    q_bytes, stage_bytes = tile_q * dim * dtype.itemsize, 2 * tile_k * dim * dtype.itemsize
     return {
         "DIM": dim,
         "TILE_Q": tile_q,
@@ -178,12 +177,11 @@ def _launch_options(q: Tensor, chunk_q: int, chunk_k: int) -> dict:
         # "ieee" forbids TF32: an fp32 caller asked for fp32.
         "PRECISION": "ieee",
         "num_warps": 4,
-        "num_stages": max(1, min(3, room // stage_bytes)),
+        "num_stages": max(1, min(3, (shared_memory - q_bytes) // stage_bytes)),
     }
 
 
 def _shared_memory(device: torch.device) -> int:
-    """Bytes one program may use; a generous number where there is no GPU (Triton's interpreter)."""
     if device.type != "cuda":
-        return 1 << 20
+        return 1 << 20  # Triton's interpreter has no such limit.
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin

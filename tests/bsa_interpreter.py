@@ -1,0 +1,74 @@
+"""Runs Triton kernels through Triton's interpreter on the CPU and prints one JSON line per case.
+
+A program, not a test: test_bsa_triton.py starts it, because TRITON_INTERPRET must be set before Triton is
+first imported in a process. Interpreted products are fp32 or fp16; in bf16 Triton 3.7's interpreter is wrong.
+"""
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ["TRITON_INTERPRET"] = "1"
+os.environ["TORCHDYNAMO_DISABLE"] = "1"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from bsa import BlockLayout, BSAConfig, Grid, block_sparse_attention, select_blocks
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+
+
+def random_qkv(shape, dtype, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(shape, generator=generator).to(dtype) for _ in range(3))
+
+
+def relative_error(value, expected):
+    return float((value.double() - expected.double()).norm() / expected.double().norm())
+
+
+def kernel_error(case):
+    """Relative error of the kernel against the dense-mask reference in fp64 on the same selection."""
+    from bsa.reference import masked_attention
+    from bsa.triton_kernel import attend_blocks
+
+    grid = Grid(*case["grid"])
+    config = BSAConfig(case.get("sparsity"), case.get("cdf"), case["chunk_q"], case["chunk_k"])
+    shape = (case.get("batch", 1), case.get("heads", 2), grid.volume, case["dim"])
+    q, k, v = random_qkv(shape, DTYPES[case.get("dtype", "fp32")])
+    q_layout, k_layout = BlockLayout(grid, config.chunk_q), BlockLayout(grid, config.chunk_k)
+    q_blocks, k_blocks, v_blocks = q_layout.to_blocks(q), k_layout.to_blocks(k), k_layout.to_blocks(v)
+    scale = case["dim"] ** -0.5
+    selection = select_blocks(q_blocks, k_blocks, q_layout, k_layout, config, scale)
+    poisoned = torch.full_like(q_blocks, float("nan"))
+    attend_blocks(q_blocks, k_blocks, v_blocks, selection, q_layout, k_layout, scale, out=poisoned)
+    expected = masked_attention(q.double(), k.double(), v.double(), selection, q_layout, k_layout, scale)
+    return relative_error(q_layout.from_blocks(poisoned), expected)
+
+
+def upstream_error(case):
+    """Relative error of our op against FastVideo's flash_attn_bsa_3d, both interpreted."""
+    folder = importlib.util.find_spec("fastvideo").submodule_search_locations[0]
+    folder = Path(folder) / "third_party/longcat_video/block_sparse_attention"
+    # Loaded beside its package: importing fastvideo itself takes ten seconds and needs none of this.
+    spec = importlib.util.spec_from_file_location("upstream", folder / "__init__.py")
+    package = importlib.util.module_from_spec(spec)
+    sys.modules["upstream"] = package
+    spec.loader.exec_module(package)
+    interface = importlib.import_module("upstream.bsa_interface")
+
+    grid = Grid(*case["grid"])
+    config = BSAConfig(case["sparsity"], None, case["chunk_q"], case["chunk_k"])
+    q, k, v = random_qkv((1, 2, grid.volume, case["dim"]), torch.float32)
+    expected = interface.flash_attn_bsa_3d(q, k, v, grid, grid, **config.to_bsa_params())
+    return relative_error(block_sparse_attention(q, k, v, grid, config, backend=case["backend"]), expected)
+
+
+if __name__ == "__main__":
+    run = {"kernel": kernel_error, "upstream": upstream_error}
+    for line in sys.stdin:
+        case = json.loads(line)
+        print(json.dumps({"id": case["id"], "error": run[case["kind"]](case)}), flush=True)

@@ -1,0 +1,175 @@
+"""The Triton kernel: interpreted on the CPU, compiled for GPUs that need not be present, and run on one that is."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from bsa import BlockLayout, BSAConfig, Grid, block_sparse_attention, select_blocks
+from bsa.reference import masked_attention
+
+pytest.importorskip("triton")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+FULL = {"sparsity": 0.5, "heads": 2}
+CASES = {
+    "one-tile-blocks": {**FULL, "grid": (4, 8, 8), "chunk_q": (4, 4, 4), "chunk_k": (4, 4, 4), "dim": 64},
+    "two-tile-blocks": {**FULL, "grid": (4, 8, 8), "chunk_q": (4, 4, 8), "chunk_k": (4, 4, 8), "dim": 32},
+    "unequal-chunks": {**FULL, "grid": (4, 8, 8), "chunk_q": (4, 4, 8), "chunk_k": (2, 4, 4), "dim": 16},
+    "ragged-rows": {**FULL, "grid": (4, 5, 8), "chunk_q": (4, 4, 4), "chunk_k": (4, 4, 4), "dim": 16},
+    "ragged-everywhere": {"sparsity": 0.8, "grid": (5, 5, 9), "chunk_q": (2, 3, 4), "chunk_k": (3, 2, 5), "dim": 48},
+    "odd-chunk-two-tiles": {**FULL, "grid": (3, 7, 10), "chunk_q": (3, 5, 7), "chunk_k": (3, 5, 7), "dim": 40},
+    "dim-256": {"sparsity": 0, "heads": 1, "grid": (3, 3, 5), "chunk_q": (2, 2, 4), "chunk_k": (2, 2, 4), "dim": 256},
+    "dim-17": {**FULL, "grid": (2, 4, 8), "chunk_q": (2, 2, 4), "chunk_k": (2, 2, 4), "dim": 17},
+    "batch-of-two": {**FULL, "batch": 2, "grid": (3, 4, 6), "chunk_q": (2, 2, 4), "chunk_k": (2, 2, 4), "dim": 16},
+    "threshold": {"cdf": 0.6, "grid": (4, 4, 8), "chunk_q": (2, 2, 4), "chunk_k": (2, 2, 4), "dim": 16},
+    "threshold-ragged": {"cdf": 0.6, "grid": (3, 5, 6), "chunk_q": (2, 2, 4), "chunk_k": (2, 2, 4), "dim": 16},
+    "fp16": {**FULL, "dtype": "fp16", "grid": (3, 5, 9), "chunk_q": (4, 4, 4), "chunk_k": (4, 4, 4), "dim": 64},
+}
+UPSTREAM = {
+    f"{backend}-{name}": {**case, "backend": backend}
+    for backend in ("torch", "triton")
+    for name, case in {
+        "4x4x4": {"sparsity": 0.5, "grid": (4, 8, 8), "chunk_q": (4, 4, 4), "chunk_k": (4, 4, 4), "dim": 64},
+        "unequal": {"sparsity": 0.75, "grid": (4, 8, 16), "chunk_q": (4, 4, 4), "chunk_k": (4, 4, 8), "dim": 32},
+    }.items()
+}
+
+
+@pytest.fixture(scope="module")
+def interpreted_errors():
+    """Error of every case, from one interpreter process; a missing case shows that process's own output."""
+    cases = [{"id": name, "kind": "kernel", **case} for name, case in CASES.items()]
+    cases += [{"id": name, "kind": "upstream", **case} for name, case in UPSTREAM.items()]
+    process = subprocess.run(
+        [sys.executable, Path(__file__).with_name("bsa_interpreter.py")],
+        input="\n".join(map(json.dumps, cases)),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+    )
+    lines = [json.loads(line) for line in process.stdout.splitlines() if line.startswith("{")]
+    errors = {line["id"]: line["error"] for line in lines}
+
+    def error_of(name):
+        if name not in errors:
+            pytest.fail(f"the interpreter printed no result for {name}:\n{process.stderr[-3000:]}")
+        return errors[name]
+
+    return error_of
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_interpreted_kernel_matches_fp64(interpreted_errors, name):
+    # fp32: 24 bits, sums of under a thousand terms. fp16 rounds the weights once and the result once.
+    bound = 2 * torch.finfo(torch.float16).eps if CASES[name].get("dtype") == "fp16" else 2e-6
+    assert interpreted_errors(name) < bound
+
+
+@pytest.mark.skipif(not find_spec("fastvideo"), reason="FastVideo is not installed")
+@pytest.mark.parametrize("name", UPSTREAM)
+def test_agrees_with_fastvideo_flash_attn_bsa_3d(interpreted_errors, name):
+    # Both sides are fp32 and select the same blocks; one differing block would show as an error near 1.
+    assert interpreted_errors(name) < 2e-6
+
+
+@pytest.mark.parametrize(
+    ("capability", "shared_memory"),
+    [pytest.param(80, 166912, id="A100"), pytest.param(89, 101376, id="RTX-4090"), pytest.param(90, 232448, id="H200")],
+)
+@pytest.mark.parametrize(
+    ("dtype", "dim", "chunk_q", "chunk_k", "ragged"),
+    [
+        pytest.param("bf16", 128, 64, 64, False, id="longcat"),
+        pytest.param("bf16", 128, 105, 105, True, id="odd-ragged"),
+        pytest.param("fp16", 40, 128, 27, True, id="unequal-dim-40"),
+        pytest.param("fp32", 64, 64, 64, True, id="fp32"),
+        pytest.param("bf16", 256, 64, 64, True, id="dim-256"),
+    ],
+)
+def test_compiles_without_a_gpu_and_fits_shared_memory(capability, shared_memory, dtype, dim, chunk_q, chunk_k, ragged):
+    from triton import compile
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from bsa.triton_kernel import _attend_blocks_kernel, launch_options
+
+    torch_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype]
+    options = launch_options(torch_dtype, dim, chunk_q, chunk_k, shared_memory)
+    build = {name: options.pop(name) for name in ("num_warps", "num_stages")}
+    constants = {**options, "HEAD_DIM": dim, "CHUNK_Q": chunk_q, "CHUNK_K": chunk_k}
+    constants |= {"RAGGED_Q": ragged, "RAGGED_K": ragged}
+    tensors = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr"), f"*{dtype}")
+    signature = {
+        name: "constexpr" if name in constants else tensors.get(name, "*i32" if name.endswith("_ptr") else "i32")
+        for name in _attend_blocks_kernel.arg_names
+    }
+    signature["scale_log2"] = "fp32"
+    source = ASTSource(fn=_attend_blocks_kernel, signature=signature, constexprs=constants)
+    kernel = compile(source, target=GPUTarget("cuda", capability, 32), options=build)
+    assert kernel.metadata.shared <= shared_memory
+    # Tensor cores for half precision: without them the kernel would be right and an order slower.
+    assert ("mma" in kernel.asm["ptx"]) == (dtype != "fp32")
+
+
+GPU_ROWS = [
+    pytest.param((8, 16, 16), (4, 4, 4), (4, 4, 4), 128, {"sparsity": 0.75}, id="divisible"),
+    pytest.param((8, 13, 18), (4, 4, 4), (4, 4, 8), 128, {"sparsity": 0.75}, id="ragged-unequal"),
+    pytest.param((7, 11, 15), (3, 5, 7), (3, 5, 7), 64, {"sparsity": 0.5}, id="odd-chunks"),
+    pytest.param((6, 12, 12), (4, 4, 8), (2, 2, 2), 40, {"cdf_threshold": 0.8}, id="threshold-dim-40"),
+    pytest.param((4, 9, 16), (4, 4, 4), (4, 4, 4), 256, {"sparsity": 0.5, "cdf_threshold": 0.5}, id="both-dim-256"),
+]
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(("grid", "chunk_q", "chunk_k", "dim", "rule"), GPU_ROWS)
+def test_kernel_on_a_gpu_is_as_close_to_fp64_as_rounded_math(grid, chunk_q, chunk_k, dim, rule, dtype):
+    from bsa.triton_kernel import attend_blocks
+
+    torch.manual_seed(0)
+    grid, config = Grid(*grid), BSAConfig(**{"sparsity": None, **rule}, chunk_q=chunk_q, chunk_k=chunk_k)
+    q, k, v = (torch.randn(2, 3, grid.volume, dim, device="cuda").to(dtype) for _ in range(3))
+    q_layout, k_layout = BlockLayout(grid, config.chunk_q), BlockLayout(grid, config.chunk_k)
+    blocks = q_layout.to_blocks(q), k_layout.to_blocks(k), k_layout.to_blocks(v)
+    selection = select_blocks(*blocks[:2], q_layout, k_layout, config, dim**-0.5)
+    poisoned = torch.full_like(blocks[0], float("nan"))
+    attend_blocks(*blocks, selection, q_layout, k_layout, dim**-0.5, out=poisoned)
+    exact = masked_attention(q.double(), k.double(), v.double(), selection, q_layout, k_layout, dim**-0.5)
+    error = (q_layout.from_blocks(poisoned).double() - exact).norm() / exact.norm()
+    # Half precision: weights rounded once, result rounded once. fp32: sums of under a thousand terms.
+    assert error < (2e-6 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_auto_uses_the_kernel_on_a_gpu_and_torch_for_training(caplog, monkeypatch):
+    monkeypatch.setattr("bsa.attention._announced", set())
+    q, k, v = (torch.randn(1, 2, 256, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    with caplog.at_level("INFO", logger="bsa"):
+        inference = block_sparse_attention(q, k, v, Grid(4, 8, 8), BSAConfig(0.5))
+        training = block_sparse_attention(q.requires_grad_(), k, v, Grid(4, 8, 8), BSAConfig(0.5))
+    training.sum().backward()
+    assert ["triton backend" in record.getMessage() for record in caplog.records] == [True, False]
+    torch.testing.assert_close(training, inference, rtol=2e-2, atol=2e-2)
+    with pytest.raises(ValueError, match="forward only"):
+        block_sparse_attention(q, k, v, Grid(4, 8, 8), BSAConfig(0.5), backend="triton")
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_top_k_never_waits_for_the_gpu(backend):
+    q, k, v = (torch.randn(2, 3, 256, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    block_sparse_attention(q, k, v, Grid(4, 8, 8), BSAConfig(0.5), backend=backend)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        block_sparse_attention(q, k, v, Grid(4, 8, 8), BSAConfig(0.5), backend=backend)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
