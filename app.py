@@ -34,15 +34,20 @@ def main(arguments: list[str] | None = None) -> int:
 
     worker = Worker(load, output_dir, checkpoint.name).start()
     try:
-        serve(build_page(checkpoint, worker), output_dir, host=options.host, port=options.port)
-    except OSError as error:  # the port is taken
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        serve(build_page(checkpoint, worker), output_dir, host=options.host, port=options.port, share=options.share)
+    except OSError:
+        print(f"error: cannot listen on {options.host}:{options.port}, something else does; try --port {options.port + 1}", file=sys.stderr)
         return 1
     return 0
 
 
-def serve(page: gr.Blocks, output_dir: Path, *, host: str, port: int, block: bool = True) -> None:
-    """Start the server. Only Gradio's own cache and `output_dir` are served, nothing is recorded or shared."""
+def serve(
+    page: gr.Blocks, output_dir: Path, *, host: str, port: int, share: bool = False, block: bool = True
+) -> None:
+    """Start the server. Only Gradio's own cache and `output_dir` are served; no run is recorded in the browser.
+
+    block: stay until interrupted. Raises OSError when the port is taken.
+    """
     look = Look.default()
     page.queue().launch(
         server_name=host,
@@ -52,7 +57,7 @@ def serve(page: gr.Blocks, output_dir: Path, *, host: str, port: int, block: boo
         allowed_paths=[str(output_dir)],
         footer_links=["api", "settings"],
         run_history=False,
-        share=False,
+        share=share,
         ssr_mode=False,
         enable_monitoring=False,
         prevent_thread_lock=not block,
@@ -83,7 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="auto, cuda, cuda:1 or cpu")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="folder for videos and reports")
     parser.add_argument("--host", default=env("GRADIO_SERVER_NAME", "127.0.0.1"), help="address to listen on; 0.0.0.0 for every network (or GRADIO_SERVER_NAME)")
-    parser.add_argument("--port", type=int, default=int(env("GRADIO_SERVER_PORT", "7860")), help="port to listen on (or GRADIO_SERVER_PORT)")
+    parser.add_argument("--port", type=int, default=env("GRADIO_SERVER_PORT", "7860"), help="port to listen on (or GRADIO_SERVER_PORT)")
+    parser.add_argument("--share", action="store_true", help="also open a public link through gradio.live, which needs the internet")
     return parser
 
 

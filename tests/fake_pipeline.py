@@ -30,6 +30,9 @@ CHECKPOINT = CheckpointInfo(
 )
 
 
+COLOURS = {"dense": (99, 102, 241), "sparse": (45, 212, 191)}
+
+
 class FakePipeline:
     """Draws a square that moves, in another colour for dense and sparse.
 
@@ -93,10 +96,10 @@ class FakePipeline:
 
 
 def draw(request: VideoRequest) -> np.ndarray:
-    """uint8 [frames, height, width, 3]"""
-    frames = np.full((request.num_frames, request.height, request.width, 3), 40, np.uint8)
+    """uint8 [frames, height, width, 3]; the seed is the background's brightness."""
+    frames = np.full((request.num_frames, request.height, request.width, 3), request.seed % 100, np.uint8)
     side = max(8, request.height // 4)
-    colour = (99, 102, 241) if request.bsa is None else (45, 212, 191)
+    colour = COLOURS["dense" if request.bsa is None else "sparse"]
     for i, frame in enumerate(frames):
         x = round(i * (request.width - side) / max(1, request.num_frames - 1))
         frame[request.height // 2 - side // 2 :][:side, x : x + side] = colour

@@ -117,7 +117,9 @@ async def _follow(
     seen = -1
     try:
         while not job.over:
-            if job.version != seen and job.update is not None:
+            if job.state == "waiting":
+                progress((0, 1), desc=worker.waiting_text(job), unit="jobs")
+            elif job.version != seen and job.update is not None:
                 seen = job.version
                 step, total = job.update.step, job.update.total
                 progress((step, total), desc=f"{job.arm}: {PHASES[job.update.phase].lower()}", unit="steps")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,11 +13,10 @@ from pipeline import CheckpointInfo, VideoRequest
 SIDE_BY_SIDE, SPARSE_ONLY, DENSE_ONLY = "both", "sparse", "dense"
 TOP_K, MASS, TOP_K_AND_MASS = "top-k", "mass", "top-k and mass"
 
-LARGEST_SEED = 2**31 - 1
-
 
 def new_seed() -> int:
-    return random.randint(0, LARGEST_SEED)
+    """Short enough to read out and to type."""
+    return random.randrange(2**31)
 
 
 def form_request(checkpoint: CheckpointInfo, values: Mapping[str, Any]) -> VideoRequest:
@@ -95,12 +95,30 @@ def _number(name: str, value: Any) -> float:
         raise ValueError(f"{name} is empty; enter a number")
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name} {value!r} is not a number; enter one such as 4 or 0.5")
-    return float(value)
+    return value
 
 
 def _whole(name: str, value: Any) -> int:
     """Browsers and JSON deliver whole numbers as 4.0 too; anything with a fraction is refused, never rounded."""
     number = _number(name, value)
-    if not number.is_integer():
-        raise ValueError(f"{name} {value} is not a whole number; try {int(number) if abs(number) < 1e15 else 1}")
+    if not math.isfinite(number) or number != int(number):
+        raise ValueError(f"{name} {value} is not a whole number; try one such as {int(number) if math.isfinite(number) else 1}")
     return int(number)
+
+
+# The pipeline's sentences name its fields; the page says the same with the words of its labels.
+_PAGE_WORDS = {
+    "num_frames": "number of frames",
+    "guidance_scale": "guidance",
+    "cdf_threshold": "CDF threshold",
+    "chunk_q": "query chunk",
+    "chunk_k": "key chunk",
+}
+
+
+def page_sentence(error: Exception | str) -> str:
+    """An error as a sentence of the page: its words, a capital and a full stop."""
+    text = str(error).rstrip(".")
+    for field, words in _PAGE_WORDS.items():
+        text = text.replace(field, words)
+    return f"{text[:1].upper()}{text[1:]}."

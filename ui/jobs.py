@@ -115,7 +115,7 @@ class Worker:
         self.output_dir = output_dir
         self.name = name
         self.state = "loading"
-        self.message = f"Loading {name}…"
+        self.message = f"Loading {name}"
         self._load = load
         self._queue: deque[Job] = deque()
         self._running: Job | None = None
@@ -155,6 +155,13 @@ class Worker:
             waiting = list(self._queue)
             running = self._running is not None
         return waiting.index(job) + running if job in waiting else 0
+
+    def waiting_text(self, job: Job) -> str:
+        """Why a submitted job does not run yet."""
+        if self.state == "loading":
+            return f"{self.message}. Your video starts as soon as it is loaded."
+        ahead = self.ahead(job)
+        return f"Waiting for {ahead} other job{'s' if ahead > 1 else ''}…" if ahead else "Starting…"
 
     def status(self) -> dict[str, Any]:
         """The worker in one line: {"state": loading|ready|busy|failed, "message": sentence}."""

@@ -15,10 +15,10 @@ from bsa import BSAConfig
 from pipeline import CheckpointInfo
 from ui import panels
 from ui.api import add_api
-from ui.form import MASS, SIDE_BY_SIDE, TOP_K, form_request, new_seed
+from ui.form import MASS, SIDE_BY_SIDE, TOP_K, form_request, new_seed, page_sentence
 from ui.jobs import Job, Worker
 from ui.live import live_panel
-from ui.plan import plan_panel, upper_first
+from ui.plan import plan_panel
 from ui.report import report_panel
 from ui.stage import Stage, stage_view
 from ui.static import asset
@@ -136,18 +136,18 @@ async def _run(
     try:
         job = worker.submit(form_request(checkpoint, form), side_by_side=form["mode"] == SIDE_BY_SIDE)
     except ValueError as error:
-        yield notice_html(upper_first(str(error)) + ".", "error"), keep, keep, keep, keep, keep
+        yield notice_html(page_sentence(error), "error"), keep, keep, keep, keep, keep
         return
     jobs[session] = job
     on, off = gr.update(interactive=True), gr.update(interactive=False)
-    yield notice_html(waiting_text(worker, job)), stage_view(job), keep, form["seed"], off, on
+    yield notice_html(worker.waiting_text(job)), stage_view(job), keep, form["seed"], off, on
     try:
-        seen, made = -1, 0
+        told, seen, made = "", -1, 0
         while not job.over:
-            if job.state == "waiting":
-                yield notice_html(waiting_text(worker, job)), keep, keep, keep, keep, keep
-                await asyncio.sleep(0.5)
-            elif job.version != seen:
+            if job.state == "waiting" and worker.waiting_text(job) != told:
+                told = worker.waiting_text(job)
+                yield notice_html(told), keep, keep, keep, keep, keep
+            elif job.state == "running" and job.version != seen:
                 seen = job.version
                 report = report_panel(job.results, job.comparison) if len(job.results) != made else keep
                 made = len(job.results)
@@ -163,13 +163,6 @@ async def _run(
             del jobs[session]
 
 
-def waiting_text(worker: Worker, job: Job) -> str:
-    if worker.state == "loading":
-        return f"{worker.message} Your video starts as soon as it is loaded."
-    ahead = worker.ahead(job)
-    return f"Waiting for {ahead} other job{'s' if ahead > 1 else ''}…" if ahead else "Starting…"
-
-
 def running_text(job: Job) -> str:
     if job.stopping:
         return "Stopping at the next step…"
@@ -180,7 +173,7 @@ def running_text(job: Job) -> str:
 
 def ended_notice(job: Job) -> str:
     if job.state == "failed":
-        return notice_html(upper_first(job.error.rstrip(".")) + ".", "error")
+        return notice_html(page_sentence(job.error), "error")
     if job.state == "stopped":
         return notice_html("Stopped. Finished videos are kept.")
     return notice_html(f"Done with seed {job.request.seed}.", "done")

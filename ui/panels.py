@@ -6,7 +6,7 @@ import gradio as gr
 
 from bsa import BSAConfig
 from pipeline import CheckpointInfo
-from ui.form import DENSE_ONLY, LARGEST_SEED, MASS, SIDE_BY_SIDE, SPARSE_ONLY, TOP_K, TOP_K_AND_MASS
+from ui.form import DENSE_ONLY, MASS, SIDE_BY_SIDE, SPARSE_ONLY, TOP_K, TOP_K_AND_MASS
 
 # What the embedded checkpoint was trained on: shapes that move before a backdrop, and landscapes.
 EXAMPLES = {
@@ -68,17 +68,17 @@ def attention_fields(default: BSAConfig) -> Fields:
 
 def block_fields(default: BSAConfig) -> Fields:
     gr.Markdown(
-        "The video's tokens form a grid of frames × rows × columns. A **chunk** is a small box of that grid; its tokens are "
-        "selected together, as one block. Small chunks select more finely, large ones are quicker to compute. "
-        "Chunks that do not divide the grid leave smaller, *ragged* blocks at its edges.",
+        "The video's tokens form a grid of frames (T) × rows (H) × columns (W). A **chunk** is a small box of that grid; "
+        "its tokens are selected together, as one block. Small chunks select more finely, large ones are quicker to "
+        "compute. Chunks that do not divide the grid leave smaller, *ragged* blocks at its edges.",
         elem_classes="hint",
     )
     fields: Fields = {}
-    for key, title, chunk in (("chunk_q", "Query chunk", default.chunk_q), ("chunk_k", "Key chunk", default.chunk_k)):
+    for key, title, chunk in (("chunk_q", "Query", default.chunk_q), ("chunk_k", "Key", default.chunk_k)):
         with gr.Row(elem_classes="triple"):
-            for axis, name, side in zip("thw", ("frames", "rows", "columns"), chunk, strict=True):
+            for axis, side in zip("thw", chunk, strict=True):
                 fields[f"{key}_{axis}"] = gr.Number(
-                    side, label=f"{title} {axis.upper()} ({name})", minimum=1, step=1, min_width=60, elem_id=f"{key}_{axis}"
+                    side, label=f"{title} {axis.upper()}", step=1, min_width=60, elem_id=f"{key}_{axis}"
                 )
     fields["keep_by"] = gr.Radio(
         [("Sparsity", TOP_K), ("CDF threshold", MASS), ("Both", TOP_K_AND_MASS)],
@@ -128,7 +128,7 @@ def video_fields(checkpoint: CheckpointInfo) -> Fields:
         elem_id="guidance",
     )
     with gr.Row(elem_classes="seed"):
-        fields["seed"] = gr.Number(0, label="Seed", minimum=0, maximum=LARGEST_SEED, step=1, min_width=100, elem_id="seed")
+        fields["seed"] = gr.Number(0, label="Seed", step=1, min_width=100, elem_id="seed")
         fields["randomise"] = gr.Checkbox(True, label="New seed each time", min_width=100, elem_id="randomise")
     fields["negative_prompt"] = gr.Textbox(
         label="Negative prompt",

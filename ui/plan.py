@@ -8,7 +8,7 @@ from typing import Any
 
 from bsa import Grid
 from pipeline import CheckpointInfo, VideoRequest
-from ui.form import form_request
+from ui.form import form_request, page_sentence
 
 MOST_CELLS = 256
 
@@ -19,12 +19,8 @@ def plan_panel(checkpoint: CheckpointInfo, values: Mapping[str, Any]) -> str:
         # A prompt is not needed to count blocks, and an empty one is no reason to hide the plan.
         request = form_request(checkpoint, {**values, "prompt": "-", "negative_prompt": ""})
     except ValueError as error:
-        return f'<div class="plan plan-error" role="alert"><b>Cannot run.</b> {escape(upper_first(str(error)))}</div>'
+        return f'<div class="plan plan-error" role="alert"><b>Cannot run.</b> {escape(page_sentence(error))}</div>'
     return _describe(request)
-
-
-def upper_first(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _describe(request: VideoRequest) -> str:
@@ -50,7 +46,7 @@ def _describe(request: VideoRequest) -> str:
         rows.append(("Kept", "every token attends to every token (100%)"))
     table = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in rows)
     # The kept count is in the table already, so the reason is only needed where BSA stays off.
-    why = "" if active else f'<p class="why">{escape(upper_first(reason))}.</p>'
+    why = "" if active else f'<p class="why">{escape(page_sentence(reason))}</p>'
     return (
         f'<div class="plan" data-active="{str(active).lower()}">'
         f'<p class="verdict"><span class="dot"></span>{verdict}</p>{why}<dl>{table}</dl>{picture}</div>'

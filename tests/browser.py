@@ -1,0 +1,86 @@
+"""Chromium for the tests of the page. Playwright's own build cannot play H.264, so the system's is used."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium on the PATH, and only a system build plays H.264: apt-get install chromium"
+)
+WAIT_MS = 30_000  # far above what any of this takes, only against hanging
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
+        )
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Watch:
+    """What a page asked of other hosts, and what it complained about."""
+
+    foreign: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+
+    def attach(self, page: Page, address: str) -> None:
+        home = urlsplit(address).netloc
+
+        def on_request(request):
+            if urlsplit(request.url).scheme.startswith(("http", "ws")) and urlsplit(request.url).netloc != home:
+                self.foreign.append(request.url)
+
+        page.on("request", on_request)
+        page.on("console", lambda message: self.complaints.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+
+
+def open_page(browser: Browser, address: str, watch: Watch | None = None, width: int = 1440, height: int = 900) -> Page:
+    page = browser.new_context(viewport={"width": width, "height": height}).new_page()
+    page.set_default_timeout(WAIT_MS)
+    if watch is not None:
+        watch.attach(page, address)
+    # "networkidle" never comes, because the page asks for readings every second
+    page.goto(address, wait_until="domcontentloaded")
+    expect(button(page, "Generate")).to_be_enabled(timeout=WAIT_MS)
+    return page
+
+
+def button(page: Page, name: str) -> Locator:
+    return page.get_by_role("button", name=name, exact=True)
+
+
+def notice(page: Page) -> Locator:
+    return page.locator("#notice .notice")
+
+
+def video(page: Page, arm: str) -> Locator:
+    return page.locator(f'.tile[data-arm="{arm}"] video')
+
+
+def expect_playing(page: Page, arm: str) -> None:
+    """The video has a picture and its time moves on."""
+    page.wait_for_function(
+        """arm => {
+            const video = document.querySelector(`.tile[data-arm="${arm}"] video`);
+            return video.readyState >= 2 && video.videoWidth > 0 && !video.paused;
+        }""",
+        arg=arm,
+    )
+    before = video(page, arm).evaluate("video => video.currentTime")
+    page.wait_for_function(
+        """([arm, before]) => document.querySelector(`.tile[data-arm="${arm}"] video`).currentTime !== before""",
+        arg=[arm, before],
+    )

@@ -1,0 +1,316 @@
+"""The page without a browser: form, plan, preview, table, readings, job worker and command line."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from app_server import WAIT_SECONDS, until
+from fake_pipeline import CHECKPOINT, FakePipeline
+from PIL import Image
+
+import app
+from bsa import BSAConfig
+from pipeline import GpuReading, Resources
+from ui.form import form_request
+from ui.jobs import Worker
+from ui.live import resource_rows
+from ui.plan import plan_panel
+from ui.preview import MAX_FRAMES, preview_strip
+from ui.report import report_panel, table_rows
+
+FORM = {
+    "prompt": "a red ball",
+    "negative_prompt": "",
+    "mode": "both",
+    "sparsity": 0.75,
+    "keep_by": "top-k",
+    "cdf_threshold": 0.9,
+    **{f"chunk_{kind}_{axis}": 4 for kind in "qk" for axis in "thw"},
+    "width": 96,
+    "height": 64,
+    "num_frames": 17,
+    "steps": 4,
+    "guidance_scale": 1.0,
+    "seed": 7,
+    "randomise": False,
+}
+
+class TestForm:
+    @pytest.mark.parametrize(
+        ("change", "expected"),
+        [
+            pytest.param({}, BSAConfig(sparsity=0.75), id="top-k"),
+            pytest.param({"keep_by": "mass"}, BSAConfig(sparsity=None, cdf_threshold=0.9), id="mass"),
+            pytest.param({"keep_by": "top-k and mass"}, BSAConfig(sparsity=0.75, cdf_threshold=0.9), id="both"),
+            pytest.param({"chunk_k_w": 8.0}, BSAConfig(sparsity=0.75, chunk_k=(4, 4, 8)), id="unequal chunks"),
+            pytest.param({"mode": "dense", "sparsity": None}, None, id="dense needs no sparsity"),
+        ],
+    )
+    def test_attention(self, change, expected):
+        assert form_request(CHECKPOINT, FORM | change).bsa == expected
+
+    def test_the_rest_reaches_the_request(self):
+        request = form_request(CHECKPOINT, FORM | {"width": 112.0, "negative_prompt": "grey", "steps": 9})
+        assert (request.width, request.height, request.num_frames, request.steps) == (112, 64, 17, 9)
+        assert (request.prompt, request.negative_prompt, request.seed, request.fps) == ("a red ball", "grey", 7, 15)
+
+    @pytest.mark.parametrize(
+        ("change", "sentence"),
+        [
+            pytest.param({"width": 830}, "width 830 is not a multiple of 16; try 816 or 832", id="width"),
+            pytest.param({"num_frames": 18}, "num_frames 18 is not of the form 4n + 1; try 17 or 21", id="frames"),
+            pytest.param({"sparsity": 1.0}, "sparsity must be at least 0 and below 1, got 1.0", id="sparsity 1"),
+            pytest.param({"chunk_q_h": 0}, "chunk_q must be three positive integers", id="chunk 0"),
+            pytest.param({"chunk_q_h": 2.5}, "query chunk H 2.5 is not a whole number; try one such as 2", id="half a row"),
+            pytest.param({"height": None}, "height is empty; enter a number", id="empty field"),
+            pytest.param({"seed": float("nan")}, "seed nan is not a whole number", id="not a number"),
+            pytest.param({"prompt": None}, "the prompt is empty", id="no prompt"),
+            pytest.param({"prompt": "x" * 10_000}, "the prompt has 10000 characters", id="endless prompt"),
+        ],
+    )
+    def test_refuses(self, change, sentence):
+        with pytest.raises(ValueError, match="^" + re.escape(sentence)) as caught:
+            form_request(CHECKPOINT, FORM | change)
+        assert "\n" not in str(caught.value)
+
+
+class TestPlan:
+    def test_divisible_grid(self):
+        # 17 frames are 5 latent frames, 64x96 pixels are 4x6 tokens; chunks of 1x2x2 divide that
+        text = plan_panel(CHECKPOINT, FORM | {f"chunk_{k}_{a}": {"t": 1}.get(a, 2) for k in "qk" for a in "thw"})
+        assert "BSA active" in text
+        assert "5 × 4 × 6 = 120 tokens" in text
+        assert "5 × 2 × 3 = 30 blocks of 4 tokens" in text
+        assert "none, the chunks divide the grid" in text
+        assert "7 of 30 per query block (23.3%)" in text
+        assert (text.count("<i class=on>"), text.count("<i>")) == (7, 23)
+
+    def test_ragged_grid(self):
+        # 5x4x6 in chunks of 4x4x4 is 2x1x2 blocks, of which only the first is whole
+        text = plan_panel(CHECKPOINT, FORM)
+        assert "2 × 1 × 2 = 4 blocks of 64 tokens" in text
+        assert "3 query and 3 key blocks" in text
+
+    def test_many_blocks_become_one_bar(self):
+        text = plan_panel(CHECKPOINT, FORM | {"width": 1280, "height": 720, "num_frames": 93, "sparsity": 0.9375})
+        assert "24 × 45 × 80 = 86,400 tokens" in text
+        assert "90 of 1,440 per query block (6.2%)" in text
+        assert "width:6.25%" in text
+
+    def test_cdf_is_only_known_later(self):
+        assert "at least 1 of 4 per query block" in plan_panel(CHECKPOINT, FORM | {"keep_by": "mass"})
+
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            pytest.param({"num_frames": 1}, "single latent frame", id="one frame"),
+            pytest.param({"mode": "dense"}, "Dense attention was asked for", id="dense"),
+        ],
+    )
+    def test_not_active_says_why(self, change, reason):
+        text = plan_panel(CHECKPOINT, FORM | change)
+        assert "BSA not active" in text
+        assert reason in text
+
+    def test_error_is_a_sentence(self):
+        assert "Width 830 is not a multiple of 16; try 816 or 832" in plan_panel(CHECKPOINT, FORM | {"width": 830})
+
+    def test_prompt_does_not_matter(self):
+        assert plan_panel(CHECKPOINT, FORM | {"prompt": ""}) == plan_panel(CHECKPOINT, FORM)
+
+
+class TestPreview:
+    @pytest.mark.parametrize(
+        ("shape", "frames", "size"),
+        [
+            pytest.param((7, 12, 3), 1, (12, 7), id="one image"),
+            pytest.param((5, 8, 12, 3), 5, (12, 8), id="short clip"),
+            pytest.param((31, 90, 160, 3), MAX_FRAMES, (160, 90), id="720p latents"),
+            pytest.param((2, 100, 401, 3), 2, (134, 34), id="thinned out"),
+        ],
+    )
+    def test_strip(self, shape, frames, size):
+        strip = preview_strip(np.zeros(shape, np.uint8))
+        assert (strip["frames"], strip["width"], strip["height"]) == (frames, *size)
+        assert decoded(strip).size == (size[0], size[1] * frames)
+
+    def test_frames_keep_their_order(self):
+        clip = np.stack([np.full((8, 8, 3), level, np.uint8) for level in (10, 120, 230)])
+        levels = np.asarray(decoded(preview_strip(clip)))[4::8, 4, 0]
+        # JPEG's rounding of a flat block is at most a few levels
+        assert np.allclose(levels, [10, 120, 230], atol=4)
+
+    def test_none(self):
+        assert preview_strip(None) is None
+
+
+def decoded(strip) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(strip["src"].partition(",")[2])))
+
+
+@pytest.fixture
+def worker_of(tmp_path):
+    def make(pipeline) -> Worker:
+        load = pipeline if callable(pipeline) else lambda say: pipeline
+        return Worker(load, tmp_path, "fake").start()
+
+    return make
+
+
+class TestWorker:
+    def test_side_by_side(self, worker_of, tmp_path):
+        job = worker_of(FakePipeline()).submit(form_request(CHECKPOINT, FORM), side_by_side=True)
+        until(lambda: job.over, "the job")
+        assert (job.state, job.error, list(job.results)) == ("done", "", ["dense", "sparse"])
+        assert [job.results[arm].request.bsa is None for arm in job.results] == [True, False]
+        assert sorted(path.name for path in job.folder.iterdir()) == ["dense.mp4", "report.json", "sparse.mp4"]
+        written = json.loads((job.folder / "report.json").read_text())
+        assert written == job.report()
+        assert written["sparse"]["video"] == "sparse.mp4", "a reader elsewhere has no use for a path on the server"
+
+    def test_one_at_a_time(self, worker_of):
+        pipeline = FakePipeline()
+        worker = worker_of(pipeline)
+        jobs = [worker.submit(form_request(CHECKPOINT, FORM | {"seed": seed}), side_by_side=False) for seed in range(4)]
+        until(lambda: all(job.over for job in jobs), "four jobs")
+        assert pipeline.most_running == 1
+        assert [request.seed for request in pipeline.requests] == [0, 1, 2, 3]
+
+    def test_stop_ends_within_a_step(self, worker_of):
+        pipeline = FakePipeline(step_seconds=0.05)
+        worker = worker_of(pipeline)
+        job = worker.submit(form_request(CHECKPOINT, FORM | {"steps": 500}), side_by_side=True)
+        until(lambda: pipeline.steps_done >= 2, "two steps")
+        worker.stop(job)
+        done = pipeline.steps_done
+        until(lambda: job.over, "the stop")
+        assert job.state == "stopped"
+        assert pipeline.steps_done <= done + 1
+        again = worker.submit(form_request(CHECKPOINT, FORM), side_by_side=False)
+        until(lambda: again.over, "the next job")
+        assert again.state == "done"
+
+    def test_stop_takes_a_waiting_job_out(self, worker_of):
+        pipeline = FakePipeline(step_seconds=0.05)
+        worker = worker_of(pipeline)
+        first = worker.submit(form_request(CHECKPOINT, FORM | {"steps": 500}), side_by_side=False)
+        second = worker.submit(form_request(CHECKPOINT, FORM | {"seed": 99}), side_by_side=False)
+        until(lambda: first.state == "running", "the first job")
+        assert worker.waiting_text(second) == "Waiting for 1 other job…"
+        worker.stop(second)
+        assert second.state == "stopped", "a job that has not begun stops at once"
+        worker.stop(first)
+        until(lambda: first.over, "the first job's end")
+        assert 99 not in [request.seed for request in pipeline.requests]
+
+    @pytest.mark.parametrize(
+        ("error", "sentence"),
+        [
+            pytest.param(ValueError("width 1 is odd; try 2"), "width 1 is odd; try 2", id="ours"),
+            pytest.param(RuntimeError("kernel\nbroke"), "RuntimeError: kernel broke; the server's log", id="unexpected"),
+            pytest.param(OSError(28, "No space left on device"), "the video could not be written", id="disk full"),
+            pytest.param(MemoryError(), "the device ran out of memory; use a smaller size", id="memory"),
+        ],
+    )
+    def test_failure_ends_the_job_only(self, worker_of, error, sentence):
+        worker = worker_of(FakePipeline(fail_with=error))
+        job = worker.submit(form_request(CHECKPOINT, FORM | {"prompt": "fail"}), side_by_side=True)
+        until(lambda: job.over, "the failure")
+        assert job.state == "failed"
+        assert job.error.startswith(sentence)
+        again = worker.submit(form_request(CHECKPOINT, FORM), side_by_side=True)
+        until(lambda: again.over, "the next job")
+        assert again.state == "done"
+
+    def test_failed_load_fails_waiting_and_later_jobs(self, worker_of):
+        go = threading.Event()
+
+        def load(say):
+            say("Reading shards")
+            go.wait(WAIT_SECONDS)
+            raise ValueError("device 'cuda' was asked for, but there is none; use cpu")
+
+        worker = worker_of(load)
+        job = worker.submit(form_request(CHECKPOINT, FORM), side_by_side=False)
+        until(lambda: worker.message == "Reading shards", "the loader's message")
+        assert worker.status() == {"state": "loading", "message": "Reading shards"}
+        go.set()
+        until(lambda: job.over, "the failure")
+        assert "there is none; use cpu" in job.error
+        with pytest.raises(ValueError, match="there is none; use cpu"):
+            worker.submit(form_request(CHECKPOINT, FORM), side_by_side=False)
+
+    def test_nothing_to_compare(self, worker_of):
+        with pytest.raises(ValueError, match="nothing to compare: num_frames 1 is a single latent frame"):
+            worker_of(FakePipeline()).submit(form_request(CHECKPOINT, FORM | {"num_frames": 1}), side_by_side=True)
+
+
+class TestReport:
+    def test_rows_and_figures(self, worker_of):
+        job = worker_of(FakePipeline()).submit(form_request(CHECKPOINT, FORM), side_by_side=True)
+        until(lambda: job.over, "the job")
+        rows = dict(table_rows(job.results))
+        assert rows["Peak memory (process RSS)"] == ["0.25 GiB", "0.25 GiB"]
+        assert rows["Key blocks kept per query block"] == ["all", "1 of 4"]
+        assert rows["Share of query-key pairs computed"] == ["100.0%", "25.0%"]
+        assert rows["BSA active"][0] == "no: dense attention was asked for"
+        assert rows["Seed"] == ["7", "7"]
+        text = report_panel(job.results, job.comparison)
+        assert f"{job.comparison.speedup:.2f}×" in text
+        assert f"{job.comparison.psnr:.1f} dB" in text
+
+    def test_before_a_run(self):
+        assert "appear here" in report_panel({}, None)
+
+
+class TestResources:
+    GIB = 2**30
+
+    def reading(self, gpus=()):
+        return Resources(gpus, 1 * self.GIB, 6 * self.GIB, 24 * self.GIB, 37.5, "" if gpus else "no driver")
+
+    def test_gpus(self):
+        shown = resource_rows(
+            self.reading((GpuReading(0, "H200", 35 * self.GIB, 140 * self.GIB, 61), GpuReading(1, "MIG", 0, 0, None)))
+        )
+        assert shown["title"] == "GPU memory (NVML)"
+        assert [(row["name"], row["text"], row["share"]) for row in shown["rows"]] == [
+            ("GPU 0 · H200", "35.00 of 140.00 GiB used", 0.25),
+            ("GPU 0 utilisation", "61%", 0.61),
+            ("GPU 1 · MIG", "0.00 of 0.00 GiB used", None),
+        ]
+
+    def test_without_a_driver_it_says_so(self):
+        shown = resource_rows(self.reading())
+        assert shown["title"] == "Host memory (no NVIDIA driver)"
+        assert shown["note"] == "no driver"
+        assert [row["text"] for row in shown["rows"]] == ["6.00 of 24.00 GiB used", "1.00 GiB", "38% busy"]
+
+
+class TestCommandLine:
+    def test_missing_checkpoint(self, tmp_path, capsys):
+        assert app.main(["--model-path", str(tmp_path / "nowhere")]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: there is no checkpoint at")
+        assert error.count("\n") == 1
+
+    def test_output_folder_is_a_file(self, tmp_path):
+        (tmp_path / "file").touch()
+        with pytest.raises(ValueError, match="choose another with --output-dir"):
+            app.writable_folder(tmp_path / "file")
+
+    def test_help_names_every_flag(self):
+        run = subprocess.run(
+            [sys.executable, "app.py", "--help"], cwd=Path(app.__file__).parent, capture_output=True, text=True, check=True
+        )
+        for flag in ("--host", "--port", "--model-path", "--device", "--output-dir", "--share"):
+            assert flag in run.stdout

@@ -1,0 +1,86 @@
+"""The shipped checkpoint, served by `python app.py`: once in Chromium and once through gradio_client."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import imageio_ffmpeg
+import pytest
+from app_server import free_port, until
+from browser import button, chromium, expect_playing, needs_chromium, notice, open_page
+from gradio_client import Client
+from playwright.sync_api import expect
+
+from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint
+
+pytestmark = pytest.mark.skipif(not EMBEDDED_CHECKPOINT.is_dir(), reason=f"{EMBEDDED_CHECKPOINT} is not in this checkout")
+
+STEPS = 2  # enough to go through every stage; the quality of the video is checked elsewhere
+RUN_MS = 120_000  # far above what two short generations take on two cores, only against hanging
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("app")
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "app.py", "--port", str(port), "--device", "cpu", "--output-dir", str(folder / "outputs")],
+            cwd=Path(__file__).parents[1],
+            env=os.environ | {"GRADIO_SERVER_NAME": "127.0.0.1"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            until(lambda: answers(url) or server.poll() is not None, "app.py to answer")
+            assert server.poll() is None, (folder / "log").read_text()
+            yield url
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        return urllib.request.urlopen(url).status == 200
+    except (urllib.error.URLError, ConnectionError):
+        return False
+
+
+@needs_chromium
+def test_press_generate_and_see_two_playing_videos(address):
+    with chromium() as browser:
+        page = open_page(browser, address)
+        page.get_by_role("button", name="Size, frames, steps, guidance, seed").click()
+        steps = page.get_by_label("number input for Denoising steps")
+        steps.fill(str(STEPS))
+        steps.press("Tab")
+        button(page, "Generate").click()
+        expect(notice(page)).to_contain_text("Done with seed", timeout=RUN_MS)
+        expect_playing(page, "dense")
+        expect_playing(page, "sparse")
+        report = page.locator("#report").inner_text()
+        assert re.search(r"\d\.\d\d×\s+denoising speed-up", report)
+        assert re.search(r"\d+\.\d dB\s+PSNR", report)
+        assert "BSA active\tno: dense attention was asked for\tyes:" in report
+
+
+def test_compare_through_the_client(address):
+    info = inspect_checkpoint(EMBEDDED_CHECKPOINT)
+    client = Client(address, verbose=False)
+    dense, sparse, report = client.predict("a red ball bounces", steps=STEPS, seed=3, num_frames=17, api_name="/compare")
+    for path in (dense, sparse):
+        details = next(imageio_ffmpeg.read_frames(path))
+        assert details["codec"] == "h264"
+        assert details["pix_fmt"].startswith("yuv420p")
+        assert details["size"] == (info.defaults["width"], info.defaults["height"])
+    assert report["sparse"]["bsa_active"] is True
+    assert report["sparse"]["density"] < report["dense"]["density"] == 1.0
+    assert report["dense"]["request"]["seed"] == report["sparse"]["request"]["seed"] == 3
+    assert 0 < report["ssim"] <= 1
