@@ -36,14 +36,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         serve(build_page(checkpoint, worker), output_dir, host=options.host, port=options.port, share=options.share)
     except OSError:
-        print(f"error: cannot listen on {options.host}:{options.port}, something else does; try --port {options.port + 1}", file=sys.stderr)
+        port = options.port
+        print(f"error: port {port} of {options.host} is taken; try --port {port + 1}", file=sys.stderr)
         return 1
     return 0
 
 
-def serve(
-    page: gr.Blocks, output_dir: Path, *, host: str, port: int, share: bool = False, block: bool = True
-) -> None:
+def serve(page: gr.Blocks, output_dir: Path, *, host: str, port: int, share: bool = False, block: bool = True) -> None:
     """Start the server. Only Gradio's own cache and `output_dir` are served; no run is recorded in the browser.
 
     block: stay until interrupted. Raises OSError when the port is taken.
@@ -74,7 +73,8 @@ def writable_folder(path: Path) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ValueError(f"cannot write to the output folder {path} ({error.strerror}); choose another with --output-dir") from None
+        remedy = "choose another with --output-dir"
+        raise ValueError(f"cannot write to the output folder {path} ({error.strerror}); {remedy}") from None
     return path
 
 
@@ -84,12 +84,17 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     env = os.environ.get
-    parser.add_argument("--model-path", type=Path, default=EMBEDDED_CHECKPOINT, help="folder of a LongCat checkpoint in FastVideo's layout")
-    parser.add_argument("--device", default="auto", help="auto, cuda, cuda:1 or cpu")
-    parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="folder for videos and reports")
-    parser.add_argument("--host", default=env("GRADIO_SERVER_NAME", "127.0.0.1"), help="address to listen on; 0.0.0.0 for every network (or GRADIO_SERVER_NAME)")
-    parser.add_argument("--port", type=int, default=env("GRADIO_SERVER_PORT", "7860"), help="port to listen on (or GRADIO_SERVER_PORT)")
-    parser.add_argument("--share", action="store_true", help="also open a public link through gradio.live, which needs the internet")
+    add = parser.add_argument
+    add("--model-path", type=Path, default=EMBEDDED_CHECKPOINT, help="LongCat checkpoint in FastVideo's layout")
+    add("--device", default="auto", help="auto, cuda, cuda:1 or cpu")
+    add("--output-dir", type=Path, default=Path("outputs"), help="folder for videos and reports")
+    add(
+        "--host",
+        default=env("GRADIO_SERVER_NAME", "127.0.0.1"),
+        help="0.0.0.0 listens on every network; also GRADIO_SERVER_NAME",
+    )
+    add("--port", type=int, default=env("GRADIO_SERVER_PORT", "7860"), help="also GRADIO_SERVER_PORT")
+    add("--share", action="store_true", help="open a public link through gradio.live too; needs the internet")
     return parser
 
 

@@ -71,7 +71,8 @@ class FakePipeline:
                 self.steps_done += 1
             if step == 1 and self.fail_with is not None and "fail" in request.prompt:
                 raise self.fail_with
-            on_step(StepUpdate("denoise", step, request.steps, time.monotonic() - started, lambda: frames[::4, ::8, ::8]))
+            seconds = time.monotonic() - started
+            on_step(StepUpdate("denoise", step, request.steps, seconds, lambda: frames[::4, ::8, ::8]))
         denoise = time.monotonic() - started
         latent_frames = request.latent_shape[0]
         for step in range(latent_frames + 1):
@@ -109,7 +110,12 @@ def draw(request: VideoRequest) -> np.ndarray:
 def write_mp4(path: Path, frames: np.ndarray, fps: int) -> None:
     _, height, width, _ = frames.shape
     writer = imageio_ffmpeg.write_frames(
-        str(path), (width, height), fps=fps, codec="libx264", output_params=["-movflags", "+faststart"], macro_block_size=1
+        str(path),
+        (width, height),
+        fps=fps,
+        codec="libx264",
+        output_params=["-movflags", "+faststart"],
+        macro_block_size=1,
     )
     writer.send(None)
     for frame in frames:

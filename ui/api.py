@@ -35,8 +35,8 @@ def parameters(checkpoint: CheckpointInfo) -> list[tuple[str, Any, Any, str]]:
         ("steps", int, size["num_inference_steps"], "Denoising steps"),
         ("guidance_scale", float, size["guidance_scale"], "Classifier-free guidance, 1 for none"),
         ("seed", int | None, None, "Seed of the initial noise; null draws one, which the report states"),
-        ("sparsity", float | None, bsa.sparsity, "Share of key blocks skipped, 0 to below 1; null leaves it to cdf_threshold"),
-        ("cdf_threshold", float | None, bsa.cdf_threshold, "Estimated attention mass to keep, above 0 to 1; null leaves it to sparsity"),
+        ("sparsity", float | None, bsa.sparsity, "Share of key blocks skipped, 0 to below 1, or null"),
+        ("cdf_threshold", float | None, bsa.cdf_threshold, "Estimated attention mass kept, above 0 to 1, or null"),
         ("chunk_q", list[int], list(bsa.chunk_q), "Query chunk: latent frames, token rows, token columns"),
         ("chunk_k", list[int], list(bsa.chunk_k), "Key chunk: latent frames, token rows, token columns"),
     ]
@@ -104,7 +104,10 @@ def _publish(
 async def _follow(
     checkpoint: CheckpointInfo, worker: Worker, values: dict[str, Any], *, sparse: bool, side_by_side: bool
 ) -> Job:
-    """Submit a call and wait for its end, reporting progress to the client. Every failure is a `gr.Error` with its text."""
+    """Submit a call and wait for its end, reporting progress to the client.
+
+    Every failure is a `gr.Error`, because of other exceptions the client only learns that there was one.
+    """
     progress = gr.Progress()
     rule = {name: values.pop(name) for name in ("sparsity", "cdf_threshold", "chunk_q", "chunk_k")}
     if values["seed"] is None:

@@ -102,7 +102,8 @@ def _whole(name: str, value: Any) -> int:
     """Browsers and JSON deliver whole numbers as 4.0 too; anything with a fraction is refused, never rounded."""
     number = _number(name, value)
     if not math.isfinite(number) or number != int(number):
-        raise ValueError(f"{name} {value} is not a whole number; try one such as {int(number) if math.isfinite(number) else 1}")
+        near = int(number) if math.isfinite(number) else 1
+        raise ValueError(f"{name} {value} is not a whole number; try one such as {near}")
     return int(number)
 
 

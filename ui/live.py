@@ -12,7 +12,7 @@ from typing import Any
 
 import gradio as gr
 
-from pipeline import Resources, read_resources
+from pipeline import GpuReading, Resources, read_resources
 from ui.jobs import Worker
 from ui.static import asset
 
@@ -51,22 +51,27 @@ class _Shared:
 def resource_rows(reading: Resources) -> dict[str, Any]:
     """{"title", "note", "rows": [{"name", "text", "share"}]}; share is 0 to 1 of the row's bar, or None."""
     if reading.gpus:
-        return {"title": "GPU memory (NVML)", "note": reading.note, "rows": [row for gpu in reading.gpus for row in _gpu(gpu)]}
-    host, process = reading.host_used, reading.process_rss
+        rows = [row for gpu in reading.gpus for row in _gpu(gpu)]
+        return {"title": "GPU memory (NVML)", "note": reading.note, "rows": rows}
+    host, process, total = reading.host_used, reading.process_rss, reading.host_total
     rows = [
-        {"name": "Host", "text": f"{_gib(host)} of {_gib(reading.host_total)} GiB used", "share": host / reading.host_total},
-        {"name": "This process (RSS)", "text": f"{_gib(process)} GiB", "share": process / reading.host_total},
-        {"name": "CPU", "text": f"{reading.cpu_percent:.0f}% busy", "share": reading.cpu_percent / 100},
+        _row("Host", f"{_gib(host)} of {_gib(total)} GiB used", host / total),
+        _row("This process (RSS)", f"{_gib(process)} GiB", process / total),
+        _row("CPU", f"{reading.cpu_percent:.0f}% busy", reading.cpu_percent / 100),
     ]
     return {"title": "Host memory (no NVIDIA driver)", "note": reading.note, "rows": rows}
 
 
-def _gpu(gpu: Any) -> list[dict[str, Any]]:
-    text = f"{_gib(gpu.used)} of {_gib(gpu.total)} GiB used"
-    rows = [{"name": f"GPU {gpu.index} · {gpu.name}", "text": text, "share": gpu.used / gpu.total if gpu.total else None}]
+def _gpu(gpu: GpuReading) -> list[dict[str, Any]]:
+    share = gpu.used / gpu.total if gpu.total else None
+    rows = [_row(f"GPU {gpu.index} · {gpu.name}", f"{_gib(gpu.used)} of {_gib(gpu.total)} GiB used", share)]
     if gpu.utilization is not None:
-        rows.append({"name": f"GPU {gpu.index} utilisation", "text": f"{gpu.utilization}%", "share": gpu.utilization / 100})
+        rows.append(_row(f"GPU {gpu.index} utilisation", f"{gpu.utilization}%", gpu.utilization / 100))
     return rows
+
+
+def _row(name: str, text: str, share: float | None) -> dict[str, Any]:
+    return {"name": name, "text": text, "share": share}
 
 
 def _gib(size: float) -> str:

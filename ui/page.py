@@ -26,6 +26,8 @@ from ui.theme import theme
 
 TITLE = "Block Sparse Attention for video"
 POLL_SECONDS = 0.1
+# Events that only change the form: answered at once, also while a video is being made, and no part of the API.
+_QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
 @dataclass(frozen=True)
@@ -121,9 +123,6 @@ def _html(name: str, value: str = "") -> gr.HTML:
     return gr.HTML(value, elem_id=name, elem_classes="bare", apply_default_css=False)
 
 
-_QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-
-
 async def _run(
     checkpoint: CheckpointInfo, worker: Worker, jobs: dict[str, Job], names: list[str], session: str, values: tuple
 ) -> AsyncIterator[tuple]:
@@ -168,7 +167,9 @@ def running_text(job: Job) -> str:
         return "Stopping at the next step…"
     if len(job.arms) == 1:
         return f"Making the {job.arm} video…"
-    return f"Making video {len(job.results) + 1} of 2, the {job.arm} one…" if len(job.results) < 2 else "Comparing the two videos…"
+    if len(job.results) == 2:
+        return "Comparing the two videos…"
+    return f"Making video {len(job.results) + 1} of 2, the {job.arm} one…"
 
 
 def ended_notice(job: Job) -> str:

@@ -59,7 +59,7 @@ def attention_fields(default: BSAConfig) -> Fields:
             value=default.sparsity if default.sparsity is not None else 0.9375,
             step=0.0125,
             label="Sparsity",
-            info="Share of key blocks that each block of the video skips. 0 reads all of them, 0.9375 reads one in sixteen.",
+            info="Share of key blocks that each block of the video skips. 0 reads all of them, 0.9375 one in sixteen.",
             buttons=["reset"],
             elem_id="sparsity",
         ),
@@ -68,9 +68,10 @@ def attention_fields(default: BSAConfig) -> Fields:
 
 def block_fields(default: BSAConfig) -> Fields:
     gr.Markdown(
-        "The video's tokens form a grid of frames (T) × rows (H) × columns (W). A **chunk** is a small box of that grid; "
-        "its tokens are selected together, as one block. Small chunks select more finely, large ones are quicker to "
-        "compute. Chunks that do not divide the grid leave smaller, *ragged* blocks at its edges.",
+        "The video's tokens form a grid of frames (T) × rows (H) × columns (W). "
+        "A **chunk** is a small box of that grid; its tokens are selected together, as one block. "
+        "Small chunks select more finely, large ones are quicker to compute. Chunks that do not divide the "
+        "grid leave smaller, *ragged* blocks at its edges.",
         elem_classes="hint",
     )
     fields: Fields = {}
@@ -111,11 +112,17 @@ def video_fields(checkpoint: CheckpointInfo) -> Fields:
         fields["num_frames"] = gr.Number(defaults["num_frames"], label="Frames", step=4, min_width=60, elem_id="frames")
     gr.Markdown(
         f"Width and height are multiples of 16, frames are 4n + 1, played at {defaults['fps']} a second. "
-        f"{checkpoint.name} was made for {defaults['width']} × {defaults['height']} and {defaults['num_frames']} frames.",
+        f"{checkpoint.name} was made for {defaults['width']} × {defaults['height']}, {defaults['num_frames']} frames.",
         elem_classes="hint",
     )
     fields["steps"] = gr.Slider(
-        1, 100, value=defaults["num_inference_steps"], step=1, label="Denoising steps", buttons=["reset"], elem_id="steps"
+        1,
+        100,
+        value=defaults["num_inference_steps"],
+        step=1,
+        label="Denoising steps",
+        buttons=["reset"],
+        elem_id="steps",
     )
     fields["guidance_scale"] = gr.Slider(
         1,

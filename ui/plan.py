@@ -38,9 +38,11 @@ def _describe(request: VideoRequest) -> str:
         ]
         total = plan.k_blocks.volume
         if plan.kept is None:
-            rows.append(("Kept", f"at least {_count(plan.min_kept)} of {_count(total)} per query block, the rest is decided while it runs"))
+            more = ", more where the threshold asks for it"
+            kept = f"at least {_count(plan.min_kept)} of {_count(total)} per query block{more}"
         else:
-            rows.append(("Kept", f"{_count(plan.kept)} of {_count(total)} per query block ({plan.density:.1%})"))
+            kept = f"{_count(plan.kept)} of {_count(total)} per query block ({plan.density:.1%})"
+        rows.append(("Kept", kept))
         picture = _cells(plan.min_kept, total)
     elif request.bsa is None:
         rows.append(("Kept", "every token attends to every token (100%)"))

@@ -23,10 +23,8 @@ def report_panel(results: Mapping[str, VideoResult], comparison: Comparison | No
         for name, cells in table_rows(results)
     )
     figures = "" if comparison is None else _figures(comparison)
-    return (
-        f'<div class="report">{figures}<table><thead><tr><th scope="col"><span class="sr">Measure</span></th>{head}</tr>'
-        f"</thead><tbody>{body}</tbody></table></div>"
-    )
+    head = f'<tr><th scope="col"><span class="sr">Measure</span></th>{head}</tr>'
+    return f'<div class="report">{figures}<table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
 
 
 def table_rows(results: Mapping[str, VideoResult]) -> list[tuple[str, list[str]]]:
@@ -55,10 +53,14 @@ def _figures(comparison: Comparison) -> str:
         (f"{comparison.ssim:.3f}", "SSIM", "1 means the same picture"),
         (f"{comparison.sparse.density:.1%}", "of attention computed", "query-key pairs, sparse against dense"),
     ]
-    return '<ul class="figures">' + "".join(
-        f"<li><b>{escape(value)}</b><span>{escape(name)}</span><small>{escape(hint)}</small></li>"
-        for value, name, hint in figures
-    ) + "</ul>"
+    return (
+        '<ul class="figures">'
+        + "".join(
+            f"<li><b>{escape(value)}</b><span>{escape(name)}</span><small>{escape(hint)}</small></li>"
+            for value, name, hint in figures
+        )
+        + "</ul>"
+    )
 
 
 def _kept(video: VideoResult) -> str:
