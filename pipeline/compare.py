@@ -66,8 +66,9 @@ def ssim(first: np.ndarray, second: np.ndarray) -> float:
     from skimage.metrics import structural_similarity
 
     _check_shapes(first, second)
+    window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     values = [
-        structural_similarity(a, b, channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255)
+        structural_similarity(a, b, channel_axis=-1, data_range=255, **window)
         for a, b in zip(first, second, strict=True)
     ]
     return float(np.mean(values))
@@ -75,4 +76,6 @@ def ssim(first: np.ndarray, second: np.ndarray) -> float:
 
 def _check_shapes(first: np.ndarray, second: np.ndarray) -> None:
     if first.shape != second.shape:
-        raise ValueError(f"the videos have different shapes, {first.shape} and {second.shape}; compare equal sizes and lengths")
+        raise ValueError(
+            f"the videos have different shapes, {first.shape} and {second.shape}; compare equal sizes and lengths"
+        )

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import io
 import json
 import logging
 import os
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,14 +161,30 @@ class FastVideoLongCat:
         return self._pipeline.decoding_stage.decode(latents, self._args)
 
 
-def _quiet() -> contextlib.AbstractContextManager:
-    """Swallow what FastVideo prints while loading (kernel notes, bars per file), unless its logging is asked for."""
+class _Muted:
+    """A text stream that drops what one thread writes and passes on what others do."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._thread = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self._thread else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Swallow what FastVideo prints while loading (kernel notes, a bar per file), unless its log is asked for.
+
+    Only this thread's output: a server may load in the background and print its address meanwhile.
+    """
     if "FASTVIDEO_LOGGING_LEVEL" in os.environ:
-        return contextlib.nullcontext()
-    stack = contextlib.ExitStack()
-    stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-    stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
-    return stack
+        yield
+        return
+    with contextlib.redirect_stdout(_Muted(sys.stdout)), contextlib.redirect_stderr(_Muted(sys.stderr)):
+        yield
 
 
 def _noise(request: VideoRequest, channels: int) -> Tensor:
@@ -234,4 +251,6 @@ def _check_vae_complete(vae: nn.Module, folder: Path) -> None:
         with safe_open(file, framework="pt") as tensors:
             stored.update(tensors.keys())
     if missing := sorted(set(vae.state_dict()) - stored):
-        raise ValueError(f"{folder} lacks {len(missing)} weights of the VAE, such as {missing[0]}; copy or download it again")
+        raise ValueError(
+            f"{folder} lacks {len(missing)} weights of the VAE, such as {missing[0]}; copy or download it again"
+        )

@@ -48,10 +48,12 @@ def choose_device(device: str) -> torch.device:
     if chosen.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError(
-                f"device {device!r} was asked for, but PyTorch finds no usable NVIDIA driver; install one, or use cpu or auto"
+                f"device {device!r} was asked for, but PyTorch finds no usable NVIDIA driver; "
+                "install one, or use cpu or auto"
             )
         if (chosen.index or 0) >= torch.cuda.device_count():
-            raise ValueError(f"device {device!r} does not exist; this machine has {torch.cuda.device_count()} GPUs, counted from 0")
+            count = torch.cuda.device_count()
+            raise ValueError(f"device {device!r} does not exist; this machine has {count} GPUs, counted from 0")
         chosen = torch.device("cuda", chosen.index or 0)
     return chosen
 

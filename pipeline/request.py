@@ -72,7 +72,9 @@ class VideoRequest:
         if self.use_distill and self.steps > 50:
             raise ValueError(f"steps {self.steps} is more than the 50 of the distilled schedule; use at most 50")
         if not 1 <= _number("guidance_scale", self.guidance_scale) <= 100:
-            raise ValueError(f"guidance_scale {self.guidance_scale} is outside 1 to 100; use 1 for none, about 4 for LongCat")
+            raise ValueError(
+                f"guidance_scale {self.guidance_scale} is outside 1 to 100; use 1 for none, about 4 for LongCat"
+            )
         if not 0 <= _whole("seed", self.seed) < 2**63:
             raise ValueError(f"seed {self.seed} is outside 0 to 2^63 - 1; use a smaller non-negative number")
         if not 1 <= _whole("fps", self.fps) <= 120:
@@ -197,7 +199,8 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON, which knows no infinity: a psnr of equal videos becomes None."""
         psnr = self.psnr if math.isfinite(self.psnr) else None
-        return {"dense": self.dense.to_dict(), "sparse": self.sparse.to_dict(), "speedup": self.speedup, "psnr": psnr, "ssim": self.ssim}
+        videos = {"dense": self.dense.to_dict(), "sparse": self.sparse.to_dict()}
+        return {**videos, "speedup": self.speedup, "psnr": psnr, "ssim": self.ssim}
 
 
 def _check_text(name: str, text: object) -> None:

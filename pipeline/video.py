@@ -23,7 +23,8 @@ def prepare_output(output: Path | str | None) -> Path:
         return Path(tempfile.mkdtemp(prefix="longcat-")) / "video.mp4"
     output = Path(output).expanduser()
     if output.suffix.lower() != ".mp4":
-        raise ValueError(f"the output {output} does not end in .mp4; use a name such as {output.with_suffix('.mp4').name}")
+        name = output.with_suffix(".mp4").name
+        raise ValueError(f"the output {output} does not end in .mp4; use a name such as {name}")
     if output.is_dir():
         raise ValueError(f"the output {output} is a folder; add a file name such as {output / 'video.mp4'}")
     check_writable(output)
@@ -38,7 +39,8 @@ def check_writable(file: Path) -> None:
             pass
     except OSError as error:
         raise ValueError(
-            f"cannot write to the folder {file.parent}: {error.strerror}; choose another output or change its permissions"
+            f"cannot write to the folder {file.parent}: {error.strerror}; "
+            "choose another output or change its permissions"
         ) from None
     if file.exists() and not os.access(file, os.W_OK):
         raise ValueError(f"cannot overwrite {file}: permission denied; choose another output")

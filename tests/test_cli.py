@@ -12,7 +12,8 @@ import pytest
 
 from bsa import BSAConfig, Grid
 from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint
-from pipeline.cli import build_parser, main, read_request
+from pipeline.cli import main
+from pipeline.options import build_parser, read_request
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,7 +33,19 @@ def frames_in(video):
 def test_generate(tiny_checkpoint, tmp_path):
     video = tmp_path / "video.mp4"
     done = run(
-        *("generate", "--model-path", tiny_checkpoint, "--task", "t2v", "--height", 64, "--width", 64, "--num-frames", 29),
+        *(
+            "generate",
+            "--model-path",
+            tiny_checkpoint,
+            "--task",
+            "t2v",
+            "--height",
+            64,
+            "--width",
+            64,
+            "--num-frames",
+            29,
+        ),
         *("--prompt", "Your prompt here 🙂", "--output", video),
     )
     assert done.returncode == 0, done.stderr
@@ -40,7 +53,8 @@ def test_generate(tiny_checkpoint, tmp_path):
     lines = [line for line in done.stderr.splitlines() if "bsa" in line.lower()]
     assert lines[:2] == [
         "Enabling Block Sparse Attention (BSA) for LongCat transformer",
-        "BSA parameters: {'sparsity': 0.75, 'cdf_threshold': None, 'chunk_3d_shape_q': [4, 4, 4], 'chunk_3d_shape_k': [4, 4, 4]}",
+        "BSA parameters: {'sparsity': 0.75, 'cdf_threshold': None, "
+        "'chunk_3d_shape_q': [4, 4, 4], 'chunk_3d_shape_k': [4, 4, 4]}",
     ]
     assert "3/3" in done.stderr and "8/8" in done.stderr  # both progress bars reach their true totals
     assert str(video) in done.stdout and "1 of 2 key blocks" in done.stdout
@@ -49,7 +63,18 @@ def test_generate(tiny_checkpoint, tmp_path):
 
 def test_compare_with_json(tiny_checkpoint, tmp_path):
     done = run(
-        *("generate", "--model-path", tiny_checkpoint, "--prompt", "x", "--compare", "--sparsity", 0.5, "--chunk-q", "2x2x2"),
+        *(
+            "generate",
+            "--model-path",
+            tiny_checkpoint,
+            "--prompt",
+            "x",
+            "--compare",
+            "--sparsity",
+            0.5,
+            "--chunk-q",
+            "2x2x2",
+        ),
         *("--chunk-k", "2,2,2", "--steps", 2, "--output", tmp_path / "both", "--json", "-"),
     )
     assert done.returncode == 0, done.stderr
@@ -65,7 +90,17 @@ def test_compare_with_json(tiny_checkpoint, tmp_path):
 def test_interrupt(tiny_checkpoint, tmp_path):
     """Ctrl-C in the middle of denoising: exit code 130, one line, no half-written video."""
     process = subprocess.Popen(
-        command("generate", "--model-path", tiny_checkpoint, "--prompt", "x", "--steps", 1000, "--output", tmp_path / "video.mp4"),
+        command(
+            "generate",
+            "--model-path",
+            tiny_checkpoint,
+            "--prompt",
+            "x",
+            "--steps",
+            1000,
+            "--output",
+            tmp_path / "video.mp4",
+        ),
         cwd=ROOT,
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -105,15 +140,25 @@ def test_a_checkpoint_that_fastvideo_cannot_load_kills_nobody(tiny_checkpoint, t
         pytest.param(["--sparsity", "much"], "'much' is not a number; use one from 0 to below 1", id="sparsity-text"),
         pytest.param(["--sparsity", "none"], "sparsity and cdf_threshold are both unset", id="no-rule"),
         pytest.param(["--chunk-q", "0", "4", "4"], "chunk_q must be three positive integers", id="chunk-zero"),
-        pytest.param(["--chunk-k", "4", "4"], "--chunk-k '4 4' is not three whole numbers; use for example --chunk-k 4 4 4", id="chunk-two"),
-        pytest.param(["--dense", "--sparsity", "0.5"], "--dense and --sparsity contradict each other", id="dense-sparsity"),
+        pytest.param(
+            ["--chunk-k", "4", "4"],
+            "--chunk-k '4 4' is not three whole numbers; use for example --chunk-k 4 4 4",
+            id="chunk-two",
+        ),
+        pytest.param(
+            ["--dense", "--sparsity", "0.5"], "--dense and --sparsity contradict each other", id="dense-sparsity"
+        ),
         pytest.param(["--dense", "--compare"], "--dense and --compare contradict each other", id="dense-compare"),
         pytest.param(["--task", "i2v"], "task 'i2v' is not supported; use t2v", id="task"),
         pytest.param(["--prompt", ""], "the prompt is empty", id="prompt-empty"),
         pytest.param(["--prompt", "x" * 10_000], "10000 characters, the limit is 5000", id="prompt-long"),
         pytest.param(["--output", "/proc/1/nowhere/video.mp4"], "cannot write to the folder", id="output"),
         pytest.param(["--json", "/proc/1/nowhere/report.json"], "cannot write to the folder", id="json"),
-        pytest.param(["--compare", "--num-frames", "1"], "nothing to compare: num_frames 1 is a single latent frame", id="compare-image"),
+        pytest.param(
+            ["--compare", "--num-frames", "1"],
+            "nothing to compare: num_frames 1 is a single latent frame",
+            id="compare-image",
+        ),
         pytest.param(["--device", "tpu"], "unknown device 'tpu'", id="device"),
         pytest.param(["--colour", "red"], "unrecognized arguments: --colour red", id="option"),
     ],
@@ -137,7 +182,10 @@ def test_failure_of_the_work_is_exit_code_1(tiny_checkpoint, tmp_path, monkeypat
         raise RuntimeError("the disk\nis full")
 
     monkeypatch.setattr("pipeline.cli.LongCatPipeline.load", fail)
-    assert main(["generate", "--model-path", str(tiny_checkpoint), "--prompt", "x", "--output", str(tmp_path / "v.mp4")]) == 1
+    assert (
+        main(["generate", "--model-path", str(tiny_checkpoint), "--prompt", "x", "--output", str(tmp_path / "v.mp4")])
+        == 1
+    )
     assert capsys.readouterr().err == "error: the disk is full\n"
 
 
@@ -147,11 +195,17 @@ def test_failure_of_the_work_is_exit_code_1(tiny_checkpoint, tmp_path, monkeypat
         pytest.param([], BSAConfig(sparsity=0.75), id="checkpoint"),
         pytest.param(["--dense"], None, id="dense"),
         pytest.param(["--sparsity", "0.5"], BSAConfig(sparsity=0.5), id="sparsity"),
-        pytest.param(["--sparsity", "none", "--cdf-threshold", "0.9"], BSAConfig(sparsity=None, cdf_threshold=0.9), id="cdf-alone"),
+        pytest.param(
+            ["--sparsity", "none", "--cdf-threshold", "0.9"],
+            BSAConfig(sparsity=None, cdf_threshold=0.9),
+            id="cdf-alone",
+        ),
         pytest.param(["--cdf-threshold", "0.9"], BSAConfig(sparsity=0.75, cdf_threshold=0.9), id="cdf-added"),
         pytest.param(["--chunk-q", "1", "2", "3"], BSAConfig(sparsity=0.75, chunk_q=Grid(1, 2, 3)), id="chunk-words"),
         pytest.param(["--chunk-k", "1,2,3"], BSAConfig(sparsity=0.75, chunk_k=Grid(1, 2, 3)), id="chunk-commas"),
-        pytest.param(["--chunk-k", "1x2x3", "--compare"], BSAConfig(sparsity=0.75, chunk_k=Grid(1, 2, 3)), id="chunk-crosses"),
+        pytest.param(
+            ["--chunk-k", "1x2x3", "--compare"], BSAConfig(sparsity=0.75, chunk_k=Grid(1, 2, 3)), id="chunk-crosses"
+        ),
     ],
 )
 def test_attention_options(tiny_checkpoint, args, expected):
@@ -170,7 +224,9 @@ def test_info(tiny_checkpoint, capsys):
     assert "single latent frame" in out and "212672" in out
 
 
-@pytest.mark.parametrize("args", [pytest.param(["--help"], id="top"), pytest.param(["generate", "--help"], id="generate")])
+@pytest.mark.parametrize(
+    "args", [pytest.param(["--help"], id="top"), pytest.param(["generate", "--help"], id="generate")]
+)
 def test_help(args, capsys):
     with pytest.raises(SystemExit) as leaving:
         main(args)
@@ -185,7 +241,16 @@ def test_shipped_checkpoint_end_to_end(tmp_path):
     video = tmp_path / "video.mp4"
     report = tmp_path / "report.json"
     environment = os.environ | {"OMP_NUM_THREADS": "2"}
-    done = run("generate", "--prompt", "a red circle bounces on a blue background", "--output", video, "--json", report, env=environment)
+    done = run(
+        "generate",
+        "--prompt",
+        "a red circle bounces on a blue background",
+        "--output",
+        video,
+        "--json",
+        report,
+        env=environment,
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(report.read_text())
     request = result["request"]

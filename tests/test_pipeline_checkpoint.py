@@ -4,10 +4,10 @@ import json
 import shutil
 
 import pytest
+from tiny_checkpoint import transformer_weights
 
 from bsa import BSAConfig, Grid
 from pipeline import LongCatPipeline, inspect_checkpoint
-from tiny_checkpoint import transformer_weights
 
 
 @pytest.fixture
@@ -32,7 +32,10 @@ def test_whole_checkpoint(tiny_checkpoint):
 
 def test_overrides_win_and_unknown_ones_are_refused(tiny_checkpoint):
     info = inspect_checkpoint(tiny_checkpoint)
-    assert info.request("x", bsa=None, steps=9).to_dict() | {"bsa": None, "steps": 9} == info.request("x", bsa=None, steps=9).to_dict()
+    assert (
+        info.request("x", bsa=None, steps=9).to_dict() | {"bsa": None, "steps": 9}
+        == info.request("x", bsa=None, steps=9).to_dict()
+    )
     with pytest.raises(ValueError, match="unknown request field 'colour'"):
         info.request("x", colour="red")
 
@@ -56,7 +59,10 @@ def test_generation_config_can_ask_for_the_distilled_schedule(broken):
         pytest.param({"enable_bsa": False}, None, id="off"),
         pytest.param({"enable_bsa": True, "bsa_params": None}, BSAConfig(), id="on-without-parameters"),
         pytest.param(
-            {"enable_bsa": True, "bsa_params": {"sparsity": 0.5, "chunk_3d_shape_q": [2, 4, 8], "chunk_3d_shape_k": [4, 4, 4]}},
+            {
+                "enable_bsa": True,
+                "bsa_params": {"sparsity": 0.5, "chunk_3d_shape_q": [2, 4, 8], "chunk_3d_shape_k": [4, 4, 4]},
+            },
             BSAConfig(sparsity=0.5, chunk_q=Grid(2, 4, 8)),
             id="on-with-parameters",
         ),
@@ -86,26 +92,62 @@ WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
     [
         pytest.param(lambda path: (path / "model_index.json").unlink(), "model_index.json is missing", id="no-index"),
         pytest.param(lambda path: shutil.rmtree(path / "vae"), "vae/config.json is missing", id="no-vae"),
-        pytest.param(lambda path: shutil.rmtree(path / "text_encoder"), "text_encoder/config.json is missing", id="no-text-encoder"),
-        pytest.param(lambda path: shutil.rmtree(path / "scheduler"), "scheduler/scheduler_config.json is missing", id="no-scheduler"),
-        pytest.param(lambda path: (path / "tokenizer/tokenizer.json").unlink(), "tokenizer/tokenizer.json is missing", id="no-tokenizer"),
-        pytest.param(lambda path: (path / WEIGHTS).unlink(), "transformer/ holds no .safetensors file", id="no-weights"),
-        pytest.param(lambda path: shard_index(path / "transformer"), "model-00002-of-00002.safetensors is missing (1 of 2", id="no-shard"),
+        pytest.param(
+            lambda path: shutil.rmtree(path / "text_encoder"),
+            "text_encoder/config.json is missing",
+            id="no-text-encoder",
+        ),
+        pytest.param(
+            lambda path: shutil.rmtree(path / "scheduler"),
+            "scheduler/scheduler_config.json is missing",
+            id="no-scheduler",
+        ),
+        pytest.param(
+            lambda path: (path / "tokenizer/tokenizer.json").unlink(),
+            "tokenizer/tokenizer.json is missing",
+            id="no-tokenizer",
+        ),
+        pytest.param(
+            lambda path: (path / WEIGHTS).unlink(), "transformer/ holds no .safetensors file", id="no-weights"
+        ),
+        pytest.param(
+            lambda path: shard_index(path / "transformer"),
+            "model-00002-of-00002.safetensors is missing (1 of 2",
+            id="no-shard",
+        ),
         pytest.param(lambda path: cut(path / WEIGHTS, -100), "where its header announces", id="weights-cut-off"),
         pytest.param(lambda path: cut(path / WEIGHTS, 300), "is cut off in its header", id="weights-cut-in-header"),
         pytest.param(lambda path: cut(path / WEIGHTS, 3), "is cut off in its header", id="weights-three-bytes"),
-        pytest.param(lambda path: (path / WEIGHTS).write_bytes(b"\x02" + bytes(7) + b"[]"), "damaged header", id="weights-wrong-header"),
-        pytest.param(lambda path: cut(path / "vae/config.json", 40), "vae/config.json is not valid JSON", id="json-cut-off"),
-        pytest.param(lambda path: (path / "vae/config.json").write_text("[]"), "holds a list, not an object", id="json-list"),
-        pytest.param(lambda path: (path / "vae/config.json").write_bytes(b"\xff\xfe"), "vae/config.json is not valid JSON", id="json-binary"),
-        pytest.param(lambda path: edit_json(path / "model_index.json", _class_name="WanPipeline"), "describes 'WanPipeline'", id="other-pipeline"),
+        pytest.param(
+            lambda path: (path / WEIGHTS).write_bytes(b"\x02" + bytes(7) + b"[]"),
+            "damaged header",
+            id="weights-wrong-header",
+        ),
+        pytest.param(
+            lambda path: cut(path / "vae/config.json", 40), "vae/config.json is not valid JSON", id="json-cut-off"
+        ),
+        pytest.param(
+            lambda path: (path / "vae/config.json").write_text("[]"), "holds a list, not an object", id="json-list"
+        ),
+        pytest.param(
+            lambda path: (path / "vae/config.json").write_bytes(b"\xff\xfe"),
+            "vae/config.json is not valid JSON",
+            id="json-binary",
+        ),
+        pytest.param(
+            lambda path: edit_json(path / "model_index.json", _class_name="WanPipeline"),
+            "describes 'WanPipeline'",
+            id="other-pipeline",
+        ),
         pytest.param(
             lambda path: edit_json(path / "transformer/config.json", _class_name="LongCatVideoTransformer3DModel"),
             "is a 'LongCatVideoTransformer3DModel'",
             id="original-layout",
         ),
         pytest.param(
-            lambda path: edit_json(path / "transformer/config.json", bsa_params={"sparsity": 1.0}), "unusable bsa_params", id="bsa-params"
+            lambda path: edit_json(path / "transformer/config.json", bsa_params={"sparsity": 1.0}),
+            "unusable bsa_params",
+            id="bsa-params",
         ),
     ],
 )
@@ -128,16 +170,22 @@ def test_wrong_paths(tmp_path, tiny_checkpoint):
     ("damage", "says"),
     [
         pytest.param(
-            lambda path: edit_json(path / "transformer/config.json", hidden_size=128), "FastVideo cannot load the checkpoint", id="transformer-other-size"
+            lambda path: edit_json(path / "transformer/config.json", hidden_size=128),
+            "FastVideo cannot load the checkpoint",
+            id="transformer-other-size",
         ),
         pytest.param(
-            lambda path: edit_json(path / "transformer/config.json", depth=3), "FastVideo cannot load the checkpoint", id="transformer-block-missing"
+            lambda path: edit_json(path / "transformer/config.json", depth=3),
+            "FastVideo cannot load the checkpoint",
+            id="transformer-block-missing",
         ),
         pytest.param(
             lambda path: edit_json(path / "vae/config.json", num_res_blocks=2), "lacks", id="vae-weights-missing"
         ),
         pytest.param(
-            lambda path: edit_json(path / "generation_config.json", latent_rgb_factors=[[1, 2]]), "latent_rgb_factors has shape", id="preview-colours"
+            lambda path: edit_json(path / "generation_config.json", latent_rgb_factors=[[1, 2]]),
+            "latent_rgb_factors has shape",
+            id="preview-colours",
         ),
     ],
 )

@@ -55,9 +55,13 @@ def test_keeping_every_block_is_dense_attention(tiny_pipeline, request_):
 def test_guidance_and_negative_prompt(tiny_pipeline, request_):
     guided = replace(request_, guidance_scale=3.0)
     assert not np.array_equal(frames_of(tiny_pipeline, guided), frames_of(tiny_pipeline, request_))
-    assert not np.array_equal(frames_of(tiny_pipeline, replace(guided, negative_prompt="dark")), frames_of(tiny_pipeline, guided))
+    assert not np.array_equal(
+        frames_of(tiny_pipeline, replace(guided, negative_prompt="dark")), frames_of(tiny_pipeline, guided)
+    )
     # without guidance the negative prompt is not looked at
-    np.testing.assert_array_equal(frames_of(tiny_pipeline, replace(request_, negative_prompt="dark")), frames_of(tiny_pipeline, request_))
+    np.testing.assert_array_equal(
+        frames_of(tiny_pipeline, replace(request_, negative_prompt="dark")), frames_of(tiny_pipeline, request_)
+    )
 
 
 @pytest.mark.parametrize(
@@ -128,7 +132,8 @@ def test_failure_in_the_middle_leaves_the_pipeline_usable(tiny_pipeline, request
 
 BSA_LINES = [
     "Enabling Block Sparse Attention (BSA) for LongCat transformer",
-    "BSA parameters: {'sparsity': 0.5, 'cdf_threshold': None, 'chunk_3d_shape_q': [2, 2, 2], 'chunk_3d_shape_k': [2, 2, 2]}",
+    "BSA parameters: {'sparsity': 0.5, 'cdf_threshold': None, "
+    "'chunk_3d_shape_q': [2, 2, 2], 'chunk_3d_shape_k': [2, 2, 2]}",
 ]
 
 
@@ -136,7 +141,9 @@ BSA_LINES = [
     ("changes", "lines"),
     [
         pytest.param({}, BSA_LINES, id="sparse"),
-        pytest.param({"bsa": None}, ["Block Sparse Attention (BSA) is not used: dense attention was asked for"], id="dense"),
+        pytest.param(
+            {"bsa": None}, ["Block Sparse Attention (BSA) is not used: dense attention was asked for"], id="dense"
+        ),
         pytest.param(
             {"num_frames": 1},
             [
@@ -195,7 +202,9 @@ def test_video_file_plays_everywhere_and_says_how_it_was_made(tiny_pipeline, req
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", result.video, "-f", "ffmetadata", "-"]
     metadata = subprocess.run(command, capture_output=True, check=True).stdout.decode()
     # ffmetadata escapes = ; # \ and newlines with a backslash
-    comment = metadata.split("comment=")[1].split("\nencoder")[0].replace("\\\\", "\0").replace("\\", "").replace("\0", "\\")
+    comment = (
+        metadata.split("comment=")[1].split("\nencoder")[0].replace("\\\\", "\0").replace("\\", "").replace("\0", "\\")
+    )
     content = json.loads(comment)
     assert VideoRequest.from_dict(content["request"]) == hostile
     assert content["versions"] == result.versions
@@ -215,7 +224,9 @@ def test_output_that_cannot_be_written(tiny_pipeline, request_, tmp_path, output
     (tmp_path / "file").touch()
     (tmp_path / "folder.mp4").mkdir()
     with pytest.raises(ValueError, match=says):
-        tiny_pipeline.generate(request_, on_step=lambda update: pytest.fail("work was begun"), output=output.format(tmp=tmp_path))
+        tiny_pipeline.generate(
+            request_, on_step=lambda update: pytest.fail("work was begun"), output=output.format(tmp=tmp_path)
+        )
 
 
 def test_too_many_tokens(tiny_pipeline, request_):

@@ -57,7 +57,14 @@ def test_schedule(tiny_pipeline, steps, distilled):
         pytest.param(
             "masked-guided",
             False,
-            {"height": 32, "width": 48, "num_frames": 5, "steps": 3, "guidance_scale": 4.0, "negative_prompt": "blurry"},
+            {
+                "height": 32,
+                "width": 48,
+                "num_frames": 5,
+                "steps": 3,
+                "guidance_scale": 4.0,
+                "negative_prompt": "blurry",
+            },
             id="dense-guided-padding-masked",
         ),
         pytest.param(
@@ -75,7 +82,15 @@ def test_schedule(tiny_pipeline, steps, distilled):
         pytest.param(
             "sparse-guided",
             False,
-            {"height": 64, "width": 128, "num_frames": 29, "steps": 2, "guidance_scale": 3.0, "negative_prompt": "dark", "bsa": HALF},
+            {
+                "height": 64,
+                "width": 128,
+                "num_frames": 29,
+                "steps": 2,
+                "guidance_scale": 3.0,
+                "negative_prompt": "dark",
+                "bsa": HALF,
+            },
             id="sparse-guided",
         ),
     ],
@@ -105,7 +120,9 @@ def test_latents(tiny_pipeline, monkeypatch, case, zero_text_padding, fields):
 
 def test_padding_does_not_matter(tiny_pipeline, monkeypatch):
     """Whatever the text encoder says at padded positions changes nothing."""
-    request = dataclasses.replace(tiny_pipeline.info.request("a blue square", guidance_scale=2.0, negative_prompt="red"), bsa=None)
+    request = dataclasses.replace(
+        tiny_pipeline.info.request("a blue square", guidance_scale=2.0, negative_prompt="red"), bsa=None
+    )
     _, clean = tiny_pipeline.generate_frames(request)
     encode = tiny_pipeline._model.encode_text
 

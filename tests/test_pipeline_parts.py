@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bsa import BlockLayout, BSAConfig, Grid, block_sparse_attention
-from pipeline import read_resources
+from pipeline import LongCatPipeline, fastvideo_adapter, read_resources
 from pipeline.attention import SparseAttention
 from pipeline.compare import psnr, ssim
 from pipeline.denoising import denoise, guide
@@ -93,10 +93,22 @@ def test_distilled_schedule_refuses(steps):
 @pytest.mark.parametrize(
     ("grid", "config"),
     [
-        pytest.param(Grid(4, 4, 8), BSAConfig(sparsity=0.75, chunk_q=Grid(2, 2, 2), chunk_k=Grid(2, 2, 4)), id="divides"),
-        pytest.param(Grid(5, 3, 7), BSAConfig(sparsity=0.75, chunk_q=Grid(2, 2, 2), chunk_k=Grid(3, 2, 4)), id="ragged"),
-        pytest.param(Grid(4, 4, 4), BSAConfig(sparsity=None, cdf_threshold=0.5, chunk_q=Grid(2, 2, 2), chunk_k=Grid(2, 2, 2)), id="cdf"),
-        pytest.param(Grid(3, 5, 4), BSAConfig(sparsity=0.9, cdf_threshold=0.4, chunk_q=Grid(2, 2, 3), chunk_k=Grid(2, 3, 2)), id="both-ragged"),
+        pytest.param(
+            Grid(4, 4, 8), BSAConfig(sparsity=0.75, chunk_q=Grid(2, 2, 2), chunk_k=Grid(2, 2, 4)), id="divides"
+        ),
+        pytest.param(
+            Grid(5, 3, 7), BSAConfig(sparsity=0.75, chunk_q=Grid(2, 2, 2), chunk_k=Grid(3, 2, 4)), id="ragged"
+        ),
+        pytest.param(
+            Grid(4, 4, 4),
+            BSAConfig(sparsity=None, cdf_threshold=0.5, chunk_q=Grid(2, 2, 2), chunk_k=Grid(2, 2, 2)),
+            id="cdf",
+        ),
+        pytest.param(
+            Grid(3, 5, 4),
+            BSAConfig(sparsity=0.9, cdf_threshold=0.4, chunk_q=Grid(2, 2, 3), chunk_k=Grid(2, 3, 2)),
+            id="both-ragged",
+        ),
     ],
 )
 def test_density_counts_token_pairs(grid, config):
@@ -133,7 +145,9 @@ def test_psnr_of_a_known_error():
 def test_ssim_falls_with_noise_and_is_one_for_equal_videos():
     generator = np.random.default_rng(0)
     video = generator.integers(60, 190, (2, 32, 32, 3), dtype=np.uint8)
-    slightly, strongly = (np.clip(video + generator.normal(0, s, video.shape), 0, 255).astype(np.uint8) for s in (5, 40))
+    slightly, strongly = (
+        np.clip(video + generator.normal(0, s, video.shape), 0, 255).astype(np.uint8) for s in (5, 40)
+    )
     assert ssim(video, video) == pytest.approx(1.0)
     assert 1 > ssim(video, slightly) > ssim(video, strongly) > 0
 
@@ -230,3 +244,31 @@ def test_peak_memory_sees_what_is_gone_at_the_end():
     assert peak.label == "process RSS"
     # other tests' garbage may be freed meanwhile, which lowers the base
     assert peak.bytes > before + size // 2
+
+
+# -- the adapter's guards ---------------------------------------------------------------------------
+
+
+def test_another_fastvideo_is_named(monkeypatch, tiny_pipeline):
+    from fastvideo.distributed import parallel_state
+
+    monkeypatch.delattr(parallel_state, "get_local_torch_device")
+    with pytest.raises(RuntimeError, match="parallel_state has no get_local_torch_device; .* fits FastVideo 0.2.1"):
+        fastvideo_adapter._support_cpu()
+
+
+def test_one_device_per_process(monkeypatch, tiny_checkpoint):
+    monkeypatch.setattr(fastvideo_adapter, "_device_in_use", "cuda:0")
+    with pytest.raises(ValueError, match="already runs FastVideo on cuda:0; start another process for cpu"):
+        LongCatPipeline.load(tiny_checkpoint, device="cpu")
+
+
+def test_loading_mutes_its_own_thread_only(monkeypatch, capsys):
+    monkeypatch.delenv("FASTVIDEO_LOGGING_LEVEL", raising=False)
+    with fastvideo_adapter._quiet():
+        print("noise")
+        other = threading.Thread(target=print, args=["Running on http://localhost:7860"])
+        other.start()
+        other.join()
+    print("after")
+    assert capsys.readouterr().out == "Running on http://localhost:7860\nafter\n"
