@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+import torch
 from tqdm import tqdm
 
 from .checkpoint import inspect_checkpoint
@@ -175,8 +176,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report_failure(error: Exception) -> int:
-    import torch
-
     if isinstance(error, torch.OutOfMemoryError):
         print("error: the GPU ran out of memory; use a smaller size, fewer frames, or --device cpu", file=sys.stderr)
         return 1
