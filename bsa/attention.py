@@ -68,7 +68,7 @@ def block_sparse_attention(
                 uniform = config.cdf_threshold is None
                 v_blocks = k_layout.to_blocks(v)
                 out = q_layout.from_blocks(
-                    gathered_attention(q_blocks, k_blocks, v_blocks, selection, k_layout, scale, uniform)
+                    gathered_attention(q_blocks, k_blocks, v_blocks, selection, q_layout, k_layout, scale, uniform)
                 )
             case "triton":
                 from bsa.triton_kernel import attend_blocks

@@ -12,13 +12,20 @@ from torch import Tensor
 from bsa.layout import BlockLayout
 from bsa.selection import BlockSelection
 
-# Gathered keys and values per CPU step. Large enough to keep every core busy in one SDPA call, small
-# enough to be read back from cache; 1 to 8 MiB measured alike (benchmarks/attention_cpu.py).
-_CPU_STEP_BYTES = 4 << 20
+# Gathered keys and values per CPU step. CPU time is the same from 1 to 32 MiB; fewer steps mean fewer
+# points where the threads wait for each other, which matters on a busy machine.
+_CPU_STEP_BYTES = 16 << 20
 
 
 def gathered_attention(
-    q: Tensor, k: Tensor, v: Tensor, selection: BlockSelection, k_layout: BlockLayout, scale: float, uniform: bool
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    selection: BlockSelection,
+    q_layout: BlockLayout,
+    k_layout: BlockLayout,
+    scale: float,
+    uniform: bool,
 ) -> Tensor:
     """q, k, v: block-major [B, H, N, C, D]; returns block-major attention output like q.
 
@@ -29,7 +36,8 @@ def gathered_attention(
     q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
     indices, counts = selection.indices.flatten(0, 1), selection.counts.flatten(0, 1)
     if q.device.type == "cpu":
-        out = torch.stack([_by_groups(*head, k_layout, scale, uniform) for head in zip(q, k, v, indices, counts)])
+        heads_in_turn = zip(q, k, v, indices, counts, strict=True)
+        out = torch.stack([_by_groups(*head, q_layout, k_layout, scale, uniform) for head in heads_in_turn])
     else:
         if not uniform:
             indices = indices[..., : int(counts.max())]
@@ -50,27 +58,32 @@ def _all_at_once(q, k, v, indices, counts, k_layout, scale, uniform):
     return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scale)
 
 
-def _by_groups(q, k, v, indices, counts, k_layout, scale, uniform):
+def _by_groups(q, k, v, indices, counts, q_layout, k_layout, scale, uniform):
     """[N, C, D] tensors of one head: small groups of query blocks, so that gathered keys stay in cache."""
-    order = None
-    if not uniform:
-        # Neighbours in this order keep similar numbers of blocks, so little is gathered in vain.
-        order = counts.argsort(descending=True)
-        q, indices, counts = q[order], indices[order], counts[order]
+    sizes, order = q_layout.sizes(q.device), None
+    if q_layout.ragged or not uniform:
+        # Neighbours in this order are alike in size and in number of kept blocks: little is computed in vain.
+        order = (sizes.long() * k_layout.blocks.volume + counts).argsort(descending=True)
+        q, indices, counts, sizes = q[order], indices[order], counts[order], sizes[order]
     outputs, start = [], 0
     while start < len(q):
+        # With mixed counts a group can hold blocks of the next size, and then a later one with more kept blocks.
         width = indices.shape[-1] if uniform else int(counts[start])
         step = max(1, _CPU_STEP_BYTES // (2 * width * k[0].numel() * k.element_size()))
         group = slice(start, start + step)
+        if not uniform:
+            width = int(counts[group].max())
         picked = indices[group, :width]
         shape = (len(picked), 1, width * k.shape[1], k.shape[2])
         keys = _GatherBlocks.apply(k, picked.flatten()).view(shape)
         values = _GatherBlocks.apply(v, picked.flatten()).view(shape)
         mask = _token_mask(picked, counts[group], k_layout, uniform)
         mask = None if mask is None else mask[:, None]
-        outputs.append(F.scaled_dot_product_attention(q[group, None], keys, values, attn_mask=mask, scale=scale))
+        queries = q[group, None, : int(sizes[start])]
+        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
+        outputs.append(F.pad(out[:, 0], (0, 0, 0, q.shape[1] - queries.shape[2])))
         start += step
-    out = torch.cat(outputs)[:, 0]
+    out = torch.cat(outputs)
     return out if order is None else out[order.argsort()]
 
 

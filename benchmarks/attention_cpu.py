@@ -1,0 +1,129 @@
+"""Times block sparse attention on the CPU beside dense attention, in one run.
+
+    python benchmarks/attention_cpu.py
+
+The sparse time is the whole public op: layout, selection, gather, attention, layout back. Dense is
+F.scaled_dot_product_attention on the same tensors. Rounds alternate dense and sparse, so that a busy machine
+slows both; the ratio is of the medians. Prints a table and writes benchmarks/results/attention_cpu.json.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+# Threads that sleep while they wait: spinning ones slow both methods several times over when another program
+# runs beside this one. Read by OpenMP when torch loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bsa import BSAConfig, Grid, block_sparse_attention
+
+SHAPES = {
+    "the embedded checkpoint, 4k tokens": (4, Grid(16, 16, 16), 64),
+    "8k tokens, 8 heads": (8, Grid(8, 32, 32), 64),
+    "ragged on every axis": (4, Grid(15, 17, 18), 64),
+}
+SPARSITIES = (0.5, 0.75, 0.875, 0.9375)
+RESULTS = Path(__file__).parent / "results" / "attention_cpu.json"
+
+
+def seconds(function) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+@torch.inference_mode()
+def measure(name: str, rounds: int) -> list[dict]:
+    heads, grid, dim = SHAPES[name]
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, heads, grid.volume, dim) for _ in range(3))
+    methods = {None: lambda: F.scaled_dot_product_attention(q, k, v)}
+    for sparsity in SPARSITIES:
+        config = BSAConfig(sparsity)
+        methods[sparsity] = lambda config=config: block_sparse_attention(q, k, v, grid, config, backend="torch")
+    times = {key: [] for key in methods}
+    for number in range(rounds + 1):
+        for key, function in methods.items():
+            taken = seconds(function)
+            if number:  # the first round warms up
+                times[key].append(taken)
+    dense = statistics.median(times[None])
+    rows = []
+    for sparsity in SPARSITIES:
+        sparse, plan = statistics.median(times[sparsity]), BSAConfig(sparsity).blocks(grid)
+        rows.append(
+            {
+                "shape": name,
+                "heads": heads,
+                "grid": str(grid),
+                "tokens": grid.volume,
+                "dim": dim,
+                "sparsity": sparsity,
+                "kept_blocks": plan.kept,
+                "key_blocks": plan.k_blocks.volume,
+                "dense_ms": 1e3 * dense,
+                "sparse_ms": 1e3 * sparse,
+                "ratio": dense / sparse,
+                "ratio_of_block_pairs": 1 / plan.density,
+            }
+        )
+    return rows
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    machine = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpu": cpu_name(),
+        "threads": args.threads,
+        "omp_wait_policy": os.environ["OMP_WAIT_POLICY"],
+        "rounds": args.rounds,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "dtype": "float32",
+        "chunk": "4x4x4",
+    }
+    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    print(
+        f"{'shape':36} {'grid':10} {'heads':>5} {'sparsity':>8} {'dense ms':>9} {'sparse ms':>9} "
+        f"{'ratio':>6} {'ideal':>6}"
+    )
+    rows = []
+    for name in SHAPES:
+        for row in measure(name, args.rounds):
+            rows.append(row)
+            print(
+                f"{name:36} {row['grid']:10} {row['heads']:5} {row['sparsity']:8} {row['dense_ms']:9.1f} "
+                f"{row['sparse_ms']:9.1f} {row['ratio']:6.2f} {row['ratio_of_block_pairs']:6.2f}",
+                flush=True,
+            )
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps({**machine, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
