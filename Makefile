@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 TOOLS  := .venv-tools
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint lock clean
+.PHONY: help install run test lint lock bench clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ run: $(STAMP)  ## install what is missing and serve http://localhost:7860
 
 test: $(STAMP)  ## install what is missing and run every test that this machine can run
 	$(PY) -m pytest $(ARGS)
+
+bench: $(STAMP)  ## time sparse beside dense attention on this machine's CPU
+	$(PY) benchmarks/attention_cpu.py
 
 lint: $(TOOLS)/.installed  ## check the style with ruff
 	$(TOOLS)/bin/ruff check .
