@@ -2,6 +2,8 @@
 
 import pytest
 
+import pipeline  # noqa: F401  before any test imports PyTorch: it sets how threads wait
+
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory):

@@ -1,5 +1,6 @@
 """The pipeline's parts by themselves, against oracles written here."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -22,13 +23,30 @@ from pipeline.resources import PeakMemory
 from pipeline.schedule import longcat_sigmas
 
 
+def fresh_process(code, **environment):
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-c", code]
+    return subprocess.run(
+        command, cwd=root, env=os.environ | environment, capture_output=True, text=True, check=True, timeout=300
+    )
+
+
 def test_import_is_light():
-    """A fresh process: importing the package pulls in no FastVideo, no Triton, no diffusers and no user interface."""
+    """Importing the package pulls in no FastVideo, no Triton, no diffusers and no user interface."""
     heavy = ["fastvideo", "triton", "diffusers", "transformers", "gradio", "skimage"]
     code = f"import sys, pipeline, pipeline.cli; print([name for name in {heavy} if name in sys.modules])"
-    root = Path(__file__).parents[1]
-    run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "[]"
+    assert fresh_process(code).stdout.strip() == "[]"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks GNU OpenMP, which PyTorch brings along on Linux")
+@pytest.mark.parametrize(
+    ("wanted", "policy"), [pytest.param("", "PASSIVE", id="default"), pytest.param("ACTIVE", "ACTIVE", id="user-wins")]
+)
+def test_threads_sleep_while_they_wait(monkeypatch, wanted, policy):
+    """What the OpenMP runtime itself reports when PyTorch loads it."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    environment = {"OMP_DISPLAY_ENV": "TRUE"} | ({"OMP_WAIT_POLICY": wanted} if wanted else {})
+    assert f"OMP_WAIT_POLICY = '{policy}'" in fresh_process("import pipeline", **environment).stderr
 
 
 # -- guidance and update ----------------------------------------------------------------------------
