@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bsa.config import BSAConfig, Grid, as_grid
 from bsa.layout import BlockLayout
-from bsa.selection import BlockSelection, select_blocks
+from bsa.selection import BlockSelection, select_blocks, without_autocast
 
 logger = logging.getLogger("bsa")
 
@@ -54,7 +54,7 @@ def block_sparse_attention(
     backend = _resolve(backend, q, k, v)
     q_layout, k_layout = BlockLayout(grid, config.chunk_q), BlockLayout(grid, config.chunk_k)
 
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         q_blocks, k_blocks = q_layout.to_blocks(q), k_layout.to_blocks(k)
         selection = select_blocks(q_blocks, k_blocks, q_layout, k_layout, config, scale)
         match backend:

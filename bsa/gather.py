@@ -35,7 +35,7 @@ def gathered_attention(
     batch, heads = q.shape[:2]
     q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
     indices, counts = selection.indices.flatten(0, 1), selection.counts.flatten(0, 1)
-    if q.device.type == "cpu":
+    if _in_steps(q.device):
         heads_in_turn = zip(q, k, v, indices, counts, strict=True)
         out = torch.stack([_by_groups(*head, q_layout, k_layout, scale, uniform) for head in heads_in_turn])
     else:
@@ -43,6 +43,11 @@ def gathered_attention(
             indices = indices[..., : int(counts.max())]
         out = _all_at_once(q, k, v, indices, counts, k_layout, scale, uniform)
     return out.unflatten(0, (batch, heads))
+
+
+def _in_steps(device: torch.device) -> bool:
+    """A CPU wants small steps that stay in cache; a GPU wants one launch and has the memory for it."""
+    return device.type == "cpu"
 
 
 def _all_at_once(q, k, v, indices, counts, k_layout, scale, uniform):

@@ -8,6 +8,7 @@ by that mass. On a grid that the chunks divide, sizes are equal and this is Long
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -48,13 +49,20 @@ def select_blocks(
     q_blocks, k_blocks: block-major queries and keys, [B, H, N, C, D].
     Pure top-k needs no device synchronisation, and every count is the same.
     """
-    with torch.autocast(q_blocks.device.type, enabled=False):
+    with without_autocast(q_blocks.device):
         logits = scale * (q_layout.pool(q_blocks) @ k_layout.pool(k_blocks).mT)
         if k_layout.ragged:
             logits += k_layout.sizes(logits.device).log()
         if config.cdf_threshold is None:
             return _top_k(logits, config.top_k(logits.shape[-1]))
         return _cumulative_mass(logits, config.cdf_threshold, config.top_k(logits.shape[-1]))
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """Autocast would round fp32 products to half precision behind the caller's back."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def _top_k(logits: Tensor, kept: int) -> BlockSelection:

@@ -30,6 +30,13 @@ def relative_error(value, expected):
     return float((value.double() - expected.double()).norm() / expected.double().norm())
 
 
+def with_nan_behind(x):
+    """The same tensor in a buffer that goes on with NaN: a read past the last block shows in the output."""
+    buffer = torch.full((x.numel() + 64 * x.shape[-1],), float("nan"), dtype=x.dtype)
+    buffer[: x.numel()] = x.flatten()
+    return buffer[: x.numel()].view_as(x)
+
+
 def kernel_error(case):
     """Relative error of the kernel against the dense-mask reference in fp64 on the same selection."""
     from bsa.reference import masked_attention
@@ -43,6 +50,7 @@ def kernel_error(case):
     q_blocks, k_blocks, v_blocks = q_layout.to_blocks(q), k_layout.to_blocks(k), k_layout.to_blocks(v)
     scale = case["dim"] ** -0.5
     selection = select_blocks(q_blocks, k_blocks, q_layout, k_layout, config, scale)
+    k_blocks, v_blocks = with_nan_behind(k_blocks), with_nan_behind(v_blocks)
     poisoned = torch.full_like(q_blocks, float("nan"))
     attend_blocks(q_blocks, k_blocks, v_blocks, selection, q_layout, k_layout, scale, out=poisoned)
     expected = masked_attention(q.double(), k.double(), v.double(), selection, q_layout, k_layout, scale)

@@ -25,13 +25,14 @@ ROWS = [
 ]
 
 
-def make(grid, chunk_q, chunk_k, rule, dim, dtype=torch.float32, batch=2, heads=3, **kwargs):
+def make(grid, chunk_q, chunk_k, rule, dim, dtype=torch.float32, batch=2, heads=2, **kwargs):
     torch.manual_seed(0)
     config = BSAConfig(**{"sparsity": None, **rule}, chunk_q=chunk_q, chunk_k=chunk_k)
     q, k, v = (torch.randn(batch, heads, math.prod(grid), dim, dtype=dtype, **kwargs) for _ in range(3))
-    # Spread-out scores: near-equal attention weights would hide a wrong block.
+    # Spread-out scores, since near-equal attention weights would hide a wrong block; flatter towards the last
+    # tokens, so that under a threshold the small blocks at the edge keep more than the whole ones.
     with torch.no_grad():
-        q *= 3
+        q *= torch.linspace(5, 0.5, q.shape[2])[:, None]
     return q, k, v, Grid(*grid), config
 
 
@@ -71,6 +72,15 @@ def test_matches_the_oracle(backend, grid, chunk_q, chunk_k, dim, rule):
     out, selection = block_sparse_attention(q, k, v, grid, config, backend=backend, return_selection=True)
     # fp32 keeps 24 bits, sums here have under a thousand terms.
     assert relative_error(out, oracle(q, k, v, grid, config, selection)) < 2e-6
+
+
+@pytest.mark.parametrize("step_bytes", [pytest.param(1, id="one-block"), pytest.param(100_000, id="a-few-blocks")])
+@pytest.mark.parametrize(("grid", "chunk_q", "chunk_k", "dim", "rule"), ROWS)
+def test_step_size_changes_nothing(monkeypatch, step_bytes, grid, chunk_q, chunk_k, dim, rule):
+    q, k, v, grid, config = make(grid, chunk_q, chunk_k, rule, dim)
+    expected = block_sparse_attention(q, k, v, grid, config, backend="reference")
+    monkeypatch.setattr("bsa.gather._CPU_STEP_BYTES", step_bytes)
+    assert relative_error(block_sparse_attention(q, k, v, grid, config, backend="torch"), expected.double()) < 2e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -172,3 +182,31 @@ def test_import_loads_no_triton_fastvideo_or_gradio():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("grid", "dtype"),
+    [
+        pytest.param((4, 8, 8), torch.bfloat16, id="divisible"),
+        pytest.param((4, 5, 9), torch.float32, id="ragged"),
+    ],
+)
+def test_top_k_training_never_reads_a_tensor_back(grid, dtype):
+    # Meta tensors have no values: an .item(), a boolean index or a data-dependent loop would raise here.
+    q, k, v = (torch.empty(2, 3, math.prod(grid), 64, device="meta", dtype=dtype, requires_grad=True) for _ in range(3))
+    out = block_sparse_attention(q, k, v, Grid(*grid), BSAConfig(0.5), backend="torch")
+    out.sum().backward()
+    assert out.shape == q.grad.shape == v.grad.shape
+
+
+@pytest.mark.parametrize(("grid", "chunk_q", "chunk_k", "dim", "rule"), ROWS)
+def test_the_formulation_for_gpus_equals_the_one_for_cpus(monkeypatch, grid, chunk_q, chunk_k, dim, rule):
+    q, k, v, grid, config = make(grid, chunk_q, chunk_k, rule, dim, requires_grad=True)
+    results = []
+    for steps_from_cpu in (True, False):
+        monkeypatch.setattr("bsa.gather._in_steps", lambda device, choice=steps_from_cpu: choice)
+        out = block_sparse_attention(q, k, v, grid, config, backend="torch")
+        results.append([out, *torch.autograd.grad(out.square().sum(), (q, k, v))])
+    for one, other in zip(*results, strict=True):
+        # fp32 sums in another order.
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)

@@ -23,7 +23,7 @@ CASES = {
     "unequal-chunks": {**FULL, "grid": (4, 8, 8), "chunk_q": (4, 4, 8), "chunk_k": (2, 4, 4), "dim": 16},
     "ragged-rows": {**FULL, "grid": (4, 5, 8), "chunk_q": (4, 4, 4), "chunk_k": (4, 4, 4), "dim": 16},
     "ragged-everywhere": {"sparsity": 0.8, "grid": (5, 5, 9), "chunk_q": (2, 3, 4), "chunk_k": (3, 2, 5), "dim": 48},
-    "odd-chunk-two-tiles": {**FULL, "grid": (3, 7, 10), "chunk_q": (3, 5, 7), "chunk_k": (3, 5, 7), "dim": 40},
+    "odd-chunk-two-tiles": {"sparsity": 0, "grid": (3, 7, 10), "chunk_q": (3, 5, 7), "chunk_k": (3, 5, 7), "dim": 40},
     "dim-256": {"sparsity": 0, "heads": 1, "grid": (3, 3, 5), "chunk_q": (2, 2, 4), "chunk_k": (2, 2, 4), "dim": 256},
     "dim-17": {**FULL, "grid": (2, 4, 8), "chunk_q": (2, 2, 4), "chunk_k": (2, 2, 4), "dim": 17},
     "batch-of-two": {**FULL, "batch": 2, "grid": (3, 4, 6), "chunk_q": (2, 2, 4), "chunk_k": (2, 2, 4), "dim": 16},
