@@ -7,7 +7,7 @@ import math
 import struct
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from bsa import BSAConfig
 
@@ -157,11 +157,18 @@ def _count_parameters(folder: Path, checkpoint: Path) -> int:
     return sum(_count_in_file(folder / name, checkpoint) for name in sorted(shards))
 
 
+def _open(file: Path) -> BinaryIO:
+    try:
+        return file.open("rb")
+    except OSError as error:
+        raise ValueError(f"cannot read {file}: {error.strerror}; check its permissions") from None
+
+
 def _count_in_file(file: Path, checkpoint: Path) -> int:
     # safetensors: the header's length (8 bytes, little endian), the header (JSON), then the tensors
     name = file.relative_to(checkpoint)
     size = file.stat().st_size
-    with file.open("rb") as stream:
+    with _open(file) as stream:
         prefix = stream.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
         if 8 + length > size:

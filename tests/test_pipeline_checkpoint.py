@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from tiny_checkpoint import transformer_weights
@@ -157,6 +158,18 @@ def test_damaged(broken, damage, says):
         inspect_checkpoint(broken)
     assert says in str(refusal.value)
     assert str(broken) in str(refusal.value)
+
+
+def test_weights_that_may_not_be_read(tiny_checkpoint, monkeypatch):
+    def refuse(path, mode="r", *rest):
+        if mode == "rb":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, mode, *rest)
+
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", refuse)  # chmod would not stop a test that runs as root
+    with pytest.raises(ValueError, match=r"cannot read .*safetensors: Permission denied; check its permissions"):
+        inspect_checkpoint(tiny_checkpoint)
 
 
 def test_wrong_paths(tmp_path, tiny_checkpoint):
