@@ -161,10 +161,10 @@ def test_damaged(broken, damage, says):
 
 
 def test_weights_that_may_not_be_read(tiny_checkpoint, monkeypatch):
-    def refuse(path, mode="r", *rest):
+    def refuse(path, mode="r", *rest, **options):
         if mode == "rb":
             raise PermissionError(13, "Permission denied", str(path))
-        return opened(path, mode, *rest)
+        return opened(path, mode, *rest, **options)
 
     opened = Path.open
     monkeypatch.setattr(Path, "open", refuse)  # chmod would not stop a test that runs as root
