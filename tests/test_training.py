@@ -1,0 +1,153 @@
+"""What `training/` optimises is what FastVideo loads, name by name; and the scenes say what they show."""
+
+import random
+
+import pytest
+import torch
+
+from training.data import held_out, sample_test_scenes, sample_training_scenes
+from training.dit import DiTConfig, LongCatDiT
+from training.optim import Muon, trapezoid
+from training.render import pack, render
+from training.sampling import euler, guided, sample, shifted_sigmas
+from training.scenes import COLOURS, sample_scene
+from training.tokenizer import TEXT_TOKENS, encode, train_tokenizer
+from training.vae import VAEConfig, VideoVAE
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(captions=3000)
+
+
+def randomised(module: torch.nn.Module, seed: int) -> torch.nn.Module:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) * 0.05)
+    return module
+
+
+@pytest.mark.parametrize("frames", [pytest.param(1, id="image"), pytest.param(5, id="5"), pytest.param(13, id="13")])
+def test_vae_equals_fastvideos_frame_by_frame_vae(frames):
+    """FastVideo's feature cache and our whole-clip convolutions are the same network; fp32 rounding only."""
+    from fastvideo.configs.models.vaes import WanVAEConfig
+    from fastvideo.configs.models.vaes.wanvae import WanVAEArchConfig
+    from fastvideo.models.vaes.wanvae import AutoencoderKLWan
+
+    config = VAEConfig(base_dim=8)
+    ours = randomised(VideoVAE(config), 0)
+    arch = WanVAEArchConfig(
+        base_dim=8,
+        z_dim=16,
+        dim_mult=config.dim_mult,
+        num_res_blocks=config.num_res_blocks,
+        temperal_downsample=config.temperal_downsample,
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+    )
+    theirs = AutoencoderKLWan(WanVAEConfig(arch_config=arch, load_encoder=True, load_decoder=True))
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    video = torch.randn(1, 3, frames, 32, 48, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        mean, _ = ours.encode(video)
+        torch.testing.assert_close(mean, theirs.encode(video).mean, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(ours.decode(mean).clamp(-1, 1), theirs.decode(mean), atol=1e-6, rtol=1e-5)
+    assert mean.shape == (1, 16, (frames - 1) // 4 + 1, 4, 6)
+
+
+def test_transformer_has_the_parameters_of_the_embedded_checkpoint(asset):
+    from safetensors.torch import load_file
+
+    stored = {}
+    for shard in (asset / "transformer").glob("*.safetensors"):
+        stored |= {name: tuple(tensor.shape) for name, tensor in load_file(shard).items()}
+    assert stored == {name: tuple(p.shape) for name, p in LongCatDiT(DiTConfig()).named_parameters()}
+
+
+@pytest.fixture
+def asset():
+    from pipeline import EMBEDDED_CHECKPOINT
+
+    return EMBEDDED_CHECKPOINT
+
+
+def test_embedded_tokenizer_is_the_one_that_training_makes(asset):
+    from transformers import AutoTokenizer
+
+    shipped, made = AutoTokenizer.from_pretrained(asset / "tokenizer"), train_tokenizer()
+    text = "Two red balls, 你好 🎈 over THE sea"
+    assert shipped(text)["input_ids"] == made(text)["input_ids"]
+
+
+def test_tokenizer_keeps_words_whole_and_falls_back_to_bytes(tokenizer):
+    assert tokenizer.tokenize("A Red ball")[-2:] == ["▁red", "▁ball"]
+    ids = tokenizer("ball 🎈")["input_ids"]
+    assert ids[-1] == tokenizer.eos_token_id and tokenizer.unk_token_id not in ids
+    assert "🎈" in tokenizer.decode(ids)
+    ids, mask = encode(tokenizer, ["", "a ball " * 100])
+    assert ids.shape == (2, TEXT_TOKENS) and mask.sum(1).tolist() == [1, TEXT_TOKENS]
+
+
+def test_no_training_scene_is_held_out_and_every_test_scene_is():
+    assert not any(map(held_out, sample_training_scenes(random.Random(1), 300)))
+    tests = sample_test_scenes(random.Random(2), 30)
+    assert all(held_out(scene) and scene.attributes["kind"] == "shapes1" for scene in tests)
+
+
+def test_every_kind_of_scene_renders_inside_the_range():
+    rng = random.Random(3)
+    scenes = [sample_scene(rng) for _ in range(24)]
+    video = render(pack(scenes), 3, 16, 24)
+    assert video.shape == (24, 3, 3, 16, 24)
+    assert torch.isfinite(video).all() and video.amin() >= -1 and video.amax() <= 1
+    assert (video.std(dim=(1, 2, 3, 4)) > 0.01).all()
+
+
+def test_a_window_is_that_part_of_the_frame():
+    scenes = [sample_scene(random.Random(4))]
+    whole, part = render(pack(scenes), 3, 32, 32), render(pack(scenes), 3, 32, 32, window=(8, 16, 8, 12))
+    torch.testing.assert_close(part, whole[..., 8:16, 16:28], atol=1e-5, rtol=0)
+
+
+def test_the_shape_has_the_colour_that_the_caption_names():
+    scenes = [s for s in (sample_scene(random.Random(i)) for i in range(400)) if s.attributes.get("motion0") == "pulse"]
+    scenes = [s for s in scenes if s.attributes["kind"] == "shapes1" and s.attributes["shape0"] == "ball"]
+    assert len(scenes) >= 3
+    for scene in scenes:
+        assert scene.attributes["colour0"] in scene.caption.lower()
+        numbers = scene.numbers["objects"]
+        row, column = int((1 - numbers[2]) * 32), int((1 + numbers[1]) * 32)
+        pixel = (render(pack([scene]), 1, 64, 64)[0, :, 0, row, column] + 1) / 2
+        named = torch.tensor(COLOURS[scene.attributes["colour0"]])
+        assert torch.nn.functional.cosine_similarity(pixel, named, dim=0) > 0.9
+
+
+def test_schedule_ends_clean_and_an_exact_velocity_lands_on_the_clean_latent():
+    sigmas = shifted_sigmas(12, "cpu")
+    assert sigmas[0] == 1 and sigmas[-1] == 0 and (sigmas.diff() < 0).all()
+    clean, noise = torch.randn(2, 4, 1, 2, 2), torch.randn(2, 4, 1, 2, 2)
+    # rectified flow: the velocity from noise to clean is the same everywhere on the line
+    torch.testing.assert_close(sample(lambda x, s: clean - noise, noise, 12), clean, atol=1e-5, rtol=1e-5)
+    half = euler(noise, clean - noise, torch.ones(2), torch.full((2,), 0.5))
+    torch.testing.assert_close(half, (clean + noise) / 2)
+
+
+def test_guidance_of_one_is_the_conditional_prediction():
+    conditional, unconditional = torch.randn(2, 3, 1, 2, 2), torch.randn(2, 3, 1, 2, 2)
+    torch.testing.assert_close(guided(conditional, unconditional, 1.0), conditional, atol=1e-6, rtol=1e-5)
+
+
+def test_muon_moves_every_direction_by_the_same_amount():
+    """The orthogonalised update has singular values near one, whatever the gradient's spectrum."""
+    p = torch.nn.Parameter(torch.zeros(8, 6))
+    u, _, v = torch.linalg.svd(torch.randn(8, 6, generator=torch.Generator().manual_seed(0)), full_matrices=False)
+    p.grad = u @ torch.diag(torch.tensor([10.0, 5, 2, 1, 0.5, 0.3])) @ v
+    Muon([p], lr=1.0, weight_decay=0.0).step()
+    moved = torch.linalg.svdvals(p.detach()) / (0.2 * 8**0.5)
+    assert moved.amin() > 0.5 and moved.amax() < 1.4  # five Newton-Schulz steps reach 0.7 to 1.2, in bf16
+
+
+def test_trapezoid_rises_stays_and_falls():
+    assert trapezoid(0.01) == pytest.approx(0.5) and trapezoid(0.3) == 1 and trapezoid(0.8) == pytest.approx(0.5)

@@ -1,0 +1,87 @@
+"""Training clips: scenes that avoid the held-out prompts, rendered and encoded to latents on the GPU."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from training.render import pack, render
+from training.scenes import Scene, sample_scene
+from training.tokenizer import encode
+
+FRAMES, HEIGHT, WIDTH = 61, 256, 256
+
+
+def held_out(scene: Scene) -> bool:
+    """True for every tenth combination of colour, shape and motion: never trained on, used to evaluate."""
+    a = scene.attributes
+    return any(
+        zlib.crc32(f"{a[f'colour{i}']} {a[f'shape{i}']} {a[f'motion{i}']}".encode()) % 10 == 0
+        for i in range(2)
+        if f"shape{i}" in a
+    )
+
+
+def sample_training_scenes(rng: random.Random, count: int) -> list[Scene]:
+    scenes: list[Scene] = []
+    while len(scenes) < count:
+        scene = sample_scene(rng)
+        if not held_out(scene):
+            scenes.append(scene)
+    return scenes
+
+
+def sample_test_scenes(rng: random.Random, count: int) -> list[Scene]:
+    """Held-out scenes with one shape, whose colour, shape and motion can be checked."""
+    scenes: list[Scene] = []
+    while len(scenes) < count:
+        scene = sample_scene(rng)
+        if scene.attributes["kind"] == "shapes1" and held_out(scene):
+            scenes.append(scene)
+    return scenes
+
+
+@dataclass
+class Pool:
+    """Encoded clips: normalised latents bf16 [M, C, T, h, w], token ids and mask [M, L]."""
+
+    latents: Tensor
+    ids: Tensor
+    mask: Tensor
+
+    def batch(self, size: int, frames: int) -> tuple[Tensor, Tensor, Tensor]:
+        """A random batch; the VAE is causal, so the first latent frames of a clip are a shorter clip."""
+        pick = torch.randint(len(self.latents), (size,), device=self.latents.device)
+        return self.latents[pick, :, :frames].float(), self.ids[pick], self.mask[pick]
+
+
+@torch.no_grad()
+def make_pool(
+    vae,
+    tokenizer,
+    statistics: tuple[Tensor, Tensor],
+    count: int,
+    seed: int,
+    device: str,
+    size: tuple[int, int, int] = (FRAMES, HEIGHT, WIDTH),
+    batch: int = 16,
+    draw=render,
+) -> Pool:
+    """Render and encode `count` clips of `size` (frames, height, width)."""
+    rng = random.Random(seed)
+    mean, std = (s.view(1, -1, 1, 1, 1) for s in statistics)
+    latents, ids, masks = [], [], []
+    for _ in range(count // batch):
+        scenes = sample_training_scenes(rng, batch)
+        video = draw(pack(scenes, device), *size)
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            z, _ = vae.encode(video.to(memory_format=torch.channels_last_3d))
+        latents.append(((z.float() - mean) / std).bfloat16())
+        tokens, mask = encode(tokenizer, [scene.caption for scene in scenes])
+        ids.append(tokens)
+        masks.append(mask)
+    return Pool(torch.cat(latents), torch.cat(ids).to(device), torch.cat(masks).to(device))

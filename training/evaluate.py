@@ -1,0 +1,201 @@
+"""Does the model draw what the prompt says? A classifier of colour, shape and motion judges held-out prompts.
+
+The classifier is trained on renders of the training prompts. Its score on renders of the held-out prompts,
+passed through the VAE, is the ceiling; its score on generated videos is the result, dense and sparse.
+
+    python -m training.evaluate --vae OUT --start OUT --output OUT --prompts 96
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bsa import BSAConfig
+from pipeline.forward import attend_dense
+from training.data import FRAMES, HEIGHT, sample_test_scenes, sample_training_scenes
+from training.render import pack, render
+from training.sampling import attend_sparse, guided, sample
+from training.scenes import COLOURS, MOTIONS, SHAPES, Scene
+from training.tokenizer import encode, train_tokenizer
+from training.train_dit import build, load_vae
+
+NAMES = {"colour": tuple(COLOURS), "shape": SHAPES, "motion": MOTIONS}
+VIEW = (16, 64, 64)  # frames and pixels the classifier sees
+
+
+def view(video: Tensor) -> Tensor:
+    """Shrink clips [B, 3, T, H, W] to what the classifier sees, with coordinate channels: [B, 6, 16, 64, 64]."""
+    frames = torch.linspace(0, video.shape[2] - 1, VIEW[0], device=video.device).round().long()
+    small = F.interpolate(video.float()[:, :, frames], size=VIEW, mode="area")
+    axes = torch.meshgrid(*(torch.linspace(-1, 1, n, device=video.device) for n in VIEW), indexing="ij")
+    return torch.cat([small, torch.stack(axes).expand(len(video), -1, -1, -1, -1)], dim=1)
+
+
+class Classifier(nn.Module):
+    def __init__(self):
+        super().__init__()
+        layers = []
+        for in_dim, out_dim, stride in ((6, 32, (1, 2, 2)), (32, 64, 2), (64, 128, 2), (128, 192, 2)):
+            layers += [nn.Conv3d(in_dim, out_dim, 3, stride, 1), nn.GroupNorm(8, out_dim), nn.SiLU()]
+            layers += [nn.Conv3d(out_dim, out_dim, 3, 1, 1), nn.GroupNorm(8, out_dim), nn.SiLU()]
+        self.body = nn.Sequential(*layers)
+        self.heads = nn.ModuleDict({name: nn.Linear(192 * 2, len(values)) for name, values in NAMES.items()})
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        h = self.body(x).flatten(2)
+        h = torch.cat([h.mean(-1), h.amax(-1)], dim=1)
+        return {name: head(h) for name, head in self.heads.items()}
+
+
+def labels(scenes: list[Scene], device: str) -> dict[str, Tensor]:
+    return {
+        name: torch.tensor([values.index(scene.attributes[f"{name}0"]) for scene in scenes], device=device)
+        for name, values in NAMES.items()
+    }
+
+
+def train_classifier(minutes: float, device: str, batch: int, seed: int = 3) -> Classifier:
+    """Train on renders of one-shape training scenes, slightly blurred and noisy so that edges are no crutch."""
+    rng, net = random.Random(seed), Classifier().to(device)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.02)
+    start = time.time()
+    while (progress := (time.time() - start) / (60 * minutes)) < 1:
+        scenes = [s for s in sample_training_scenes(rng, 2 * batch) if s.attributes["kind"] == "shapes1"][:batch]
+        with torch.no_grad():
+            x = view(render(pack(scenes, device), VIEW[0], 2 * VIEW[1], 2 * VIEW[2]))
+            x[:, :3] += 0.06 * torch.rand(1, device=device) * torch.randn_like(x[:, :3])
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            out, truth = net(x), labels(scenes, device)
+            loss = sum(F.cross_entropy(out[name].float(), truth[name]) for name in NAMES)
+        for group in optimiser.param_groups:
+            group["lr"] = 2e-3 * min(1.0, 2 * (1 - progress))
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    return net.eval()
+
+
+@torch.no_grad()
+def score(net: Classifier, video: Tensor, scenes: list[Scene]) -> dict[str, float]:
+    """Share of clips whose colour, shape, motion, and all three, the classifier recognises."""
+    device = str(video.device.type)
+    right = {}
+    for name, truth in labels(scenes, device).items():
+        guesses = torch.cat([net(view(part))[name].argmax(-1) for part in video.split(16)])
+        right[name] = guesses == truth
+    right["all three"] = torch.stack(list(right.values())).all(0)
+    return {name: round(values.float().mean().item(), 4) for name, values in right.items()}
+
+
+def contact_sheet(video: Tensor, path: Path, columns: int = 8) -> None:
+    """One clip a row, `columns` frames each."""
+    frames = torch.linspace(0, video.shape[2] - 1, columns).round().long()
+    rows = ((video[:, :, frames].clamp(-1, 1) + 1) * 127.5).byte().permute(0, 3, 2, 4, 1)  # [B, H, n, W, 3]
+    image = rows.flatten(2, 3).flatten(0, 1).cpu().numpy()
+    Image.fromarray(image).resize((image.shape[1] // 2, image.shape[0] // 2)).save(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vae", type=Path, required=True)
+    parser.add_argument(
+        "--start", type=Path, help="folder of train_dit or distill; without it only the classifier is trained"
+    )
+    parser.add_argument("--classifier", type=Path, help="keep the classifier here, or read it from here")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--prompts", type=int, default=96)
+    parser.add_argument("--minutes", type=float, default=1.0, help="to train the classifier")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--sparsities", type=float, nargs="*", default=(0.5, 0.75, 0.875, 0.9375))
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--size", type=int, nargs=2, default=(FRAMES, HEIGHT))
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    device, cuda = args.device, args.device == "cuda"
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer()
+    vae, (mean, std) = load_vae(args.vae, device)
+    mean, std = mean.view(1, -1, 1, 1, 1), std.view(1, -1, 1, 1, 1)
+    if args.classifier and args.classifier.exists():
+        net = Classifier().to(device).eval()
+        net.load_state_dict(load_file(args.classifier))
+    else:
+        net = train_classifier(args.minutes, device, args.batch)
+        if args.classifier:
+            save_file(net.state_dict(), args.classifier)
+    if not args.start:
+        return
+    model = build(len(tokenizer), device, args.start, compiled=False).eval()
+    scenes = sample_test_scenes(random.Random(20_000), args.prompts)
+    frames, pixels = args.size
+
+    @torch.no_grad()
+    def decode(z: Tensor) -> Tensor:
+        with torch.autocast(device, torch.bfloat16, enabled=cuda):
+            return torch.cat([vae.decode(part * std + mean).float().clamp(-1, 1) for part in z.split(4)])
+
+    with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=cuda):
+        truth = torch.cat(
+            [
+                vae.decode(vae.encode(render(pack(scenes[i : i + 4], device), frames, pixels, pixels))[0])
+                .float()
+                .clamp(-1, 1)
+                for i in range(0, len(scenes), 4)
+            ]
+        )
+    report = {
+        "prompts": len(scenes),
+        "steps": args.steps,
+        "guidance": args.guidance,
+        "renders through the VAE": score(net, truth, scenes),
+    }
+    print("renders", report["renders through the VAE"], flush=True)
+    contact_sheet(truth[:12], args.output / "sheet-renders.png")
+
+    ids, mask = (x.to(device) for x in encode(tokenizer, [scene.caption for scene in scenes]))
+    none = tuple(x.to(device).expand(len(scenes), -1) for x in encode(tokenizer, [""]))
+    noise = torch.randn(len(scenes), 16, (frames - 1) // 4 + 1, pixels // 8, pixels // 8, device=device)
+
+    def generate(attend) -> Tensor:
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=cuda):
+            text, empty = model.encode(ids, mask), model.encode(*none)
+
+            def predict(x: Tensor, sigma: Tensor) -> Tensor:
+                conditional = model.velocity(x, sigma, text, mask, attend)
+                if args.guidance == 1:
+                    return conditional
+                return guided(conditional, model.velocity(x, sigma, empty, none[1], attend), args.guidance)
+
+            return decode(sample(predict, noise, args.steps))
+
+    dense = generate(attend_dense)
+    report["dense"] = score(net, dense, scenes)
+    print("dense", report["dense"], flush=True)
+    contact_sheet(dense[:12], args.output / "sheet-dense.png")
+    for sparsity in args.sparsities:
+        video = generate(attend_sparse(BSAConfig(sparsity=sparsity)))
+        mse = (video - dense).square().mean(dim=(1, 2, 3, 4))
+        report[f"bsa {sparsity}"] = score(net, video, scenes) | {
+            "psnr to dense": round((10 * torch.log10(4 / mse)).mean().item(), 2)
+        }
+        print(f"bsa {sparsity}", report[f"bsa {sparsity}"], flush=True)
+        if sparsity == 0.875:
+            contact_sheet(video[:12], args.output / "sheet-sparse.png")
+    report["captions"] = [scene.caption for scene in scenes[:12]]
+    (args.output / "evaluation.json").write_text(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()

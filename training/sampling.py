@@ -1,0 +1,62 @@
+"""Flow matching as LongCat does it: schedule, classifier-free guidance, and Euler sampling of the model in training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from bsa import BSAConfig, block_sparse_attention
+from pipeline.forward import EAGER, Attend, Stages, attend_dense, longcat_forward
+from pipeline.schedule import longcat_sigmas
+
+SHIFT = 4.0  # of the timesteps; goes into scheduler_config.json
+
+
+def shifted_sigmas(steps: int, device: torch.device | str) -> Tensor:
+    """Noise levels [steps + 1] of the distilled schedule after the shift, 1 first and 0 last."""
+    s = torch.tensor([*longcat_sigmas(steps, use_distill=True), 0.0], device=device)
+    return SHIFT * s / (1 + (SHIFT - 1) * s)
+
+
+def attend_sparse(config: BSAConfig) -> Attend:
+    return lambda q, k, v, grid: block_sparse_attention(q, k, v, grid, config, backend="torch")
+
+
+class TextToVideo(nn.Module):
+    """UMT5 encoder and LongCat transformer, trained together."""
+
+    def __init__(self, text_encoder: nn.Module, transformer: nn.Module, stages: Stages = EAGER):
+        super().__init__()
+        self.text_encoder, self.transformer, self.stages = text_encoder, transformer, stages
+
+    def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+
+    def velocity(self, x: Tensor, sigma: Tensor, text: Tensor, mask: Tensor, attend: Attend = attend_dense) -> Tensor:
+        """LongCat's prediction ``clean - noise``. sigma [B] in [0, 1]; mask [B, L]."""
+        valid = mask[:, None, None].bool()
+        return longcat_forward(self.transformer, x, sigma * 1000, text, valid, attend, stages=self.stages)
+
+
+def guided(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """CFG-zero (arXiv 2503.18886): the unconditional part is scaled to fit before it is pushed away from."""
+    c, u = conditional.flatten(1), unconditional.flatten(1)
+    fit = ((c * u).sum(1) / (u.square().sum(1) + 1e-8)).view(-1, 1, 1, 1, 1)
+    return unconditional * fit + scale * (conditional - unconditional * fit)
+
+
+def euler(x: Tensor, velocity: Tensor, sigma: Tensor, target: Tensor) -> Tensor:
+    """Move from noise level `sigma` [B] to `target` [B]; a velocity points from noise to clean."""
+    return x + (sigma - target).view(-1, 1, 1, 1, 1) * velocity
+
+
+@torch.no_grad()
+def sample(predict: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps: int) -> Tensor:
+    """Integrate ``predict(x, sigma)`` from pure noise to a clean latent."""
+    sigmas = shifted_sigmas(steps, noise.device)
+    x = noise
+    for sigma, target in zip(sigmas[:-1], sigmas[1:], strict=True):
+        x = euler(x, predict(x, sigma.expand(len(x))), sigma.expand(len(x)), target.expand(len(x)))
+    return x

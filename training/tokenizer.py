@@ -1,0 +1,49 @@
+"""Train the fast tokenizer of longcat-tiny on captions of the grammar; unknown text falls back to bytes."""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from training.scenes import sample_scene
+
+TEXT_TOKENS = 48  # of a training caption; longer ones are cut
+
+
+def train_tokenizer(captions: int = 20000, seed: int = 7) -> PreTrainedTokenizerFast:
+    """Lower-casing BPE with byte fallback and UMT5's special tokens: <pad> 0, </s> 1, <unk> 2."""
+    rng = random.Random(seed)
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Punctuation(), pre_tokenizers.Metaspace(prepend_scheme="always")]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="always"), decoders.Fuse()]
+    )
+    special = ["<pad>", "</s>", "<unk>"] + [f"<0x{byte:02X}>" for byte in range(256)]
+    alphabet = list("abcdefghijklmnopqrstuvwxyz0123456789.,:;!?'\"()-▁")
+    trainer = trainers.BpeTrainer(
+        vocab_size=1024, special_tokens=special, initial_alphabet=alphabet, min_frequency=20, show_progress=False
+    )
+    tokenizer.train_from_iterator((sample_scene(rng).caption for _ in range(captions)), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
+    )
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, captions: list[str]):
+    """Ids and attention mask, both int64 [B, TEXT_TOKENS]."""
+    batch = tokenizer(captions, padding="max_length", truncation=True, max_length=TEXT_TOKENS, return_tensors="pt")
+    return batch["input_ids"], batch["attention_mask"]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, required=True, help="folder for tokenizer.json")
+    train_tokenizer().save_pretrained(parser.parse_args().output)

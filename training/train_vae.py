@@ -1,0 +1,140 @@
+"""Train the video VAE of longcat-tiny on freshly rendered clips for a fixed time, then measure its latents.
+
+python -m training.train_vae --minutes 4 --output OUT
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from training.data import sample_training_scenes
+from training.optim import trapezoid
+from training.render import pack, render
+from training.vae import VideoVAE
+
+
+def edges(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Differences of neighbouring frames, rows and columns."""
+    return x.diff(dim=2), x.diff(dim=3), x.diff(dim=4)
+
+
+def loss_of(vae: VideoVAE, video: Tensor, kl_weight: float) -> tuple[Tensor, Tensor, Tensor]:
+    """L1 on pixels and on their differences (clean edges, steady motion), plus KL. Returns loss, L1, KL."""
+    mean, logvar = vae.encode(video)
+    mean, logvar = mean.float(), logvar.float()
+    decoded = vae.decode(mean + torch.randn_like(mean) * (0.5 * logvar).exp()).float()
+    l1 = F.l1_loss(decoded, video)
+    detail = sum(F.l1_loss(a, b) for a, b in zip(edges(decoded), edges(video), strict=True))
+    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+    return l1 + 0.5 * detail + kl_weight * kl, l1, kl
+
+
+@torch.no_grad()
+def measure(vae: VideoVAE, device: str, size: int, clips: int = 32) -> dict:
+    """Mean and deviation of each latent channel, and PSNR over unseen clips of 29 frames."""
+    rng = random.Random(10_001)
+    latents, errors = [], []
+    for _ in range(clips // 4):
+        video = render(pack(sample_training_scenes(rng, 4), device), 29, size, size)
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            mean, _ = vae.encode(video)
+            decoded = vae.decode(mean)
+        latents.append(mean.float())
+        errors.append((decoded.float().clamp(-1, 1) - video).square().mean(dim=(1, 2, 3, 4)))
+    z, mse = torch.cat(latents), torch.cat(errors)
+    psnr = 10 * torch.log10(4 / mse)
+    return {
+        "latents_mean": z.mean(dim=(0, 2, 3, 4)).tolist(),
+        "latents_std": z.std(dim=(0, 2, 3, 4)).tolist(),
+        "psnr_mean": psnr.mean().item(),
+        "psnr_min": psnr.min().item(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=4.0)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="vae.safetensors to go on from")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--frames", type=int, default=13)
+    parser.add_argument("--size", type=int, default=256, help="rows and columns of the rendered clip")
+    parser.add_argument("--crop", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--kl", type=float, default=2e-4)
+    parser.add_argument("--eager", action="store_true", help="do not compile")
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+
+    torch.manual_seed(args.seed)
+    torch.set_float32_matmul_precision("high")
+    rng = random.Random(args.seed)
+    cuda = args.device == "cuda"
+    vae = VideoVAE().to(args.device)
+    if args.start:
+        vae.load_state_dict(load_file(args.start))
+    optimiser = torch.optim.AdamW(vae.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-3, fused=cuda)
+    objective = loss_of if args.eager else torch.compile(loss_of, dynamic=False)
+
+    def clips() -> Tensor:
+        packed = pack(sample_training_scenes(rng, args.batch), args.device)
+        length = args.frames / 61
+        start = torch.rand(args.batch, device=args.device) * (1 - length)
+        top, left = (rng.randrange(0, args.size - args.crop + 1, 8) for _ in range(2))
+        video = render(packed, args.frames, args.size, args.size, start, length, (top, left, args.crop, args.crop))
+        return video.contiguous(memory_format=torch.channels_last_3d)
+
+    average = [p.detach().clone() for p in vae.parameters()]
+    curve, step, began = [], 0, time.time()
+    warm = began  # the clock starts after the first step, which compiles
+    while (progress := (time.time() - warm) / (60 * args.minutes)) < 1:
+        with torch.autocast(args.device, torch.bfloat16, enabled=cuda):
+            loss, l1, kl = objective(vae, clips(), args.kl)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        for group in optimiser.param_groups:
+            group["lr"] = args.lr * trapezoid(progress, 0.03, 0.5)
+        optimiser.step()
+        optimiser.zero_grad()
+        decay = min(0.998, 1 - 1 / (1 + step / 4))
+        torch._foreach_lerp_(average, [p.detach() for p in vae.parameters()], 1 - decay)
+        if step == 0:
+            if cuda:
+                torch.cuda.synchronize()
+            warm = time.time()
+            print(f"first step after {warm - began:.1f} s", flush=True)
+        if step % 50 == 0:
+            curve.append(
+                [step, round(time.time() - began, 1), round(loss.item(), 5), round(l1.item(), 5), round(kl.item(), 4)]
+            )
+            if step % 250 == 0:
+                print("step {} {} s loss {} l1 {} kl {}".format(*curve[-1]), flush=True)
+        step += 1
+    with torch.no_grad():
+        torch._foreach_copy_(list(vae.parameters()), average)
+    report = measure(vae, args.device, args.size) | {
+        "steps": step,
+        "seconds": round(time.time() - began, 1),
+        "arguments": {k: str(v) for k, v in vars(args).items()},
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "torch": torch.__version__,
+        "curve": curve,
+    }
+    save_file({k: v.contiguous() for k, v in vae.state_dict().items()}, args.output / "vae.safetensors")
+    (args.output / "vae.json").write_text(json.dumps(report, indent=1))
+    print({k: report[k] for k in ("steps", "seconds", "psnr_mean", "psnr_min", "latents_std")}, flush=True)
+
+
+if __name__ == "__main__":
+    main()
