@@ -12,9 +12,9 @@ from torch import Tensor
 from bsa.layout import BlockLayout
 from bsa.selection import BlockSelection
 
-# Gathered keys and values per CPU step. CPU time is the same from 1 to 32 MiB; fewer steps mean fewer
-# points where the threads wait for each other, which matters on a busy machine.
-_CPU_STEP_BYTES = 16 << 20
+# Gathered keys and values per CPU step: small enough to be read back from cache, large enough that the
+# threads seldom wait for each other.
+_CPU_STEP_BYTES = 4 << 20
 
 
 def gathered_attention(
@@ -35,61 +35,67 @@ def gathered_attention(
     batch, heads = q.shape[:2]
     q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
     indices, counts = selection.indices.flatten(0, 1), selection.counts.flatten(0, 1)
-    if _in_steps(q.device):
-        heads_in_turn = zip(q, k, v, indices, counts, strict=True)
-        out = torch.stack([_by_groups(*head, q_layout, k_layout, scale, uniform) for head in heads_in_turn])
-    else:
-        if not uniform:
-            indices = indices[..., : int(counts.max())]
-        out = _all_at_once(q, k, v, indices, counts, k_layout, scale, uniform)
-    return out.unflatten(0, (batch, heads))
+    run = _in_steps if _prefers_steps(q.device) else _all_at_once
+    return run(q, k, v, indices, counts, q_layout, k_layout, scale, uniform).unflatten(0, (batch, heads))
 
 
-def _in_steps(device: torch.device) -> bool:
+def _prefers_steps(device: torch.device) -> bool:
     """A CPU wants small steps that stay in cache; a GPU wants one launch and has the memory for it."""
     return device.type == "cpu"
 
 
-def _all_at_once(q, k, v, indices, counts, k_layout, scale, uniform):
+def _all_at_once(q, k, v, indices, counts, q_layout, k_layout, scale, uniform):
     """[BH, N, C, D] tensors: one gather and one SDPA call, with query blocks in the place of heads."""
+    if not uniform:
+        indices = indices[..., : int(counts.max())]
     groups, key_blocks, chunk, dim = k.shape
-    query_blocks = q.shape[1]
     first = torch.arange(groups, device=q.device)[:, None, None] * key_blocks
     flat = (indices + first).flatten()
-    shape = (groups, query_blocks, indices.shape[-1] * chunk, dim)
+    shape = (groups, q.shape[1], indices.shape[-1] * chunk, dim)
     keys = _GatherBlocks.apply(k.flatten(0, 1), flat).view(shape)
     values = _GatherBlocks.apply(v.flatten(0, 1), flat).view(shape)
     mask = _token_mask(indices, counts, k_layout, uniform)
     return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scale)
 
 
-def _by_groups(q, k, v, indices, counts, q_layout, k_layout, scale, uniform):
-    """[N, C, D] tensors of one head: small groups of query blocks, so that gathered keys stay in cache."""
-    sizes, order = q_layout.sizes(q.device), None
-    if q_layout.ragged or not uniform:
-        # Neighbours in this order are alike in size and in number of kept blocks: little is computed in vain.
-        order = (sizes.long() * k_layout.blocks.volume + counts).argsort(descending=True)
-        q, indices, counts, sizes = q[order], indices[order], counts[order], sizes[order]
-    outputs, start = [], 0
-    while start < len(q):
-        # With mixed counts a group can hold blocks of the next size, and then a later one with more kept blocks.
-        width = indices.shape[-1] if uniform else int(counts[start])
-        step = max(1, _CPU_STEP_BYTES // (2 * width * k[0].numel() * k.element_size()))
-        group = slice(start, start + step)
-        if not uniform:
-            width = int(counts[group].max())
-        picked = indices[group, :width]
-        shape = (len(picked), 1, width * k.shape[1], k.shape[2])
-        keys = _GatherBlocks.apply(k, picked.flatten()).view(shape)
-        values = _GatherBlocks.apply(v, picked.flatten()).view(shape)
-        mask = _token_mask(picked, counts[group], k_layout, uniform)
-        mask = None if mask is None else mask[:, None]
-        queries = q[group, None, : int(sizes[start])]
-        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
-        outputs.append(F.pad(out[:, 0], (0, 0, 0, q.shape[1] - queries.shape[2])))
-        start += step
-    out = torch.cat(outputs)
-    return out if order is None else out[order.argsort()]
+def _in_steps(q, k, v, indices, counts, q_layout, k_layout, scale, uniform):
+    """[BH, N, C, D] tensors, one head after the other, a few query blocks at a time."""
+    sizes = q_layout.sizes(q.device).expand_as(counts)
+    reordered = q_layout.ragged or not uniform
+    if reordered:
+        # By kept blocks, then by size: the blocks of one step are alike, so little is computed in vain.
+        order = (counts.long() * q.shape[2] + sizes).argsort(dim=-1, descending=True)
+        row = torch.arange(len(q))[:, None]
+        q, indices, counts, sizes = q[row, order], indices[row, order], counts[row, order], sizes[row, order]
+
+    training = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    room = max(indices.shape[-1], _CPU_STEP_BYTES // (2 * k[0, 0].numel() * k.element_size()))
+    # One pair of buffers serves all steps: fresh memory would cost a page fault every 4 KiB.
+    buffers = (None, None) if training else k.new_empty(2, room, *k.shape[2:])
+    outputs = []
+    for head in range(len(q)):
+        start = 0
+        while start < q.shape[1]:
+            width = indices.shape[-1] if uniform else int(counts[head, start])
+            step = slice(start, start + room // width)
+            start = step.stop
+            picked = indices[head, step, :width]
+            gathered = [_gather(x[head], picked.flatten(), buffer) for x, buffer in zip((k, v), buffers, strict=True)]
+            keys, values = (x.view(len(picked), 1, width * k.shape[2], k.shape[3]) for x in gathered)
+            mask = _token_mask(picked, counts[head, step], k_layout, uniform)
+            mask = None if mask is None else mask[:, None]
+            rows = int(sizes[head, step].max()) if reordered else q.shape[2]
+            queries = q[head, step, None, :rows]
+            out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)[:, 0]
+            outputs.append(out if rows == q.shape[2] else F.pad(out, (0, 0, 0, q.shape[2] - rows)))
+    out = torch.cat(outputs).view(q.shape)
+    return out[row, order.argsort(dim=-1)] if reordered else out
+
+
+def _gather(blocks, indices, buffer):
+    if buffer is None:
+        return _GatherBlocks.apply(blocks, indices)
+    return torch.index_select(blocks, 0, indices, out=buffer[: len(indices)])
 
 
 def _token_mask(indices, counts, k_layout, uniform):

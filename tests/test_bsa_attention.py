@@ -203,8 +203,8 @@ def test_top_k_training_never_reads_a_tensor_back(grid, dtype):
 def test_the_formulation_for_gpus_equals_the_one_for_cpus(monkeypatch, grid, chunk_q, chunk_k, dim, rule):
     q, k, v, grid, config = make(grid, chunk_q, chunk_k, rule, dim, requires_grad=True)
     results = []
-    for steps_from_cpu in (True, False):
-        monkeypatch.setattr("bsa.gather._in_steps", lambda device, choice=steps_from_cpu: choice)
+    for steps in (True, False):
+        monkeypatch.setattr("bsa.gather._prefers_steps", lambda device, choice=steps: choice)
         out = block_sparse_attention(q, k, v, grid, config, backend="torch")
         results.append([out, *torch.autograd.grad(out.square().sum(), (q, k, v))])
     for one, other in zip(*results, strict=True):
