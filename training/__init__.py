@@ -1,1 +1,1 @@
-"""Scripts that train `assets/longcat-tiny`: rendered clips with captions, the VAE, the transformer, its distillation."""
+"""Scripts that train `assets/longcat-tiny`: rendered clips with captions, VAE, transformer, distillation."""

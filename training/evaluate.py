@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--prompts", type=int, default=96)
     parser.add_argument("--minutes", type=float, default=1.0, help="to train the classifier")
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--sparsities", type=float, nargs="*", default=(0.5, 0.75, 0.875, 0.9375))
     parser.add_argument("--device", default="cuda")
