@@ -9,7 +9,7 @@ from training.data import held_out, sample_test_scenes, sample_training_scenes
 from training.dit import DiTConfig, LongCatDiT
 from training.optim import Muon, trapezoid
 from training.render import pack, render
-from training.sampling import euler, guided, sample, shifted_sigmas
+from training.sampling import euler, sample, shifted_sigmas
 from training.scenes import COLOURS, sample_scene
 from training.tokenizer import TEXT_TOKENS, encode, train_tokenizer
 from training.vae import VAEConfig, VideoVAE
@@ -132,11 +132,6 @@ def test_schedule_ends_clean_and_an_exact_velocity_lands_on_the_clean_latent():
     torch.testing.assert_close(sample(lambda x, s: clean - noise, noise, 12), clean, atol=1e-5, rtol=1e-5)
     half = euler(noise, clean - noise, torch.ones(2), torch.full((2,), 0.5))
     torch.testing.assert_close(half, (clean + noise) / 2)
-
-
-def test_guidance_of_one_is_the_conditional_prediction():
-    conditional, unconditional = torch.randn(2, 3, 1, 2, 2), torch.randn(2, 3, 1, 2, 2)
-    torch.testing.assert_close(guided(conditional, unconditional, 1.0), conditional, atol=1e-6, rtol=1e-5)
 
 
 def test_muon_moves_every_direction_by_the_same_amount():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import random
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from training.render import pack, render
@@ -85,3 +88,39 @@ def make_pool(
         ids.append(tokens)
         masks.append(mask)
     return Pool(torch.cat(latents), torch.cat(ids).to(device), torch.cat(masks).to(device))
+
+
+def open_pool(args, tokenizer, load_vae) -> Pool:
+    """The clips of `args.pool_file` if it exists, else `args.pool` new ones, which are kept there if it is given."""
+    if args.pool_file and args.pool_file.exists():
+        return Pool(**load_file(args.pool_file, device=args.device))
+    vae, statistics = load_vae(args.vae, args.device)
+    frames, pixels = args.size
+    draw = render if args.eager else torch.compile(render, dynamic=False)
+    pool = make_pool(
+        vae,
+        tokenizer,
+        statistics,
+        args.pool,
+        100 + args.seed,
+        args.device,
+        (frames, pixels, pixels),
+        batch=min(16, args.pool),
+        draw=draw,
+    )
+    if args.pool_file:
+        save_file(vars(pool), args.pool_file)
+    return pool
+
+
+def add_pool_arguments(parser: argparse.ArgumentParser, clips: int) -> None:
+    """The options that `open_pool` and both transformer programs read."""
+    parser.add_argument("--vae", type=Path, required=True, help="folder of train_vae")
+    parser.add_argument("--pool", type=int, default=clips, help="clips to render")
+    parser.add_argument("--pool-file", type=Path, help="keep the clips here, or read them from here")
+    parser.add_argument("--size", type=int, nargs=2, default=(FRAMES, HEIGHT), help="frames and pixels of a clip")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--frames", type=int, default=16, help="latent frames per clip")
+    parser.add_argument("--dense", type=float, default=0.4, help="share of steps with dense attention")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--eager", action="store_true", help="do not compile")

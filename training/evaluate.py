@@ -21,10 +21,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bsa import BSAConfig
+from pipeline.denoising import guide
 from pipeline.forward import attend_dense
 from training.data import FRAMES, HEIGHT, sample_test_scenes, sample_training_scenes
 from training.render import pack, render
-from training.sampling import attend_sparse, guided, sample
+from training.sampling import attend_sparse, sample
 from training.scenes import COLOURS, MOTIONS, SHAPES, Scene
 from training.tokenizer import encode, train_tokenizer
 from training.train_dit import build, load_vae
@@ -173,10 +174,15 @@ def main() -> None:
             text, empty = model.encode(ids, mask), model.encode(*none)
 
             def predict(x: Tensor, sigma: Tensor) -> Tensor:
-                conditional = model.velocity(x, sigma, text, mask, attend)
                 if args.guidance == 1:
-                    return conditional
-                return guided(conditional, model.velocity(x, sigma, empty, none[1], attend), args.guidance)
+                    return model.velocity(x, sigma, text, mask, attend)
+                both = (
+                    torch.cat([x, x]),
+                    torch.cat([sigma, sigma]),
+                    torch.cat([empty, text]),
+                    torch.cat([none[1], mask]),
+                )
+                return guide(model.velocity(*both, attend), args.guidance)
 
             return decode(sample(predict, noise, args.steps))
 

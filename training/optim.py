@@ -88,6 +88,8 @@ def _is_block_matrix(name: str) -> bool:
     )
 
 
-def trapezoid(progress: float, warmup: float = 0.02, decay: float = 0.4) -> float:
-    """Learning-rate factor at `progress` in [0, 1]: up, flat, then linearly to nearly zero."""
+def trapezoid(progress: float | None, warmup: float = 0.02, decay: float = 0.4) -> float:
+    """Learning-rate factor at `progress` in [0, 1]: up, flat, then linearly to nearly zero. Small before the start."""
+    if progress is None:
+        return 0.05
     return max(0.01, min(1.0, progress / warmup if warmup else 1.0, (1 - progress) / decay if decay else 1.0))

@@ -40,13 +40,6 @@ class TextToVideo(nn.Module):
         return longcat_forward(self.transformer, x, sigma * 1000, text, valid, attend, stages=self.stages)
 
 
-def guided(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
-    """CFG-zero (arXiv 2503.18886): the unconditional part is scaled to fit before it is pushed away from."""
-    c, u = conditional.flatten(1), unconditional.flatten(1)
-    fit = ((c * u).sum(1) / (u.square().sum(1) + 1e-8)).view(-1, 1, 1, 1, 1)
-    return unconditional * fit + scale * (conditional - unconditional * fit)
-
-
 def euler(x: Tensor, velocity: Tensor, sigma: Tensor, target: Tensor) -> Tensor:
     """Move from noise level `sigma` [B] to `target` [B]; a velocity points from noise to clean."""
     return x + (sigma - target).view(-1, 1, 1, 1, 1) * velocity

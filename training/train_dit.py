@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import time
 from pathlib import Path
 
 import torch
@@ -19,11 +18,11 @@ from safetensors.torch import load_file, save_file
 from transformers import UMT5Config, UMT5EncoderModel
 
 from bsa import BSAConfig
-from pipeline.forward import EAGER, Stages, after_attention, attend_dense, before_attention
-from training.data import FRAMES, HEIGHT, Pool, make_pool
+from pipeline.forward import EAGER, Attend, Stages, after_attention, attend_dense, before_attention
+from training.data import Pool, add_pool_arguments, open_pool
 from training.dit import LongCatDiT
 from training.optim import Optimiser, trapezoid
-from training.render import render
+from training.run import Run
 from training.sampling import SHIFT, TextToVideo, attend_sparse
 from training.tokenizer import encode, train_tokenizer
 from training.vae import VideoVAE
@@ -75,12 +74,12 @@ def save(model: TextToVideo, folder: Path, dtype: torch.dtype = torch.bfloat16, 
         save_file(part, folder / f"model-{i}.safetensors")
 
 
-def draw_attention(rng: random.Random, dense: float):
-    """Dense with probability `dense`, else block sparse; and its name for the log."""
+def draw_attention(rng: random.Random, dense: float) -> Attend:
+    """Dense with probability `dense`, else block sparse with a random sparsity and chunk shape."""
     if rng.random() < dense:
-        return attend_dense, "dense"
-    sparsity, chunk = rng.choice(SPARSITIES), rng.choice(CHUNKS)
-    return attend_sparse(BSAConfig(sparsity=sparsity, chunk_q=chunk, chunk_k=chunk)), f"bsa {sparsity}"
+        return attend_dense
+    chunk = rng.choice(CHUNKS)
+    return attend_sparse(BSAConfig(sparsity=rng.choice(SPARSITIES), chunk_q=chunk, chunk_k=chunk))
 
 
 def flow_loss(model: TextToVideo, pool: Pool, empty, batch: int, frames: int, attend, drop: float = 0.1):
@@ -106,87 +105,35 @@ def load_vae(folder: Path, device: str):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vae", type=Path, required=True, help="folder of train_vae")
+    add_pool_arguments(parser, clips=12000)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--start", type=Path, help="folder of an earlier run to go on from")
-    parser.add_argument("--minutes", type=float, default=4.0, help="of training, the pool not counted")
-    parser.add_argument("--pool", type=int, default=12000, help="clips")
-    parser.add_argument("--pool-file", type=Path, help="keep the pool here, or read it from here")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--frames", type=int, default=16, help="latent frames per clip")
-    parser.add_argument("--dense", type=float, default=0.4, help="share of steps with dense attention")
+    parser.add_argument("--minutes", type=float, default=4.0, help="of training, the clips not counted")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--decay", type=float, default=0.4, help="share of the time in which the rate falls")
     parser.add_argument("--ema", type=float, default=0.999)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--size", type=int, nargs=2, default=(FRAMES, HEIGHT), help="frames and pixels of a clip")
-    parser.add_argument("--eager", action="store_true", help="do not compile")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")
-    rng, device, cuda = random.Random(args.seed), args.device, args.device == "cuda"
+    rng, device = random.Random(args.seed), args.device
     tokenizer = train_tokenizer()
-
-    began = time.time()
-    if args.pool_file and args.pool_file.exists():
-        pool = Pool(**load_file(args.pool_file, device=device))
-    else:
-        vae, statistics = load_vae(args.vae, device)
-        draw = render if args.eager else torch.compile(render, dynamic=False)
-        frames, pixels = args.size
-        pool = make_pool(
-            vae,
-            tokenizer,
-            statistics,
-            args.pool,
-            100 + args.seed,
-            device,
-            (frames, pixels, pixels),
-            batch=min(16, args.pool),
-            draw=draw,
-        )
-        if args.pool_file:
-            save_file(vars(pool), args.pool_file)
-    if cuda:
-        torch.cuda.synchronize()
-    print(f"pool of {len(pool.latents)} clips after {time.time() - began:.0f} s", flush=True)
-
+    run = Run(device)
+    pool = open_pool(args, tokenizer, load_vae)
     model = build(len(tokenizer), device, args.start, compiled=not args.eager)
     optimiser = Optimiser([model.text_encoder, model.transformer], args.lr, args.ema)
     empty = tuple(x.to(device) for x in encode(tokenizer, [""]))
-    curve, recent, warm = [], [], None
-    start = time.time()
-    while warm is None or (progress := (time.time() - warm) / (60 * args.minutes)) < 1:
-        attend, name = draw_attention(rng, args.dense)
-        with torch.autocast(device, torch.bfloat16, enabled=cuda):
+    for progress in run.steps(args.minutes):
+        attend = draw_attention(rng, args.dense)
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             loss = flow_loss(model, pool, empty, args.batch, args.frames, attend)
         loss.backward()
-        optimiser.step(0.05 if warm is None else trapezoid(progress, 0.03 if not args.start else 0.01, args.decay))
-        recent.append(loss.detach())
-        if optimiser.steps == 3:  # the clock starts once everything is compiled
-            if cuda:
-                torch.cuda.synchronize()
-            print(f"compiled after {time.time() - start:.0f} s", flush=True)
-            warm = time.time()
-        if optimiser.steps % 100 == 0:
-            curve.append([optimiser.steps, round(time.time() - start, 1), round(torch.stack(recent).mean().item(), 5)])
-            recent.clear()
-            if optimiser.steps % 500 == 0:
-                print("step {} {} s loss {}".format(*curve[-1]), flush=True)
+        optimiser.step(trapezoid(progress, 0.01 if args.start else 0.03, args.decay))
+        run.log(loss)
     optimiser.load_average()
     save(model, args.output)
-    report = {
-        "steps": optimiser.steps,
-        "seconds": round(time.time() - began, 1),
-        "arguments": {k: str(v) for k, v in vars(args).items()},
-        "device": torch.cuda.get_device_name() if cuda else "cpu",
-        "torch": torch.__version__,
-        "curve": curve,
-    }
-    (args.output / "dit.json").write_text(json.dumps(report, indent=1))
-    print(f"{optimiser.steps} steps, loss {curve[-1][2] if curve else None}, {report['seconds']} s", flush=True)
+    run.report(args.output / "dit.json", args)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,7 @@ python -m training.train_vae --minutes 4 --output OUT
 from __future__ import annotations
 
 import argparse
-import json
 import random
-import time
 from pathlib import Path
 
 import torch
@@ -16,9 +14,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from training.data import sample_training_scenes
+from training.data import FRAMES, sample_training_scenes
 from training.optim import trapezoid
 from training.render import pack, render
+from training.run import Run
 from training.vae import VideoVAE
 
 
@@ -44,7 +43,7 @@ def measure(vae: VideoVAE, device: str, size: int, clips: int = 32) -> dict:
     rng = random.Random(10_001)
     latents, errors = [], []
     for _ in range(clips // 4):
-        video = render(pack(sample_training_scenes(rng, 4), device), 29, size, size)
+        video = render(pack(sample_training_scenes(rng, 4), device), 29, size, size, start=0.3, length=29 / FRAMES)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             mean, _ = vae.encode(video)
             decoded = vae.decode(mean)
@@ -89,16 +88,15 @@ def main() -> None:
 
     def clips() -> Tensor:
         packed = pack(sample_training_scenes(rng, args.batch), args.device)
-        length = args.frames / 61
+        length = args.frames / FRAMES
         start = torch.rand(args.batch, device=args.device) * (1 - length)
         top, left = (rng.randrange(0, args.size - args.crop + 1, 8) for _ in range(2))
         video = render(packed, args.frames, args.size, args.size, start, length, (top, left, args.crop, args.crop))
         return video.contiguous(memory_format=torch.channels_last_3d)
 
     average = [p.detach().clone() for p in vae.parameters()]
-    curve, step, began = [], 0, time.time()
-    warm = began  # the clock starts after the first step, which compiles
-    while (progress := (time.time() - warm) / (60 * args.minutes)) < 1:
+    run = Run(args.device)
+    for progress in run.steps(args.minutes):
         with torch.autocast(args.device, torch.bfloat16, enabled=cuda):
             loss, l1, kl = objective(vae, clips(), args.kl)
         loss.backward()
@@ -107,33 +105,13 @@ def main() -> None:
             group["lr"] = args.lr * trapezoid(progress, 0.03, 0.5)
         optimiser.step()
         optimiser.zero_grad()
-        decay = min(0.998, 1 - 1 / (1 + step / 4))
+        decay = min(0.998, 1 - 1 / (1 + run.count / 4))
         torch._foreach_lerp_(average, [p.detach() for p in vae.parameters()], 1 - decay)
-        if step == 0:
-            if cuda:
-                torch.cuda.synchronize()
-            warm = time.time()
-            print(f"first step after {warm - began:.1f} s", flush=True)
-        if step % 50 == 0:
-            curve.append(
-                [step, round(time.time() - began, 1), round(loss.item(), 5), round(l1.item(), 5), round(kl.item(), 4)]
-            )
-            if step % 250 == 0:
-                print("step {} {} s loss {} l1 {} kl {}".format(*curve[-1]), flush=True)
-        step += 1
+        run.log(loss, l1, kl)
     with torch.no_grad():
         torch._foreach_copy_(list(vae.parameters()), average)
-    report = measure(vae, args.device, args.size) | {
-        "steps": step,
-        "seconds": round(time.time() - began, 1),
-        "arguments": {k: str(v) for k, v in vars(args).items()},
-        "device": torch.cuda.get_device_name() if cuda else "cpu",
-        "torch": torch.__version__,
-        "curve": curve,
-    }
     save_file({k: v.contiguous() for k, v in vae.state_dict().items()}, args.output / "vae.safetensors")
-    (args.output / "vae.json").write_text(json.dumps(report, indent=1))
-    print({k: report[k] for k in ("steps", "seconds", "psnr_mean", "psnr_min", "latents_std")}, flush=True)
+    run.report(args.output / "vae.json", args, **measure(vae, args.device, args.size))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,65 @@
+"""What the training programs share: a clock that excludes compilation, a loss curve, and the report of a run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+WARM_UP_STEPS = 3  # the steps that compile
+
+
+class Run:
+    """A training run of a fixed time.
+
+    for progress in run.steps(minutes): ...; run.log(step_loss)
+
+    `progress` is None for the first steps, which compile and are not counted, then goes from 0 to 1.
+    """
+
+    def __init__(self, device: str, every: int = 100) -> None:
+        self._cuda, self._every = device == "cuda", every
+        self._recent: list[Tensor] = []
+        self.began, self.count, self.curve = time.time(), 0, []
+
+    def steps(self, minutes: float) -> Iterator[float | None]:
+        warm = None
+        while warm is None or time.time() - warm < 60 * minutes:
+            yield None if warm is None else (time.time() - warm) / (60 * minutes)
+            self.count += 1
+            if self.count == WARM_UP_STEPS:
+                if self._cuda:
+                    torch.cuda.synchronize()
+                print(f"compiled after {time.time() - self.began:.0f} s", flush=True)
+                warm = time.time()
+
+    def log(self, *losses: Tensor) -> None:
+        """Keep the losses of one step; their means over `every` steps make the curve."""
+        self._recent.append(torch.stack([loss.detach().float() for loss in losses]))
+        if len(self._recent) == self._every:
+            means = [round(value, 5) for value in torch.stack(self._recent).mean(0).tolist()]
+            self.curve.append([self.count + 1, round(time.time() - self.began, 1), *means])
+            self._recent.clear()
+            print("step {} {} s loss {}".format(*self.curve[-1]), flush=True)
+
+    def report(self, path: Path, arguments: argparse.Namespace, **more) -> None:
+        """Write steps, seconds, arguments and the curve ([step, seconds, losses...]) as JSON. Paths are left out."""
+        kept = {k: v for k, v in vars(arguments).items() if not isinstance(v, Path) and v is not None}
+        content = {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "device": torch.cuda.get_device_name() if self._cuda else "cpu",
+            "torch": torch.__version__,
+            "steps": self.count,
+            "seconds": round(time.time() - self.began, 1),
+            "arguments": kept,
+            **more,
+            "curve": self.curve,
+        }
+        path.write_text(json.dumps(content, indent=1) + "\n")
+        print(f"{self.count} steps in {content['seconds']} s", flush=True)
