@@ -14,7 +14,7 @@ from bsa.selection import BlockSelection
 
 # Gathered keys and values per CPU step: small enough to be read back from cache, large enough that the
 # threads seldom wait for each other.
-_CPU_STEP_BYTES = 4 << 20
+_CPU_STEP_BYTES = 8 << 20
 
 
 def gathered_attention(
