@@ -235,7 +235,6 @@ def test_help(args, capsys):
     assert "examples:" in out and "exit codes:" in out
 
 
-@pytest.mark.skipif(not EMBEDDED_CHECKPOINT.exists(), reason="the embedded checkpoint is not in this copy")
 def test_shipped_checkpoint_end_to_end(tmp_path):
     """The first command of the README: no options but the prompt."""
     video = tmp_path / "video.mp4"

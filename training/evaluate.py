@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import time
 from pathlib import Path
 
 import torch
@@ -24,38 +23,54 @@ from bsa import BSAConfig
 from pipeline.denoising import guide
 from pipeline.forward import attend_dense
 from training.data import FRAMES, HEIGHT, sample_test_scenes, sample_training_scenes
+from training.optim import trapezoid
 from training.render import pack, render
+from training.run import Run
 from training.sampling import attend_sparse, sample
 from training.scenes import COLOURS, MOTIONS, SHAPES, Scene
 from training.tokenizer import encode, train_tokenizer
 from training.train_dit import build, load_vae
 
 NAMES = {"colour": tuple(COLOURS), "shape": SHAPES, "motion": MOTIONS}
-VIEW = (16, 64, 64)  # frames and pixels the classifier sees
+VIEW = (8, 64, 64)  # frames and pixels the classifier sees
 
 
 def view(video: Tensor) -> Tensor:
-    """Shrink clips [B, 3, T, H, W] to what the classifier sees, with coordinate channels: [B, 6, 16, 64, 64]."""
+    """Shrink clips [B, 3, T, H, W] to what the classifier sees, with two coordinate channels: [B, 8, 5, 64, 64]."""
     frames = torch.linspace(0, video.shape[2] - 1, VIEW[0], device=video.device).round().long()
-    small = F.interpolate(video.float()[:, :, frames], size=VIEW, mode="area")
-    axes = torch.meshgrid(*(torch.linspace(-1, 1, n, device=video.device) for n in VIEW), indexing="ij")
-    return torch.cat([small, torch.stack(axes).expand(len(video), -1, -1, -1, -1)], dim=1)
+    small = F.interpolate(video.float()[:, :, frames], size=VIEW, mode="area").transpose(1, 2)
+    axes = torch.meshgrid(*(torch.linspace(-1, 1, n, device=video.device) for n in VIEW[1:]), indexing="ij")
+    return torch.cat([small, torch.stack(axes).expand(*small.shape[:2], -1, -1, -1)], dim=2)
 
 
 class Classifier(nn.Module):
+    """Convolutions on each frame; colour and shape from all frames pooled, motion from where things are in each."""
+
     def __init__(self):
         super().__init__()
-        layers = []
-        for in_dim, out_dim, stride in ((6, 32, (1, 2, 2)), (32, 64, 2), (64, 128, 2), (128, 192, 2)):
-            layers += [nn.Conv3d(in_dim, out_dim, 3, stride, 1), nn.GroupNorm(8, out_dim), nn.SiLU()]
-            layers += [nn.Conv3d(out_dim, out_dim, 3, 1, 1), nn.GroupNorm(8, out_dim), nn.SiLU()]
-        self.body = nn.Sequential(*layers)
-        self.heads = nn.ModuleDict({name: nn.Linear(192 * 2, len(values)) for name, values in NAMES.items()})
+        layers: list[nn.Module] = []
+        for in_dim, out_dim in ((5, 32), (32, 64), (64, 96), (96, 128)):
+            layers += [nn.Conv2d(in_dim, out_dim, 3, 2, 1), nn.GroupNorm(8, out_dim), nn.SiLU()]
+        self.body = nn.Sequential(*layers, nn.Conv2d(128, 128, 3, 1, 1), nn.GroupNorm(8, 128), nn.SiLU())
+        self.place = nn.Linear(128 * 16, 64)
+        self.heads = nn.ModuleDict(
+            {
+                "colour": nn.Linear(256, len(COLOURS)),
+                "shape": nn.Linear(256, len(SHAPES)),
+                "motion": nn.Sequential(nn.Linear(64 * VIEW[0], 256), nn.SiLU(), nn.Linear(256, len(MOTIONS))),
+            }
+        )
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        h = self.body(x).flatten(2)
-        h = torch.cat([h.mean(-1), h.amax(-1)], dim=1)
-        return {name: head(h) for name, head in self.heads.items()}
+        maps = self.body(x.flatten(0, 1))  # [B * 8, 128, 4, 4]
+        pooled = torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], dim=1).unflatten(0, x.shape[:2])
+        places = F.silu(self.place(maps.flatten(1))).view(len(x), -1)
+        look = pooled.mean(1) + pooled.amax(1)
+        return {
+            "colour": self.heads["colour"](look),
+            "shape": self.heads["shape"](look),
+            "motion": self.heads["motion"](places),
+        }
 
 
 def labels(scenes: list[Scene], device: str) -> dict[str, Tensor]:
@@ -69,20 +84,24 @@ def train_classifier(minutes: float, device: str, batch: int, seed: int = 3) -> 
     """Train on renders of one-shape training scenes, slightly blurred and noisy so that edges are no crutch."""
     rng, net = random.Random(seed), Classifier().to(device)
     optimiser = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.02)
-    start = time.time()
-    while (progress := (time.time() - start) / (60 * minutes)) < 1:
-        scenes = [s for s in sample_training_scenes(rng, 2 * batch) if s.attributes["kind"] == "shapes1"][:batch]
+    run = Run(device)
+    for progress in run.steps(minutes):
+        scenes: list[Scene] = []
+        while len(scenes) < batch:
+            scenes += [s for s in sample_training_scenes(rng, batch) if s.attributes["kind"] == "shapes1"]
+        scenes = scenes[:batch]
         with torch.no_grad():
-            x = view(render(pack(scenes, device), VIEW[0], 2 * VIEW[1], 2 * VIEW[2]))
-            x[:, :3] += 0.06 * torch.rand(1, device=device) * torch.randn_like(x[:, :3])
+            x = view(render(pack(scenes, device), *VIEW))
+            x[:, :, :3] += 0.06 * torch.rand(1, device=device) * torch.randn_like(x[:, :, :3])
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             out, truth = net(x), labels(scenes, device)
-            loss = sum(F.cross_entropy(out[name].float(), truth[name]) for name in NAMES)
+            losses = [F.cross_entropy(out[name].float(), truth[name]) for name in NAMES]
         for group in optimiser.param_groups:
-            group["lr"] = 2e-3 * min(1.0, 2 * (1 - progress))
-        loss.backward()
+            group["lr"] = 2e-3 * trapezoid(progress, 0.03, 0.6)
+        sum(losses).backward()
         optimiser.step()
         optimiser.zero_grad()
+        run.log(*losses)
     return net.eval()
 
 

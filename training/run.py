@@ -46,7 +46,7 @@ class Run:
             means = [round(value, 5) for value in torch.stack(self._recent).mean(0).tolist()]
             self.curve.append([self.count + 1, round(time.time() - self.began, 1), *means])
             self._recent.clear()
-            print("step {} {} s loss {}".format(*self.curve[-1]), flush=True)
+            print("step {} {} s loss".format(*self.curve[-1]), *means, flush=True)
 
     def report(self, path: Path, arguments: argparse.Namespace, **more) -> None:
         """Write steps, seconds, arguments and the curve ([step, seconds, losses...]) as JSON. Paths are left out."""
