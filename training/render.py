@@ -263,7 +263,7 @@ def render(
     width: int,
     start: Tensor | float = 0.0,
     length: float = 1.0,
-    window: tuple[int, int, int, int] | None = None,
+    window: tuple[Tensor | int, Tensor | int, int, int] | None = None,
 ) -> Tensor:
     """Draw clips.
 
@@ -271,7 +271,8 @@ def render(
         p: packed scenes, name -> [B, n].
         frames, height, width: size of the clip in frames and pixels.
         start, length: part of the scene's time shown, 0 to 1 being the whole; start may be [B].
-        window: (top, left, rows, columns) of the frame to draw; all of it by default.
+        window: (top, left, rows, columns) of the frame to draw; all of it by default. Offsets may be tensors,
+            for which a compiled `render` needs no new compilation.
 
     Returns:
         fp32 [B, 3, frames, rows, columns] in [-1, 1].
@@ -281,8 +282,8 @@ def render(
     top, left, rows, columns = window or (0, 0, height, width)
     time = torch.linspace(0, 1, frames, device=device).view(1, -1, 1, 1) * length
     time = time + (start.view(-1, 1, 1, 1) if isinstance(start, Tensor) else start)
-    y = (1 - (torch.arange(top, top + rows, device=device) + 0.5) * pixel).view(1, 1, -1, 1)
-    x = ((torch.arange(left, left + columns, device=device) + 0.5) * pixel - width / height).view(1, 1, 1, -1)
+    y = (1 - (torch.arange(rows, device=device) + top + 0.5) * pixel).view(1, 1, -1, 1)
+    x = ((torch.arange(columns, device=device) + left + 0.5) * pixel - width / height).view(1, 1, 1, -1)
 
     sun = _mix(_per_clip(p["sun_from"][:, 0]), _per_clip(p["sun_to"][:, 0]), time)
     pan = _per_clip(p["pan"][:, 0]) * time

@@ -84,14 +84,17 @@ def main() -> None:
     if args.start:
         vae.load_state_dict(load_file(args.start))
     optimiser = torch.optim.AdamW(vae.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-3, fused=cuda)
-    objective = loss_of if args.eager else torch.compile(loss_of, dynamic=False)
+    draw, objective = render, loss_of
+    if not args.eager:
+        draw, objective = torch.compile(render, dynamic=False), torch.compile(loss_of, dynamic=False)
 
     def clips() -> Tensor:
         packed = pack(sample_training_scenes(rng, args.batch), args.device)
         length = args.frames / FRAMES
         start = torch.rand(args.batch, device=args.device) * (1 - length)
-        top, left = (rng.randrange(0, args.size - args.crop + 1, 8) for _ in range(2))
-        video = render(packed, args.frames, args.size, args.size, start, length, (top, left, args.crop, args.crop))
+        top, left = torch.randint(0, (args.size - args.crop) // 8 + 1, (2,), device=args.device).mul(8).unbind()
+        window = (top, left, args.crop, args.crop)
+        video = draw(packed, args.frames, args.size, args.size, start, length, window)
         return video.contiguous(memory_format=torch.channels_last_3d)
 
     average = [p.detach().clone() for p in vae.parameters()]
