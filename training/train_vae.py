@@ -6,6 +6,7 @@ python -m training.train_vae --minutes 4 --output OUT
 from __future__ import annotations
 
 import argparse
+import json
 import random
 from pathlib import Path
 
@@ -71,6 +72,9 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--kl", type=float, default=2e-4)
+    parser.add_argument(
+        "--decoder-only", action="store_true", help="keep the encoder and so the latents"
+    )
     parser.add_argument("--eager", action="store_true", help="do not compile")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
@@ -83,7 +87,11 @@ def main() -> None:
     vae = VideoVAE().to(args.device)
     if args.start:
         vae.load_state_dict(load_file(args.start))
-    optimiser = torch.optim.AdamW(vae.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-3, fused=cuda)
+    if args.decoder_only:
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+    trained = [p for p in vae.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-3, fused=cuda)
     draw, objective = render, loss_of
     if not args.eager:
         draw, objective = torch.compile(render, dynamic=False), torch.compile(loss_of, dynamic=False)
@@ -97,24 +105,28 @@ def main() -> None:
         video = draw(packed, args.frames, args.size, args.size, start, length, window)
         return video.contiguous(memory_format=torch.channels_last_3d)
 
-    average = [p.detach().clone() for p in vae.parameters()]
+    average = [p.detach().clone() for p in trained]
     run = Run(args.device)
     for progress in run.steps(args.minutes):
         with torch.autocast(args.device, torch.bfloat16, enabled=cuda):
             loss, l1, kl = objective(vae, clips(), args.kl)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         for group in optimiser.param_groups:
             group["lr"] = args.lr * trapezoid(progress, 0.03, 0.5)
         optimiser.step()
         optimiser.zero_grad()
         decay = min(0.998, 1 - 1 / (1 + run.count / 4))
-        torch._foreach_lerp_(average, [p.detach() for p in vae.parameters()], 1 - decay)
+        torch._foreach_lerp_(average, [p.detach() for p in trained], 1 - decay)
         run.log(loss, l1, kl)
     with torch.no_grad():
-        torch._foreach_copy_(list(vae.parameters()), average)
+        torch._foreach_copy_(trained, average)
     save_file({k: v.contiguous() for k, v in vae.state_dict().items()}, args.output / "vae.safetensors")
-    run.report(args.output / "vae.json", args, **measure(vae, args.device, args.size))
+    measured = measure(vae, args.device, args.size)
+    if args.decoder_only:  # what was trained on these latents knows them by the statistics of then
+        before = json.loads(args.start.with_suffix(".json").read_text())
+        measured |= {name: before[name] for name in ("latents_mean", "latents_std")}
+    run.report(args.output / "vae.json", args, **measured)
 
 
 if __name__ == "__main__":
