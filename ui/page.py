@@ -39,7 +39,7 @@ class Look:
 
     @classmethod
     def default(cls) -> Look:
-        return cls(theme(), asset("page.css"))
+        return cls(theme(), asset("page.css") + asset("player.css"))
 
 
 def build_page(checkpoint: CheckpointInfo, worker: Worker) -> gr.Blocks:

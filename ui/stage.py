@@ -1,4 +1,4 @@
-"""The two videos, with the latent preview and the progress of the one that is being made."""
+"""The two videos in one player, with the latent preview and the progress of the one that is being made."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from ui.report import seconds
 from ui.static import asset
 
 PHASES = {"text": "Reading the prompt", "denoise": "Denoising", "decode": "Decoding"}
-TITLES = {"dense": "Dense attention", "sparse": "Block sparse attention"}
+# One function body for the page: each script builds on those before it.
+SCRIPTS = ("sync.js", "heat.js", "blind.js", "player.js", "stage.js")
 
 
 class Stage(gr.HTML):
@@ -21,7 +22,7 @@ class Stage(gr.HTML):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(
             html_template=asset("stage.html"),
-            js_on_load=asset("stage.js"),
+            js_on_load="".join(asset(name) for name in SCRIPTS),
             elem_id="stage",
             elem_classes="bare",
             apply_default_css=False,
@@ -42,6 +43,7 @@ def stage_view(job: Job) -> dict[str, Any]:
         "over": job.over,
         "aspect": f"{request.width} / {request.height}",
         "fps": request.fps * max(1, (request.num_frames - 1) // 4) / request.num_frames,
+        "clip": {"fps": request.fps, "frames": request.num_frames},
         "preview": preview_strip(job.preview) if job.state == "running" else None,
         **progress(job),
         "videos": {arm: video_file(result.video) for arm, result in job.results.items()},

@@ -4,7 +4,9 @@ const stage = element.querySelector('.stage');
 const tiles = Object.fromEntries([...element.querySelectorAll('.tile')].map((t) => [t.dataset.arm, t]));
 const calm = matchMedia('(prefers-reduced-motion: reduce)').matches;
 const preview = { arm: '', strip: null, image: new Image(), fps: 4, frame: 0 };
+const player = comparePlayer(element.querySelector('.player'), tiles);
 let job = '';
+let clips = null; // frame rate and length of the newest pair
 
 function paint() {
   const tile = tiles[preview.arm];
@@ -31,20 +33,10 @@ function show(tile, file, caption) {
     video.src = file.url;
     const save = tile.querySelector('.save');
     Object.assign(save, { href: file.url, download: file.orig_name || 'video.mp4', hidden: false });
-    restart();
+    if (!calm) video.play().catch(() => {});
   }
   tile.querySelector('.caption').textContent = caption;
   tile.dataset.video = job;
-}
-
-function restart() {
-  // Both clips from their first frame, so that they can be compared by eye.
-  Object.values(tiles).forEach((tile) => {
-    const video = tile.querySelector('video');
-    if (!video.dataset.url) return;
-    video.currentTime = 0;
-    if (!calm) video.play().catch(() => {});
-  });
 }
 
 function draw(view) {
@@ -76,6 +68,11 @@ function draw(view) {
       track.removeAttribute('aria-valuenow');
     }
   }
+  const { dense, sparse } = tiles;
+  const still = view.over || view.arms.every((arm) => view.videos[arm]);
+  const pair = still && view.arms.length === 2 && dense.dataset.video && dense.dataset.video === sparse.dataset.video;
+  if (Object.keys(view.videos).length === 2) clips = view.clip;
+  player.set(pair ? dense.dataset.video : '', pair ? clips : null, calm);
 }
 
 watch('value', () => {
