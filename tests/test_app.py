@@ -18,11 +18,12 @@ import app
 from bsa import BSAConfig
 from pipeline import GpuReading, Resources
 from ui.form import form_request
-from ui.jobs import Worker
+from ui.jobs import VideoJob
 from ui.live import resource_rows
 from ui.plan import plan_panel
 from ui.preview import MAX_FRAMES, preview_strip
 from ui.report import report_panel, table_rows
+from ui.worker import Worker
 
 FORM = {
     "prompt": "a red ball",
@@ -166,7 +167,7 @@ def worker_of(tmp_path):
 
 class TestWorker:
     def test_side_by_side(self, worker_of, tmp_path):
-        job = worker_of(FakePipeline()).submit(form_request(CHECKPOINT, FORM), side_by_side=True)
+        job = worker_of(FakePipeline()).submit(VideoJob(form_request(CHECKPOINT, FORM), side_by_side=True))
         until(lambda: job.over, "the job")
         assert (job.state, job.error, list(job.results)) == ("done", "", ["dense", "sparse"])
         assert [job.results[arm].request.bsa is None for arm in job.results] == [True, False]
@@ -178,7 +179,10 @@ class TestWorker:
     def test_one_at_a_time(self, worker_of):
         pipeline = FakePipeline()
         worker = worker_of(pipeline)
-        jobs = [worker.submit(form_request(CHECKPOINT, FORM | {"seed": seed}), side_by_side=False) for seed in range(4)]
+        jobs = [
+            worker.submit(VideoJob(form_request(CHECKPOINT, FORM | {"seed": seed}), side_by_side=False))
+            for seed in range(4)
+        ]
         until(lambda: all(job.over for job in jobs), "four jobs")
         assert pipeline.most_running == 1
         assert [request.seed for request in pipeline.requests] == [0, 1, 2, 3]
@@ -186,22 +190,22 @@ class TestWorker:
     def test_stop_ends_within_a_step(self, worker_of):
         pipeline = FakePipeline(step_seconds=0.05)
         worker = worker_of(pipeline)
-        job = worker.submit(form_request(CHECKPOINT, FORM | {"steps": 500}), side_by_side=True)
+        job = worker.submit(VideoJob(form_request(CHECKPOINT, FORM | {"steps": 500}), side_by_side=True))
         until(lambda: pipeline.steps_done >= 2, "two steps")
         worker.stop(job)
         done = pipeline.steps_done
         until(lambda: job.over, "the stop")
         assert job.state == "stopped"
         assert pipeline.steps_done <= done + 1
-        again = worker.submit(form_request(CHECKPOINT, FORM), side_by_side=False)
+        again = worker.submit(VideoJob(form_request(CHECKPOINT, FORM), side_by_side=False))
         until(lambda: again.over, "the next job")
         assert again.state == "done"
 
     def test_stop_takes_a_waiting_job_out(self, worker_of):
         pipeline = FakePipeline(step_seconds=0.05)
         worker = worker_of(pipeline)
-        first = worker.submit(form_request(CHECKPOINT, FORM | {"steps": 500}), side_by_side=False)
-        second = worker.submit(form_request(CHECKPOINT, FORM | {"seed": 99}), side_by_side=False)
+        first = worker.submit(VideoJob(form_request(CHECKPOINT, FORM | {"steps": 500}), side_by_side=False))
+        second = worker.submit(VideoJob(form_request(CHECKPOINT, FORM | {"seed": 99}), side_by_side=False))
         until(lambda: first.state == "running", "the first job")
         assert worker.waiting_text(second) == "Waiting for 1 other job…"
         worker.stop(second)
@@ -221,11 +225,11 @@ class TestWorker:
     )
     def test_failure_ends_the_job_only(self, worker_of, error, sentence):
         worker = worker_of(FakePipeline(fail_with=error))
-        job = worker.submit(form_request(CHECKPOINT, FORM | {"prompt": "fail"}), side_by_side=True)
+        job = worker.submit(VideoJob(form_request(CHECKPOINT, FORM | {"prompt": "fail"}), side_by_side=True))
         until(lambda: job.over, "the failure")
         assert job.state == "failed"
         assert job.error.startswith(sentence)
-        again = worker.submit(form_request(CHECKPOINT, FORM), side_by_side=True)
+        again = worker.submit(VideoJob(form_request(CHECKPOINT, FORM), side_by_side=True))
         until(lambda: again.over, "the next job")
         assert again.state == "done"
 
@@ -238,23 +242,25 @@ class TestWorker:
             raise ValueError("device 'cuda' was asked for, but there is none; use cpu")
 
         worker = worker_of(load)
-        job = worker.submit(form_request(CHECKPOINT, FORM), side_by_side=False)
+        job = worker.submit(VideoJob(form_request(CHECKPOINT, FORM), side_by_side=False))
         until(lambda: worker.message == "Reading shards", "the loader's message")
         assert worker.status() == {"state": "loading", "message": "Reading shards"}
         go.set()
         until(lambda: job.over, "the failure")
         assert "there is none; use cpu" in job.error
         with pytest.raises(ValueError, match="there is none; use cpu"):
-            worker.submit(form_request(CHECKPOINT, FORM), side_by_side=False)
+            worker.submit(VideoJob(form_request(CHECKPOINT, FORM), side_by_side=False))
 
     def test_nothing_to_compare(self, worker_of):
         with pytest.raises(ValueError, match="nothing to compare: num_frames 1 is a single latent frame"):
-            worker_of(FakePipeline()).submit(form_request(CHECKPOINT, FORM | {"num_frames": 1}), side_by_side=True)
+            worker_of(FakePipeline()).submit(
+                VideoJob(form_request(CHECKPOINT, FORM | {"num_frames": 1}), side_by_side=True)
+            )
 
 
 class TestReport:
     def test_rows_and_figures(self, worker_of):
-        job = worker_of(FakePipeline()).submit(form_request(CHECKPOINT, FORM), side_by_side=True)
+        job = worker_of(FakePipeline()).submit(VideoJob(form_request(CHECKPOINT, FORM), side_by_side=True))
         until(lambda: job.over, "the job")
         rows = dict(table_rows(job.results))
         assert rows["Peak memory (process RSS)"] == ["0.25 GiB", "0.25 GiB"]

@@ -16,7 +16,8 @@ import gradio as gr
 from bsa import BSAConfig
 from pipeline import CheckpointInfo
 from ui.form import bsa_config, new_seed, video_request
-from ui.jobs import Job, Worker
+from ui.jobs import VideoJob
+from ui.site import Site
 from ui.stage import PHASES, video_file
 
 POLL_SECONDS = 0.1
@@ -42,9 +43,9 @@ def parameters(checkpoint: CheckpointInfo) -> list[tuple[str, Any, Any, str]]:
     ]
 
 
-def add_api(page: gr.Blocks, checkpoint: CheckpointInfo, worker: Worker) -> None:
+def add_api(page: gr.Blocks, site: Site) -> None:
     """Add /generate and /compare to the page, which is still being built."""
-    shared = parameters(checkpoint)
+    shared = parameters(site.checkpoint)
     attention = ("attention", Literal["sparse", "dense"], "sparse", "Block sparse attention (BSA) or dense attention")
 
     async def generate(attention: str, **values: Any) -> tuple[Any, ...]:
@@ -52,13 +53,13 @@ def add_api(page: gr.Blocks, checkpoint: CheckpointInfo, worker: Worker) -> None
         text, denoising, decoding and in all, peak memory, key blocks kept, and whether BSA was active and why."""
         if attention not in ("sparse", "dense"):
             raise gr.Error(f"attention {attention!r} is unknown; use 'sparse' or 'dense'", print_exception=False)
-        job = await _follow(checkpoint, worker, values, sparse=attention == "sparse", side_by_side=False)
+        job = await _follow(site, values, sparse=attention == "sparse", side_by_side=False)
         return video_file(job.results[attention].video), job.report()
 
     async def compare(**values: Any) -> tuple[Any, ...]:
         """Make the same clip from the same seed twice, with dense and with block sparse attention. Returns both videos
         (MP4, H.264) and a report: everything of /generate for each, the denoising speed-up, PSNR and SSIM."""
-        job = await _follow(checkpoint, worker, values, sparse=True, side_by_side=True)
+        job = await _follow(site, values, sparse=True, side_by_side=True)
         dense, sparse = (video_file(job.results[arm].video) for arm in ("dense", "sparse"))
         return dense, sparse, job.report()
 
@@ -101,20 +102,18 @@ def _publish(
         component.label = label
 
 
-async def _follow(
-    checkpoint: CheckpointInfo, worker: Worker, values: dict[str, Any], *, sparse: bool, side_by_side: bool
-) -> Job:
+async def _follow(site: Site, values: dict[str, Any], *, sparse: bool, side_by_side: bool) -> VideoJob:
     """Submit a call and wait for its end, reporting progress to the client.
 
     Every failure is a `gr.Error`, because of other exceptions the client only learns that there was one.
     """
-    progress = gr.Progress()
+    progress, worker = gr.Progress(), site.worker
     rule = {name: values.pop(name) for name in ("sparsity", "cdf_threshold", "chunk_q", "chunk_k")}
     if values["seed"] is None:
         values["seed"] = new_seed()
     try:
-        request = video_request(checkpoint, **values, bsa=bsa_config(**rule) if sparse else None)
-        job = worker.submit(request, side_by_side=side_by_side)
+        request = video_request(site.checkpoint, **values, bsa=bsa_config(**rule) if sparse else None)
+        job = worker.submit(VideoJob(request, side_by_side))
     except ValueError as error:
         raise gr.Error(str(error), print_exception=False) from None
     seen = -1

@@ -13,15 +13,15 @@ from typing import Any
 import gradio as gr
 
 from pipeline import GpuReading, Resources, read_resources
-from ui.jobs import Worker
+from ui.site import Site
 from ui.static import asset
 
 
-def live_panel(worker: Worker) -> gr.HTML:
+def live_panel(site: Site) -> gr.HTML:
     readings = _Shared()
 
     def poll(_: Any = None) -> dict[str, Any]:
-        return {"worker": worker.status(), **resource_rows(readings.read())}
+        return {"worker": site.worker.status(), **resource_rows(readings.read())}
 
     return gr.HTML(
         html_template=asset("live.html"),

@@ -16,13 +16,15 @@ from pipeline import CheckpointInfo
 from ui import panels
 from ui.api import add_api
 from ui.form import MASS, SIDE_BY_SIDE, TOP_K, form_request, new_seed, page_sentence
-from ui.jobs import Job, Worker
+from ui.jobs import VideoJob
 from ui.live import live_panel
 from ui.plan import plan_panel
 from ui.report import report_panel
+from ui.site import Site
 from ui.stage import Stage, stage_view
 from ui.static import asset
 from ui.theme import theme
+from ui.worker import Worker
 
 TITLE = "Block Sparse Attention for video"
 POLL_SECONDS = 0.1
@@ -44,11 +46,13 @@ class Look:
 
 def build_page(checkpoint: CheckpointInfo, worker: Worker) -> gr.Blocks:
     """The page and the named API over a worker, which may still be loading its pipeline."""
+    site = Site(checkpoint, worker)
     default = checkpoint.bsa or BSAConfig()
-    jobs: dict[str, Job] = {}  # by browser session: the job that its Stop button stops
+    jobs: dict[str, VideoJob] = {}  # by browser session: the job that its Stop button stops
 
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         _html("header", _header(checkpoint, worker))
+        shown = gr.State("")  # id of the finished job whose videos are on the stage
         with gr.Row(elem_id="layout"):
             with gr.Column(elem_id="compose"):
                 fields: panels.Fields = {"prompt": panels.prompt_field()}
@@ -59,8 +63,10 @@ def build_page(checkpoint: CheckpointInfo, worker: Worker) -> gr.Blocks:
                 panels.examples(fields["prompt"])
             with gr.Column(elem_id="results"):
                 stage = Stage()
-                live_panel(worker)
-                report = _html("report", report_panel({}, None))
+                live_panel(site)
+                with gr.Tabs(elem_id="details"):
+                    with gr.Tab("Result", id="result"):
+                        report = _html("report", report_panel({}, None))
             with gr.Column(elem_id="settings"):
                 with gr.Group(elem_id="attention"):
                     fields |= panels.attention_fields(default)
@@ -91,8 +97,8 @@ def build_page(checkpoint: CheckpointInfo, worker: Worker) -> gr.Blocks:
             **_QUIET,
         )
 
-        outputs = [notice, stage, report, fields["seed"], generate, stop]
-        run = partial(_run, checkpoint, worker, jobs, names)
+        outputs = [notice, stage, report, fields["seed"], generate, stop, shown]
+        run = partial(_run, site, jobs, names)
 
         async def press(request: gr.Request, *values: Any) -> AsyncIterator[tuple]:
             async for shown in run(request.session_hash, values):
@@ -115,7 +121,7 @@ def build_page(checkpoint: CheckpointInfo, worker: Worker) -> gr.Blocks:
             api_visibility="private",
         )
         stop.click(press_stop, None, notice, **_QUIET)
-        add_api(page, checkpoint, worker)
+        add_api(page, site)
     return page
 
 
@@ -124,36 +130,37 @@ def _html(name: str, value: str = "") -> gr.HTML:
 
 
 async def _run(
-    checkpoint: CheckpointInfo, worker: Worker, jobs: dict[str, Job], names: list[str], session: str, values: tuple
+    site: Site, jobs: dict[str, VideoJob], names: list[str], session: str, values: tuple
 ) -> AsyncIterator[tuple]:
-    """Follow one job from press to end. Yields (notice, stage, report, seed, generate button, stop button);
+    """Follow one job from press to end. Yields (notice, stage, report, seed, generate button, stop button, shown job);
     whatever is skipped stays as it is on the page, so a refused press loses nothing."""
-    keep = gr.skip()
+    keep, worker = gr.skip(), site.worker
     form = dict(zip(names, values, strict=True))
     if form["randomise"]:
         form["seed"] = new_seed()
     try:
-        job = worker.submit(form_request(checkpoint, form), side_by_side=form["mode"] == SIDE_BY_SIDE)
+        request = form_request(site.checkpoint, form)
+        job = worker.submit(VideoJob(request, side_by_side=form["mode"] == SIDE_BY_SIDE, owner=session))
     except ValueError as error:
-        yield notice_html(page_sentence(error), "error"), keep, keep, keep, keep, keep
+        yield notice_html(page_sentence(error), "error"), keep, keep, keep, keep, keep, keep
         return
     jobs[session] = job
     on, off = gr.update(interactive=True), gr.update(interactive=False)
-    yield notice_html(worker.waiting_text(job)), stage_view(job), keep, form["seed"], off, on
+    yield notice_html(worker.waiting_text(job)), stage_view(job), keep, form["seed"], off, on, keep
     try:
         told, seen, made = "", -1, 0
         while not job.over:
             if job.state == "waiting" and worker.waiting_text(job) != told:
                 told = worker.waiting_text(job)
-                yield notice_html(told), keep, keep, keep, keep, keep
+                yield notice_html(told), keep, keep, keep, keep, keep, keep
             elif job.state == "running" and job.version != seen:
                 seen = job.version
                 report = report_panel(job.results, job.comparison) if len(job.results) != made else keep
                 made = len(job.results)
-                yield notice_html(running_text(job)), stage_view(job), report, keep, keep, keep
+                yield notice_html(running_text(job)), stage_view(job), report, keep, keep, keep, keep
             await asyncio.sleep(POLL_SECONDS)
         report = report_panel(job.results, job.comparison) if job.results else keep
-        yield ended_notice(job), stage_view(job), report, keep, on, off
+        yield ended_notice(job), stage_view(job), report, keep, on, off, job.id if job.results else keep
     finally:
         # The page was closed or reloaded: nobody is left to see the video, so do not keep the device busy.
         if not job.over:
@@ -162,7 +169,7 @@ async def _run(
             del jobs[session]
 
 
-def running_text(job: Job) -> str:
+def running_text(job: VideoJob) -> str:
     if job.stopping:
         return "Stopping at the next step…"
     if len(job.arms) == 1:
@@ -172,7 +179,7 @@ def running_text(job: Job) -> str:
     return f"Making video {len(job.results) + 1} of 2, the {job.arm} one…"
 
 
-def ended_notice(job: Job) -> str:
+def ended_notice(job: VideoJob) -> str:
     if job.state == "failed":
         return notice_html(page_sentence(job.error), "error")
     if job.state == "stopped":

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from ui.jobs import Job
+from ui.jobs import VideoJob
 from ui.preview import preview_strip
 from ui.report import seconds
 from ui.static import asset
@@ -33,7 +33,7 @@ class Stage(gr.HTML):
         return {"type": "object"}
 
 
-def stage_view(job: Job) -> dict[str, Any]:
+def stage_view(job: VideoJob) -> dict[str, Any]:
     """What the page needs to draw the job as it is now."""
     request = job.request
     return {
@@ -56,7 +56,7 @@ def video_file(path: Any) -> dict[str, Any]:
     return gr.FileData(path=str(path), mime_type="video/mp4", orig_name=path.name).model_dump()
 
 
-def progress(job: Job) -> dict[str, Any]:
+def progress(job: VideoJob) -> dict[str, Any]:
     """{"label", "step", "total"} of the video being made; total 0 while a phase has no steps to count."""
     update = job.update
     if update is None:

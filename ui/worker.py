@@ -1,0 +1,162 @@
+"""One worker thread that owns the pipeline and runs jobs one after another.
+
+Handlers never run the model themselves. They submit a `Job` and follow it (a progress call from a foreign thread
+would reach nobody).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline import Cancelled, StepUpdate
+from ui.jobs import Generator, Job
+
+log = logging.getLogger("ui")
+
+
+class Worker:
+    """Loads the pipeline in the background and then runs submitted jobs in order, one at a time.
+
+    load: returns a `Generator`; called once, in the worker's thread. A ValueError or OSError from it
+        becomes the status sentence, and every job fails with that sentence.
+    output_dir: each job writes into its own new folder below it.
+    """
+
+    def __init__(self, load: Callable[[Callable[[str], None]], Generator], output_dir: Path, name: str) -> None:
+        self.output_dir = output_dir
+        self.name = name
+        self.state = "loading"
+        self.message = f"Loading {name}"
+        self._load = load
+        self._queue: deque[Job] = deque()
+        self._running: Job | None = None
+        self._jobs: dict[str, Job] = {}
+        self._wake = threading.Condition()
+        self._thread = threading.Thread(target=self._serve, name="video-worker", daemon=True)
+
+    def start(self) -> Worker:
+        self._thread.start()
+        return self
+
+    def submit(self, job: Job) -> Job:
+        if self.state == "failed":
+            raise ValueError(self.message)
+        job.submitted = time.time()
+        job.folder = self.output_dir / f"{time.strftime('%Y%m%d-%H%M%S')}-{job.id}"
+        with self._wake:
+            self._jobs[job.id] = job
+            self._queue.append(job)
+            self._wake.notify()
+        return job
+
+    def find(self, job_id: str, owner: str) -> Job | None:
+        """A job by its id, for its owner only."""
+        job = self._jobs.get(job_id)
+        return job if job is not None and job.owner == owner else None
+
+    def stop(self, job: Job) -> None:
+        """End a job: at once while it waits, at its next step when it runs."""
+        job.stop()
+        with self._wake:
+            waiting = job in self._queue
+            if waiting:
+                self._queue.remove(job)
+        if waiting:
+            self._end(job, "stopped")
+
+    def ahead(self, job: Job) -> int:
+        """Jobs that run before this one does, the running one included."""
+        with self._wake:
+            waiting = list(self._queue)
+            running = self._running is not None
+        return waiting.index(job) + running if job in waiting else 0
+
+    def waiting_text(self, job: Job) -> str:
+        """Why a submitted job does not run yet."""
+        if self.state == "loading":
+            return f"{self.message}. Your video starts as soon as it is loaded."
+        ahead = self.ahead(job)
+        return f"Waiting for {ahead} other job{'s' if ahead > 1 else ''}…" if ahead else "Starting…"
+
+    def status(self) -> dict[str, Any]:
+        """The worker in one line: {"state": loading|ready|busy|failed, "message": sentence}."""
+        with self._wake:
+            running, waiting = self._running, len(self._queue)
+        if self.state != "ready" or running is None:
+            return {"state": self.state, "message": self.message}
+        more = f", {waiting} waiting" if waiting else ""
+        return {"state": "busy", "message": f"{self.name} is making a video{more}"}
+
+    def _serve(self) -> None:
+        try:
+            pipeline = self._load(self._say)
+        except Exception as error:
+            log.exception("the checkpoint could not be loaded")
+            self.message = f"{self.name} could not be loaded: {sentence(error)}"
+            self.state = "failed"
+            with self._wake:
+                waiting = list(self._queue)
+                self._queue.clear()
+            for job in waiting:
+                self._end(job, "failed", self.message)
+            return
+        self.message = f"{self.name} is ready"
+        self.state = "ready"
+        while True:
+            with self._wake:
+                while not self._queue:
+                    self._wake.wait()
+                job = self._running = self._queue.popleft()
+            self._run(pipeline, job)
+            with self._wake:
+                self._running = None
+
+    def _say(self, message: str) -> None:
+        self.message = message
+
+    def _run(self, pipeline: Generator, job: Job) -> None:
+        def on_step(update: StepUpdate) -> None:
+            job.note(update)
+            job.check_stop()
+
+        try:
+            job.check_stop()
+            job.folder.mkdir(parents=True)
+            job.started = time.time()
+            job.state = "running"
+            job.run(pipeline, on_step)
+            (job.folder / "report.json").write_text(json.dumps(job.report(), indent=2))
+        except Cancelled:
+            self._end(job, "stopped")
+        except Exception as error:
+            if not isinstance(error, ValueError):
+                log.exception("job %s failed", job.id)
+            self._end(job, "failed", sentence(error))
+        else:
+            self._end(job, "done")
+
+    @staticmethod
+    def _end(job: Job, state: str, error: str = "") -> None:
+        job.error = error
+        job.ended = time.time()
+        job.state = state
+        job.version += 1
+
+
+def sentence(error: Exception) -> str:
+    """One line for people: our own errors as they are, anything else with its type and a remedy."""
+    text = " ".join(str(error).split())
+    if isinstance(error, ValueError):
+        return text
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return "the device ran out of memory; use a smaller size, fewer frames or a higher sparsity"
+    if isinstance(error, OSError):
+        return f"the video could not be written ({text}); check space and permission of the output folder"
+    return f"{type(error).__name__}: {text or 'no message'}; the server's log has the details"
