@@ -14,7 +14,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import gradio as gr
 
-from pipeline import EMBEDDED_CHECKPOINT, LongCatPipeline, inspect_checkpoint
+from pipeline import EMBEDDED_CHECKPOINT, LongCatPipeline, choose_device, inspect_checkpoint
 from ui import Look, Worker, build_page
 
 
@@ -24,6 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it is up
     try:
         checkpoint = inspect_checkpoint(options.model_path)
+        choose_device(options.device)
         output_dir = writable_folder(options.output_dir)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -36,8 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         serve(build_page(checkpoint, worker), output_dir, host=options.host, port=options.port, share=options.share)
     except OSError:
-        port = options.port
-        print(f"error: port {port} of {options.host} is taken; try --port {port + 1}", file=sys.stderr)
+        where = f"port {options.port} of {options.host}"
+        print(f"error: {where} is taken or not allowed; try --port {options.port % 65535 + 1}", file=sys.stderr)
         return 1
     return 0
 
@@ -78,6 +79,13 @@ def writable_folder(path: Path) -> Path:
     return path
 
 
+def port_number(text: str) -> int:
+    """A TCP port from the command line or the environment."""
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port; use a number from 1 to 65535, such as 7860")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Serve the page that makes LongCat videos with dense and with block sparse attention.",
@@ -93,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         default=env("GRADIO_SERVER_NAME", "127.0.0.1"),
         help="0.0.0.0 listens on every network; also GRADIO_SERVER_NAME",
     )
-    add("--port", type=int, default=env("GRADIO_SERVER_PORT", "7860"), help="also GRADIO_SERVER_PORT")
+    add("--port", type=port_number, default=env("GRADIO_SERVER_PORT", "7860"), help="also GRADIO_SERVER_PORT")
     add("--share", action="store_true", help="open a public link through gradio.live too; needs the internet")
     return parser
 

@@ -6,7 +6,7 @@ Importing this package imports neither FastVideo nor Triton nor a user interface
 from . import _openmp  # noqa: F401  comes first
 from .checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
 from .compare import compare
-from .longcat import LongCatPipeline
+from .longcat import LongCatPipeline, choose_device
 from .request import Cancelled, Comparison, StepUpdate, VideoRequest, VideoResult
 from .resources import GpuReading, Resources, read_resources
 
@@ -21,6 +21,7 @@ __all__ = [
     "StepUpdate",
     "VideoRequest",
     "VideoResult",
+    "choose_device",
     "compare",
     "inspect_checkpoint",
     "read_resources",

@@ -23,7 +23,7 @@ from .denoising import denoise
 from .forward import longcat_forward, trim_text
 from .preview import LatentColours
 from .request import MAX_PROMPT_TOKENS, StepUpdate, VideoRequest, VideoResult
-from .resources import PeakMemory
+from .resources import PeakMemory, check_memory
 from .video import prepare_output, write_video
 
 logger = logging.getLogger("pipeline")
@@ -112,7 +112,9 @@ class LongCatPipeline:
             output: an .mp4 file; None for one in a new temporary folder.
 
         Raises:
-            ValueError: the output cannot be written, or a prompt has more tokens than the text encoder reads.
+            ValueError: the output cannot be written, a prompt has more tokens than the text encoder reads, or the
+                video cannot fit into the host's memory.
+            OSError: the video could not be written; the message says where it was kept.
             torch.OutOfMemoryError: the video is too large for the GPU.
         """
         return self.generate_frames(request, on_step, output)[0]
@@ -124,6 +126,7 @@ class LongCatPipeline:
         output = prepare_output(output)
         with self._lock:
             self._check_tokens(request)
+            self._check_memory(request)
             return self._generate(request, on_step or (lambda update: None), output)
 
     def _check_tokens(self, request: VideoRequest) -> None:
@@ -134,6 +137,11 @@ class LongCatPipeline:
                     f"the {label} has {count} tokens, LongCat reads {MAX_PROMPT_TOKENS} and the rest would have no "
                     f"effect; shorten it to {100 * MAX_PROMPT_TOKENS // count} % of its length"
                 )
+
+    def _check_memory(self, request: VideoRequest) -> None:
+        hidden = self._model.transformer.hidden_size
+        size = request.num_frames, request.height, request.width
+        check_memory(*size, request.grid.volume, hidden, self.device)
 
     def _generate(self, request: VideoRequest, on_step: OnStep, output: Path) -> tuple[VideoResult, np.ndarray]:
         model = self._model

@@ -81,6 +81,26 @@ def _text(name: str | bytes) -> str:
     return name.decode() if isinstance(name, bytes) else name
 
 
+def check_memory(frames: int, height: int, width: int, tokens: int, hidden: int, device: torch.device) -> None:
+    """Refuse a video that cannot fit, before the operating system ends the whole process for it.
+
+    Counts only what certainly exists at one time, so a video that passes may still be too large. On the CPU: the
+    decoded fp32 pixels and their normalised copy; five fp32 tensors of tokens x hidden (input, queries, keys, values,
+    result). On CUDA the host only holds the finished 8-bit frames, and too little GPU memory raises in PyTorch.
+
+    Raises:
+        ValueError: more bytes than the host has available.
+    """
+    pixels = 3 * frames * height * width
+    needed = pixels if device.type == "cuda" else max(2 * 4 * pixels, 5 * 4 * tokens * hidden)
+    available = psutil.virtual_memory().available
+    if needed > available:
+        raise ValueError(
+            f"{width}x{height} with {frames} frames needs at least {needed / 2**30:,.1f} GiB of memory and "
+            f"{available / 2**30:,.1f} GiB are available; use a smaller size or fewer frames"
+        )
+
+
 class PeakMemory:
     """Context manager that measures the peak of what runs inside it.
 
