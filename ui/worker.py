@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -34,7 +35,9 @@ class Worker:
         self.name = name
         self.state = "loading"
         self.message = f"Loading {name}"
+        self.listeners: list[Callable[[Job], None]] = []  # each is called with every job that has ended
         self._load = load
+        self._pipeline: Any = None
         self._queue: deque[Job] = deque()
         self._running: Job | None = None
         self._jobs: dict[str, Job] = {}
@@ -78,6 +81,21 @@ class Worker:
             running = self._running is not None
         return waiting.index(job) + running if job in waiting else 0
 
+    @property
+    def engine_pid(self) -> int:
+        """The process that the model runs in, whose memory is the model's; this one's where there is no other."""
+        return getattr(self._pipeline, "pid", None) or os.getpid()
+
+    def torch_memory(self) -> dict[str, int] | None:
+        """{"allocated", "reserved"}: bytes of PyTorch's CUDA allocator, the latest known; None on a CPU."""
+        read = getattr(self._pipeline, "torch_memory", None)
+        return read() if read is not None else None
+
+    def calibrate(self) -> list[dict[str, Any]]:
+        """Measure this machine where the model runs; empty for a pipeline that cannot."""
+        measure = getattr(self._pipeline, "calibrate", None)
+        return measure() if measure is not None else []
+
     def waiting_text(self, job: Job) -> str:
         """Why a submitted job does not run yet."""
         if self.state == "loading":
@@ -96,7 +114,7 @@ class Worker:
 
     def _serve(self) -> None:
         try:
-            pipeline = self._load(self._say)
+            pipeline = self._pipeline = self._load(self._say)
         except Exception as error:
             log.exception("the checkpoint could not be loaded")
             self.message = f"{self.name} could not be loaded: {sentence(error)}"
@@ -142,12 +160,16 @@ class Worker:
         else:
             self._end(job, "done")
 
-    @staticmethod
-    def _end(job: Job, state: str, error: str = "") -> None:
+    def _end(self, job: Job, state: str, error: str = "") -> None:
         job.error = error
         job.ended = time.time()
         job.state = state
         job.version += 1
+        for listener in self.listeners:
+            try:
+                listener(job)
+            except Exception:
+                log.exception("a listener failed on job %s", job.id)
 
 
 def sentence(error: Exception) -> str:
