@@ -1,0 +1,94 @@
+"""Who is asking: a visitor of the page, recognised by its browser or by its login.
+
+A visitor is a random number that the server signs and the browser keeps, so that a reload, a second tab and a restart
+of the server find the same one, and nobody can take another's place without its ticket. With a login, the name decides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import os
+import secrets
+from collections import OrderedDict
+from pathlib import Path
+
+import gradio as gr
+
+log = logging.getLogger("ui")
+
+PRIVATE = ".app"  # folder in the output folder that holds what is nobody's to see
+MOST_SESSIONS = 10_000
+
+
+def private_folder(output_dir: Path) -> Path:
+    """The folder for the app's own files, made if need be, for this user only."""
+    folder = output_dir / PRIVATE
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+class Visitors:
+    """Hands out tickets and says whose a request is.
+
+    folder: where the signing key is kept, so that tickets outlive the server; None for a key that dies with it.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._key = secrets.token_bytes(32) if folder is None else _kept_key(folder / "key")
+        self._sessions: OrderedDict[str, str] = OrderedDict()
+
+    @property
+    def browser_secret(self) -> str:
+        """What the page encrypts its storage with. It is sent to every browser, hence not the signing key."""
+        return self._sign("browser")
+
+    def new_ticket(self) -> str:
+        visitor = secrets.token_hex(16)
+        return f"{visitor}.{self._sign(visitor)}"
+
+    def valid(self, ticket: object) -> bool:
+        if not isinstance(ticket, str) or not ticket.isascii():
+            return False
+        visitor, _, signature = ticket.partition(".")
+        return bool(visitor) and hmac.compare_digest(signature, self._sign(visitor))
+
+    def owner_of(self, ticket: object) -> str:
+        """The owner that a ticket stands for; "" for a ticket that was not handed out here."""
+        return f"visitor:{ticket.partition('.')[0]}" if self.valid(ticket) else ""
+
+    def greet(self, request: gr.Request, ticket: object) -> str:
+        """Take note of whose session this is, when a page is opened. Returns the ticket for the browser to keep."""
+        if not self.valid(ticket):
+            ticket = self.new_ticket()
+        self._sessions[request.session_hash] = self.owner_of(ticket)
+        self._sessions.move_to_end(request.session_hash)
+        while len(self._sessions) > MOST_SESSIONS:
+            self._sessions.popitem(last=False)
+        return ticket
+
+    def owner(self, request: gr.Request) -> str:
+        """Whose an event is: the login's, the visitor's who opened the page, or else the session's own."""
+        if request.username:
+            return f"login:{request.username}"
+        return self._sessions.get(request.session_hash, f"session:{request.session_hash}")
+
+    def _sign(self, text: str) -> str:
+        return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
+
+
+def _kept_key(file: Path) -> bytes:
+    """The key in `file`, written there first if it is missing or damaged."""
+    try:
+        key = file.read_bytes() if file.exists() else b""
+        if len(key) != 32:
+            key = secrets.token_bytes(32)
+            fresh = file.with_name(f"{file.name}.{os.getpid()}")
+            with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
+                stream.write(key)
+            os.replace(fresh, file)
+        return key
+    except OSError as error:
+        log.warning("cannot keep %s (%s); visitors are new ones after a restart", file, error.strerror)
+        return secrets.token_bytes(32)
