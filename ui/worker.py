@@ -36,6 +36,8 @@ class Worker:
         self.state = "loading"
         self.message = f"Loading {name}"
         self.listeners: list[Callable[[Job], None]] = []  # each is called with every job that has ended
+        self.on_submit: list[Callable[[Job], None]] = []  # each is called with every new job, before it can run
+        self.archive: Callable[[str], Job | None] = lambda job_id: None  # finds what this worker does not remember
         self._load = load
         self._pipeline: Any = None
         self._queue: deque[Job] = deque()
@@ -53,6 +55,7 @@ class Worker:
             raise ValueError(self.message)
         job.submitted = time.time()
         job.folder = self.output_dir / f"{time.strftime('%Y%m%d-%H%M%S')}-{job.id}"
+        self._tell(self.on_submit, job)
         with self._wake:
             self._jobs[job.id] = job
             self._queue.append(job)
@@ -61,8 +64,13 @@ class Worker:
 
     def find(self, job_id: str, owner: str) -> Job | None:
         """A job by its id, for its owner only."""
-        job = self._jobs.get(job_id)
+        job = self._jobs.get(job_id) or self.archive(job_id)
         return job if job is not None and job.owner == owner else None
+
+    def live(self, owner: str) -> list[Job]:
+        """The owner's jobs that wait or run, oldest first."""
+        with self._wake:
+            return [job for job in self._jobs.values() if job.owner == owner and not job.over]
 
     def stop(self, job: Job) -> None:
         """End a job: at once while it waits, at its next step when it runs."""
@@ -165,7 +173,11 @@ class Worker:
         job.ended = time.time()
         job.state = state
         job.version += 1
-        for listener in self.listeners:
+        self._tell(self.listeners, job)
+
+    @staticmethod
+    def _tell(listeners: list[Callable[[Job], None]], job: Job) -> None:
+        for listener in listeners:
             try:
                 listener(job)
             except Exception:
