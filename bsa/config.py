@@ -41,7 +41,7 @@ def as_grid(value: Any, name: str) -> Grid:
         sides, whole = (), None
     if len(sides) != 3 or whole != sides or min(whole) < 1:
         raise ValueError(
-            f"{name} must be three positive integers (frames, rows, columns), such as 4,4,4; got {value!r}"
+            f"{name} must be three positive integers (frames, rows, columns), such as 4,4,4; got {sides or value!r}"
         )
     return Grid(*whole)
 

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 from bsa import BSAConfig
 
 from .request import VideoRequest
+from .video import expand_user
 
 # A small checkpoint trained for this project, with everything the 13.6 B one has.
 EMBEDDED_CHECKPOINT = Path(__file__).resolve().parents[1] / "assets" / "longcat-tiny"
@@ -82,7 +83,7 @@ def inspect_checkpoint(path: str | Path) -> CheckpointInfo:
     Raises:
         ValueError: the folder, a component, a shard or a configuration is missing or damaged.
     """
-    path = Path(path).expanduser()
+    path = expand_user(path)
     if path == EMBEDDED_CHECKPOINT and not path.exists():
         raise ValueError(f"the embedded checkpoint {path} is missing; clone the repository again or pass another path")
     if not path.exists():
@@ -96,7 +97,7 @@ def inspect_checkpoint(path: str | Path) -> CheckpointInfo:
             "convert the original weights with FastVideo's scripts/checkpoint_conversion/longcat_to_fastvideo.py"
         )
     configs = {component: _read_json(path / component / name, path) for component, name in CONFIGS.items()}
-    parameters = {component: _count_parameters(path / component, path) for component in WEIGHTS}
+    parameters = {component: component_parameters(path / component, path) for component in WEIGHTS}
     if not any((path / "tokenizer" / name).is_file() for name in ("tokenizer.json", "spiece.model")):
         raise ValueError(_incomplete(path, "tokenizer/tokenizer.json is missing"))
 
@@ -144,7 +145,7 @@ def _bsa_config(transformer: dict[str, Any], checkpoint: Path) -> BSAConfig | No
         raise ValueError(f"{checkpoint}/transformer/config.json has unusable bsa_params: {error}") from None
 
 
-def _count_parameters(folder: Path, checkpoint: Path) -> int:
+def component_parameters(folder: Path, checkpoint: Path) -> int:
     """Parameters in a component's safetensors files, which are checked for completeness on the way."""
     shards = {file.name for file in folder.glob("*.safetensors")}
     for index in folder.glob("*.safetensors.index.json"):

@@ -1,6 +1,7 @@
 """Command line: ``python -m pipeline generate`` and ``python -m pipeline info``.
 
-Exit codes: 0 done, 1 the work failed, 2 something in the input cannot be used, 130 interrupted.
+Exit codes: 0 done, 1 the work failed, 2 something in the input cannot be used, and as a shell has it for programs that
+a signal ended: 130 interrupted, 143 terminated, 129 the terminal closed, 141 nobody reads the output any more.
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,6 +27,7 @@ from .compare import compare
 from .longcat import LongCatPipeline, choose_device
 from .options import build_parser, read_request
 from .request import Cancelled, Comparison, StepUpdate, VideoResult
+from .sweep_cli import run_sweep_command
 from .video import check_writable, prepare_output
 
 
@@ -52,12 +57,16 @@ def run_generate(args: argparse.Namespace) -> dict[str, Any]:
     info = inspect_checkpoint(args.model_path)
     request = read_request(args, info)
     choose_device(args.device)
-    output = args.output or Path("outputs") / time.strftime(f"%Y%m%d-%H%M%S-seed{request.seed}")
-    if args.output is None and not args.compare:
-        output = output.with_suffix(".mp4")
+    output = args.output or _new_name(request.seed, ".mp4" if not args.compare else "")
     # loading may take minutes: everything that can be found wrong is found before
-    prepare_output(output / "dense.mp4" if args.compare else output)
+    if args.compare and output.suffix.lower() == ".mp4":
+        raise ValueError(f"--compare makes two videos, and {output} names one file; name a folder for them")
+    for file in (output / "dense.mp4", output / "sparse.mp4") if args.compare else (output,):
+        prepare_output(file)
     active, reason = request.bsa_status()
+    if request.bsa is None and not args.dense:
+        config = info.path / "transformer" / "config.json"
+        print(f"BSA is off: {config} does not set enable_bsa; --sparsity 0.9375 turns it on", file=sys.stderr)
     if args.compare and not active:
         raise ValueError(f"nothing to compare: {reason}")
 
@@ -73,6 +82,20 @@ def run_generate(args: argparse.Namespace) -> dict[str, Any]:
         return result.to_dict()
     finally:
         bar.close()
+
+
+def run_grid(args: argparse.Namespace) -> dict[str, Any]:
+    """Make the videos of a sweep and return the report."""
+    bar = _Bar()
+    try:
+        return run_sweep_command(args, bar, _report_stream(args.json))
+    finally:
+        bar.close()
+
+
+def _new_name(seed: int, suffix: str) -> Path:
+    """In outputs/, by time and seed; the rest tells apart two that begin in the same second."""
+    return Path("outputs") / f"{time.strftime('%Y%m%d-%H%M%S')}-seed{seed}-{uuid.uuid4().hex[:4]}{suffix}"
 
 
 def run_info(args: argparse.Namespace) -> dict[str, Any]:
@@ -91,7 +114,7 @@ def run_info(args: argparse.Namespace) -> dict[str, Any]:
         "bsa_active": active,
         "bsa_reason": reason,
     }
-    if request.bsa is not None:
+    if active:
         plan = request.bsa.blocks(request.grid)
         report |= {
             "bsa_params": request.bsa.to_bsa_params(),
@@ -132,8 +155,12 @@ def _write_json(report: dict[str, Any], target: str) -> None:
     text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
     if target == "-":
         print(text, end="")
-    else:
+        return
+    try:
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
         Path(target).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OSError(f"cannot write the report to {target}: {error.strerror}; free some space") from error
 
 
 class _LogHandler(logging.Handler):
@@ -155,19 +182,50 @@ def _set_up_logging(verbose: bool) -> None:
         os.environ["FASTVIDEO_LOGGING_LEVEL"] = "INFO"
 
 
+class _Ended(KeyboardInterrupt):
+    """A signal that would have ended the process at once, with half a video on the disk."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise as SIGINT does, except where somebody chose otherwise (nohup)."""
+
+    def end(number: int, frame: object) -> None:
+        raise _Ended(number)
+
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     args = build_parser().parse_args(argv)
     _set_up_logging(args.verbose)
     try:
-        if args.json and args.json != "-":
-            check_writable(Path(args.json))
-        report = run_generate(args) if args.command == "generate" else run_info(args)
-        if args.json:
-            _write_json(report, args.json)
-    except (KeyboardInterrupt, Cancelled):
+        with _signals_raise():
+            if args.json and args.json != "-":
+                check_writable(Path(args.json))
+            report = {"generate": run_generate, "sweep": run_grid, "info": run_info}[args.command](args)
+            if args.json:
+                _write_json(report, args.json)
+            sys.stdout.flush()
+    except (KeyboardInterrupt, Cancelled) as ending:
         print("interrupted", file=sys.stderr)
-        return 130
+        return 128 + getattr(ending, "number", signal.SIGINT)
+    except BrokenPipeError:
+        # whoever read the output is gone, so there is nobody to tell, not even by Python when it ends
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return 128 + signal.SIGPIPE
     except Exception as error:
         if args.verbose:
             logging.getLogger("pipeline").exception("traceback")
@@ -178,6 +236,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _report_failure(error: Exception) -> int:
     if isinstance(error, torch.OutOfMemoryError):
         print("error: the GPU ran out of memory; use a smaller size, fewer frames, or --device cpu", file=sys.stderr)
+        return 1
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # the latter is PyTorch's, on a CPU
+        print("error: the host's memory does not suffice; use a smaller size or fewer frames", file=sys.stderr)
         return 1
     message = " ".join(str(error).split()) or type(error).__name__
     print(f"error: {message}", file=sys.stderr)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 
 from .longcat import LongCatPipeline, OnStep
 from .request import Comparison, VideoRequest
-from .video import prepare_output
+from .video import prepare_output, temporary_folder
 
 
 def compare(
@@ -31,7 +30,7 @@ def compare(
     active, reason = request.bsa_status()
     if not active:
         raise ValueError(f"nothing to compare: {reason}")
-    folder = Path(tempfile.mkdtemp(prefix="longcat-") if output_dir is None else output_dir)
+    folder = temporary_folder() if output_dir is None else Path(output_dir)
     outputs = [prepare_output(folder / name) for name in ("dense.mp4", "sparse.mp4")]
 
     dense, dense_frames = pipeline.generate_frames(replace(request, bsa=None), on_step, outputs[0])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
+import subprocess
 import tempfile
+import uuid
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -14,63 +18,136 @@ CONSTANT_QUALITY = 18  # x264's crf: visually lossless, small files
 
 
 def prepare_output(output: Path | str | None) -> Path:
-    """The file to write to, with its folder made and probed, so that hours of work do not end in "permission denied".
+    """The file to write to, checked so that hours of work do not end in "permission denied". Leaves nothing behind.
 
     Raises:
         ValueError: the path cannot be written or does not end in .mp4.
+        RuntimeError: there is no ffmpeg to write it with.
     """
+    _ffmpeg()
     if output is None:
-        return Path(tempfile.mkdtemp(prefix="longcat-")) / "video.mp4"
-    output = Path(output).expanduser()
+        return temporary_folder() / "video.mp4"
+    output = expand_user(output)
+    if output.name in ("", ".."):
+        raise ValueError(f"the output {str(output)!r} names no file; use a name such as video.mp4")
     if output.suffix.lower() != ".mp4":
-        name = output.with_suffix(".mp4").name
-        raise ValueError(f"the output {output} does not end in .mp4; use a name such as {name}")
-    if output.is_dir():
-        raise ValueError(f"the output {output} is a folder; add a file name such as {output / 'video.mp4'}")
+        raise ValueError(f"the output {output} does not end in .mp4; use a name such as {_suggested_name(output)}")
     check_writable(output)
     return output
 
 
+def _suggested_name(output: Path) -> str:
+    return "video.mp4" if output.name.startswith(".") else output.with_suffix(".mp4").name
+
+
 def check_writable(file: Path) -> None:
-    """Make the folder of `file` and try to write there. ValueError when the file could not be written."""
+    """ValueError when `file` could not be written, with the folders that it lacks made. Makes nothing itself."""
+    remedy = "choose another place or change its permissions"
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=file.parent):
+        os.fsencode(file)
+        if file.is_dir():
+            raise ValueError(f"cannot write {file}: it is a folder; add a file name")
+        if file.exists():
+            if not os.access(file, os.W_OK):
+                raise ValueError(f"cannot overwrite {file}: permission denied; {remedy}")
+            if not file.is_file():  # a pipe or a device takes what it gets, and nothing is made beside it
+                return
+        folder = next(folder for folder in file.parents if folder.exists())
+        if not folder.is_dir():
+            raise ValueError(f"cannot write {file}: {folder} is not a folder; {remedy}")
+    except OSError as error:
+        raise ValueError(f"cannot write {file}: {error.strerror}; {remedy}") from None
+    except UnicodeError:
+        raise ValueError(f"cannot write {str(file)!r}: the name has invalid characters; choose another") from None
+    try:
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ValueError(
-            f"cannot write to the folder {file.parent}: {error.strerror}; "
-            "choose another output or change its permissions"
-        ) from None
-    if file.exists() and not os.access(file, os.W_OK):
-        raise ValueError(f"cannot overwrite {file}: permission denied; choose another output")
+        raise ValueError(f"cannot write into the folder {folder}: {error.strerror}; {remedy}") from None
+
+
+def temporary_folder() -> Path:
+    """A new name in the system's folder for temporary files; nothing is made."""
+    return Path(tempfile.gettempdir()) / f"longcat-{uuid.uuid4().hex[:8]}"
+
+
+def expand_user(path: Path | str) -> Path:
+    """The path with a leading ~ replaced. ValueError where there is no such home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{path} is in a home folder that does not exist; write the path in full") from None
+
+
+def _ffmpeg() -> str:
+    """The program that imageio_ffmpeg brings along, or that IMAGEIO_FFMPEG_EXE names."""
+    program = imageio_ffmpeg.get_ffmpeg_exe()
+    if shutil.which(program) is None:
+        raise RuntimeError(f"there is no ffmpeg at {program}; run `make install`, or unset IMAGEIO_FFMPEG_EXE")
+    return program
 
 
 def write_video(output: Path, frames: np.ndarray, fps: int, description: dict) -> None:
     """Write uint8 frames [T, H, W, 3] as H.264, yuv420p, with the index in front (faststart).
 
     `description` goes into the file's comment as JSON. The file appears complete or not at all.
+
+    Raises:
+        OSError: it could not be written; the message says why, and where the video was put instead.
     """
-    height, width = frames.shape[1:3]
-    partial = output.with_name(f".{output.stem}.partial.mp4")
-    comment = json.dumps(description, ensure_ascii=False, separators=(",", ":"))
-    writer = imageio_ffmpeg.write_frames(
-        str(partial),
-        (width, height),
-        fps=fps,
-        codec="libx264",
-        pix_fmt_out="yuv420p",
-        quality=None,
-        macro_block_size=None,
-        ffmpeg_log_level="error",
-        output_params=["-crf", f"{CONSTANT_QUALITY}", "-movflags", "+faststart", "-metadata", f"comment={comment}"],
-    )
     try:
-        writer.send(None)
-        for frame in frames:
-            writer.send(np.ascontiguousarray(frame))
-        writer.close()
+        _encode(output, frames, fps, description)
+    except OSError as error:
+        # what took minutes or hours to make must not be lost to a disk that filled up meanwhile
+        raise OSError(f"cannot write {output}: {error}; {_rescue(output, frames, fps, description)}") from error
+
+
+def _rescue(output: Path, frames: np.ndarray, fps: int, description: dict) -> str:
+    folder = temporary_folder()
+    try:
+        _encode(folder / output.name, frames, fps, description)
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        return f"{folder.parent} cannot take it either; free some space, or choose another place"
+    return f"the video was kept as {folder / output.name}"
+
+
+def _encode(output: Path, frames: np.ndarray, fps: int, description: dict) -> None:
+    height, width = frames.shape[1:3]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    # a name of its own: another process may be writing the same output
+    partial = output.with_name(f".{uuid.uuid4().hex[:8]}.partial.mp4")
+    comment = json.dumps(description, ensure_ascii=False, separators=(",", ":"))
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps}", "-i", "-"]
+    codec = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", f"{CONSTANT_QUALITY}", "-movflags", "+faststart"]
+    # imageio_ffmpeg's own writer does not look at the exit code, so a full disk would leave a broken file and no error.
+    command = [_ffmpeg(), "-v", "error", "-y", *source, *codec]
+    # UTF-8 whatever the locale; and "file:", because a colon in a relative path would make its beginning a protocol
+    command += ["-metadata", f"comment={comment}".encode(), b"file:" + os.fsencode(partial)]
+    try:
+        with tempfile.TemporaryFile(dir=output.parent) as log:
+            with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log) as ffmpeg:
+                try:
+                    for frame in frames:
+                        ffmpeg.stdin.write(np.ascontiguousarray(frame).data)
+                except BrokenPipeError:
+                    pass  # it ended early, and its log says why
+                except BaseException:
+                    ffmpeg.kill()
+                    raise
+                finally:
+                    with contextlib.suppress(BrokenPipeError):
+                        ffmpeg.stdin.close()
+            if ffmpeg.returncode:
+                log.seek(0)
+                raise OSError(_reason(log.read().decode(errors="replace"), ffmpeg.returncode, partial))
         os.replace(partial, output)
     finally:
-        writer.close()
         partial.unlink(missing_ok=True)
+
+
+def _reason(log: str, code: int, file: Path) -> str:
+    free = shutil.disk_usage(file.parent).free
+    if "No space left" in log or free < 2**20:  # where even the log did not fit
+        return f"no space left on the disk ({free / 2**20:.1f} MiB free)"
+    return " ".join(log.replace(str(file), "the file").split())[-200:] or f"ffmpeg ended with code {code}"

@@ -152,8 +152,8 @@ def test_a_checkpoint_that_fastvideo_cannot_load_kills_nobody(tiny_checkpoint, t
         pytest.param(["--task", "i2v"], "task 'i2v' is not supported; use t2v", id="task"),
         pytest.param(["--prompt", ""], "the prompt is empty", id="prompt-empty"),
         pytest.param(["--prompt", "x" * 10_000], "10000 characters, the limit is 5000", id="prompt-long"),
-        pytest.param(["--output", "/proc/1/nowhere/video.mp4"], "cannot write to the folder", id="output"),
-        pytest.param(["--json", "/proc/1/nowhere/report.json"], "cannot write to the folder", id="json"),
+        pytest.param(["--output", "/proc/1/nowhere/video.mp4"], "cannot write into the folder", id="output"),
+        pytest.param(["--json", "/proc/1/nowhere/report.json"], "cannot write into the folder", id="json"),
         pytest.param(
             ["--compare", "--num-frames", "1"],
             "nothing to compare: num_frames 1 is a single latent frame",

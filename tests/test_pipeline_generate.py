@@ -214,8 +214,8 @@ def test_video_file_plays_everywhere_and_says_how_it_was_made(tiny_pipeline, req
 @pytest.mark.parametrize(
     ("output", "says"),
     [
-        pytest.param("/proc/1/nowhere/video.mp4", "cannot write to the folder", id="no-permission"),
-        pytest.param("{tmp}/file/video.mp4", "cannot write to the folder", id="folder-is-a-file"),
+        pytest.param("/proc/1/nowhere/video.mp4", "cannot write into the folder", id="no-permission"),
+        pytest.param("{tmp}/file/video.mp4", "file is not a folder; choose another place", id="folder-is-a-file"),
         pytest.param("{tmp}/video.avi", "does not end in .mp4; use a name such as video.mp4", id="not-mp4"),
         pytest.param("{tmp}/folder.mp4", "is a folder; add a file name", id="is-a-folder"),
     ],
