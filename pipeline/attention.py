@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,9 @@ from bsa import BlockLayout, BlockSelection, BSAConfig, Grid, block_sparse_atten
 
 from .forward import attend_dense
 from .request import VideoRequest
+
+# (q, k, selection) of every call, tensors as `block_sparse_attention` takes and returns them
+Observer = Callable[[Tensor, Tensor, BlockSelection], None]
 
 
 class DenseAttention:
@@ -33,32 +38,28 @@ class SparseAttention:
     With top-k on a grid that the key chunks divide, the density follows from the configuration alone.
     Where the data decides (a cdf threshold, or edge blocks of other sizes), it is summed up on the device
     and read once, after the generation: reading it per layer would stop the GPU each time.
+
+    observer: sees every call, and changes nothing about it.
     """
 
-    def __init__(self, config: BSAConfig, grid: Grid) -> None:
+    def __init__(self, config: BSAConfig, grid: Grid, observer: Observer | None = None) -> None:
         self._config = config
         self._plan = config.blocks(grid)
         self._layouts = BlockLayout(grid, config.chunk_q), BlockLayout(grid, config.chunk_k)
         self._measured = self._plan.kept is None or self._layouts[1].ragged
+        self._observer = observer
         self._calls = 0
         self._sums: Tensor | float = 0.0  # fp64 [2] on the device: density and blocks kept, summed over calls
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
-        if not self._measured:
-            return block_sparse_attention(q, k, v, grid, self._config)
         out, selection = block_sparse_attention(q, k, v, grid, self._config, return_selection=True)
-        self._calls += 1
-        self._sums = self._sums + self._measure(selection)
+        if self._measured:
+            self._calls += 1
+            density = token_density(selection, *self._layouts).mean()
+            self._sums = self._sums + torch.stack([density, selection.counts.double().mean()])
+        if self._observer is not None:
+            self._observer(q, k, selection)
         return out
-
-    def _measure(self, selection: BlockSelection) -> Tensor:
-        q_layout, k_layout = self._layouts
-        device = selection.counts.device
-        tokens = q_layout.grid.volume
-        keys = k_layout.sizes(device)[selection.indices.long()]  # [B, H, NQ, S] tokens of each listed block
-        listed = torch.arange(keys.shape[-1], device=device) < selection.counts[..., None]
-        pairs = (keys * listed).sum(-1).double() @ q_layout.sizes(device).double()  # [B, H]
-        return torch.stack([pairs.mean() / tokens**2, selection.counts.double().mean()])
 
     def _means(self) -> list[float]:
         return (self._sums / self._calls).tolist()
@@ -75,7 +76,19 @@ class SparseAttention:
         return self._plan.k_blocks.volume
 
 
-def attention_for(request: VideoRequest) -> DenseAttention | SparseAttention:
-    """The attention of one generation; see `VideoRequest.bsa_status` for the choice."""
+def token_density(selection: BlockSelection, q_layout: BlockLayout, k_layout: BlockLayout) -> Tensor:
+    """Selected query-key token pairs over all pairs, fp64 [..., H] for a selection of [..., H, NQ, S]."""
+    device = selection.counts.device
+    keys = k_layout.sizes(device)[selection.indices.long()]  # tokens of each listed block
+    listed = torch.arange(keys.shape[-1], device=device) < selection.counts[..., None]
+    pairs = (keys * listed).sum(-1).double() @ q_layout.sizes(device).double()
+    return pairs / q_layout.grid.volume**2
+
+
+def attention_for(request: VideoRequest, observer: Observer | None = None) -> DenseAttention | SparseAttention:
+    """The attention of one generation; see `VideoRequest.bsa_status` for the choice.
+
+    observer: sees every call of a sparse generation.
+    """
     active, _ = request.bsa_status()
-    return SparseAttention(request.bsa, request.grid) if active else DenseAttention()
+    return SparseAttention(request.bsa, request.grid, observer) if active else DenseAttention()

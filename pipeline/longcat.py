@@ -20,10 +20,13 @@ from torch import Tensor
 from .attention import attention_for
 from .checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
 from .denoising import denoise
+from .estimate import Estimator, check_load
 from .forward import longcat_forward, trim_text
+from .limits import held_memory
 from .preview import LatentColours
+from .record import AttentionRecorder, record_path
 from .request import MAX_PROMPT_TOKENS, StepUpdate, VideoRequest, VideoResult
-from .resources import PeakMemory, check_memory
+from .resources import PeakMemory
 from .video import prepare_output, write_video
 
 logger = logging.getLogger("pipeline")
@@ -59,11 +62,18 @@ def choose_device(device: str) -> torch.device:
 
 
 class LongCatPipeline:
-    """A loaded checkpoint. Generations run one at a time; calls from several threads queue up."""
+    """A loaded checkpoint. Generations run one at a time; calls from several threads queue up.
 
-    def __init__(self, info: CheckpointInfo, device: torch.device, model: Any, colours: LatentColours) -> None:
+    record: whether a sparse generation also writes what it attended to, as `<stem>.attention.npz` beside the video
+        (see `pipeline.record`). May be set at any time; changes no video, and its time is not counted.
+    """
+
+    def __init__(
+        self, info: CheckpointInfo, device: torch.device, model: Any, colours: LatentColours, record: bool = False
+    ) -> None:
         self.info = info
         self.device = device
+        self.record = record
         self._model = model
         self._colours = colours
         self._lock = threading.Lock()
@@ -75,21 +85,25 @@ class LongCatPipeline:
         path: str | Path = EMBEDDED_CHECKPOINT,
         device: str = "auto",
         on_message: Callable[[str], None] | None = None,
+        record: bool = False,
     ) -> LongCatPipeline:
         """Load the checkpoint folder `path`.
 
         Args:
             device: "auto" (CUDA where there is a GPU), "cpu", "cuda" or "cuda:N".
             on_message: called with a short sentence before each slow part.
+            record: see the class.
 
         Raises:
-            ValueError: the folder is not a complete LongCat checkpoint, or the device does not exist.
+            ValueError: the folder is not a complete LongCat checkpoint, the device does not exist, or its memory
+                cannot hold the weights.
             RuntimeError: the installed FastVideo is not the expected one.
         """
         say = on_message or (lambda message: None)
         info = inspect_checkpoint(path)
         colours = LatentColours.from_config(info.defaults)
         chosen = choose_device(device)
+        check_load(info, chosen)
         say("Importing FastVideo")
         from .fastvideo_adapter import FastVideoLongCat
 
@@ -99,7 +113,7 @@ class LongCatPipeline:
             # no colours stored with the checkpoint: measure them on its own VAE
             colours = LatentColours.fit(model.decode_frame, model.transformer.in_channels, chosen)
         logger.info("Loaded %s (%s transformer parameters) to %s", info.name, f"{info.parameters:,}", chosen)
-        return cls(info, chosen, model, colours)
+        return cls(info, chosen, model, colours, record)
 
     def generate(
         self, request: VideoRequest, on_step: OnStep | None = None, output: Path | str | None = None
@@ -138,15 +152,20 @@ class LongCatPipeline:
                     f"effect; shorten it to {100 * MAX_PROMPT_TOKENS // count} % of its length"
                 )
 
+    @contextmanager
+    def exclusive(self) -> Iterator[Any]:
+        """The loaded model, while no generation runs; for measurements."""
+        with self._lock:
+            yield self._model
+
     def _check_memory(self, request: VideoRequest) -> None:
-        hidden = self._model.transformer.hidden_size
-        size = request.num_frames, request.height, request.width
-        check_memory(*size, request.grid.volume, hidden, self.device)
+        Estimator(self.info, self.device).check(request, held=held_memory(self.device))
 
     def _generate(self, request: VideoRequest, on_step: OnStep, output: Path) -> tuple[VideoResult, np.ndarray]:
         model = self._model
         active, reason = request.bsa_status()
-        attention = attention_for(request)
+        recorder = AttentionRecorder(request, len(model.transformer.blocks)) if self.record and active else None
+        attention = attention_for(request, recorder)
         if active:
             logger.info("Enabling Block Sparse Attention (BSA) for LongCat transformer")
             logger.info("BSA parameters: %s", request.bsa.to_bsa_params())
@@ -181,6 +200,9 @@ class LongCatPipeline:
                     ),
                 )
 
+            if recorder is not None:
+                clock.leave_out("denoise", recorder.seconds())
+
             with clock.phase("decode") as elapsed:
                 frames = self._decode(batch, latents, on_step, elapsed)
 
@@ -199,7 +221,18 @@ class LongCatPipeline:
             bsa_reason=reason,
             versions=versions,
         )
+        if recorder is not None:
+            self._write_record(recorder, output, versions)
         return result, frames
+
+    @staticmethod
+    def _write_record(recorder: AttentionRecorder, output: Path, versions: dict[str, str]) -> None:
+        path = record_path(output)
+        try:
+            recorder.record(versions).save(path)
+        except OSError as error:
+            # the video is made and written: a disk that filled up now is no reason to lose it
+            logger.warning("The attention record %s could not be written: %s", path, error)
 
     def _warm_up(self, request: VideoRequest) -> None:
         """Run a new kind of attention once before the clock starts: Triton compiles it, libraries make their plans.
@@ -251,6 +284,11 @@ class _Clock:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         self._phases[name] = time.perf_counter() - began
+
+    def leave_out(self, name: str, seconds: float) -> None:
+        """Take seconds off a phase that has ended, and off the total."""
+        self._phases[name] -= seconds
+        self._began += seconds
 
     def seconds(self) -> dict[str, float]:
         return {**self._phases, "total": time.perf_counter() - self._began}
