@@ -9,9 +9,13 @@ from .compare import compare
 from .longcat import LongCatPipeline, choose_device
 from .request import Cancelled, Comparison, StepUpdate, VideoRequest, VideoResult
 from .resources import GpuReading, Resources, read_resources
+from .sweep import Sweep, SweepRun, run_sweep
+from .sweep_axes import Axis
+from .sweep_result import SweepResult, SweepVideo
 
 __all__ = [
     "EMBEDDED_CHECKPOINT",
+    "Axis",
     "Cancelled",
     "CheckpointInfo",
     "Comparison",
@@ -19,10 +23,15 @@ __all__ = [
     "LongCatPipeline",
     "Resources",
     "StepUpdate",
+    "Sweep",
+    "SweepResult",
+    "SweepRun",
+    "SweepVideo",
     "VideoRequest",
     "VideoResult",
     "choose_device",
     "compare",
     "inspect_checkpoint",
     "read_resources",
+    "run_sweep",
 ]

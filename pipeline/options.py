@@ -11,6 +11,7 @@ from bsa import BSAConfig, Grid
 
 from .checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo
 from .request import VideoRequest
+from .sweep_axes import LABELS
 
 DESCRIPTION = """\
 LongCat text-to-video with dense or Block Sparse Attention (BSA), on an NVIDIA GPU or a CPU.
@@ -22,12 +23,22 @@ Make a video from a prompt. Sizes, steps, guidance and BSA default to what the c
 --model-path that is the small embedded checkpoint, which a laptop can run.
 """
 
+SWEEP = """\
+Make the same clip over a grid of settings, and a dense one for every seed and number of steps. Prints seconds,
+speed-up, density, PSNR and SSIM of every cell and marks the Pareto front; the folder gets the videos, sweep.csv and
+sweep.json. Stopping keeps what is done.
+
+example:
+  python -m pipeline sweep --prompt "snow falls" --rows sparsity=0.5,0.75,0.9375 --columns chunk=2x4x4,4x4x4
+"""
+
 EXAMPLES = """\
 examples:
   python -m pipeline generate --prompt "a red circle bounces on a blue gradient"
   python -m pipeline generate --prompt "..." --compare --sparsity 0.875
   python -m pipeline generate --model-path weights/longcat --task t2v --height 720 --width 1280 \\
       --num-frames 93 --prompt "..." --sparsity 0.9375 --chunk-q 4 4 4 --chunk-k 4 4 4
+  python -m pipeline sweep --prompt "..." --rows sparsity=0.5,0.75 --columns seed=1,2
   python -m pipeline info --model-path weights/longcat --height 720 --width 1280
 
 exit codes: 0 done, 1 failed, 2 unusable input, 130 interrupted, 143 terminated
@@ -43,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     """All commands and options."""
     style = argparse.RawDescriptionHelpFormatter
     parser = _Parser(prog="python -m pipeline", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=style)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{generate,info}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{generate,sweep,info}")
 
     generate = commands.add_parser(
         "generate", help="make a video", description=GENERATE, epilog=EXAMPLES, formatter_class=style
@@ -65,6 +76,23 @@ def build_parser() -> argparse.ArgumentParser:
         "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto, CUDA where there is a GPU)"
     )
 
+    sweep = commands.add_parser(
+        "sweep", help="make a grid of videos over one or two settings", description=SWEEP, formatter_class=style
+    )
+    _add_checkpoint(sweep)
+    _add_video(sweep, prompt_required=True)
+    _add_attention(sweep)
+    grid = sweep.add_argument_group("grid")
+    swept = ", ".join(name.replace("_", "-") for name in LABELS)
+    grid.add_argument("--rows", required=True, metavar="NAME=VALUES", help=f"what to sweep: {swept}")
+    grid.add_argument("--columns", metavar="NAME=VALUES", help="a second setting")
+    run = sweep.add_argument_group("run")
+    run.add_argument("--output", type=Path, metavar="FOLDER", help="default: a new name in outputs/")
+    run.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto, CUDA where there is a GPU)"
+    )
+    sweep.set_defaults(compare=True)  # sparse even where the checkpoint does not ask for it
+
     info = commands.add_parser(
         "info",
         help="describe a checkpoint and what a generation would do",
@@ -74,7 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_checkpoint(info)
     _add_video(info, prompt_required=False)
     _add_attention(info)
-    for command in (generate, info):
+    for command in (generate, sweep, info):
         command.add_argument(
             "--json",
             metavar="FILE",

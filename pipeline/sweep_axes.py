@@ -1,0 +1,144 @@
+"""The settings that a sweep can vary, and their values as people write them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bsa import Grid
+
+Chunks = tuple[Grid, Grid]  # of queries and of keys
+
+LABELS = {
+    "sparsity": "sparsity",
+    "cdf_threshold": "cdf threshold",
+    "chunk": "chunk",
+    "seed": "seed",
+    "steps": "steps",
+}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One swept setting.
+
+    Attributes:
+        name: a key of `LABELS`.
+        values: numbers, or for "chunk" pairs of query and key chunk, in the order of the rows or columns.
+
+    Raises:
+        ValueError: the name is unknown, or there are no values, or two are the same.
+    """
+
+    name: str
+    values: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        if self.name not in LABELS:
+            raise ValueError(f"{self.name!r} cannot be swept; choose among {', '.join(LABELS)}")
+        if not self.values:
+            raise ValueError(f"no values to sweep the {self.label} over; give some, such as {EXAMPLES[self.name]}")
+        for index, value in enumerate(self.values):
+            if value in self.values[:index]:
+                raise ValueError(f"{self.label} {self.text(index)} is given twice; leave one out")
+
+    @classmethod
+    def of(cls, name: str, values: str | Sequence[Any]) -> Axis:
+        """Read a comma list ("0.5, 0.75") or a sequence of values, each a number or text.
+
+        A chunk is written 4x4x4, or 4x4x4/4x4x8 when keys have another than queries; in a sequence, three numbers
+        or a pair of such triples do as well.
+        """
+        if name not in LABELS:
+            raise ValueError(f"{name!r} cannot be swept; choose among {', '.join(LABELS)}")
+        if isinstance(values, str):
+            values = [text for text in values.replace(";", ",").split(",") if text.strip()]
+        elif not isinstance(values, Sequence):
+            raise ValueError(f"the values of {LABELS[name]} are not a list; give one such as {EXAMPLES[name]}")
+        return cls(name, tuple(_READ[name](name, value) for value in values))
+
+    @property
+    def label(self) -> str:
+        return LABELS[self.name]
+
+    def text(self, index: int) -> str:
+        """A value as it is written."""
+        return value_text(self.values[index])
+
+
+def parse_axis(text: str) -> Axis:
+    """Read "sparsity=0.5,0.75"; ValueError when it is not NAME=VALUES."""
+    name, equals, values = text.partition("=")
+    if not equals:
+        raise ValueError(f"{text!r} is not NAME=VALUES; write for example sparsity={EXAMPLES['sparsity']}")
+    return Axis.of(name.strip().replace("-", "_"), values)
+
+
+def value_text(value: Any) -> str:
+    if not isinstance(value, tuple):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    query, key = value
+    return str(query) if query == key else f"{query}/{key}"
+
+
+EXAMPLES = {
+    "sparsity": "0.5, 0.75, 0.9375",
+    "cdf_threshold": "0.7, 0.9",
+    "chunk": "2x4x4, 4x4x4",
+    "seed": "1, 2, 3",
+    "steps": "8, 16",
+}
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise ValueError(_unreadable(name, value.strip())) from None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(_unreadable(name, value))
+    return value
+
+
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, str) and value.strip().isdecimal():
+        return int(value)  # exact, also for seeds that a float would round
+    number = _number(name, value)
+    if number != int(number):
+        raise ValueError(f"{LABELS[name]} {number:g} is not a whole number; try {math.floor(number)}")
+    return int(number)
+
+
+def _chunks(name: str, value: Any) -> Chunks:
+    if isinstance(value, str):
+        sides = [_triple(part) for part in value.strip().lower().replace("×", "x").split("/")]
+    elif isinstance(value, Sequence) and len(value) == 3:
+        sides = [_triple(value)]
+    elif isinstance(value, Sequence):
+        sides = [_triple(part) for part in value]
+    else:
+        sides = []
+    if not 1 <= len(sides) <= 2 or None in sides:
+        shown = value.strip() if isinstance(value, str) else value
+        raise ValueError(f"chunk {shown!r} is not three whole numbers; write 4x4x4, or 4x4x4/4x4x8 for query and key")
+    return sides[0], sides[-1]
+
+
+def _triple(value: Any) -> Grid | None:
+    parts = value.split("x") if isinstance(value, str) else value
+    try:
+        whole = [int(part) for part in parts]
+        same = isinstance(value, str) or whole == list(parts)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return Grid(*whole) if len(whole) == 3 and min(whole) >= 1 and same else None
+
+
+def _unreadable(name: str, value: Any) -> str:
+    return f"{LABELS[name]} {value!r} is not a number; write a list such as {EXAMPLES[name]}"
+
+
+_READ = {"sparsity": _number, "cdf_threshold": _number, "chunk": _chunks, "seed": _whole, "steps": _whole}

@@ -1,0 +1,73 @@
+"""``python -m pipeline sweep``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from .checkpoint import inspect_checkpoint
+from .longcat import LongCatPipeline, OnStep, choose_device
+from .options import read_request
+from .sweep import Sweep, SweepRun, run_sweep
+from .sweep_axes import parse_axis
+from .sweep_result import SweepResult
+from .video import prepare_output
+
+
+def run_sweep_command(args: argparse.Namespace, on_step: OnStep, output: TextIO) -> dict[str, Any]:
+    """Make the grid and return the report.
+
+    on_step: shows the progress. output: where the table goes.
+    """
+    if args.dense:
+        raise ValueError("--dense leaves nothing to sweep; leave it out, every sweep has its dense videos")
+    info = inspect_checkpoint(args.model_path)
+    rows = parse_axis(args.rows)
+    columns = None if args.columns is None else parse_axis(args.columns)
+    sweep = Sweep(read_request(args, info), rows, columns)
+    choose_device(args.device)
+    folder = args.output or Path("outputs") / time.strftime("%Y%m%d-%H%M%S-sweep")
+    runs = sweep.runs()
+    prepare_output(folder / runs[0].name)
+
+    def on_begin(run: SweepRun) -> None:
+        print(f"video {runs.index(run) + 1} of {len(runs)}: {_title(sweep, run)}", file=sys.stderr)
+
+    pipeline = LongCatPipeline.load(info.path, args.device, on_message=lambda message: print(message, file=sys.stderr))
+    result = run_sweep(pipeline, sweep, on_step, folder, on_begin=on_begin)
+    print(_table(result), file=output)
+    print(f"written to {folder}: sweep.csv, sweep.json and the videos", file=output)
+    return result.to_dict()
+
+
+def _title(sweep: Sweep, run: SweepRun) -> str:
+    if run.row is None:
+        return f"dense, seed {run.request.seed}, {run.request.steps} steps"
+    return sweep.describe(run.row, run.column)
+
+
+def _table(result: SweepResult) -> str:
+    front = result.front("psnr")
+    lines = [f"{'':3}{'cell':34}{'denoise s':>10}{'speed-up':>10}{'density':>9}{'PSNR dB':>9}{'SSIM':>8}{'recall':>8}"]
+    for video in result.videos():
+        if video.row is None:
+            title = f"dense, seed {video.request.seed}, {video.request.steps} steps"
+        else:
+            title = result.sweep.describe(video.row, video.column)
+        if video.result is None:
+            lines.append(f"{'':3}{title:34}  failed: {video.error}")
+            continue
+        star = " * " if video in front else "   "
+        lines.append(
+            f"{star}{title:34}{video.result.seconds['denoise']:>10.2f}{_cell(video.speedup, '.2f')}"
+            f"{video.result.density:>9.1%}{_cell(video.psnr, '.1f', 9)}{_cell(video.ssim, '.3f', 8)}"
+            f"{_cell(video.recall, '.3f', 8)}"
+        )
+    return "\n".join([*lines, "* on the Pareto front of speed-up and PSNR"])
+
+
+def _cell(value: float | None, style: str, width: int = 10) -> str:
+    return f"{'-' if value is None else format(value, style):>{width}}"
