@@ -16,6 +16,7 @@ import torch
 from bsa import Grid
 
 from .compare import psnr, ssim
+from .record import AttentionRecord, record_path
 from .request import Cancelled, VideoRequest, VideoResult
 from .sweep_axes import Axis, Chunks
 from .sweep_result import SweepResult, SweepVideo
@@ -207,12 +208,8 @@ def _measure(video: SweepVideo, frames: np.ndarray, reference: tuple[VideoResult
 
 def _recall(video: Path) -> float | None:
     """Mean share of the softmax mass inside the kept blocks; None where no attention was recorded."""
-    path = video.with_suffix(".attention.npz")
-    if not path.is_file():
-        return None
-    from .record import AttentionRecord
-
-    return AttentionRecord.load(path).summary()["recall"]
+    path = record_path(video)
+    return AttentionRecord.load(path).summary()["recall"] if path.is_file() else None
 
 
 def _sentence(error: Exception) -> str:
