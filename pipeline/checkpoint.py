@@ -97,7 +97,7 @@ def inspect_checkpoint(path: str | Path) -> CheckpointInfo:
             "convert the original weights with FastVideo's scripts/checkpoint_conversion/longcat_to_fastvideo.py"
         )
     configs = {component: _read_json(path / component / name, path) for component, name in CONFIGS.items()}
-    parameters = {component: _count_parameters(path / component, path) for component in WEIGHTS}
+    parameters = {component: component_parameters(path / component, path) for component in WEIGHTS}
     if not any((path / "tokenizer" / name).is_file() for name in ("tokenizer.json", "spiece.model")):
         raise ValueError(_incomplete(path, "tokenizer/tokenizer.json is missing"))
 
@@ -145,7 +145,7 @@ def _bsa_config(transformer: dict[str, Any], checkpoint: Path) -> BSAConfig | No
         raise ValueError(f"{checkpoint}/transformer/config.json has unusable bsa_params: {error}") from None
 
 
-def _count_parameters(folder: Path, checkpoint: Path) -> int:
+def component_parameters(folder: Path, checkpoint: Path) -> int:
     """Parameters in a component's safetensors files, which are checked for completeness on the way."""
     shards = {file.name for file in folder.glob("*.safetensors")}
     for index in folder.glob("*.safetensors.index.json"):

@@ -1,0 +1,122 @@
+"""Measurements of a loaded pipeline, a second or two long, from which `pipeline.estimate` knows this machine."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from bsa import BSAConfig, Grid, block_sparse_attention
+
+from .forward import after_attention, attend_dense, before_attention, rope_table
+
+if TYPE_CHECKING:
+    from .longcat import LongCatPipeline
+
+BUDGET_SECONDS = 2.5
+REPEATS = 3
+# Small to large; the larger ones are left out where the smaller have used the time up. The ragged one is cut by the
+# usual 4x4x4 chunks on every axis.
+_GRIDS = {
+    "cpu": (Grid(4, 8, 8), Grid(5, 9, 10), Grid(8, 16, 16), Grid(16, 16, 16)),
+    "cuda": (Grid(8, 16, 16), Grid(9, 22, 26), Grid(12, 32, 52), Grid(24, 32, 52)),
+}
+_LATENT = (3, 12, 12)  # frames, rows, columns of the decoded latent: 9 frames of 96x96
+_KEPT = BSAConfig(sparsity=0.75)
+
+
+@torch.no_grad()
+def measure(pipeline: LongCatPipeline, budget: float = BUDGET_SECONDS) -> list[dict[str, Any]]:
+    """Time parts of the model on small inputs: a block, its attention dense and sparse, the decoder.
+
+    Runs for about `budget` seconds in the calling thread, once the pipeline is idle. Nothing of the pipeline changes.
+
+    Returns points, ready for JSON: {"part": "linear" | "dense" | "sparse" | "decode", "seconds", "grid" or "size",
+    and "bsa" for sparse}, each for one block and one row of the batch; and {"part": "process", "bytes"}, the memory
+    taken while idle.
+    """
+    with pipeline.exclusive() as model:
+        return _measure(model, pipeline.device, time.perf_counter() + budget)
+
+
+def _measure(model: Any, device: torch.device, deadline: float) -> list[dict[str, Any]]:
+    points = [{"part": "process", "bytes": _held(device)}]
+    timer = _Timer(device, deadline)
+    frames, rows, columns = _LATENT
+    latents = torch.randn(1, model.transformer.in_channels, frames, rows, columns, device=device)
+    seconds = timer(lambda: model.decode_frame(latents))
+    size = [4 * frames - 3, 8 * rows, 8 * columns]
+    points.append({"part": "decode", "size": size, "seconds": seconds})
+    for grid in _GRIDS.get(device.type, _GRIDS["cpu"]):
+        if timer.over:
+            break
+        points += _measure_block(model, grid, device, timer)
+    return points
+
+
+def _measure_block(model: Any, grid: Grid, device: torch.device, timer: _Timer) -> list[dict[str, Any]]:
+    transformer = model.transformer
+    block, heads = transformer.blocks[0], transformer.blocks[0].self_attn.num_heads
+    width = transformer.hidden_size
+    adaln = block.adaln_linear_1
+    time_width = getattr(adaln, "base_layer", adaln).weight.shape[1]
+    x = torch.randn(1, grid.volume, width, device=device, dtype=model.dtype)
+    t = torch.randn(1, grid.t, time_width, device=device)
+    text = torch.randn(1, 40, width, device=device, dtype=model.dtype)
+    rope = rope_table(grid, width // heads, device)
+
+    def without_attention() -> Tensor:
+        q, _, _, gate, ffn = before_attention(block, x, t, rope)
+        return after_attention(block, x, q, gate, ffn, text, None)
+
+    q, k, v, _, _ = before_attention(block, x, t, rope)
+    at = {"grid": list(grid)}
+    return [
+        {"part": "linear", **at, "seconds": timer(without_attention)},
+        {"part": "dense", **at, "seconds": timer(lambda: attend_dense(q, k, v, grid))},
+        {
+            "part": "sparse",
+            **at,
+            "bsa": _KEPT.to_bsa_params(),
+            "seconds": timer(lambda: block_sparse_attention(q, k, v, grid, _KEPT)),
+        },
+    ]
+
+
+class _Timer:
+    """Least seconds of a few calls, after one that is not counted; fewer of them once the time is used up.
+
+    The least, because other programs only ever add to it. How busy the machine usually is, finished runs tell.
+    """
+
+    def __init__(self, device: torch.device, deadline: float) -> None:
+        self._device, self._deadline = device, deadline
+
+    @property
+    def over(self) -> bool:
+        return time.perf_counter() >= self._deadline
+
+    def __call__(self, call: Callable[[], Any]) -> float:
+        least = math.inf
+        for repeat in range(1 + REPEATS):
+            began = time.perf_counter()
+            call()
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            if repeat:  # the first one compiles kernels and touches fresh memory
+                least = min(least, time.perf_counter() - began)
+                if self.over:
+                    break
+        return least
+
+
+def _held(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return psutil.Process(os.getpid()).memory_info().rss
