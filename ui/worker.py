@@ -37,6 +37,8 @@ class Worker:
         self.message = f"Loading {name}"
         self.listeners: list[Callable[[Job], None]] = []  # each is called with every job that has ended
         self.on_submit: list[Callable[[Job], None]] = []  # each is called with every new job, before it can run
+        self.admit: list[Callable[[Job], None]] = []  # each may refuse a new job with a ValueError
+        self.expect: Callable[[Job], float | None] = lambda job: None  # seconds that a job will take, where known
         self.archive: Callable[[str], Job | None] = lambda job_id: None  # finds what this worker does not remember
         self._load = load
         self._pipeline: Any = None
@@ -53,6 +55,8 @@ class Worker:
     def submit(self, job: Job) -> Job:
         if self.state == "failed":
             raise ValueError(self.message)
+        for check in self.admit:
+            check(job)
         job.submitted = time.time()
         job.folder = self.output_dir / f"{time.strftime('%Y%m%d-%H%M%S')}-{job.id}"
         self._tell(self.on_submit, job)
@@ -89,6 +93,18 @@ class Worker:
             running = self._running is not None
         return waiting.index(job) + running if job in waiting else 0
 
+    def wait_seconds(self, job: Job) -> float | None:
+        """About how long a waiting job still waits; None where a job before it cannot be estimated."""
+        with self._wake:
+            before = list(self._queue)
+            running = self._running
+        before = before[: before.index(job)] if job in before else []
+        seconds = [self.expect(other) for other in before]
+        if running is not None:
+            whole = self.expect(running)
+            seconds.append(None if whole is None else max(0.0, whole - (time.time() - running.started)))
+        return None if None in seconds else sum(seconds)
+
     @property
     def engine_pid(self) -> int:
         """The process that the model runs in, whose memory is the model's; this one's where there is no other."""
@@ -109,7 +125,11 @@ class Worker:
         if self.state == "loading":
             return f"{self.message}. Your video starts as soon as it is loaded."
         ahead = self.ahead(job)
-        return f"Waiting for {ahead} other job{'s' if ahead > 1 else ''}…" if ahead else "Starting…"
+        if not ahead:
+            return "Starting…"
+        jobs = f"Waiting for {ahead} other job{'s' if ahead > 1 else ''}"
+        seconds = self.wait_seconds(job)
+        return f"{jobs}…" if seconds is None else f"{jobs}, about {duration(seconds)}…"
 
     def status(self) -> dict[str, Any]:
         """The worker in one line: {"state": loading|ready|busy|failed, "message": sentence}."""
@@ -182,6 +202,16 @@ class Worker:
                 listener(job)
             except Exception:
                 log.exception("a listener failed on job %s", job.id)
+
+
+def duration(seconds: float) -> str:
+    """A rough length of time in words: 40 s, 3 min, 1 h 20 min."""
+    if seconds < 1:
+        return "1 s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def sentence(error: Exception) -> str:
