@@ -10,11 +10,10 @@ import json
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
-
 from bsa import BSAConfig, Grid
 
 from .checkpoint import WEIGHTS, CheckpointInfo, component_parameters
+from .limits import Device
 from .request import VideoRequest
 
 TEXT_TOKENS = 40  # of a prompt of a sentence or two; cross-attention is too small a part for more exactness
@@ -83,7 +82,7 @@ _RATES = {
 }
 
 
-def reference_rates(device: torch.device) -> Rates:
+def reference_rates(device: Device) -> Rates:
     return _RATES.get(device.type, _RATES["cpu"])
 
 
@@ -137,22 +136,22 @@ _PROCESS_BYTES = 900 * 2**20  # Python, PyTorch and FastVideo before any weight 
 _CONTEXT_BYTES = 600 * 2**20  # a CUDA context and cuBLAS workspaces, beside what PyTorch allocates
 
 
-def element_size(device: torch.device) -> int:
+def element_size(device: Device) -> int:
     """Bytes per weight and activation: bfloat16 on CUDA, fp32 elsewhere."""
     return 2 if device.type == "cuda" else 4
 
 
-def weight_bytes(shape: ModelShape, device: torch.device) -> int:
+def weight_bytes(shape: ModelShape, device: Device) -> int:
     """All components resident on the device, as the pipeline loads them."""
     return shape.parameters * element_size(device)
 
 
-def fixed_bytes(shape: ModelShape, device: torch.device) -> int:
+def fixed_bytes(shape: ModelShape, device: Device) -> int:
     """What is taken before the first generation: the weights and the process."""
     return weight_bytes(shape, device) + (_CONTEXT_BYTES if device.type == "cuda" else _PROCESS_BYTES)
 
 
-def activation_bytes(shape: ModelShape, request: VideoRequest, device: torch.device) -> int:
+def activation_bytes(shape: ModelShape, request: VideoRequest, device: Device) -> int:
     """The larger of the transformer's and the decoder's, which do not run at the same time."""
     size, grid = element_size(device), request.grid
     rows = 2 if request.guidance_scale > 1 else 1
@@ -169,7 +168,7 @@ def activation_bytes(shape: ModelShape, request: VideoRequest, device: torch.dev
     return max(block, decode)
 
 
-def least_bytes(shape: ModelShape, request: VideoRequest, device: torch.device) -> int:
+def least_bytes(shape: ModelShape, request: VideoRequest, device: Device) -> int:
     """What certainly exists at one time, so that what needs more than there is cannot run: the weights, and five
     tensors of tokens x hidden (input, queries, keys, values, result) or the decoded pixels and a copy of them."""
     size = element_size(device)

@@ -9,6 +9,7 @@ far off; weighted, because efficiency changes with size, and a machine with its 
 from __future__ import annotations
 
 import math
+import os
 import platform
 import threading
 import time
@@ -18,18 +19,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bsa import BSAConfig, Grid
 
 from . import cost
-from .calibrate import measure
 from .checkpoint import CheckpointInfo
 from .ledger import Ledger
-from .limits import available_memory, refuse
+from .limits import Device, available_memory, gpu_of, refuse
 from .request import VideoRequest, VideoResult
-
-__all__ = ["Estimate", "Estimator", "check_load", "measure"]
 
 FILE_NAME = "estimates.json"
 PHASES = ("text", "denoise", "decode", "file")
@@ -67,7 +63,7 @@ class Estimator:
         ValueError: the checkpoint's configurations cannot be read.
     """
 
-    def __init__(self, info: CheckpointInfo, device: torch.device, store: Path | None = None) -> None:
+    def __init__(self, info: CheckpointInfo, device: Device, store: Path | None = None) -> None:
         self.info = info
         self.device = device
         self._shape = cost.ModelShape.read(info)
@@ -220,6 +216,13 @@ class Estimator:
         return "a short calibration on this machine" if self._ledger.points else "no measurement yet"
 
 
+def measure(pipeline: Any) -> list[dict[str, Any]]:
+    """Points for `Estimator.calibrate` from a loaded pipeline that is idle; see `pipeline.calibrate.measure`."""
+    from .calibrate import measure  # brings PyTorch, which a process that only estimates does not need
+
+    return measure(pipeline)
+
+
 class _Run:
     """A kept run, with the request that has its cost."""
 
@@ -240,7 +243,7 @@ class _Run:
         self.memory: int = run["memory"]
 
 
-def check_load(info: CheckpointInfo, device: torch.device) -> None:
+def check_load(info: CheckpointInfo, device: Device) -> None:
     """Refuse a checkpoint whose weights cannot fit, before one is read. Raises ValueError with the numbers."""
     needed = cost.weight_bytes(cost.ModelShape.read(info), device)
     available = available_memory(device)
@@ -252,11 +255,13 @@ def check_load(info: CheckpointInfo, device: torch.device) -> None:
         )
 
 
-def device_name(device: torch.device) -> str:
+def device_name(device: Device) -> str:
     """What measurements are kept under: the processor and its threads, or the GPU."""
     if device.type == "cuda":
-        return f"cuda {torch.cuda.get_device_name(device)}"
-    return f"cpu {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+        gpu = gpu_of(device)
+        return f"cuda {gpu.name}" if gpu is not None else "cuda"
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"cpu {platform.processor() or platform.machine()}, {threads} threads"
 
 
 def _versions() -> str:

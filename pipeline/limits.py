@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import psutil
-import torch
 
 from .request import LATENT_FRAMES, TOKEN_PIXELS, VideoRequest
+from .resources import GpuReading, read_resources
 
 # Where a container's limit and use are told: cgroup 2, then cgroup 1.
 _CGROUPS = (
@@ -22,24 +25,51 @@ _CGROUPS = (
 )
 
 
-def available_memory(device: torch.device) -> int:
-    """Bytes that a new allocation could have: of the GPU, or of the host or the container this runs in."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return min([psutil.virtual_memory().available, *filter(None, map(_container_room, _CGROUPS))])
+class Device(Protocol):
+    """A `torch.device`, or what stands for one in a process that does not compute."""
+
+    type: str
+    index: int | None
 
 
-def held_memory(device: torch.device, pid: int | None = None) -> int:
-    """Bytes that a process holds of the device's memory and that a generation in it can use again.
+def available_memory(device: Device) -> int:
+    """Bytes that a new allocation could have: of the GPU, or of the host or the container this runs in.
 
-    pid: None for this process. Of another one only the host's memory is known here; 0 for what is not.
+    A process that has not begun to use the GPU asks NVML, because PyTorch would claim some of the memory to answer.
     """
+    if device.type != "cuda":
+        return min([psutil.virtual_memory().available, *filter(None, map(_container_room, _CGROUPS))])
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        gpu = gpu_of(device)
+        if gpu is not None and gpu.total is not None and gpu.used is not None:
+            return gpu.total - gpu.used - (gpu.reserved or 0)
+        import torch
+    return torch.cuda.mem_get_info(torch.device("cuda", device.index or 0))[0]
+
+
+def held_memory(device: Device) -> int:
+    """Bytes of the device's memory that this process holds and that its next generation can use again."""
     if device.type == "cuda":
-        return torch.cuda.memory_reserved(device) if pid is None else 0
-    try:
-        return psutil.Process(pid).memory_info().rss
-    except psutil.Error:
-        return 0
+        import torch
+
+        return torch.cuda.memory_reserved(torch.device("cuda", device.index or 0))
+    return psutil.Process().memory_info().rss
+
+
+def gpu_of(device: Device) -> GpuReading | None:
+    """NVML's reading of a CUDA device, or None: CUDA numbers only the GPUs that CUDA_VISIBLE_DEVICES names."""
+    gpus, index = read_resources().gpus, device.index or 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return gpus[index] if index < len(gpus) else None
+    names = [name.strip() for name in visible.split(",")]
+    if index >= len(names):
+        return None
+    return next(
+        (gpu for gpu in gpus if names[index] == str(gpu.index) or (names[index] and gpu.uuid.startswith(names[index]))),
+        None,
+    )
 
 
 def _container_room(files: tuple[str, str, str]) -> int | None:
@@ -53,7 +83,7 @@ def _container_room(files: tuple[str, str, str]) -> int | None:
         return None
 
 
-def refuse(request: VideoRequest, needed: Callable[[VideoRequest], int], available: int, device: torch.device) -> None:
+def refuse(request: VideoRequest, needed: Callable[[VideoRequest], int], available: int, device: Device) -> None:
     """Raise the ValueError that says what `request` needs, what there is, and what would fit."""
     what = "GPU memory" if device.type == "cuda" else "memory"
     size = f"{request.width}x{request.height} with {request.num_frames} frames"
