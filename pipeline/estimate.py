@@ -73,8 +73,8 @@ class Estimator:
 
     @property
     def calibrated(self) -> bool:
-        """Whether this machine was measured, by a calibration or by a run."""
-        return bool(self._ledger.points or self._ledger.runs)
+        """Whether the parts of the model were measured on this machine."""
+        return bool(self._ledger.points)
 
     def calibrate(self, points: list[dict[str, Any]]) -> None:
         """Take in what `measure` returned, in place of an earlier calibration."""
@@ -108,22 +108,23 @@ class Estimator:
         ][::-1]
         near = list(zip(runs, weights, strict=True))
         return Estimate(
-            seconds=self._seconds(request, near) if self.calibrated else None,
+            seconds=self._seconds(request, near) if runs or self.calibrated else None,
             memory=self._memory(request, near),
             memory_label="CUDA allocated" if self.device.type == "cuda" else "process RSS",
             memory_least=cost.least_bytes(self._shape, request, self.device),
             basis=self._basis(runs),
         )
 
-    def check(self, request: VideoRequest, held: int = 0) -> None:
+    def check(self, request: VideoRequest, available: int | None = None) -> None:
         """Refuse what cannot fit.
 
-        held: bytes of what is available that this pipeline itself holds already (its weights, once loaded).
+        available: bytes that the generation may take, its weights included; None for what is free on the device,
+            which is right before the weights are loaded.
 
         Raises:
             ValueError: the request needs more memory than there is; the message names a size that fits.
         """
-        available = available_memory(self.device) + held
+        available = available_memory(self.device) if available is None else available
         if self._needed(request) > available:
             refuse(request, self._needed, available, self.device)
 

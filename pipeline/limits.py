@@ -48,13 +48,21 @@ def available_memory(device: Device) -> int:
     return torch.cuda.mem_get_info(torch.device("cuda", device.index or 0))[0]
 
 
-def held_memory(device: Device) -> int:
-    """Bytes of the device's memory that this process holds and that its next generation can use again."""
+def held_memory(device: Device, pid: int | None = None) -> int:
+    """Bytes of the device's memory that a process holds and that its next generation can use again.
+
+    pid: None for this process; of another one's GPU memory nothing is known here, and 0 is returned.
+    """
     if device.type == "cuda":
+        if pid is not None:
+            return 0
         import torch
 
         return torch.cuda.memory_reserved(torch.device("cuda", device.index or 0))
-    return psutil.Process().memory_info().rss
+    try:
+        return psutil.Process(pid).memory_info().rss
+    except psutil.Error:  # it has ended
+        return 0
 
 
 def gpu_of(device: Device) -> GpuReading | None:

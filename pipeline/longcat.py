@@ -22,7 +22,7 @@ from .checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
 from .denoising import denoise
 from .estimate import Estimator, check_load
 from .forward import longcat_forward, trim_text
-from .limits import held_memory
+from .limits import available_memory, held_memory
 from .preview import LatentColours
 from .record import AttentionRecorder, record_path
 from .request import MAX_PROMPT_TOKENS, StepUpdate, VideoRequest, VideoResult
@@ -159,7 +159,8 @@ class LongCatPipeline:
             yield self._model
 
     def _check_memory(self, request: VideoRequest) -> None:
-        Estimator(self.info, self.device).check(request, held=held_memory(self.device))
+        room = available_memory(self.device) + held_memory(self.device)
+        Estimator(self.info, self.device).check(request, room)
 
     def _generate(self, request: VideoRequest, on_step: OnStep, output: Path) -> tuple[VideoResult, np.ndarray]:
         model = self._model

@@ -41,7 +41,7 @@ class Look:
 
     @classmethod
     def default(cls) -> Look:
-        return cls(theme(), asset("page.css") + asset("player.css"))
+        return cls(theme(), asset("page.css") + asset("player.css") + asset("outlook.css"))
 
 
 def build_page(checkpoint: CheckpointInfo, worker: Worker) -> gr.Blocks:
@@ -79,7 +79,7 @@ def build_page(checkpoint: CheckpointInfo, worker: Worker) -> gr.Blocks:
         inputs = list(fields.values())
 
         def show_plan(*values: Any) -> str:
-            return plan_panel(checkpoint, dict(zip(names, values, strict=True)))
+            return plan_panel(site.checkpoint, dict(zip(names, values, strict=True)), site.estimates)
 
         plan.value = show_plan(*(field.value for field in inputs))
         gr.on(
@@ -88,6 +88,16 @@ def build_page(checkpoint: CheckpointInfo, worker: Worker) -> gr.Blocks:
             inputs,
             plan,
             trigger_mode="always_last",
+            **_QUIET,
+        )
+        # Each video, and the calibration of a new machine, change what the plan expects of the next one.
+        shown.change(show_plan, inputs, plan, **_QUIET)
+        page.load(show_plan, inputs, plan, **_QUIET)
+        measured = gr.Timer(2)
+        measured.tick(
+            lambda *values: (show_plan(*values), gr.Timer(active=site.estimates.pending)),
+            inputs,
+            [plan, measured],
             **_QUIET,
         )
         fields["keep_by"].change(

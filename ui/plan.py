@@ -1,4 +1,4 @@
-"""What a request will do, before it runs: token grid, blocks, blocks kept, and whether BSA will be active."""
+"""What a request will do, before it runs: token grid, blocks, blocks kept, whether BSA will be active, and its cost."""
 
 from __future__ import annotations
 
@@ -8,22 +8,37 @@ from typing import Any
 
 from bsa import Grid
 from pipeline import CheckpointInfo, VideoRequest
-from ui.form import form_request, page_sentence
+from ui.estimates import Estimates
+from ui.form import SPARSE_ONLY, form_request, page_sentence
+from ui.outlook import outlook
 
 MOST_CELLS = 256
 
 
-def plan_panel(checkpoint: CheckpointInfo, values: Mapping[str, Any]) -> str:
-    """HTML of the plan for the form's values; a value that cannot be used becomes one sentence."""
+def plan_panel(checkpoint: CheckpointInfo, values: Mapping[str, Any], estimates: Estimates | None = None) -> str:
+    """HTML of the plan for the form's values, with time and memory where there are estimates; a value that cannot be
+    used, and a video that cannot fit, become one sentence."""
+    # A prompt is not needed to count blocks, and an empty one is no reason to hide the plan.
+    values = {**values, "prompt": "-", "negative_prompt": ""}
     try:
-        # A prompt is not needed to count blocks, and an empty one is no reason to hide the plan.
-        request = form_request(checkpoint, {**values, "prompt": "-", "negative_prompt": ""})
+        request = form_request(checkpoint, values)
+        expected = "" if estimates is None else _expected(checkpoint, values, request, estimates)
     except ValueError as error:
         return f'<div class="plan plan-error" role="alert"><b>Cannot run.</b> {escape(page_sentence(error))}</div>'
-    return _describe(request)
+    return _describe(request, expected)
 
 
-def _describe(request: VideoRequest) -> str:
+def _expected(
+    checkpoint: CheckpointInfo, values: Mapping[str, Any], request: VideoRequest, estimates: Estimates
+) -> str:
+    estimates.check(request)
+    sparse = request
+    if request.bsa is None:
+        sparse = form_request(checkpoint, {**values, "mode": SPARSE_ONLY, "sparsity": values["sparsity"] or 0})
+    return outlook(estimates, request, sparse, values["mode"])
+
+
+def _describe(request: VideoRequest, expected: str) -> str:
     grid = request.grid
     active, reason = request.bsa_status()
     verdict = "BSA active" if active else "BSA not active"
@@ -51,7 +66,7 @@ def _describe(request: VideoRequest) -> str:
     why = "" if active else f'<p class="why">{escape(page_sentence(reason))}</p>'
     return (
         f'<div class="plan" data-active="{str(active).lower()}">'
-        f'<p class="verdict"><span class="dot"></span>{verdict}</p>{why}<dl>{table}</dl>{picture}</div>'
+        f'<p class="verdict"><span class="dot"></span>{verdict}</p>{why}<dl>{table}</dl>{picture}{expected}</div>'
     )
 
 
