@@ -101,8 +101,8 @@ class AttentionRecord:
 
     def kept(self, step: int, layer: int, head: int, query_block: int) -> np.ndarray:
         """The key blocks that a query block keeps, ascending int64. ValueError for what is not stored."""
-        row = _position(self.sampled.heads, head, "head")
-        return np.flatnonzero(self.masks(step, layer, query_block)[row])
+        masks = self.masks(step, layer, query_block)
+        return np.flatnonzero(masks[_position(self.sampled.heads, head, "head")])
 
     def recall_of(self, step: int, layer: int, query_block: int) -> np.ndarray:
         """Recall of one query block in every stored head, fp32 [heads stored]; nan where it was not sampled."""
@@ -152,17 +152,16 @@ class AttentionRecord:
             with np.load(path, allow_pickle=False) as file:
                 about = json.loads(str(file["about"]))
                 arrays = {name: file[name] for name in _ARRAYS}
-            if about["format"] != FORMAT:
-                raise ValueError(f"{path} has format {about['format']}, this version reads {FORMAT}; record it again")
-            grids = {name: Grid(*about[name]) for name in ("grid", "chunk_q", "chunk_k")}
-            sampled = Sampled(*(tuple(about[name]) for name in Sampled._fields))
-            return cls(**grids, sampled=sampled, **arrays, request=about["request"], versions=about["versions"])
+            if about["format"] == FORMAT:
+                grids = {name: Grid(*about[name]) for name in ("grid", "chunk_q", "chunk_k")}
+                sampled = Sampled(*(tuple(about[name]) for name in Sampled._fields))
+                return cls(**grids, sampled=sampled, **arrays, request=about["request"], versions=about["versions"])
         except FileNotFoundError:
             raise ValueError(f"there is no file {path}; a sparse generation with recording on writes it") from None
-        except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError, zipfile.BadZipFile) as error:
-            raise ValueError(
-                f"{path} is not an attention record ({type(error).__name__}); give an .attention.npz"
-            ) from None
+        except (OSError, KeyError, TypeError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+            reason = f"{path} is not an attention record ({type(error).__name__})"
+            raise ValueError(f"{reason}; give a file that ends in .attention.npz") from None
+        raise ValueError(f"{path} has format {about['format']}, this version reads {FORMAT}; record it again")
 
 
 _ARRAYS = ("selections", "block_recall", "density", "recall")
