@@ -8,12 +8,11 @@ far off; weighted, because efficiency changes with size, and a machine with its 
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import platform
 import threading
-import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -23,17 +22,21 @@ from bsa import BSAConfig, Grid
 
 from . import cost
 from .checkpoint import CheckpointInfo
+from .fit import Run, density_of, kept_run, weigh, weighted_median
 from .ledger import Ledger
 from .limits import Device, available_memory, gpu_of, refuse
 from .request import VideoRequest, VideoResult
 
+logger = logging.getLogger("pipeline")
+
 FILE_NAME = "estimates.json"
 PHASES = ("text", "denoise", "decode", "file")
-# A run that differs by this factor in tokens, or in dense against sparse, counts 1/e as much as one that is alike.
-_OTHER_KIND = 1.0
-_HALF_LIFE = 12  # runs after which an old one counts half
+_APART = 4.0  # factor by which the parts of a model may differ from each other, measured over counted
 # Estimates that rest on runs are refused at this share of what is available, others by what they certainly need.
 _SURE = 0.9
+
+ONE_RUN, MANY_RUNS = "1 run on this machine", "{count} runs on this machine"
+CALIBRATION, NOTHING = "a short calibration on this machine", "no measurement yet"
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class Estimator:
         self._rates = cost.reference_rates(device)
         self._lock = threading.Lock()
         self._ledger = Ledger(store, f"{device_name(device)} | {info.name} {info.parameters} | {_versions()}")
+        self._take_in()
 
     @property
     def calibrated(self) -> bool:
@@ -79,37 +83,36 @@ class Estimator:
     def calibrate(self, points: list[dict[str, Any]]) -> None:
         """Take in what `measure` returned, in place of an earlier calibration."""
         with self._lock:
-            self._ledger.replace_points([point for point in points if _sound(point)])
+            self._ledger.replace_points(points)
+            self._take_in()
 
     def observe(self, result: VideoResult) -> None:
         """Learn from a finished video."""
-        request = result.request
-        seconds = {phase: result.seconds[phase] for phase in ("text", "denoise", "decode")}
-        seconds["file"] = max(0.0, result.seconds["total"] - sum(seconds.values()))
         with self._lock:
-            self._ledger.add_run(
-                {
-                    "size": [request.num_frames, request.height, request.width],
-                    "steps": request.steps,
-                    "guided": request.guidance_scale > 1,
-                    "bsa": request.bsa.to_bsa_params() if result.bsa_active else None,
-                    "density": result.density,
-                    "seconds": seconds,
-                    "memory": result.peak_memory,
-                    "time": time.time(),
-                }
-            )
+            self._ledger.add_run(kept_run(result))
+            self._take_in()
+
+    def _take_in(self) -> None:
+        """Compare what the ledger has with what was counted, once, so that estimates are quick."""
+        try:
+            self._idle = [point["bytes"] for point in self._ledger.points if point["part"] == "process"]
+            self._points = [self._compare(point) for point in self._ledger.points if point["part"] != "process"]
+            runs = [Run(run) for run in self._ledger.runs]
+        except (ValueError, KeyError, TypeError, ArithmeticError) as error:
+            logger.warning("the measurements of earlier sessions cannot be used: %r", error)
+            self._idle, self._points, runs = [], [], []
+        for run in runs:
+            run.ratios = {
+                phase: run.seconds[phase] / self._counted(phase, run.request, run.density) for phase in PHASES
+            }
+        self._runs = runs
 
     def estimate(self, request: VideoRequest) -> Estimate:
         """What `request` will take. Quick: no device and no file is touched."""
-        runs = [_Run(run) for run in self._ledger.runs]
-        weights = [
-            math.exp(-_distance(request, run)) * 0.5 ** (age / _HALF_LIFE) for age, run in enumerate(reversed(runs))
-        ][::-1]
-        near = list(zip(runs, weights, strict=True))
+        runs = self._runs
         return Estimate(
-            seconds=self._seconds(request, near) if runs or self.calibrated else None,
-            memory=self._memory(request, near),
+            seconds=self._seconds(request, runs) if runs or self._points else None,
+            memory=self._memory(request, runs),
             memory_label="CUDA allocated" if self.device.type == "cuda" else "process RSS",
             memory_least=cost.least_bytes(self._shape, request, self.device),
             basis=self._basis(runs),
@@ -130,20 +133,17 @@ class Estimator:
 
     def _needed(self, request: VideoRequest) -> int:
         estimate = self.estimate(request)
-        return max(estimate.memory_least, int(_SURE * estimate.memory) if self._ledger.runs else 0)
+        return max(estimate.memory_least, int(_SURE * estimate.memory) if self._runs else 0)
 
     # -- seconds --------------------------------------------------------------------------------------------------
 
-    def _seconds(self, request: VideoRequest, near: list[tuple[_Run, float]]) -> dict[str, float]:
-        density = _density(request, near)
+    def _seconds(self, request: VideoRequest, runs: list[Run]) -> dict[str, float]:
+        density = density_of(request, runs)
         seconds = {}
         for phase in PHASES:
-            ratios = [
-                (run.seconds[phase] / counted, weight)
-                for run, weight in near
-                if (counted := self._counted(phase, run.request, run.density)) > 0
-            ]
-            seconds[phase] = self._counted(phase, request, density) * _weighted_median(ratios, 1.0)
+            weights = weigh(request, runs, phase)
+            ratio = weighted_median((run.ratios[phase], weight) for run, weight in zip(runs, weights))
+            seconds[phase] = self._counted(phase, request, density) * (1.0 if ratio is None else ratio)
         return {**seconds, "total": sum(seconds.values())}
 
     def _counted(self, phase: str, request: VideoRequest, density: float | None) -> float:
@@ -155,13 +155,12 @@ class Estimator:
         if phase == "file":
             return 2e-8 * math.prod(size) + 0.05
         if phase == "decode":
-            return cost.decode_seconds(self._shape, *size, self._rates) * self._scale("decode", math.prod(size))
+            return cost.decode_seconds(self._shape, *size, self._rates) * self._scale("decode", math.prod(size[1:]))
         shape, rates, tokens = self._shape, self._rates, request.grid.volume
         layer = cost.linear_seconds(shape, tokens * rows, rates) * self._scale("linear", tokens)
         if request.bsa_status()[0]:
             kept = cost.kept_blocks(request.bsa, request.grid, density)
-            plan = request.bsa.blocks(request.grid)
-            kind = "ragged" if plan.ragged_q or plan.ragged_k else "sparse"
+            kind = "ragged" if is_ragged(request.bsa, request.grid) else "sparse"
             sparse = cost.sparse_seconds(shape, request.grid, request.bsa, kept, rates)
             layer += rows * sparse * self._scale(kind, tokens)
         else:
@@ -169,23 +168,27 @@ class Estimator:
         return request.steps * shape.depth * layer
 
     def _scale(self, part: str, size: float) -> float:
-        """Measured over counted seconds of one part, from the calibration points of the nearest size."""
-        ratios = []
-        for point in self._ledger.points:
-            measured = self._point(point)
-            if measured is not None and measured[0] == part:
-                _, at, ratio = measured
-                ratios.append((ratio, math.exp(-2 * abs(math.log(size / at)))))
-        return _weighted_median(ratios, 1.0)
+        """Measured over counted seconds of one part, from the calibration points of the nearest size.
 
-    def _point(self, point: dict[str, Any]) -> tuple[str, float, float] | None:
-        """A calibration point as (part, size, measured over counted)."""
+        Kept near what the other parts have, because on a busy machine a measurement of milliseconds may be far off.
+        """
+        usual = weighted_median((ratio, 1.0) for name, _, ratio in self._points if name != "decode")
+        scale = weighted_median(
+            (ratio, math.exp(-2 * abs(math.log(size / at)))) for name, at, ratio in self._points if name == part
+        )
+        if usual is None:
+            return 1.0 if scale is None else scale
+        return usual if scale is None else min(max(scale, usual / _APART), usual * _APART)
+
+    def _compare(self, point: dict[str, Any]) -> tuple[str, float, float]:
+        """A calibration point as (part, size, measured over counted seconds)."""
         part, shape, rates = point["part"], self._shape, self._rates
-        if part == "process":
-            return None
         if part == "decode":
-            counted = cost.decode_seconds(shape, *point["size"], rates)
-            return part, math.prod(point["size"]), point["seconds"] / counted
+            return (
+                part,
+                math.prod(point["size"][1:]),
+                point["seconds"] / cost.decode_seconds(shape, *point["size"], rates),
+            )
         grid = Grid(*point["grid"])
         if part == "linear":
             counted = cost.linear_seconds(shape, grid.volume, rates)
@@ -193,28 +196,26 @@ class Estimator:
             counted = cost.dense_seconds(shape, grid.volume, rates)
         else:
             bsa = BSAConfig.from_bsa_params(point["bsa"])
-            plan = bsa.blocks(grid)
-            part = "ragged" if plan.ragged_q or plan.ragged_k else "sparse"
+            part = "ragged" if is_ragged(bsa, grid) else "sparse"
             counted = cost.sparse_seconds(shape, grid, bsa, cost.kept_blocks(bsa, grid), rates)
         return part, grid.volume, point["seconds"] / counted
 
     # -- memory ---------------------------------------------------------------------------------------------------
 
-    def _memory(self, request: VideoRequest, near: list[tuple[_Run, float]]) -> int:
-        idle = [point["bytes"] for point in self._ledger.points if point["part"] == "process"]
-        fixed = idle[0] if idle else cost.fixed_bytes(self._shape, self.device)
-        ratios = [
-            ((run.memory - fixed) / cost.activation_bytes(self._shape, run.request, self.device), weight)
-            for run, weight in near
-            if run.memory > fixed
-        ]
+    def _memory(self, request: VideoRequest, runs: list[Run]) -> int:
+        fixed = self._idle[0] if self._idle else cost.fixed_bytes(self._shape, self.device)
         activations = cost.activation_bytes(self._shape, request, self.device)
-        return int(fixed + activations * _weighted_median(ratios, 1.0))
+        ratio = weighted_median(
+            ((run.memory - fixed) / cost.activation_bytes(self._shape, run.request, self.device), weight)
+            for run, weight in zip(runs, weigh(request, runs, "memory"))
+            if run.memory > fixed
+        )
+        return int(fixed + activations * (1.0 if ratio is None else ratio))
 
-    def _basis(self, runs: list[_Run]) -> str:
+    def _basis(self, runs: list[Run]) -> str:
         if runs:
-            return f"{len(runs)} run{'s' if len(runs) > 1 else ''} on this machine"
-        return "a short calibration on this machine" if self._ledger.points else "no measurement yet"
+            return (ONE_RUN if len(runs) == 1 else MANY_RUNS).format(count=len(runs))
+        return CALIBRATION if self._points else NOTHING
 
 
 def measure(pipeline: Any) -> list[dict[str, Any]]:
@@ -222,26 +223,6 @@ def measure(pipeline: Any) -> list[dict[str, Any]]:
     from .calibrate import measure  # brings PyTorch, which a process that only estimates does not need
 
     return measure(pipeline)
-
-
-class _Run:
-    """A kept run, with the request that has its cost."""
-
-    def __init__(self, run: dict[str, Any]) -> None:
-        frames, height, width = run["size"]
-        self.request = VideoRequest(
-            prompt="-",
-            num_frames=frames,
-            height=height,
-            width=width,
-            steps=run["steps"],
-            guidance_scale=2.0 if run["guided"] else 1.0,
-            fps=15,
-            bsa=None if run["bsa"] is None else BSAConfig.from_bsa_params(run["bsa"]),
-        )
-        self.density: float = run["density"]
-        self.seconds: dict[str, float] = run["seconds"]
-        self.memory: int = run["memory"]
 
 
 def check_load(info: CheckpointInfo, device: Device) -> None:
@@ -269,38 +250,6 @@ def _versions() -> str:
     return " ".join(f"{package} {metadata.version(package)}" for package in ("torch", "triton", "fastvideo"))
 
 
-def _density(request: VideoRequest, near: Iterable[tuple[_Run, float]]) -> float | None:
-    """Where a cdf threshold decides, the density of runs with the same rule; otherwise the rule itself says it."""
-    if request.bsa is None or request.bsa.cdf_threshold is None:
-        return None
-    alike = [(run.density, weight) for run, weight in near if run.request.bsa == request.bsa]
-    return _weighted_median(alike, None)
-
-
-def _distance(request: VideoRequest, run: _Run) -> float:
-    here, there = request.bsa_status()[0], run.request.bsa_status()[0]
-    away = abs(math.log(request.grid.volume / run.request.grid.volume))
-    if here != there:
-        return away + _OTHER_KIND
-    if here:
-        kept = [cost.kept_blocks(r.bsa, r.grid) / r.bsa.blocks(r.grid).k_blocks.volume for r in (request, run.request)]
-        away += 0.5 * abs(math.log(kept[0] / kept[1]))
-        away += 0.5 * (request.bsa.chunk_k != run.request.bsa.chunk_k)
-    return away
-
-
-def _weighted_median(values: list[tuple[float, float]], default: Any) -> Any:
-    """Of (value, weight); the mean of the two middle ones where the weights are split in half."""
-    values = sorted(value for value in values if value[1] > 0)
-    half, below = sum(weight for _, weight in values) / 2, 0.0
-    for index, (value, weight) in enumerate(values):
-        below += weight
-        if below > half * (1 + 1e-9):
-            return value
-        if below >= half * (1 - 1e-9):
-            return (value + values[min(index + 1, len(values) - 1)][0]) / 2
-    return default
-
-
-def _sound(point: dict[str, Any]) -> bool:
-    return point.get("bytes", 0) > 0 or (math.isfinite(point.get("seconds", 0)) and point.get("seconds", 0) > 0)
+def is_ragged(bsa: BSAConfig, grid: Grid) -> bool:
+    plan = bsa.blocks(grid)
+    return plan.ragged_q > 0 or plan.ragged_k > 0

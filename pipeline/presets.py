@@ -1,0 +1,152 @@
+"""Settings that belong together, each with what it needs and why it cannot be had here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from bsa import BSAConfig
+
+from . import cost
+from .checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo
+from .limits import Device
+from .request import TOKEN_PIXELS, VideoRequest
+
+# LongCat-Video as published: 13.6 B parameters in the transformer, 5.7 B in UMT5-XXL, 0.13 B in Wan's VAE.
+LONGCAT_SHAPE = cost.ModelShape(
+    hidden=4096, depth=48, heads=32, ffn=11008, parameters=19_400_000_000, decoder_width=96, decoder_patch=1
+)
+_FULL_SIZE = 10**9  # parameters from which a transformer is taken for LongCat-Video's own
+_HEADROOM = 1.1  # of the modelled peak, because no run has confirmed it
+
+WRONG_CHECKPOINT = "needs LongCat-Video's 13.6 B checkpoint, and {name} is loaded"
+NOT_EMBEDDED = "needs the small checkpoint that comes with this project, and {name} is loaded"
+NOT_DISTILLED = "needs a checkpoint with LongCat's distillation merged in, which {name} is not"
+NO_GPU = "needs {needed:.0f} GiB of GPU memory, and no GPU is in use"
+SMALL_GPU = "needs {needed:.0f} GiB of GPU memory, and the GPU has {total:.0f}"
+NO_REFINEMENT = "this project makes LongCat's base videos only: its refinement stage is not implemented"
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What presets are judged by. total: bytes of the device's memory."""
+
+    checkpoint: CheckpointInfo
+    device: Device
+    total: int
+
+    @property
+    def full_size(self) -> bool:
+        return self.checkpoint.parameters >= _FULL_SIZE
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One choice.
+
+    about: what it is for, in a sentence. needs: what it needs, in words.
+    values: from the checkpoint to the request's fields that it sets; `bsa` None is dense attention.
+    missing: from the situation to why it cannot be had here, "" when it can.
+    """
+
+    name: str
+    about: str
+    needs: str
+    values: Callable[[CheckpointInfo], dict[str, Any]] = field(repr=False)
+    missing: Callable[[Situation], str] = field(repr=False)
+
+
+def presets() -> tuple[Preset, ...]:
+    """All of them, in the order in which they are shown."""
+    return (
+        Preset(
+            "Embedded tiny (CPU)",
+            "The small model that comes with the project, at the size it was trained for.",
+            "the embedded checkpoint; no GPU",
+            _own_settings,
+            lambda here: "" if _is_embedded(here.checkpoint) else NOT_EMBEDDED.format(name=here.checkpoint.name),
+        ),
+        _longcat(
+            "LongCat 480p",
+            "LongCat's own size, with full attention: at 480p BSA gains little.",
+            {"width": 832, "height": 480, "num_frames": 93, "steps": 50, "guidance_scale": 4.0, "bsa": None},
+        ),
+        _longcat(
+            "720p with BSA",
+            "704p, where attention is most of the work and BSA saves most of that.",
+            {"width": 1280, "height": 704, "num_frames": 93, "steps": 50, "guidance_scale": 4.0, "bsa": BSAConfig()},
+        ),
+        Preset(
+            "Distilled 16 steps",
+            "Few steps without guidance, for checkpoints that learned it: about six times faster.",
+            "a distilled checkpoint",
+            lambda info: {**_own_settings(info), "steps": 16, "guidance_scale": 1.0},
+            lambda here: (
+                "" if here.checkpoint.defaults["use_distill"] else NOT_DISTILLED.format(name=here.checkpoint.name)
+            ),
+        ),
+        Preset(
+            "Refine",
+            "LongCat's second stage, which enlarges a 480p video to 720p.",
+            "LongCat's refinement stage",
+            lambda info: {},
+            lambda here: NO_REFINEMENT,
+        ),
+        Preset(
+            "Low memory",
+            "Fewer frames at a smaller size. BSA saves time, not memory, and weights are not offloaded here.",
+            "nothing more than the checkpoint itself",
+            _small_settings,
+            lambda here: "",
+        ),
+    )
+
+
+def _longcat(name: str, about: str, values: dict[str, Any]) -> Preset:
+    needed = longcat_bytes(VideoRequest(prompt="-", fps=15, **values))
+
+    def missing(here: Situation) -> str:
+        if not here.full_size:
+            return WRONG_CHECKPOINT.format(name=here.checkpoint.name)
+        if here.device.type != "cuda":
+            return NO_GPU.format(needed=needed / 2**30)
+        if here.total < needed:
+            return SMALL_GPU.format(needed=needed / 2**30, total=here.total / 2**30)
+        return ""
+
+    needs = f"LongCat-Video, {needed / 2**30:.0f} GiB of GPU memory"
+    return Preset(name, about, needs, lambda info: values, missing)
+
+
+class _Gpu:
+    type, index = "cuda", 0
+
+
+def longcat_bytes(request: VideoRequest) -> int:
+    """GPU memory that LongCat-Video's published checkpoint takes for a request, in bfloat16 with nothing offloaded."""
+    fixed = cost.fixed_bytes(LONGCAT_SHAPE, _Gpu)
+    return int(_HEADROOM * (fixed + cost.activation_bytes(LONGCAT_SHAPE, request, _Gpu)))
+
+
+def _is_embedded(info: CheckpointInfo) -> bool:
+    return info.path.resolve() == EMBEDDED_CHECKPOINT.resolve()
+
+
+def _own_settings(info: CheckpointInfo) -> dict[str, Any]:
+    defaults = info.defaults
+    return {
+        "width": defaults["width"],
+        "height": defaults["height"],
+        "num_frames": defaults["num_frames"],
+        "steps": defaults["num_inference_steps"],
+        "guidance_scale": defaults["guidance_scale"],
+        "bsa": info.bsa or BSAConfig(),
+    }
+
+
+def _small_settings(info: CheckpointInfo) -> dict[str, Any]:
+    """Five eighths of each side and about half of the frames: a fifth of the tokens."""
+    own = _own_settings(info)
+    sides = {name: max(1, round(own[name] * 5 / 8 / TOKEN_PIXELS)) * TOKEN_PIXELS for name in ("width", "height")}
+    return {**own, **sides, "num_frames": (own["num_frames"] // 8) * 4 + 1}
