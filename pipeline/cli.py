@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from .checkpoint import inspect_checkpoint
 from .compare import compare
+from .inspection import run_inspect
 from .longcat import LongCatPipeline, choose_device
 from .options import build_parser, read_request
 from .request import Cancelled, Comparison, StepUpdate, VideoResult
@@ -70,7 +71,9 @@ def run_generate(args: argparse.Namespace) -> dict[str, Any]:
     if args.compare and not active:
         raise ValueError(f"nothing to compare: {reason}")
 
-    pipeline = LongCatPipeline.load(info.path, args.device, on_message=lambda message: print(message, file=sys.stderr))
+    pipeline = LongCatPipeline.load(
+        info.path, args.device, on_message=lambda message: print(message, file=sys.stderr), record=args.record
+    )
     bar = _Bar()
     try:
         if args.compare:
@@ -206,6 +209,14 @@ def _signals_raise() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+_COMMANDS = {
+    "generate": run_generate,
+    "sweep": run_grid,
+    "info": run_info,
+    "inspect": lambda args: run_inspect(args, sys.stderr if args.json == "-" else sys.stdout),
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     args = build_parser().parse_args(argv)
@@ -214,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _signals_raise():
             if args.json and args.json != "-":
                 check_writable(Path(args.json))
-            report = {"generate": run_generate, "sweep": run_grid, "info": run_info}[args.command](args)
+            report = _COMMANDS[args.command](args)
             if args.json:
                 _write_json(report, args.json)
             sys.stdout.flush()

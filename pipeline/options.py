@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from bsa import BSAConfig, Grid
 
 from .checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo
+from .inspection import add_inspect
 from .request import VideoRequest
 from .sweep_axes import LABELS
 
@@ -54,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     """All commands and options."""
     style = argparse.RawDescriptionHelpFormatter
     parser = _Parser(prog="python -m pipeline", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=style)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{generate,sweep,info}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{generate,sweep,info,inspect}")
 
     generate = commands.add_parser(
         "generate", help="make a video", description=GENERATE, epilog=EXAMPLES, formatter_class=style
@@ -65,6 +66,9 @@ def build_parser() -> argparse.ArgumentParser:
     run = generate.add_argument_group("run")
     run.add_argument(
         "--compare", action="store_true", help="make it twice, dense then sparse, and report speed-up and similarity"
+    )
+    run.add_argument(
+        "--record", action="store_true", help="also write what a sparse video attended to, for the inspect command"
     )
     run.add_argument(
         "--output",
@@ -102,7 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_checkpoint(info)
     _add_video(info, prompt_required=False)
     _add_attention(info)
-    for command in (generate, sweep, info):
+    for command in (generate, sweep, info, add_inspect(commands)):
         command.add_argument(
             "--json",
             metavar="FILE",

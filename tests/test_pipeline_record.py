@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bsa import BlockLayout, BSAConfig, Grid, block_sparse_attention
-from pipeline import VideoRequest
+from pipeline import VideoRequest, cli
 from pipeline.attention import attention_for
 from pipeline.record import MANY_BLOCKS, STORED_BYTES, AttentionRecord, AttentionRecorder, Sampled, record_path
 
@@ -252,3 +252,23 @@ def test_dense_videos_have_no_record_and_a_full_disk_costs_only_the_record(recor
         recording.generate(request, output=tmp_path / "sparse.mp4")
     assert "No space left" in caplog.text
     assert sorted(file.name for file in tmp_path.iterdir()) == ["dense.mp4", "image.mp4", "sparse.mp4"]
+
+
+def test_inspect_prints_the_means_and_writes_them_as_json(tmp_path, capsys):
+    record, _ = record_random(request_for(Grid(5, 3, 7), SMALL))
+    path = tmp_path / "video.attention.npz"
+    record.save(path)
+    assert cli.main(["inspect", str(path), "--json", str(tmp_path / "report.json")]) == 0
+    text = capsys.readouterr().out
+    report = json.loads((tmp_path / "report.json").read_text())
+    np.testing.assert_allclose(report["recall_by_layer"], record.recall.mean(axis=(0, 2)), rtol=1e-6)
+    np.testing.assert_allclose(report["density_by_step"], record.density.mean(axis=(1, 2)), rtol=1e-6)
+    assert (report["steps"], report["layers"], report["heads"]) == (2, LAYERS, HEADS)
+    rows = [line.split() for line in text.partition("recall, %")[2].partition("\n\n")[0].splitlines()[2:]]
+    shown = np.array([[float(cell) for cell in row[1:]] for row in rows[:LAYERS]])
+    expected = 100 * record.recall.mean(axis=2).T
+    np.testing.assert_allclose(shown, np.column_stack([expected, expected.mean(axis=1)]), atol=0.051)
+    assert cli.main(["inspect", str(path), "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out) == report
+    assert cli.main(["inspect", str(tmp_path / "none.npz")]) == 2
+    assert "there is no file" in capsys.readouterr().err
