@@ -7,8 +7,10 @@ from . import _openmp  # noqa: F401  comes first
 from .checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
 from .compare import compare
 from .longcat import LongCatPipeline, choose_device
+from .reproduce import cli_command, python_code
 from .request import Cancelled, Comparison, StepUpdate, VideoRequest, VideoResult
 from .resources import GpuReading, Resources, read_resources
+from .settings import VideoSettings, read_settings
 from .sweep import Sweep, SweepRun, run_sweep
 from .sweep_axes import Axis
 from .sweep_result import SweepResult, SweepVideo
@@ -29,9 +31,13 @@ __all__ = [
     "SweepVideo",
     "VideoRequest",
     "VideoResult",
+    "VideoSettings",
     "choose_device",
+    "cli_command",
     "compare",
     "inspect_checkpoint",
+    "python_code",
     "read_resources",
+    "read_settings",
     "run_sweep",
 ]

@@ -145,6 +145,11 @@ def _add_video(parser: argparse.ArgumentParser, *, prompt_required: bool) -> Non
     group.add_argument("--guidance-scale", type=float, metavar="X", help="1 for none, which is twice as fast")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default: 0)")
     group.add_argument("--fps", type=int, metavar="N", help="frames per second of the file")
+    group.add_argument(
+        "--use-distill",
+        action=argparse.BooleanOptionalAction,
+        help="the few-step schedule of LongCat's distilled model",
+    )
 
 
 def _add_attention(parser: argparse.ArgumentParser) -> None:
@@ -153,15 +158,15 @@ def _add_attention(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--sparsity",
-        type=_sparsity,
+        type=_number_or_none,
         metavar="X",
         help="share of key blocks to drop, 0 to below 1: 0.9375 keeps 1 in 16; none leaves it to the cdf threshold",
     )
     group.add_argument(
         "--cdf-threshold",
-        type=float,
+        type=_number_or_none,
         metavar="X",
-        help="softmax mass to keep, above 0 to 1; with --sparsity the rule that keeps more wins",
+        help="softmax mass to keep, above 0 to 1, or none; with --sparsity the rule that keeps more wins",
     )
     group.add_argument(
         "--chunk-q", nargs="+", metavar="N", help="frames, rows and columns of a query block: 4 4 4, 4,4,4 or 4x4x4"
@@ -170,14 +175,14 @@ def _add_attention(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dense", action="store_true", help="dense attention, whatever the checkpoint says")
 
 
-def _sparsity(text: str) -> float | str:
+def _number_or_none(text: str) -> float | str:
     if text.lower() == "none":
         return "none"  # not None, which argparse uses for "not given"
     try:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a number; use one from 0 to below 1, such as 0.9375"
+            f"{text!r} is not a number; use one from 0 to below 1, such as 0.9375, or none"
         ) from None
 
 
@@ -191,10 +196,9 @@ def _chunk(option: str, parts: list[str]) -> Grid:
 def read_bsa(args: argparse.Namespace, default: BSAConfig | None) -> BSAConfig | None:
     """The attention asked for: the options, over the checkpoint's setting, over LongCat's (0.9375, 4x4x4)."""
     changes: dict[str, Any] = {}
-    if args.sparsity is not None:
-        changes["sparsity"] = None if args.sparsity == "none" else args.sparsity
-    if args.cdf_threshold is not None:
-        changes["cdf_threshold"] = args.cdf_threshold
+    for name in ("sparsity", "cdf_threshold"):
+        if getattr(args, name) is not None:
+            changes[name] = None if getattr(args, name) == "none" else getattr(args, name)
     for name in ("chunk_q", "chunk_k"):
         if getattr(args, name) is not None:
             changes[name] = _chunk(f"--{name.replace('_', '-')}", getattr(args, name))
@@ -216,7 +220,7 @@ def read_request(args: argparse.Namespace, info: CheckpointInfo) -> VideoRequest
             f"task {args.task!r} is not supported; use t2v "
             "(LongCat uses no Block Sparse Attention with conditioning frames)"
         )
-    names = ("height", "width", "num_frames", "steps", "guidance_scale", "fps")
+    names = ("height", "width", "num_frames", "steps", "guidance_scale", "fps", "use_distill")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     bsa = read_bsa(args, info.bsa)
     return info.request(args.prompt, negative_prompt=args.negative_prompt, seed=args.seed, bsa=bsa, **given)
