@@ -1,0 +1,203 @@
+"""LongCat checkpoints from the Hugging Face Hub: looked at before a weight is fetched, resumed where they stopped."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import re
+import shutil
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from .checkpoint import CONFIGS, WEIGHTS, inspect_checkpoint
+from .cost import element_size
+from .limits import Device, available_memory
+from .request import Cancelled
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_SPARE_BYTES = 2**30  # left free on the disk, for videos and everybody else
+
+NEITHER = "{text} is neither a folder of this machine nor a name on the Hugging Face Hub, such as org/model"
+UNKNOWN = (
+    "the Hugging Face Hub has no public model {repo}; check the name, or log in with `hf auth login` for a private one"
+)
+GATED = "{repo} is gated: accept its terms on https://huggingface.co/{repo} and log in with `hf auth login`"
+OFFLINE = "the Hugging Face Hub cannot be reached and {repo} is not complete on this machine; check the connection"
+HUB_FAULT = "the Hugging Face Hub answered for {repo}: {reason}; try again later"
+NOT_LONGCAT = "{repo} is not a LongCat checkpoint in FastVideo's layout: {reason}; choose another, or convert it first"
+NO_SPACE = (
+    "{repo} takes {needed:.1f} GiB more and {free:.1f} GiB are free in {folder}; free some, or set HF_HOME to another "
+    "disk"
+)
+NO_MEMORY = (
+    "the weights of {repo} take {needed:.1f} GiB on {device} and {available:.1f} GiB are available; use a larger "
+    "device, or a smaller checkpoint"
+)
+NOT_WRITTEN = "{repo} could not be saved: {reason}; check space and permissions"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Bytes of the checkpoint on this machine and in all, and the file that is being fetched."""
+
+    done: int
+    total: int
+    file: str
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a model's name means the Hub: org/name, unless such a folder exists here."""
+    return bool(_HUB_ID.fullmatch(text)) and not Path(text).exists()
+
+
+def fetch_checkpoint(text: str, device: Device | None = None, on_progress: OnProgress = lambda progress: None) -> Path:
+    """The folder of the checkpoint that `text` names, a local folder or a hub id, fetched if need be.
+
+    Args:
+        device: where it will run; its memory is checked before anything large is fetched. None skips that.
+        on_progress: called about every 10 MB; may raise `Cancelled`. What was fetched is kept, and resumed later.
+
+    Raises:
+        ValueError: no such model, no access, no connection, not a LongCat checkpoint, too little disk or memory. One
+            sentence with the remedy.
+    """
+    text = str(text).strip()
+    if not is_hub_id(text):
+        if not Path(text).expanduser().exists() and "/" not in text.strip("/") and not text.startswith(("~", ".")):
+            raise ValueError(NEITHER.format(text=repr(text)))
+        return inspect_checkpoint(text).path
+    with _sentences(text):
+        return _fetch(text, device, on_progress)
+
+
+def _fetch(repo: str, device: Device | None, on_progress: OnProgress) -> Path:
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    try:
+        files, revision = _list_files(HfApi(), repo)
+    except (OfflineModeIsEnabled, *_connection_errors()):
+        # No connection is no obstacle to what is here already.
+        return inspect_checkpoint(snapshot_download(repo, local_files_only=True)).path
+    _check_files(repo, files)
+    get = {"repo_id": repo, "revision": revision}
+    index = json.loads(Path(hf_hub_download(filename="model_index.json", **get)).read_text(encoding="utf-8"))
+    if index.get("_class_name") != "LongCatPipeline":
+        raise ValueError(NOT_LONGCAT.format(repo=repo, reason=f"model_index.json names {index.get('_class_name')!r}"))
+    plan = [hf_hub_download(filename=name, dry_run=True, **get) for name in files]
+    missing = sum(files[file.filename] for file in plan if file.will_download)
+    _check_disk(repo, missing, Path(plan[0].local_path))
+    if device is not None:
+        _check_memory(HfApi(), repo, revision, [name for name in files if name.endswith(".safetensors")], device)
+
+    total = sum(files.values())
+    done = total - missing
+    for file in sorted(plan, key=lambda file: files[file.filename]):
+        if not file.will_download:
+            continue
+        hf_hub_download(filename=file.filename, tqdm_class=_bar(done, total, file.filename, on_progress), **get)
+        done += files[file.filename]
+        on_progress(Progress(done, total, file.filename))
+    return inspect_checkpoint(Path(plan[0].local_path).parents[len(Path(plan[0].filename).parts) - 1]).path
+
+
+def _list_files(api: Any, repo: str) -> tuple[dict[str, int], str]:
+    """Bytes by name of the files that make up a checkpoint, and the commit."""
+    info = api.model_info(repo, files_metadata=True)
+    wanted = tuple(f"{component}/" for component in CONFIGS)
+    files = {
+        file.rfilename: file.size or 0
+        for file in info.siblings
+        if file.rfilename.startswith(wanted) or file.rfilename in ("model_index.json", "generation_config.json")
+    }
+    return files, info.sha
+
+
+def _check_files(repo: str, files: dict[str, int]) -> None:
+    needed = ["model_index.json", *(f"{component}/{name}" for component, name in CONFIGS.items())]
+    absent = [name for name in needed if name not in files]
+    absent += [
+        f"{component}/*.safetensors"
+        for component in WEIGHTS
+        if not any(name.startswith(f"{component}/") and name.endswith(".safetensors") for name in files)
+    ]
+    if absent:
+        raise ValueError(NOT_LONGCAT.format(repo=repo, reason=f"{absent[0]} is missing"))
+
+
+def _check_disk(repo: str, missing: int, target: Path) -> None:
+    folder = next(parent for parent in target.parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if missing + _SPARE_BYTES * (missing > 0) > free:
+        raise ValueError(NO_SPACE.format(repo=repo, needed=missing / 2**30, free=free / 2**30, folder=folder))
+
+
+def _check_memory(api: Any, repo: str, revision: str, files: list[str], device: Device) -> None:
+    """From the headers of the weight files, of which only the first kilobytes are asked for."""
+    headers = (api.parse_safetensors_file_metadata(repo, name, revision=revision) for name in files)
+    needed = sum(sum(header.parameter_count.values()) for header in headers) * element_size(device)
+    available = available_memory(device)
+    if needed > available:
+        raise ValueError(
+            NO_MEMORY.format(repo=repo, needed=needed / 2**30, available=available / 2**30, device=device.type)
+        )
+
+
+def _bar(before: int, total: int, file: str, on_progress: OnProgress) -> type:
+    """A progress bar class for huggingface_hub that draws nothing and reports to `on_progress`."""
+
+    class Bar(tqdm):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            options.pop("name", None)
+            super().__init__(*arguments, **{**options, "file": io.StringIO()})
+            self._tell()
+
+        def display(self, *arguments: Any, **options: Any) -> None:
+            pass
+
+        def update(self, n: float = 1) -> None:
+            self.n += n
+            self._tell()
+
+        def _tell(self) -> None:
+            on_progress(Progress(min(total, before + int(self.n)), total, file))
+
+    return Bar
+
+
+def _connection_errors() -> tuple[type[Exception], ...]:
+    import httpx
+
+    return (httpx.TransportError,)
+
+
+@contextmanager
+def _sentences(repo: str):
+    """Errors of the Hub, the network and the disk as one sentence each."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except Cancelled:
+        raise
+    except errors.GatedRepoError:
+        raise ValueError(GATED.format(repo=repo)) from None
+    except errors.RepositoryNotFoundError:
+        raise ValueError(UNKNOWN.format(repo=repo)) from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, *_connection_errors()):
+        raise ValueError(OFFLINE.format(repo=repo)) from None
+    except errors.HfHubHTTPError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(HUB_FAULT.format(repo=repo, reason=reason)) from None
+    except OSError as error:
+        reason = "no space left on the disk" if error.errno == errno.ENOSPC else " ".join(str(error).split())[:200]
+        raise ValueError(NOT_WRITTEN.format(repo=repo, reason=reason)) from None
