@@ -80,23 +80,25 @@ def fetch_checkpoint(text: str, device: Device | None = None, on_progress: OnPro
 
 
 def _fetch(repo: str, device: Device | None, on_progress: OnProgress) -> Path:
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     try:
         files, revision = _list_files(HfApi(), repo)
     except (OfflineModeIsEnabled, *_connection_errors()):
         # No connection is no obstacle to what is here already.
-        return inspect_checkpoint(snapshot_download(repo, local_files_only=True)).path
+        here = hf_hub_download(repo, "model_index.json", local_files_only=True)
+        return inspect_checkpoint(Path(here).parent).path
     _check_files(repo, files)
-    get = {"repo_id": repo, "revision": revision}
-    index = json.loads(Path(hf_hub_download(filename="model_index.json", **get)).read_text(encoding="utf-8"))
+    # Without a commit, so that the cache notes which one this is: it is looked for without a connection.
+    index = json.loads(Path(hf_hub_download(repo, "model_index.json")).read_text(encoding="utf-8"))
     if index.get("_class_name") != "LongCatPipeline":
         raise ValueError(NOT_LONGCAT.format(repo=repo, reason=f"model_index.json names {index.get('_class_name')!r}"))
+    get = {"repo_id": repo, "revision": revision}
     plan = [hf_hub_download(filename=name, dry_run=True, **get) for name in files]
     missing = sum(files[file.filename] for file in plan if file.will_download)
     _check_disk(repo, missing, Path(plan[0].local_path))
-    if device is not None:
+    if device is not None and missing:
         _check_memory(HfApi(), repo, revision, [name for name in files if name.endswith(".safetensors")], device)
 
     total = sum(files.values())
