@@ -45,22 +45,22 @@ class Visitors:
         return self._sign("browser")
 
     def new_ticket(self) -> str:
-        visitor = secrets.token_hex(16)
-        return f"{visitor}.{self._sign(visitor)}"
-
-    def valid(self, ticket: object) -> bool:
-        if not isinstance(ticket, str) or not ticket.isascii():
-            return False
-        visitor, _, signature = ticket.partition(".")
-        return bool(visitor) and hmac.compare_digest(signature, self._sign(visitor))
+        return self._ticket(f"visitor:{secrets.token_hex(16)}")
 
     def owner_of(self, ticket: object) -> str:
-        """The owner that a ticket stands for; "" for a ticket that was not handed out here."""
-        return f"visitor:{ticket.partition('.')[0]}" if self.valid(ticket) else ""
+        """The owner that a ticket names; "" for a ticket that was not handed out here."""
+        owner, _, signature = ticket.rpartition(".") if isinstance(ticket, str) else ("", "", "")
+        genuine = hmac.compare_digest(signature.encode(errors="replace"), self._sign(owner).encode())
+        return owner if genuine else ""
 
     def greet(self, request: gr.Request, ticket: object) -> str:
-        """Take note of whose session this is, when a page is opened. Returns the ticket for the browser to keep."""
-        if not self.valid(ticket):
+        """Take note of whose session this is, when a page is opened: the login's, or else the ticket's.
+
+        Returns the ticket of the session. A browser keeps it, except a login's, which ends with the login.
+        """
+        if request.username:
+            ticket = self._ticket(f"login:{request.username}")
+        elif not self.owner_of(ticket):
             ticket = self.new_ticket()
         self._sessions[request.session_hash] = self.owner_of(ticket)
         self._sessions.move_to_end(request.session_hash)
@@ -73,6 +73,9 @@ class Visitors:
         if request.username:
             return f"login:{request.username}"
         return self._sessions.get(request.session_hash, f"session:{request.session_hash}")
+
+    def _ticket(self, owner: str) -> str:
+        return f"{owner}.{self._sign(owner)}"
 
     def _sign(self, text: str) -> str:
         return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()

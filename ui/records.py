@@ -1,0 +1,116 @@
+"""What is kept of each kind of job when it has ended, and how a job is made from that again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from pipeline import Comparison, VideoRequest, VideoResult
+from ui.files import job_folder, poster
+from ui.jobs import Job, VideoJob, plain
+from ui.store import INTERRUPTED, LIVE, Record, Store
+
+log = logging.getLogger("ui")
+
+Restore = Callable[[Record, Path], Job]
+# kind of job -> how it is made again from its record and its folder; a kind without an entry stays a record
+RESTORE: dict[str, Restore] = {}
+
+
+def keep_record_of(store: Store, worker: Any) -> None:
+    """Write every job of the worker into the store, and let the worker find those that it does not remember."""
+
+    def write(job: Job) -> None:
+        if not job.errand:
+            store.write(record_of(job))
+
+    worker.on_submit.append(write)
+    worker.listeners.append(write)
+    worker.archive = lambda job_id: restored(store, job_id)
+
+
+def record_of(job: Job) -> Record:
+    request, over = getattr(job, "request", None), job.state not in LIVE
+    return Record(
+        id=job.id,
+        owner=job.owner,
+        kind=kind_of(job),
+        state=job.state,
+        error=job.error,
+        request={} if request is None else request.to_dict() | {"side_by_side": getattr(job, "side_by_side", False)},
+        report=_report(job) if over else {},
+        posters=_posters(job) if over else {},
+        folder=job.folder.name,
+        submitted=job.submitted,
+        started=job.started,
+        ended=job.ended,
+    )
+
+
+def kind_of(job: Job) -> str:
+    return type(job).__name__.removesuffix("Job").lower()
+
+
+def restored(store: Store, job_id: str) -> Job | None:
+    """The job as it was when it ended, with those of its videos that are still there; None if that cannot be."""
+    record = store.read(job_id)
+    if record is None or record.state in LIVE or record.kind not in RESTORE:
+        return None
+    try:
+        job = RESTORE[record.kind](record, store.output_dir / record.folder)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        log.warning("job %s could not be read back: %s", job_id, error)
+        return None
+    job.id, job.owner, job.state, job.error = record.id, record.owner, record.state, record.error
+    if record.state == INTERRUPTED:
+        job.state, job.error = "failed", "the server ended while this was being made"
+    job.submitted, job.started, job.ended = record.submitted, record.started, record.ended
+    job.folder = store.output_dir / record.folder
+    return job
+
+
+def _restore_video(record: Record, folder: Path) -> VideoJob:
+    values = dict(record.request)
+    side_by_side = values.pop("side_by_side")
+    job = VideoJob(VideoRequest.from_dict(values), side_by_side)
+    present = job_folder(folder.parent, folder.name) is not None
+    names = {field.name for field in fields(VideoResult)}
+    for arm in job.arms:
+        values = record.report.get(arm)
+        if values and present and (video := folder / Path(values["video"]).name).is_file():
+            request = VideoRequest.from_dict(values["request"])
+            known = {name: value for name, value in values.items() if name in names}
+            job.results[arm] = VideoResult(**known | {"request": request, "video": video})
+    if len(job.results) == 2 and "speedup" in record.report:
+        psnr = float("inf") if record.report["psnr"] is None else record.report["psnr"]
+        figures = record.report["speedup"], psnr, record.report["ssim"]
+        job.comparison = Comparison(job.results["dense"], job.results["sparse"], *figures)
+    return job
+
+
+RESTORE["video"] = _restore_video
+
+
+def _report(job: Job) -> dict[str, Any]:
+    """The job's report; of videos, those that were finished, by arm, also when the job was stopped or failed."""
+    if not isinstance(job, VideoJob):
+        return job.report() if job.state == "done" else {}
+    report = {arm: result.to_dict() for arm, result in job.results.items()}
+    if job.comparison is not None:
+        report |= {name: getattr(job.comparison, name) for name in ("speedup", "psnr", "ssim")}
+    return plain(report)
+
+
+def _posters(job: Job) -> dict[str, str]:
+    """{name of a video: picture from its middle}, of a video job by arm, of others the first two files."""
+    if isinstance(job, VideoJob):
+        middle = job.request.num_frames // 2 / job.request.fps
+        videos = {arm: result.video for arm, result in job.results.items()}
+    else:
+        middle = 0.0
+        videos = {file.stem: file for file in sorted(job.folder.glob("**/*.mp4"))[:2]}
+    made = {name: poster(file, middle) for name, file in videos.items()}
+    return {name: picture for name, picture in made.items() if picture}
