@@ -22,8 +22,9 @@ from typing import Any, TextIO
 import torch
 from tqdm import tqdm
 
-from .checkpoint import inspect_checkpoint
 from .compare import compare
+from .download import open_checkpoint
+from .estimate import check_fits
 from .inspection import run_inspect
 from .longcat import LongCatPipeline, choose_device
 from .options import build_parser, read_request
@@ -55,9 +56,9 @@ class _Bar:
 
 def run_generate(args: argparse.Namespace) -> dict[str, Any]:
     """Make the video (or both) and return the report."""
-    info = inspect_checkpoint(args.model_path)
+    info = open_checkpoint(args.model_path, args.device)
     request = read_request(args, info)
-    choose_device(args.device)
+    check_fits(info, request, choose_device(args.device))
     output = args.output or _new_name(request.seed, ".mp4" if not args.compare else "")
     # loading may take minutes: everything that can be found wrong is found before
     if args.compare and output.suffix.lower() == ".mp4":
@@ -103,7 +104,7 @@ def _new_name(seed: int, suffix: str) -> Path:
 
 def run_info(args: argparse.Namespace) -> dict[str, Any]:
     """Describe the checkpoint and the request, and return the description."""
-    info = inspect_checkpoint(args.model_path)
+    info = open_checkpoint(args.model_path)
     request = read_request(args, info)
     active, reason = request.bsa_status()
     report: dict[str, Any] = {

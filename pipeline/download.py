@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .checkpoint import CONFIGS, WEIGHTS, inspect_checkpoint
+from .checkpoint import CONFIGS, WEIGHTS, CheckpointInfo, inspect_checkpoint
 from .cost import element_size
 from .limits import Device, available_memory
 from .request import Cancelled
@@ -25,10 +26,14 @@ _SPARE_BYTES = 2**30  # left free on the disk, for videos and everybody else
 
 NEITHER = "{text} is neither a folder of this machine nor a name on the Hugging Face Hub, such as org/model"
 UNKNOWN = (
-    "the Hugging Face Hub has no public model {repo}; check the name, or log in with `hf auth login` for a private one"
+    "there is neither a folder {repo} here nor a public model of this name on the Hugging Face Hub; check the name, or "
+    "log in with `hf auth login` for a private one"
 )
 GATED = "{repo} is gated: accept its terms on https://huggingface.co/{repo} and log in with `hf auth login`"
-OFFLINE = "the Hugging Face Hub cannot be reached and {repo} is not complete on this machine; check the connection"
+OFFLINE = (
+    "there is no folder {repo} here, and the Hugging Face Hub, which may have a model of this name, cannot be reached; "
+    "check the path or the connection"
+)
 HUB_FAULT = "the Hugging Face Hub answered for {repo}: {reason}; try again later"
 NOT_LONGCAT = "{repo} is not a LongCat checkpoint in FastVideo's layout: {reason}; choose another, or convert it first"
 NO_SPACE = (
@@ -77,6 +82,21 @@ def fetch_checkpoint(text: str, device: Device | None = None, on_progress: OnPro
         return inspect_checkpoint(text).path
     with _sentences(text):
         return _fetch(text, device, on_progress)
+
+
+def open_checkpoint(text: str | Path, device: str = "auto") -> CheckpointInfo:
+    """`inspect_checkpoint` for a command line: what is a hub id is fetched first, with a bar on stderr."""
+    if not is_hub_id(str(text)):
+        return inspect_checkpoint(text)
+    from .longcat import choose_device
+
+    with tqdm(desc=f"Downloading {text}", unit="B", unit_scale=True, file=sys.stderr) as bar:
+
+        def show(progress: Progress) -> None:
+            bar.total = progress.total
+            bar.update(progress.done - bar.n)
+
+        return inspect_checkpoint(fetch_checkpoint(str(text), choose_device(device), show))
 
 
 def _fetch(repo: str, device: Device | None, on_progress: OnProgress) -> Path:

@@ -250,6 +250,12 @@ def _versions() -> str:
     return " ".join(f"{package} {metadata.version(package)}" for package in ("torch", "triton", "fastvideo"))
 
 
+def check_fits(info: CheckpointInfo, request: VideoRequest, device: Device) -> None:
+    """Refuse before loading: weights or a video that cannot fit. Raises ValueError with the numbers and a way out."""
+    check_load(info, device)
+    Estimator(info, device).check(request)
+
+
 def is_ragged(bsa: BSAConfig, grid: Grid) -> bool:
     plan = bsa.blocks(grid)
     return plan.ragged_q > 0 or plan.ragged_k > 0

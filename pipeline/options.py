@@ -125,7 +125,8 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=EMBEDDED_CHECKPOINT,
         metavar="FOLDER",
-        help="LongCat checkpoint in FastVideo's layout (default: the embedded one)",
+        help="LongCat checkpoint in FastVideo's layout: a folder, or org/model on the Hugging Face Hub "
+        "(default: the embedded one)",
     )
     group.add_argument(
         "--task",

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from .checkpoint import inspect_checkpoint
+from .download import open_checkpoint
 from .longcat import LongCatPipeline, OnStep, choose_device
 from .options import read_request
 from .sweep import Sweep, SweepRun, run_sweep
@@ -24,7 +24,7 @@ def run_sweep_command(args: argparse.Namespace, on_step: OnStep, output: TextIO)
     """
     if args.dense:
         raise ValueError("--dense leaves nothing to sweep; leave it out, every sweep has its dense videos")
-    info = inspect_checkpoint(args.model_path)
+    info = open_checkpoint(args.model_path, args.device)
     rows = parse_axis(args.rows)
     columns = None if args.columns is None else parse_axis(args.columns)
     sweep = Sweep(read_request(args, info), rows, columns)

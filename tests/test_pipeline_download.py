@@ -88,7 +88,7 @@ def constants_cache():
 @pytest.mark.parametrize(
     ("status", "error", "sentence"),
     [
-        pytest.param(404, "RepoNotFound", "has no public model someone/longcat; check the name", id="unknown"),
+        pytest.param(404, "RepoNotFound", "neither a folder someone/longcat here nor a public model", id="unknown"),
         pytest.param(403, "GatedRepo", "someone/longcat is gated: accept its terms", id="gated"),
         pytest.param(500, "", "the Hugging Face Hub answered for someone/longcat: ", id="server fault"),
     ],
@@ -102,7 +102,7 @@ def test_answers_of_the_hub_are_sentences(hub, status, error, sentence):
 
 def test_no_connection_is_a_sentence(hub, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
-    with pytest.raises(ValueError, match="cannot be reached and someone/longcat is not complete on this machine"):
+    with pytest.raises(ValueError, match="there is no folder someone/longcat here, and the Hugging Face Hub, .* cannot be reached"):
         fetch_checkpoint(hub.repo, CPU)
 
 
