@@ -24,7 +24,8 @@ from .estimate import Estimator, check_load
 from .forward import longcat_forward, trim_text
 from .limits import available_memory, held_memory
 from .preview import LatentColours
-from .record import AttentionRecorder, record_path
+from .record import record_path
+from .recorder import AttentionRecorder
 from .request import MAX_PROMPT_TOKENS, StepUpdate, VideoRequest, VideoResult
 from .resources import PeakMemory
 from .video import prepare_output, write_video

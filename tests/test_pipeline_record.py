@@ -11,7 +11,8 @@ import torch
 from bsa import BlockLayout, BSAConfig, Grid, block_sparse_attention
 from pipeline import VideoRequest, cli
 from pipeline.attention import attention_for
-from pipeline.record import MANY_BLOCKS, STORED_BYTES, AttentionRecord, AttentionRecorder, Sampled, record_path
+from pipeline.record import AttentionRecord, Sampled, record_path
+from pipeline.recorder import MANY_BLOCKS, STORED_BYTES, AttentionRecorder
 
 LAYERS, HEADS, DIM = 3, 2, 8
 
