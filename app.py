@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
     def load(say):
-        return LongCatPipeline.load(checkpoint.path, device=options.device, on_message=say)
+        return LongCatPipeline.load(checkpoint.path, device=options.device, on_message=say, record=True)
 
     worker = Worker(load, output_dir, checkpoint.name).start()
     try:

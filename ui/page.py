@@ -16,6 +16,7 @@ from pipeline import CheckpointInfo
 from ui import panels
 from ui.api import add_api
 from ui.form import MASS, SIDE_BY_SIDE, TOP_K, form_request, new_seed, page_sentence
+from ui.inspector import inspector_panel
 from ui.jobs import VideoJob
 from ui.live import live_panel
 from ui.plan import plan_panel
@@ -41,7 +42,7 @@ class Look:
 
     @classmethod
     def default(cls) -> Look:
-        return cls(theme(), asset("page.css") + asset("player.css") + asset("outlook.css"))
+        return cls(theme(), asset("page.css") + asset("player.css") + asset("outlook.css") + asset("inspector.css"))
 
 
 def build_page(checkpoint: CheckpointInfo, worker: Worker) -> gr.Blocks:
@@ -67,6 +68,7 @@ def build_page(checkpoint: CheckpointInfo, worker: Worker) -> gr.Blocks:
                 with gr.Tabs(elem_id="details"):
                     with gr.Tab("Result", id="result"):
                         report = _html("report", report_panel({}, None))
+                    inspector_panel(site, shown)
             with gr.Column(elem_id="settings"):
                 with gr.Group(elem_id="attention"):
                     fields |= panels.attention_fields(default)
