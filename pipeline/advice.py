@@ -19,7 +19,9 @@ WORTH = 1.15  # expected ratio of denoising times from which BSA is recommended
 TIGHT = 0.8  # share of the available memory from which it is called tight
 _MOST_LATENT_FRAMES = 64  # how far the crossover is looked for: 253 frames
 
-PAYS = "BSA pays here: denoising should take {ratio:.1f} times less time than with full attention."
+PAYS = "BSA pays at this size on this machine."
+PAYS_LARGE = "BSA pays at this size on this machine, as it does from 720p on and for long videos."
+PAYS_SMALL = "BSA pays at this size on this machine, although at 480p and below it often gains little."
 EVEN = "BSA makes little difference here: both should take about as long."
 LOSES = "Full attention should be faster here: choosing the blocks costs more than it saves."
 FROM_FRAMES = "At this size BSA should pay from about {frames} frames on."
@@ -74,7 +76,8 @@ def _measured(
     request: VideoRequest, expected: float, ratio: Callable[[VideoRequest], float | None]
 ) -> tuple[str, list[str]]:
     if expected >= WORTH:
-        return "good", [PAYS.format(ratio=expected)]
+        rule, _ = _by_rule(request)
+        return "good", [{"good": PAYS_LARGE, "poor": PAYS_SMALL}.get(rule, PAYS)]
     kind, sentence = ("neutral", EVEN) if expected > 1 / WORTH else ("poor", LOSES)
     frames = crossover(request, ratio)
     return kind, [sentence] if frames is None else [sentence, FROM_FRAMES.format(frames=frames)]

@@ -64,11 +64,14 @@ def is_hub_id(text: str) -> bool:
     return bool(_HUB_ID.fullmatch(text)) and not Path(text).exists()
 
 
-def fetch_checkpoint(text: str, device: Device | None = None, on_progress: OnProgress = lambda progress: None) -> Path:
+def fetch_checkpoint(
+    text: str, device: Device | None = None, on_progress: OnProgress = lambda progress: None, held: int = 0
+) -> Path:
     """The folder of the checkpoint that `text` names, a local folder or a hub id, fetched if need be.
 
     Args:
         device: where it will run; its memory is checked before anything large is fetched. None skips that.
+        held: bytes of it that will be free by then, because the model that has them now makes room.
         on_progress: called about every 10 MB; may raise `Cancelled`. What was fetched is kept, and resumed later.
 
     Raises:
@@ -81,7 +84,7 @@ def fetch_checkpoint(text: str, device: Device | None = None, on_progress: OnPro
             raise ValueError(NEITHER.format(text=repr(text)))
         return inspect_checkpoint(text).path
     with _sentences(text):
-        return _fetch(text, device, on_progress)
+        return _fetch(text, device, on_progress, held)
 
 
 def open_checkpoint(text: str | Path, device: str = "auto") -> CheckpointInfo:
@@ -99,7 +102,7 @@ def open_checkpoint(text: str | Path, device: str = "auto") -> CheckpointInfo:
         return inspect_checkpoint(fetch_checkpoint(str(text), choose_device(device), show))
 
 
-def _fetch(repo: str, device: Device | None, on_progress: OnProgress) -> Path:
+def _fetch(repo: str, device: Device | None, on_progress: OnProgress, held: int) -> Path:
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import OfflineModeIsEnabled
 
@@ -119,7 +122,8 @@ def _fetch(repo: str, device: Device | None, on_progress: OnProgress) -> Path:
     missing = sum(files[file.filename] for file in plan if file.will_download)
     _check_disk(repo, missing, Path(plan[0].local_path))
     if device is not None and missing:
-        _check_memory(HfApi(), repo, revision, [name for name in files if name.endswith(".safetensors")], device)
+        weights = [name for name in files if name.endswith(".safetensors")]
+        _check_memory(HfApi(), repo, revision, weights, device, available_memory(device) + held)
 
     total = sum(files.values())
     done = total - missing
@@ -163,11 +167,10 @@ def _check_disk(repo: str, missing: int, target: Path) -> None:
         raise ValueError(NO_SPACE.format(repo=repo, needed=missing / 2**30, free=free / 2**30, folder=folder))
 
 
-def _check_memory(api: Any, repo: str, revision: str, files: list[str], device: Device) -> None:
+def _check_memory(api: Any, repo: str, revision: str, files: list[str], device: Device, available: int) -> None:
     """From the headers of the weight files, of which only the first kilobytes are asked for."""
     headers = (api.parse_safetensors_file_metadata(repo, name, revision=revision) for name in files)
     needed = sum(sum(header.parameter_count.values()) for header in headers) * element_size(device)
-    available = available_memory(device)
     if needed > available:
         raise ValueError(
             NO_MEMORY.format(repo=repo, needed=needed / 2**30, available=available / 2**30, device=device.type)

@@ -48,6 +48,14 @@ def available_memory(device: Device) -> int:
     return torch.cuda.mem_get_info(torch.device("cuda", device.index or 0))[0]
 
 
+def total_memory(device: Device) -> int:
+    """All bytes of the device's memory; 0 for a GPU that NVML does not show."""
+    if device.type != "cuda":
+        return psutil.virtual_memory().total
+    gpu = gpu_of(device)
+    return gpu.total if gpu is not None and gpu.total is not None else 0
+
+
 def held_memory(device: Device, pid: int | None = None) -> int:
     """Bytes of the device's memory that a process holds and that its next generation can use again.
 

@@ -1,4 +1,4 @@
-"""Settings that belong together, each with what it needs and why it cannot be had here."""
+"""Settings that belong together, each with what it needs and what of that is missing here."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ LONGCAT_SHAPE = cost.ModelShape(
 _FULL_SIZE = 10**9  # parameters from which a transformer is taken for LongCat-Video's own
 _HEADROOM = 1.1  # of the modelled peak, because no run has confirmed it
 
-WRONG_CHECKPOINT = "needs LongCat-Video's 13.6 B checkpoint, and {name} is loaded"
-NOT_EMBEDDED = "needs the small checkpoint that comes with this project, and {name} is loaded"
-NOT_DISTILLED = "needs a checkpoint with LongCat's distillation merged in, which {name} is not"
-NO_GPU = "needs {needed:.0f} GiB of GPU memory, and no GPU is in use"
-SMALL_GPU = "needs {needed:.0f} GiB of GPU memory, and the GPU has {total:.0f}"
-NO_REFINEMENT = "this project makes LongCat's base videos only: its refinement stage is not implemented"
+NO_LONGCAT = "LongCat-Video's 13.6 B checkpoint"
+NOT_EMBEDDED = "the embedded checkpoint"
+NOT_DISTILLED = "a distilled checkpoint"
+NO_GPU = "a GPU"
+SMALL_GPU = "GPU memory ({total:.0f} GiB are here)"
+NO_REFINEMENT = "this project has no refinement stage"
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ class Preset:
 
     about: what it is for, in a sentence. needs: what it needs, in words.
     values: from the checkpoint to the request's fields that it sets; `bsa` None is dense attention.
-    missing: from the situation to why it cannot be had here, "" when it can.
+    missing: from the situation to what of that is not here, nothing when it can be had.
     """
 
     name: str
     about: str
     needs: str
     values: Callable[[CheckpointInfo], dict[str, Any]] = field(repr=False)
-    missing: Callable[[Situation], str] = field(repr=False)
+    missing: Callable[[Situation], tuple[str, ...]] = field(repr=False)
 
 
 def presets() -> tuple[Preset, ...]:
@@ -62,43 +62,41 @@ def presets() -> tuple[Preset, ...]:
     return (
         Preset(
             "Embedded tiny (CPU)",
-            "The small model that comes with the project, at the size it was trained for.",
-            "the embedded checkpoint; no GPU",
+            "The small model of this project, at its own size.",
+            "the embedded checkpoint, no GPU",
             _own_settings,
-            lambda here: "" if _is_embedded(here.checkpoint) else NOT_EMBEDDED.format(name=here.checkpoint.name),
+            lambda here: () if _is_embedded(here.checkpoint) else (NOT_EMBEDDED,),
         ),
         _longcat(
             "LongCat 480p",
-            "LongCat's own size, with full attention: at 480p BSA gains little.",
+            "LongCat's own size, with full attention.",
             {"width": 832, "height": 480, "num_frames": 93, "steps": 50, "guidance_scale": 4.0, "bsa": None},
         ),
         _longcat(
             "720p with BSA",
-            "704p, where attention is most of the work and BSA saves most of that.",
+            "704 × 1280, where BSA saves most.",
             {"width": 1280, "height": 704, "num_frames": 93, "steps": 50, "guidance_scale": 4.0, "bsa": BSAConfig()},
         ),
         Preset(
             "Distilled 16 steps",
-            "Few steps without guidance, for checkpoints that learned it: about six times faster.",
+            "Few steps and no guidance: a sixth of the work.",
             "a distilled checkpoint",
             lambda info: {**_own_settings(info), "steps": 16, "guidance_scale": 1.0},
-            lambda here: (
-                "" if here.checkpoint.defaults["use_distill"] else NOT_DISTILLED.format(name=here.checkpoint.name)
-            ),
+            lambda here: () if here.checkpoint.defaults["use_distill"] else (NOT_DISTILLED,),
         ),
         Preset(
             "Refine",
-            "LongCat's second stage, which enlarges a 480p video to 720p.",
+            "Enlarges a 480p video to 720p.",
             "LongCat's refinement stage",
             lambda info: {},
-            lambda here: NO_REFINEMENT,
+            lambda here: (NO_REFINEMENT,),
         ),
         Preset(
             "Low memory",
-            "Fewer frames at a smaller size. BSA saves time, not memory, and weights are not offloaded here.",
-            "nothing more than the checkpoint itself",
+            "Smaller and shorter; BSA saves time, not memory.",
+            "nothing more",
             _small_settings,
-            lambda here: "",
+            lambda here: (),
         ),
     )
 
@@ -106,16 +104,13 @@ def presets() -> tuple[Preset, ...]:
 def _longcat(name: str, about: str, values: dict[str, Any]) -> Preset:
     needed = longcat_bytes(VideoRequest(prompt="-", fps=15, **values))
 
-    def missing(here: Situation) -> str:
-        if not here.full_size:
-            return WRONG_CHECKPOINT.format(name=here.checkpoint.name)
+    def missing(here: Situation) -> tuple[str, ...]:
+        model = () if here.full_size else (NO_LONGCAT,)
         if here.device.type != "cuda":
-            return NO_GPU.format(needed=needed / 2**30)
-        if here.total < needed:
-            return SMALL_GPU.format(needed=needed / 2**30, total=here.total / 2**30)
-        return ""
+            return (*model, NO_GPU)
+        return model if here.total >= needed else (*model, SMALL_GPU.format(total=here.total / 2**30))
 
-    needs = f"LongCat-Video, {needed / 2**30:.0f} GiB of GPU memory"
+    needs = f"LongCat-Video and {needed / 2**30:.0f} GiB of GPU memory"
     return Preset(name, about, needs, lambda info: values, missing)
 
 

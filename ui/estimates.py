@@ -10,7 +10,7 @@ from dataclasses import replace
 from pipeline import CheckpointInfo, VideoRequest, VideoResult, choose_device
 from pipeline.advice import Advice, advise
 from pipeline.estimate import FILE_NAME, Estimate, Estimator
-from pipeline.limits import Device, available_memory, held_memory
+from pipeline.limits import Device, available_memory, held_memory, total_memory
 from ui.jobs import Job
 from ui.worker import Worker
 
@@ -28,8 +28,8 @@ class Estimates:
     """
 
     def __init__(self, checkpoint: CheckpointInfo, worker: Worker, device: str = "auto") -> None:
+        self.device: Device = choose_device(device)
         self._worker = worker
-        self._device = device
         self._estimator: Estimator | None = None
         self._memory = (float("-inf"), 0)
         self._calibration: threading.Thread | None = None
@@ -41,7 +41,7 @@ class Estimates:
     def use(self, checkpoint: CheckpointInfo) -> None:
         """Estimate for this checkpoint from now on, the one that the worker loads or has loaded."""
         try:
-            self._estimator = Estimator(checkpoint, choose_device(self._device), self._worker.output_dir / FILE_NAME)
+            self._estimator = Estimator(checkpoint, self.device, self._worker.output_dir / FILE_NAME)
         except ValueError as error:
             log.info("no estimates: %s", error)
             self._estimator = None
@@ -66,7 +66,7 @@ class Estimates:
             return None
         taken, size = self._memory
         if time.monotonic() - taken > MEMORY_SECONDS:
-            size = available_memory(estimator.device) + self._held(estimator.device)
+            size = available_memory(self.device) + self.held()
             self._memory = time.monotonic(), size
         return size
 
@@ -97,12 +97,16 @@ class Estimates:
             total += estimate.seconds["total"]
         return total or None
 
-    def _held(self, device: Device) -> int:
+    def held(self) -> int:
         """What of the device's memory the worker's engine has already, and would use for the next video."""
-        if device.type == "cuda":
+        if self.device.type == "cuda":
             memory = self._worker.torch_memory()
             return memory["reserved"] if memory else 0
-        return held_memory(device, self._worker.engine_pid)
+        return held_memory(self.device, self._worker.engine_pid)
+
+    def total(self) -> int:
+        """Bytes of the device's memory in all."""
+        return total_memory(self.device)
 
     def _admit(self, job: Job) -> None:
         for request in job_requests(job):

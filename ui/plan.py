@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from bsa import Grid
+from bsa import BlockPlan, BSAConfig, Grid
 from pipeline import CheckpointInfo, VideoRequest
 from ui.estimates import Estimates
 from ui.form import SPARSE_ONLY, form_request, page_sentence
@@ -46,11 +46,8 @@ def _describe(request: VideoRequest, expected: str) -> str:
     picture = ""
     if active:
         plan = request.bsa.blocks(grid)
-        rows += [
-            ("Query blocks", _blocks(plan.q_blocks, request.bsa.chunk_q)),
-            ("Key blocks", _blocks(plan.k_blocks, request.bsa.chunk_k)),
-            ("Ragged blocks", _ragged(plan.ragged_q, plan.ragged_k)),
-        ]
+        rows += _block_rows(request.bsa, plan)
+        rows.append(("Ragged blocks", _ragged(plan.ragged_q, plan.ragged_k)))
         total = plan.k_blocks.volume
         if plan.kept is None:
             more = ", more where the threshold asks for it"
@@ -68,6 +65,12 @@ def _describe(request: VideoRequest, expected: str) -> str:
         f'<div class="plan" data-active="{str(active).lower()}">'
         f'<p class="verdict"><span class="dot"></span>{verdict}</p>{why}<dl>{table}</dl>{picture}{expected}</div>'
     )
+
+
+def _block_rows(bsa: BSAConfig, plan: BlockPlan) -> list[tuple[str, str]]:
+    if bsa.chunk_q == bsa.chunk_k:
+        return [("Blocks", _blocks(plan.q_blocks, bsa.chunk_q))]
+    return [("Query blocks", _blocks(plan.q_blocks, bsa.chunk_q)), ("Key blocks", _blocks(plan.k_blocks, bsa.chunk_k))]
 
 
 def _blocks(blocks: Grid, chunk: Grid) -> str:

@@ -13,18 +13,20 @@ from ui.visitor import Visitors
 from ui.worker import Worker
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Site:
     """One served page.
 
     checkpoint: the one whose defaults the form has; worker: what runs the jobs; visitors: who the requests are from;
-    device: what the worker's pipeline was told to run on.
+    device: what the worker's pipeline was told to run on; model_switch: whether visitors may load another model, which
+    reads any folder that the server can read.
     """
 
     checkpoint: CheckpointInfo
     worker: Worker
     visitors: Visitors = field(default_factory=Visitors)
     device: str = "auto"
+    model_switch: bool = False
 
     def owner(self, request: gr.Request) -> str:
         """Whose jobs an event may see: pass it to `worker.find`, and as `owner` to a new job."""
@@ -34,3 +36,8 @@ class Site:
     def estimates(self) -> Estimates:
         """Time and memory before a run; the first use begins to watch the worker's jobs."""
         return Estimates(self.checkpoint, self.worker, self.device)
+
+    def use(self, checkpoint: CheckpointInfo) -> None:
+        """The worker has another checkpoint now: requests get its defaults, and estimates are for it."""
+        self.checkpoint = checkpoint
+        self.estimates.use(checkpoint)
