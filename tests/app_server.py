@@ -13,22 +13,27 @@ from fake_pipeline import CHECKPOINT
 import app
 from pipeline import CheckpointInfo
 from ui import Worker, build_page
+from ui.engine import EngineProcess
 
 WAIT_SECONDS = 60  # far above what any of this takes, only against hanging
 
 
 @contextmanager
-def running_page(pipeline, output_dir: Path, checkpoint: CheckpointInfo = CHECKPOINT) -> Iterator[str]:
-    """Serve the page over `pipeline` (or over what it returns, when it is a function) and give its address."""
-    load = pipeline if callable(pipeline) else lambda say: pipeline
+def running_page(pipeline, output_dir: Path, checkpoint: CheckpointInfo = CHECKPOINT, **options) -> Iterator[str]:
+    """Serve the page over `pipeline` (an engine, or a function that loads one into this process) and give its address.
+
+    options: further arguments of `build_page`.
+    """
+    load = pipeline if callable(pipeline) or isinstance(pipeline, EngineProcess) else lambda say: pipeline
     worker = Worker(load, output_dir, checkpoint.name).start()
-    page = build_page(checkpoint, worker)
+    page = build_page(checkpoint, worker, **options)
     port = free_port()
     app.serve(page, output_dir, host="127.0.0.1", port=port, block=False)
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
         page.close(verbose=False)
+        worker.close()
 
 
 def free_port() -> int:

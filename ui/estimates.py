@@ -127,8 +127,8 @@ class Estimates:
         try:
             if points := self._worker.calibrate():
                 estimator.calibrate(points)
-        except Exception:
-            log.exception("the calibration failed; estimates come with the first video")
+        except Exception as error:
+            log.warning("no calibration, so estimates come with the first video: %s", error)
 
 
 def job_requests(job: Job) -> list[VideoRequest]:
