@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -14,8 +15,9 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import gradio as gr
 
-from pipeline import EMBEDDED_CHECKPOINT, LongCatPipeline, choose_device, inspect_checkpoint
+from pipeline import EMBEDDED_CHECKPOINT, choose_device, inspect_checkpoint
 from ui import Look, Worker, build_page
+from ui.engine import EngineProcess
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,16 +32,19 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
-    def load(say):
-        return LongCatPipeline.load(checkpoint.path, device=options.device, on_message=say, record=True)
-
-    worker = Worker(load, output_dir, checkpoint.name).start()
+    # `docker stop` and process managers end a server so; a default handler would skip the closing below
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    engine = EngineProcess("pipeline.child:load_longcat", path=str(checkpoint.path), device=options.device)
+    worker = Worker(engine, output_dir, checkpoint.name).start()
     try:
-        serve(build_page(checkpoint, worker), output_dir, host=options.host, port=options.port, share=options.share)
+        page = build_page(checkpoint, worker, device=options.device, model_switch=may_switch(options))
+        serve(page, output_dir, host=options.host, port=options.port, share=options.share)
     except OSError:
         where = f"port {options.port} of {options.host}"
         print(f"error: {where} is taken or not allowed; try --port {options.port % 65535 + 1}", file=sys.stderr)
         return 1
+    finally:
+        worker.close()
     return 0
 
 
@@ -79,6 +84,15 @@ def writable_folder(path: Path) -> Path:
     return path
 
 
+def may_switch(options: argparse.Namespace) -> bool:
+    """Whether the page may load other models: as asked for, and otherwise only where nobody else reaches it, because
+    it reads any folder that the server can read and fills the disk."""
+    if options.model_switch is not None:
+        return options.model_switch
+    alone = options.host in ("127.0.0.1", "localhost", "::1")
+    return alone and not options.share and not getattr(options, "auth", None) and "SPACE_ID" not in os.environ
+
+
 def port_number(text: str) -> int:
     """A TCP port from the command line or the environment."""
     if not text.isdecimal() or not 1 <= int(text) <= 65535:
@@ -102,6 +116,13 @@ def _parser() -> argparse.ArgumentParser:
         help="0.0.0.0 listens on every network; also GRADIO_SERVER_NAME",
     )
     add("--port", type=port_number, default=env("GRADIO_SERVER_PORT", "7860"), help="also GRADIO_SERVER_PORT")
+    add(
+        "--model-switch",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="let the page load other models, from folders of this machine or the Hugging Face Hub; by default only "
+        "where it is served to this machine alone",
+    )
     add("--share", action="store_true", help="open a public link through gradio.live too; needs the internet")
     return parser
 

@@ -171,7 +171,12 @@ class TestWorker:
         until(lambda: job.over, "the job")
         assert (job.state, job.error, list(job.results)) == ("done", "", ["dense", "sparse"])
         assert [job.results[arm].request.bsa is None for arm in job.results] == [True, False]
-        assert sorted(path.name for path in job.folder.iterdir()) == ["dense.mp4", "report.json", "sparse.mp4"]
+        assert sorted(path.name for path in job.folder.iterdir()) == [
+            "dense.mp4",
+            "report.json",
+            "sparse.attention.npz",
+            "sparse.mp4",
+        ]
         written = json.loads((job.folder / "report.json").read_text())
         assert written == job.report()
         assert written["sparse"]["video"] == "sparse.mp4", "a reader elsewhere has no use for a path on the server"

@@ -6,29 +6,35 @@ that was reloaded can take up a job again.
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
-import torch
 
 from pipeline import Cancelled, Comparison, StepUpdate, VideoRequest, VideoResult, compare
+
+log = logging.getLogger("ui")
 
 ARMS = ("dense", "sparse")
 
 OnStep = Callable[[StepUpdate], None]
+Listener = Callable[["Job"], None]
 
 
 class Generator(Protocol):
-    """What a job, and `pipeline.compare`, need of a pipeline; `pipeline.LongCatPipeline` is one."""
+    """What a job, and `pipeline.compare`, need of a pipeline: `pipeline.LongCatPipeline`, `ui.engine.EngineProcess`.
 
-    device: torch.device
+    device: a `torch.device`, or what has its `type` and `index`.
+    """
+
+    device: Any
 
     def generate_frames(
         self, request: VideoRequest, on_step: OnStep | None, output: Path
@@ -53,8 +59,11 @@ class Job:
     arm is the video being made now, "dense" or "sparse". preview is the newest latent preview, uint8 [H, W, 3] or
     [T, H, W, 3], or None; it is computed in the worker's thread because the latents belong to the running loop.
     marks: when which phase began. submitted, started, ended: `time.time()`, 0 for not yet.
+    work: how much there is to do, in a unit that only compares jobs of one class; 0 for unknown.
+    errand: whether it is the worker's own business: it has no folder, no report and no place in any history.
     """
 
+    errand: ClassVar[bool] = False
     owner: str = field(default="", kw_only=True)
     folder: Path = field(default=Path(), init=False)
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12], init=False)
@@ -69,6 +78,7 @@ class Job:
     error: str = field(default="", init=False)
     version: int = field(default=0, init=False)
     _stop: threading.Event = field(default_factory=threading.Event, init=False)
+    _ending: bool = field(default=False, init=False)
 
     def run(self, pipeline: Generator, on_step: OnStep) -> None:
         """Do it, in the worker's thread. `on_step` raises `Cancelled` once the job is to stop."""
@@ -79,8 +89,17 @@ class Job:
         raise NotImplementedError
 
     @property
+    def work(self) -> float:
+        return 0.0
+
+    def remaining(self) -> float | None:
+        """Seconds that the running job still takes, from the steps seen so far; None while they say too little."""
+        return None
+
+    @property
     def over(self) -> bool:
-        return self.state in ("done", "stopped", "failed")
+        """Whether it has ended, and everybody who listens for that has been told."""
+        return self.state in ("done", "stopped", "failed") and not self._ending
 
     @property
     def stopping(self) -> bool:
@@ -94,6 +113,14 @@ class Job:
     def check_stop(self) -> None:
         if self._stop.is_set():
             raise Cancelled
+
+    def end(self, state: str, error: str, listeners: Sequence[Listener]) -> None:
+        """Set how it ended and tell the listeners; only then is it `over`."""
+        self._ending = True
+        self.error, self.ended, self.state, self.preview = error, time.time(), state, None
+        tell(listeners, self)
+        self._ending = False
+        self.version += 1
 
     def begin_video(self, arm: str) -> None:
         self.arm, self.update, self.preview = arm, None, None
@@ -131,6 +158,30 @@ class VideoJob(Job):
         """The videos this job makes, in the order in which they are made."""
         return ARMS if self.side_by_side else (arm_of(self.request),)
 
+    @property
+    def work(self) -> float:
+        request = self.request
+        rows = 2 if request.guidance_scale > 1 else 1
+        return float(len(self.arms) * rows * request.steps * request.grid.volume)
+
+    def remaining(self) -> float | None:
+        update, made = self.update, [result.seconds["total"] for result in self.results.values()]
+        if update is None or update.phase == "text":
+            return None
+        if update.phase == "decode":
+            this_one = 0.0  # short beside denoising, and nothing says how short
+            whole = made[-1] if made else None
+        elif update.step == 0:
+            return None
+        else:
+            per_step = update.seconds / update.step
+            this_one = per_step * (update.total - update.step)
+            whole = made[-1] if made else per_step * update.total
+        others = len(self.arms) - len(made) - 1
+        if others > 0 and whole is None:
+            return None
+        return this_one + max(0, others) * (whole or 0.0)
+
     def run(self, pipeline: Generator, on_step: OnStep) -> None:
         watched = _Watched(pipeline, self)
         if self.side_by_side:
@@ -163,6 +214,15 @@ class _Watched:
         job.results = {**job.results, job.arm: result}
         job.version += 1
         return result, frames
+
+
+def tell(listeners: Sequence[Listener], job: Job) -> None:
+    """Call each with the job; one that fails harms nobody else."""
+    for listener in listeners:
+        try:
+            listener(job)
+        except Exception:
+            log.exception("a listener failed on job %s", job.id)
 
 
 def plain(value: Any, key: str = "") -> Any:

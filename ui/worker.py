@@ -1,4 +1,4 @@
-"""One worker thread that owns the pipeline and runs jobs one after another.
+"""One worker thread that owns the engine and runs jobs one after another.
 
 Handlers never run the model themselves. They submit a `Job` and follow it (a progress call from a foreign thread
 would reach nobody).
@@ -16,65 +16,163 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline import Cancelled, StepUpdate
-from ui.jobs import Generator, Job
+from pipeline import Cancelled, StepUpdate, inspect_checkpoint
+from ui.engine import EngineDied, EngineProcess, InProcess, Load
+from ui.errands import Calibration, Loading
+from ui.eta import Durations, duration_text, seconds_left
+from ui.jobs import Generator, Job, tell
+from ui.sentences import sentence
 
 log = logging.getLogger("ui")
 
+MAX_WAITING = 200
+MAX_WAITING_OF_ONE = 20
+KEPT_JOBS = 100  # finished ones that can still be found; a history keeps more, on disk
+RETRY_SECONDS = 1.0  # before the second start of an engine, twice that before the third
+STEADY_SECONDS = 60.0  # an engine that ran for so long did not fail to start
+JOIN_SECONDS = 5.0
+
+LOADING = "Loading {name}"
+READY = "{name} is ready"
+RESTARTING = "Starting {name} again"
+NOT_LOADED = "{name} could not be loaded: {reason}"
+BUSY = "{name} is making a video"
+BUSY_WAITING = "{name} is making a video, {waiting} waiting"
+CLOSING = "the server is shutting down; try again when it runs again"
+QUEUE_FULL = "{count} jobs are waiting and the limit is {limit}; try again when some of them are done"
+YOUR_QUEUE_FULL = "{count} jobs of yours are waiting and the limit is {limit}; stop one or let one finish first"
+WAIT_FOR_LOADING = "{message}. Your video starts as soon as it is loaded."
+WAIT_FOR_ONE = "Waiting for 1 other job…"
+WAIT_FOR_MANY = "Waiting for {ahead} other jobs…"
+WAIT_FOR_ONE_ABOUT = "Waiting for 1 other job, about {time}…"
+WAIT_FOR_MANY_ABOUT = "Waiting for {ahead} other jobs, about {time}…"
+STARTING = "Starting…"
+
 
 class Worker:
-    """Loads the pipeline in the background and then runs submitted jobs in order, one at a time.
+    """Starts the engine in the background and then runs submitted jobs in order, one at a time.
 
-    load: returns a `Generator`; called once, in the worker's thread. A ValueError or OSError from it
-        becomes the status sentence, and every job fails with that sentence.
+    engine: an `EngineProcess`, which is started again when it has died; or a function that loads a pipeline into this
+        process. When it cannot be started, the reason becomes the status sentence, and every job fails with it.
     output_dir: each job writes into its own new folder below it.
+    max_waiting, max_waiting_of_one: jobs that may wait, in all and of one owner. Jobs without an owner count in all.
+    admit: each is called with every new job and may refuse it with a ValueError.
+    on_submit: each is called with every new job, before it can run. What it raises is logged.
+    listeners: each is called with every job that has ended, by whichever thread ended it. What it raises is logged.
+    archive: finds jobs by id that this worker does not remember.
+    predict: guesses a job's seconds better than the jobs before it do; None where it cannot.
     """
 
-    def __init__(self, load: Callable[[Callable[[str], None]], Generator], output_dir: Path, name: str) -> None:
+    def __init__(
+        self,
+        engine: EngineProcess | Load,
+        output_dir: Path,
+        name: str,
+        *,
+        max_waiting: int = MAX_WAITING,
+        max_waiting_of_one: int = MAX_WAITING_OF_ONE,
+        kept_jobs: int = KEPT_JOBS,
+    ) -> None:
         self.output_dir = output_dir
         self.name = name
         self.state = "loading"
-        self.message = f"Loading {name}"
-        self.listeners: list[Callable[[Job], None]] = []  # each is called with every job that has ended
-        self.on_submit: list[Callable[[Job], None]] = []  # each is called with every new job, before it can run
-        self.admit: list[Callable[[Job], None]] = []  # each may refuse a new job with a ValueError
-        self.expect: Callable[[Job], float | None] = lambda job: None  # seconds that a job will take, where known
-        self.archive: Callable[[str], Job | None] = lambda job_id: None  # finds what this worker does not remember
-        self._load = load
-        self._pipeline: Any = None
+        self.message = LOADING.format(name=name)
+        self.admit: list[Callable[[Job], None]] = []
+        self.on_submit: list[Callable[[Job], None]] = []
+        self.listeners: list[Callable[[Job], None]] = []
+        self.archive: Callable[[str], Job | None] = lambda job_id: None
+        self.predict: Callable[[Job], float | None] = lambda job: None
+        self._limits = max_waiting, max_waiting_of_one
+        self._kept_jobs = kept_jobs
+        self._engine = engine if isinstance(engine, EngineProcess) else InProcess(engine)
+        self._engine.on_exit = self._notice
+        self._pipeline: Generator | None = None
+        self._starts = 0
+        self._started = 0.0
         self._queue: deque[Job] = deque()
         self._running: Job | None = None
         self._jobs: dict[str, Job] = {}
+        self._finished: deque[str] = deque()
+        self._durations = Durations()
         self._wake = threading.Condition()
+        self._closed = False
         self._thread = threading.Thread(target=self._serve, name="video-worker", daemon=True)
 
     def start(self) -> Worker:
         self._thread.start()
         return self
 
-    def submit(self, job: Job) -> Job:
-        if self.state == "failed":
-            raise ValueError(self.message)
-        for check in self.admit:
-            check(job)
-        job.submitted = time.time()
-        job.folder = self.output_dir / f"{time.strftime('%Y%m%d-%H%M%S')}-{job.id}"
-        self._tell(self.on_submit, job)
+    def close(self) -> None:
+        """End the running job, the waiting ones and the engine, at once."""
         with self._wake:
+            self._closed = True
+            waiting = list(self._queue)
+            self._queue.clear()
+            if self._running is not None:
+                self._running.stop()
+            self._wake.notify_all()
+        for job in waiting:
+            self._end(job, "stopped")
+        self._engine.close()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join(JOIN_SECONDS)
+
+    def submit(self, job: Job) -> Job:
+        """Queue a job. Raises ValueError when too many wait, nothing can run, or `admit` refuses it."""
+        if not job.errand:
+            self._check_room(job.owner)
+            for check in self.admit:
+                check(job)
+            job.folder = self.output_dir / f"{time.strftime('%Y%m%d-%H%M%S')}-{job.id}"
+        job.submitted = time.time()
+        if not job.errand:
+            tell(self.on_submit, job)
+        with self._wake:
+            if self._closed:
+                raise ValueError(CLOSING)
             self._jobs[job.id] = job
             self._queue.append(job)
-            self._wake.notify()
+            self._wake.notify_all()
         return job
 
+    def load(self, path: str | Path, owner: str = "") -> Loading:
+        """Change to the checkpoint `path` after the jobs that wait now; returns the job that does it.
+
+        When it cannot be loaded, that job fails with the reason and the former checkpoint is loaded again.
+
+        Raises:
+            ValueError: there is no complete checkpoint, or this engine cannot change.
+        """
+        self._engine.check_switch(path)
+        return self.submit(Loading(self._switch, inspect_checkpoint(path), owner=owner))
+
+    def calibrate(self) -> list[dict[str, Any]]:
+        """Measure this machine where the model runs, after the jobs that wait now, and wait for it.
+
+        Raises:
+            ValueError: it could not be done; the sentence says why.
+        """
+        errand = self.submit(Calibration(self._engine.calibrate))
+        errand.wait()
+        if errand.state != "done":
+            raise ValueError(errand.error or CLOSING)
+        return errand.points
+
     def find(self, job_id: str, owner: str) -> Job | None:
-        """A job by its id, for its owner only."""
+        """A job by its id, for its owner only; None for one that is forgotten."""
         job = self._jobs.get(job_id) or self.archive(job_id)
         return job if job is not None and job.owner == owner else None
 
     def live(self, owner: str) -> list[Job]:
         """The owner's jobs that wait or run, oldest first."""
         with self._wake:
-            return [job for job in self._jobs.values() if job.owner == owner and not job.over]
+            return [job for job in self._jobs.values() if job.owner == owner and not job.over and not job.errand]
+
+    def forget(self, job_id: str) -> None:
+        """An ended job was deleted and is not to be found any more."""
+        with self._wake:
+            if job_id in self._jobs and self._jobs[job_id].over:
+                del self._jobs[job_id]
 
     def stop(self, job: Job) -> None:
         """End a job: at once while it waits, at its next step when it runs."""
@@ -83,53 +181,39 @@ class Worker:
             waiting = job in self._queue
             if waiting:
                 self._queue.remove(job)
+            elif job is self._running:
+                self._engine.cancel()
         if waiting:
             self._end(job, "stopped")
 
     def ahead(self, job: Job) -> int:
         """Jobs that run before this one does, the running one included."""
-        with self._wake:
-            waiting = list(self._queue)
-            running = self._running is not None
-        return waiting.index(job) + running if job in waiting else 0
+        return len(self._before(job))
 
     def wait_seconds(self, job: Job) -> float | None:
-        """About how long a waiting job still waits; None where a job before it cannot be estimated."""
-        with self._wake:
-            before = list(self._queue)
-            running = self._running
-        before = before[: before.index(job)] if job in before else []
-        seconds = [self.expect(other) for other in before]
-        if running is not None:
-            whole = self.expect(running)
-            seconds.append(None if whole is None else max(0.0, whole - (time.time() - running.started)))
-        return None if None in seconds else sum(seconds)
+        """Seconds until a waiting job begins; 0 for one that has, None when nothing like those before it has run."""
+        left = [seconds_left(other, self._guess(other)) for other in self._before(job)]
+        return None if None in left else sum(left)
 
-    @property
-    def engine_pid(self) -> int:
-        """The process that the model runs in, whose memory is the model's; this one's where there is no other."""
-        return getattr(self._pipeline, "pid", None) or os.getpid()
-
-    def torch_memory(self) -> dict[str, int] | None:
-        """{"allocated", "reserved"}: bytes of PyTorch's CUDA allocator, the latest known; None on a CPU."""
-        read = getattr(self._pipeline, "torch_memory", None)
-        return read() if read is not None else None
-
-    def calibrate(self) -> list[dict[str, Any]]:
-        """Measure this machine where the model runs; empty for a pipeline that cannot."""
-        measure = getattr(self._pipeline, "calibrate", None)
-        return measure() if measure is not None else []
+    def seconds_left(self, job: Job) -> float | None:
+        """Seconds until the job is done, waiting included; None when nothing is known yet."""
+        wait, own = self.wait_seconds(job), seconds_left(job, self._guess(job))
+        return None if wait is None or own is None else wait + own
 
     def waiting_text(self, job: Job) -> str:
         """Why a submitted job does not run yet."""
         if self.state == "loading":
-            return f"{self.message}. Your video starts as soon as it is loaded."
+            return WAIT_FOR_LOADING.format(message=self.message)
         ahead = self.ahead(job)
         if not ahead:
-            return "Starting…"
-        jobs = f"Waiting for {ahead} other job{'s' if ahead > 1 else ''}"
+            return STARTING
         seconds = self.wait_seconds(job)
-        return f"{jobs}…" if seconds is None else f"{jobs}, about {duration(seconds)}…"
+        if seconds is None:
+            return WAIT_FOR_ONE if ahead == 1 else WAIT_FOR_MANY.format(ahead=ahead)
+        about = duration_text(seconds)
+        return (
+            WAIT_FOR_ONE_ABOUT.format(time=about) if ahead == 1 else WAIT_FOR_MANY_ABOUT.format(ahead=ahead, time=about)
+        )
 
     def status(self) -> dict[str, Any]:
         """The worker in one line: {"state": loading|ready|busy|failed, "message": sentence}."""
@@ -137,90 +221,154 @@ class Worker:
             running, waiting = self._running, len(self._queue)
         if self.state != "ready" or running is None:
             return {"state": self.state, "message": self.message}
-        more = f", {waiting} waiting" if waiting else ""
-        return {"state": "busy", "message": f"{self.name} is making a video{more}"}
+        message = BUSY_WAITING.format(name=self.name, waiting=waiting) if waiting else BUSY.format(name=self.name)
+        return {"state": "busy", "message": message}
+
+    @property
+    def engine_pid(self) -> int:
+        """The process that the model runs in, whose memory is the model's; this one while there is no other."""
+        return self._engine.pid or os.getpid()
+
+    def torch_memory(self) -> dict[str, int] | None:
+        """{"allocated", "reserved"}: bytes of PyTorch's CUDA allocator, the latest known; None on a CPU."""
+        return self._engine.torch_memory()
+
+    def _check_room(self, owner: str) -> None:
+        if self._closed:
+            raise ValueError(CLOSING)
+        if self.state == "failed":
+            raise ValueError(self.message)
+        with self._wake:
+            owners = [job.owner for job in self._queue if not job.errand]
+        most, most_of_one = self._limits
+        if (count := len(owners)) >= most:
+            raise ValueError(QUEUE_FULL.format(count=count, limit=most))
+        count = owners.count(owner)
+        if owner and count >= most_of_one:
+            raise ValueError(YOUR_QUEUE_FULL.format(count=count, limit=most_of_one))
+
+    def _before(self, job: Job) -> list[Job]:
+        with self._wake:
+            waiting = list(self._queue)
+            running = [] if self._running is None else [self._running]
+        return running + waiting[: waiting.index(job)] if job in waiting else []
+
+    def _guess(self, job: Job) -> float | None:
+        guess = self.predict(job)
+        return self._durations.guess(job) if guess is None else guess
+
+    def _notice(self) -> None:
+        with self._wake:
+            self._wake.notify_all()
 
     def _serve(self) -> None:
-        try:
-            pipeline = self._pipeline = self._load(self._say)
-        except Exception as error:
-            log.exception("the checkpoint could not be loaded")
-            self.message = f"{self.name} could not be loaded: {sentence(error)}"
-            self.state = "failed"
-            with self._wake:
-                waiting = list(self._queue)
-                self._queue.clear()
-            for job in waiting:
-                self._end(job, "failed", self.message)
-            return
-        self.message = f"{self.name} is ready"
-        self.state = "ready"
+        self._start_engine()
         while True:
             with self._wake:
-                while not self._queue:
-                    self._wake.wait()
-                job = self._running = self._queue.popleft()
-            self._run(pipeline, job)
-            with self._wake:
                 self._running = None
+                self._wake.wait_for(lambda: self._closed or self._queue or self._engine_lost)
+                if self._closed:
+                    return
+                job = None if self._engine_lost else self._queue.popleft()
+                self._running = job
+            if job is None:
+                self._start_engine()
+            else:
+                self._run(job)
+                self._starts = 0  # it was not its start that failed, whatever became of the job
+
+    @property
+    def _engine_lost(self) -> bool:
+        return self.state == "ready" and not self._engine.alive
+
+    def _start_engine(self) -> bool:
+        """Start the engine, a few times if need be. Without success every waiting job fails."""
+        if time.monotonic() - self._started > STEADY_SECONDS:
+            self._starts = 0
+        if self._pipeline is not None:
+            self.message = RESTARTING.format(name=self.name)
+        self.state = "loading"
+        error: Exception | None = None
+        while self._starts < self._engine.tries:
+            with self._wake:
+                self._wake.wait_for(lambda: self._closed, RETRY_SECONDS * self._starts)
+                if self._closed:
+                    return False
+            self._starts += 1
+            try:
+                self._pipeline = self._engine.start(self._say)
+            except Exception as caught:
+                error = caught
+                if not self._closed:
+                    log.error("the engine could not be started", exc_info=caught)
+                if isinstance(caught, ValueError):  # the same again would end in the same way
+                    break
+            else:
+                self._started = time.monotonic()
+                self.message = READY.format(name=self.name)
+                self.state = "ready"
+                return True
+        self._give_up(error or EngineDied(self._engine.why))
+        return False
+
+    def _give_up(self, error: Exception) -> None:
+        self.message = NOT_LOADED.format(name=self.name, reason=sentence(error))
+        with self._wake:
+            self.state = "failed"
+            waiting = [job for job in self._queue if not job.errand]
+            self._queue = deque(job for job in self._queue if job.errand)
+        for job in waiting:
+            self._end(job, "failed", self.message)
+
+    def _switch(self, path: Path, name: str) -> None:
+        """Load another checkpoint, or the former one again; run by a `Loading`, in the worker's thread.
+
+        Raises ValueError when it is the former one.
+        """
+        former, reason = (self._engine.path, self.name), ""
+        for checkpoint in ((path, name), former):
+            self._engine.switch(checkpoint[0])
+            self.name, self._starts, self._pipeline = checkpoint[1], 0, None
+            self.message = LOADING.format(name=self.name)
+            if self._start_engine():
+                break
+            reason = reason or self.message
+        if reason:
+            raise ValueError(reason)
 
     def _say(self, message: str) -> None:
         self.message = message
 
-    def _run(self, pipeline: Generator, job: Job) -> None:
+    def _run(self, job: Job) -> None:
         def on_step(update: StepUpdate) -> None:
             job.note(update)
             job.check_stop()
 
         try:
             job.check_stop()
-            job.folder.mkdir(parents=True)
+            if not job.errand:
+                job.folder.mkdir(parents=True)
             job.started = time.time()
             job.state = "running"
-            job.run(pipeline, on_step)
-            (job.folder / "report.json").write_text(json.dumps(job.report(), indent=2))
+            job.run(self._pipeline, on_step)
+            if not job.errand:
+                (job.folder / "report.json").write_text(json.dumps(job.report(), indent=2))
         except Cancelled:
             self._end(job, "stopped")
         except Exception as error:
-            if not isinstance(error, ValueError):
+            if isinstance(error, EngineDied) and job.stopping:
+                self._end(job, "stopped")
+                return
+            if not isinstance(error, (ValueError, EngineDied)):
                 log.exception("job %s failed", job.id)
             self._end(job, "failed", sentence(error))
         else:
             self._end(job, "done")
 
     def _end(self, job: Job, state: str, error: str = "") -> None:
-        job.error = error
-        job.ended = time.time()
-        job.state = state
-        job.version += 1
-        self._tell(self.listeners, job)
-
-    @staticmethod
-    def _tell(listeners: list[Callable[[Job], None]], job: Job) -> None:
-        for listener in listeners:
-            try:
-                listener(job)
-            except Exception:
-                log.exception("a listener failed on job %s", job.id)
-
-
-def duration(seconds: float) -> str:
-    """A rough length of time in words: 40 s, 3 min, 1 h 20 min."""
-    if seconds < 1:
-        return "1 s"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def sentence(error: Exception) -> str:
-    """One line for people: our own errors as they are, anything else with its type and a remedy."""
-    text = " ".join(str(error).split())
-    if isinstance(error, ValueError):
-        return text
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
-        return "the device ran out of memory; use a smaller size, fewer frames or a higher sparsity"
-    if isinstance(error, OSError):
-        return f"the video could not be written ({text}); check space and permission of the output folder"
-    return f"{type(error).__name__}: {text or 'no message'}; the server's log has the details"
+        job.end(state, error, [] if job.errand else self.listeners)
+        self._durations.add(job)
+        with self._wake:
+            self._finished.append(job.id)
+            while len(self._finished) > self._kept_jobs:
+                self._jobs.pop(self._finished.popleft(), None)
