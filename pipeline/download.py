@@ -80,7 +80,7 @@ def fetch_checkpoint(
     """
     text = str(text).strip()
     if not is_hub_id(text):
-        if not Path(text).expanduser().exists() and "/" not in text.strip("/") and not text.startswith(("~", ".")):
+        if "/" not in text and not Path(text).expanduser().exists():
             raise ValueError(NEITHER.format(text=repr(text)))
         return inspect_checkpoint(text).path
     with _sentences(text):
