@@ -12,6 +12,9 @@ import torch
 
 from bsa import BSAConfig
 from pipeline import CheckpointInfo, StepUpdate, VideoRequest, VideoResult
+from pipeline.attention import attention_for
+from pipeline.record import record_path
+from pipeline.recorder import AttentionRecorder
 
 CHECKPOINT = CheckpointInfo(
     path=Path("fake"),
@@ -79,6 +82,8 @@ class FakePipeline:
             on_step(StepUpdate("decode", step, latent_frames, 0.0))
         write_mp4(output, frames, request.fps)
         active, reason = request.bsa_status()
+        if active:
+            write_record(output, request)
         plan = request.bsa.blocks(request.grid) if active else None
         result = VideoResult(
             request=request,
@@ -94,6 +99,17 @@ class FakePipeline:
             versions={"fake": "1"},
         )
         return result, frames
+
+
+def write_record(video: Path, request: VideoRequest, layers: int = 3, heads: int = 2) -> None:
+    """A real record of real attention, over made-up tokens in which neighbours are alike."""
+    recorder = AttentionRecorder(request, layers)
+    attention = attention_for(request, recorder)
+    random = torch.Generator().manual_seed(request.seed)
+    for _ in range(request.steps * layers):
+        q, k = torch.randn(2, 1, heads, request.grid.volume, 8, generator=random).cumsum(-2)
+        attention(q / 4, k / 4, k, request.grid)
+    recorder.record({"fake": "1"}).save(record_path(video))
 
 
 def draw(request: VideoRequest) -> np.ndarray:

@@ -197,4 +197,4 @@ def _map(values: np.ndarray) -> list[list[float | None]]:
 
 
 def _numbers(row: np.ndarray) -> list[float | None]:
-    return [None if np.isnan(value) else round(float(value), 5) for value in row]
+    return [None if np.isnan(value) else round(float(value), 7) for value in row]

@@ -96,11 +96,13 @@ function blockStrip(root, chosen, hovered) {
       c.drawImage(image, 0, i * tall, image.naturalWidth, tall, 0, 0, width, height);
     }
     const time = run.k.holding([segment.t, 0, 0])[0];
+    const snap = (at) => Math.round(at * window.devicePixelRatio) / window.devicePixelRatio; // crisp lines
     const box = (blocks, place) => {
       const [x, y, w, h] = blocks.box(place);
-      return [x * width, y * height, w * width, h * height];
+      const [left, top] = [snap(x * width), snap(y * height)];
+      return [left, top, snap((x + w) * width) - left, snap((y + h) * height) - top];
     };
-    const lines = Math.min(2, Math.max(1, width / run.k.counts[2] / 24));
+    const lines = width / run.k.counts[2] < 36 ? 1 : 2;
     for (let h = 0; h < run.k.counts[1]; h += 1) {
       for (let w = 0; w < run.k.counts[2]; w += 1) {
         const number = run.k.number([time, h, w]);
