@@ -13,6 +13,8 @@ from pathlib import Path
 
 from fake_pipeline import FakePipeline
 
+NOWHERE = "nowhere"
+
 
 class Unpicklable(Exception):
     def __init__(self, text: str) -> None:
@@ -58,8 +60,8 @@ def _fail(prompt: str) -> None:
 
 def load(say, step_seconds: float = 0.02, path: str = "") -> FaultyPipeline:
     say("Reading shards")
-    if path == "nowhere":
-        raise ValueError("there is no checkpoint at nowhere; check the path")
+    if Path(path).name == NOWHERE:
+        raise ValueError(f"nothing can be loaded from {NOWHERE}; check the path")
     return FaultyPipeline(step_seconds)
 
 

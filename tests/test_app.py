@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import re
-import threading
 
 import numpy as np
 import pytest
-from app_server import WAIT_SECONDS, until
+from app_server import until
 from fake_pipeline import CHECKPOINT, FakePipeline
 from PIL import Image
 
@@ -163,104 +161,6 @@ def worker_of(tmp_path):
         return Worker(load, tmp_path, "fake").start()
 
     return make
-
-
-class TestWorker:
-    def test_side_by_side(self, worker_of, tmp_path):
-        job = worker_of(FakePipeline()).submit(VideoJob(form_request(CHECKPOINT, FORM), side_by_side=True))
-        until(lambda: job.over, "the job")
-        assert (job.state, job.error, list(job.results)) == ("done", "", ["dense", "sparse"])
-        assert [job.results[arm].request.bsa is None for arm in job.results] == [True, False]
-        assert sorted(path.name for path in job.folder.iterdir()) == [
-            "dense.mp4",
-            "report.json",
-            "sparse.attention.npz",
-            "sparse.mp4",
-        ]
-        written = json.loads((job.folder / "report.json").read_text())
-        assert written == job.report()
-        assert written["sparse"]["video"] == "sparse.mp4", "a reader elsewhere has no use for a path on the server"
-
-    def test_one_at_a_time(self, worker_of):
-        pipeline = FakePipeline()
-        worker = worker_of(pipeline)
-        jobs = [
-            worker.submit(VideoJob(form_request(CHECKPOINT, FORM | {"seed": seed}), side_by_side=False))
-            for seed in range(4)
-        ]
-        until(lambda: all(job.over for job in jobs), "four jobs")
-        assert pipeline.most_running == 1
-        assert [request.seed for request in pipeline.requests] == [0, 1, 2, 3]
-
-    def test_stop_ends_within_a_step(self, worker_of):
-        pipeline = FakePipeline(step_seconds=0.05)
-        worker = worker_of(pipeline)
-        job = worker.submit(VideoJob(form_request(CHECKPOINT, FORM | {"steps": 500}), side_by_side=True))
-        until(lambda: pipeline.steps_done >= 2, "two steps")
-        worker.stop(job)
-        done = pipeline.steps_done
-        until(lambda: job.over, "the stop")
-        assert job.state == "stopped"
-        assert pipeline.steps_done <= done + 1
-        again = worker.submit(VideoJob(form_request(CHECKPOINT, FORM), side_by_side=False))
-        until(lambda: again.over, "the next job")
-        assert again.state == "done"
-
-    def test_stop_takes_a_waiting_job_out(self, worker_of):
-        pipeline = FakePipeline(step_seconds=0.05)
-        worker = worker_of(pipeline)
-        first = worker.submit(VideoJob(form_request(CHECKPOINT, FORM | {"steps": 500}), side_by_side=False))
-        second = worker.submit(VideoJob(form_request(CHECKPOINT, FORM | {"seed": 99}), side_by_side=False))
-        until(lambda: first.state == "running", "the first job")
-        assert worker.waiting_text(second) == "Waiting for 1 other job…"
-        worker.stop(second)
-        assert second.state == "stopped", "a job that has not begun stops at once"
-        worker.stop(first)
-        until(lambda: first.over, "the first job's end")
-        assert 99 not in [request.seed for request in pipeline.requests]
-
-    @pytest.mark.parametrize(
-        ("error", "sentence"),
-        [
-            pytest.param(ValueError("width 1 is odd; try 2"), "width 1 is odd; try 2", id="ours"),
-            pytest.param(RuntimeError("kernel\nbroke"), "RuntimeError: kernel broke; the", id="unexpected"),
-            pytest.param(OSError(28, "No space left on device"), "the video could not be written", id="disk full"),
-            pytest.param(MemoryError(), "the device ran out of memory; use a smaller size", id="memory"),
-        ],
-    )
-    def test_failure_ends_the_job_only(self, worker_of, error, sentence):
-        worker = worker_of(FakePipeline(fail_with=error))
-        job = worker.submit(VideoJob(form_request(CHECKPOINT, FORM | {"prompt": "fail"}), side_by_side=True))
-        until(lambda: job.over, "the failure")
-        assert job.state == "failed"
-        assert job.error.startswith(sentence)
-        again = worker.submit(VideoJob(form_request(CHECKPOINT, FORM), side_by_side=True))
-        until(lambda: again.over, "the next job")
-        assert again.state == "done"
-
-    def test_failed_load_fails_waiting_and_later_jobs(self, worker_of):
-        go = threading.Event()
-
-        def load(say):
-            say("Reading shards")
-            go.wait(WAIT_SECONDS)
-            raise ValueError("device 'cuda' was asked for, but there is none; use cpu")
-
-        worker = worker_of(load)
-        job = worker.submit(VideoJob(form_request(CHECKPOINT, FORM), side_by_side=False))
-        until(lambda: worker.message == "Reading shards", "the loader's message")
-        assert worker.status() == {"state": "loading", "message": "Reading shards"}
-        go.set()
-        until(lambda: job.over, "the failure")
-        assert "there is none; use cpu" in job.error
-        with pytest.raises(ValueError, match="there is none; use cpu"):
-            worker.submit(VideoJob(form_request(CHECKPOINT, FORM), side_by_side=False))
-
-    def test_nothing_to_compare(self, worker_of):
-        with pytest.raises(ValueError, match="nothing to compare: num_frames 1 is a single latent frame"):
-            worker_of(FakePipeline()).submit(
-                VideoJob(form_request(CHECKPOINT, FORM | {"num_frames": 1}), side_by_side=True)
-            )
 
 
 class TestReport:
