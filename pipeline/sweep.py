@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from bsa import Grid
 
@@ -189,8 +189,8 @@ def _make(
     finally:
         # what one video left in the allocator's cache must not help or burden the next
         gc.collect()
-        if pipeline.device.type == "cuda":
-            torch.cuda.empty_cache()
+        if pipeline.device.type == "cuda" and "torch" in sys.modules:  # without it nothing is cached here
+            sys.modules["torch"].cuda.empty_cache()
 
 
 def _measure(video: SweepVideo, frames: np.ndarray, reference: tuple[VideoResult, np.ndarray] | None) -> SweepVideo:

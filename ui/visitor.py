@@ -32,11 +32,11 @@ def private_folder(output_dir: Path) -> Path:
 class Visitors:
     """Hands out tickets and says whose a request is.
 
-    folder: where the signing key is kept, so that tickets outlive the server; None for a key that dies with it.
+    output_dir: where the signing key is kept, so that tickets outlive the server; None for a key that dies with it.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self._key = secrets.token_bytes(32) if folder is None else _kept_key(folder / "key")
+    def __init__(self, output_dir: Path | None = None) -> None:
+        self._key = secrets.token_bytes(32) if output_dir is None else _kept_key(output_dir)
         self._sessions: OrderedDict[str, str] = OrderedDict()
 
     @property
@@ -74,6 +74,10 @@ class Visitors:
             return f"login:{request.username}"
         return self._sessions.get(request.session_hash, f"session:{request.session_hash}")
 
+    def ticket(self, request: gr.Request) -> str:
+        """A ticket for the owner of an event, for what asks without a session."""
+        return self._ticket(self.owner(request))
+
     def _ticket(self, owner: str) -> str:
         return f"{owner}.{self._sign(owner)}"
 
@@ -81,17 +85,18 @@ class Visitors:
         return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
 
 
-def _kept_key(file: Path) -> bytes:
-    """The key in `file`, written there first if it is missing or damaged."""
+def _kept_key(output_dir: Path) -> bytes:
+    """The key in the private folder, written there first if it is missing or damaged."""
     try:
+        file = private_folder(output_dir) / "key"
         key = file.read_bytes() if file.exists() else b""
         if len(key) != 32:
             key = secrets.token_bytes(32)
-            fresh = file.with_name(f"{file.name}.{os.getpid()}")
+            fresh = file.with_name(f"key.{os.getpid()}")
             with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
                 stream.write(key)
             os.replace(fresh, file)
         return key
     except OSError as error:
-        log.warning("cannot keep %s (%s); visitors are new ones after a restart", file, error.strerror)
+        log.warning("no key can be kept in %s (%s); visitors are new ones after a restart", output_dir, error.strerror)
         return secrets.token_bytes(32)

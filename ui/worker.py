@@ -174,6 +174,13 @@ class Worker:
             if job_id in self._jobs and self._jobs[job_id].over:
                 del self._jobs[job_id]
 
+    def adopt(self, job: Job) -> None:
+        """Let a job be found that ended without having run here, such as a cell of a sweep."""
+        with self._wake:
+            if job.id not in self._jobs:
+                self._jobs[job.id] = job
+                self._finished.append(job.id)
+
     def stop(self, job: Job) -> None:
         """End a job: at once while it waits, at its next step when it runs."""
         job.stop()
