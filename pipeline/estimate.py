@@ -95,16 +95,19 @@ class Estimator:
     def _take_in(self) -> None:
         """Compare what the ledger has with what was counted, once, so that estimates are quick."""
         try:
-            self._idle = [point["bytes"] for point in self._ledger.points if point["part"] == "process"]
+            idle = [point["bytes"] for point in self._ledger.points if point["part"] == "process"]
             self._points = [self._compare(point) for point in self._ledger.points if point["part"] != "process"]
             runs = [Run(run) for run in self._ledger.runs]
         except (ValueError, KeyError, TypeError, ArithmeticError) as error:
             logger.warning("the measurements of earlier sessions cannot be used: %r", error)
-            self._idle, self._points, runs = [], [], []
+            idle, self._points, runs = [], [], []
+        self._fixed = idle[0] if idle else cost.fixed_bytes(self._shape, self.device)
         for run in runs:
             run.ratios = {
                 phase: run.seconds[phase] / self._counted(phase, run.request, run.density) for phase in PHASES
             }
+            activations = cost.activation_bytes(self._shape, run.request, self.device)
+            run.ratios["memory"] = (run.memory - self._fixed) / activations
         self._runs = runs
 
     def estimate(self, request: VideoRequest) -> Estimate:
@@ -203,14 +206,13 @@ class Estimator:
     # -- memory ---------------------------------------------------------------------------------------------------
 
     def _memory(self, request: VideoRequest, runs: list[Run]) -> int:
-        fixed = self._idle[0] if self._idle else cost.fixed_bytes(self._shape, self.device)
         activations = cost.activation_bytes(self._shape, request, self.device)
         ratio = weighted_median(
-            ((run.memory - fixed) / cost.activation_bytes(self._shape, run.request, self.device), weight)
+            (run.ratios["memory"], weight)
             for run, weight in zip(runs, weigh(request, runs, "memory"))
-            if run.memory > fixed
+            if run.ratios["memory"] > 0
         )
-        return int(fixed + activations * (1.0 if ratio is None else ratio))
+        return int(self._fixed + activations * (1.0 if ratio is None else ratio))
 
     def _basis(self, runs: list[Run]) -> str:
         if runs:

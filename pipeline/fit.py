@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
-from bsa import BSAConfig
+from bsa import BSAConfig, Grid
 
 from . import cost
 from .request import VideoRequest, VideoResult
@@ -37,6 +37,7 @@ class Run:
         self.seconds = {phase: float(seconds) for phase, seconds in kept["seconds"].items()}
         self.memory = int(kept["memory"])
         self.ratios: dict[str, float] = {}
+        self.traits = _Traits.of(self.request)
 
 
 def kept_run(result: VideoResult) -> dict[str, Any]:
@@ -55,29 +56,48 @@ def kept_run(result: VideoResult) -> dict[str, Any]:
     }
 
 
+class _Traits(NamedTuple):
+    """What makes two requests alike, as logarithms where a ratio counts."""
+
+    tokens: float
+    sparse: bool
+    kept: float  # share of the key blocks
+    chunk: Grid | None
+    size: tuple[int, int]
+    area: float
+    frames: float
+
+    @classmethod
+    def of(cls, request: VideoRequest) -> _Traits:
+        sparse, grid = request.bsa_status()[0], request.grid
+        kept = cost.kept_blocks(request.bsa, grid) / request.bsa.blocks(grid).k_blocks.volume if sparse else 1.0
+        return cls(
+            tokens=math.log(grid.volume),
+            sparse=sparse,
+            kept=math.log(kept),
+            chunk=request.bsa.chunk_k if sparse else None,
+            size=(request.height, request.width),
+            area=math.log(request.height * request.width),
+            frames=math.log(request.num_frames),
+        )
+
+    def attention_distance(self, other: _Traits) -> float:
+        away = abs(self.tokens - other.tokens)
+        if self.sparse != other.sparse:
+            return away + _OTHER_KIND
+        return away + 0.5 * abs(self.kept - other.kept) + 0.5 * (self.chunk != other.chunk)
+
+    def picture_distance(self, other: _Traits) -> float:
+        # How fast convolutions run depends on the frame's size, by jumps; the number of frames only multiplies it.
+        away = 0.7 * (self.size != other.size) + 1.5 * abs(self.area - other.area)
+        return away + 0.3 * abs(self.frames - other.frames)
+
+
 def weigh(request: VideoRequest, runs: list[Run], phase: str) -> list[float]:
     """How much each run, oldest first, says about a phase of the request."""
-    ages = range(len(runs) - 1, -1, -1)
-    distance = _attention_distance if phase == "denoise" else _picture_distance
-    return [math.exp(-distance(request, run.request)) * 0.5 ** (age / _HALF_LIFE) for run, age in zip(runs, ages)]
-
-
-def _attention_distance(a: VideoRequest, b: VideoRequest) -> float:
-    away = abs(math.log(a.grid.volume / b.grid.volume))
-    sparse = a.bsa_status()[0]
-    if sparse != b.bsa_status()[0]:
-        return away + _OTHER_KIND
-    if sparse:
-        kept = [cost.kept_blocks(r.bsa, r.grid) / r.bsa.blocks(r.grid).k_blocks.volume for r in (a, b)]
-        away += 0.5 * abs(math.log(kept[0] / kept[1])) + 0.5 * (a.bsa.chunk_k != b.bsa.chunk_k)
-    return away
-
-
-def _picture_distance(a: VideoRequest, b: VideoRequest) -> float:
-    # How fast convolutions run depends on the size of a frame, by jumps; how many frames there are only multiplies it.
-    frame = abs(math.log(a.height * a.width / (b.height * b.width)))
-    other = (a.height, a.width) != (b.height, b.width)
-    return 0.7 * other + 1.5 * frame + 0.3 * abs(math.log(a.num_frames / b.num_frames))
+    here, last = _Traits.of(request), len(runs) - 1
+    distance = here.attention_distance if phase == "denoise" else here.picture_distance
+    return [math.exp(-distance(run.traits)) * 0.5 ** ((last - i) / _HALF_LIFE) for i, run in enumerate(runs)]
 
 
 def density_of(request: VideoRequest, runs: list[Run]) -> float | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 logger = logging.getLogger("pipeline")
 
-MOST_RUNS = 100
+MOST_RUNS = 60
 MOST_MACHINES = 20
 
 
