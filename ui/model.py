@@ -98,8 +98,8 @@ class ModelChange:
         return FETCHING.format(name=name, file=progress.file, **sizes), progress.done / progress.total
 
 
-def model_field(site: Site, fields: Fields, presets: PresetList) -> None:
-    """The field with its buttons, or the reason why there is none."""
+def model_field(site: Site, fields: Fields, presets: PresetList, measured: gr.Timer) -> None:
+    """The field with its buttons, or the reason why there is none. measured: refreshes the plan."""
     if not site.model_switch:
         gr.HTML(f'<p class="hint">{escape(OFF)}</p>', elem_classes="bare", apply_default_css=False)
         return
@@ -133,13 +133,13 @@ def model_field(site: Site, fields: Fields, presets: PresetList) -> None:
                 del values[own]
             loaded = _status(LOADED.format(name=site.checkpoint.name), "done")
             changed = dict(zip(presets.parts, presets.view()))
-            yield ended | fill(fields, values) | changed | {status: loaded}
+            yield ended | fill(fields, values) | changed | {status: loaded, measured: gr.Timer(active=True)}
 
     gr.on(
         [load.click, name.submit],
         press,
         name,
-        [status, load, cancel, *fields.values(), *presets.parts],
+        [status, load, cancel, measured, *fields.values(), *presets.parts],
         concurrency_limit=None,
         show_progress="hidden",
         api_visibility="private",
