@@ -50,6 +50,8 @@ function blockStrip(root, chosen, hovered) {
     run.q = blockGrid(run.grid, run.chunk_q);
     run.k = blockGrid(run.grid, run.chunk_k);
     root.style.setProperty('--aspect', run.aspect);
+    root.style.setProperty('--columns', Math.min(run.segments.length, run.aspect > 1.3 ? 3 : 4));
+    root.style.setProperty('--columns-narrow', Math.min(run.segments.length, run.aspect > 1.3 ? 1 : 2)); // blocks to tap on
     root.replaceChildren(
       ...run.segments.map((segment, i) => {
         const figure = document.createElement('figure');
@@ -124,9 +126,12 @@ function blockStrip(root, chosen, hovered) {
     }
     const here = run.q.holding([segment.t, 0, 0])[0] === query[0];
     if (here) {
-      const area = box(run.q, query);
-      edge(c, area, 'rgb(0 0 0 / .85)', 5);
-      edge(c, area, '#fff', 3);
+      // inside the block where it is large enough to stay visible, around it where it is not
+      const [x, y, w, h] = box(run.q, query);
+      const out = Math.min(w, h) < 24 ? 3 : 0;
+      const ring = (by) => [x - by, y - by, w + 2 * by, h + 2 * by];
+      edge(c, ring(out), 'rgb(0 0 0 / .85)', out ? 1 : 5);
+      edge(c, ring(out - Boolean(out)), '#fff', out ? 2 : 3);
     }
     canvas.parentElement.dataset.here = here;
   }

@@ -24,11 +24,12 @@ const TEXT = {
   layer: 'layer',
   cell: (step, layer, value) => `step ${step}, layer ${layer}: ${value}`,
   keys: 'Arrow keys choose step and layer',
-  some: (steps, layers, heads) => `The selections of ${steps} steps, ${layers} layers and ${heads} heads were kept, evenly spread; dots mark them in the maps.`,
+  some: (steps, layers, heads) => `The blocks of ${steps} steps, ${layers} layers and ${heads} heads were kept, evenly spread. Dots mark them in the maps.`,
 };
 
 const root = element.querySelector('.inside');
 const find = (selector) => root.querySelector(selector);
+const grouped = (number) => number.toLocaleString('en');
 const percent = (share) => `${(100 * share).toFixed(1)}%`;
 const choice = { step: 0, layer: 0, head: -1, query: [0, 0, 0] }; // step and layer as numbers, head -1 for all
 let key = '';
@@ -84,7 +85,7 @@ function draw(overview) {
   root.dataset.state = recorded ? 'ready' : 'maps';
   strip.open(run, ({ first, last }) => TEXT.frames(first + 1, last + 1));
   const thinned = recorded && recorded < run.steps * run.layers * run.heads;
-  find('.inside-note').textContent = run.note || (thinned ? TEXT.some(steps.length, layers.length, heads.length) : '');
+  find('.inside-note').textContent = run.note || (thinned ? TEXT.some(...['steps', 'layers', 'heads'].map((name) => TEXT.ofSteps(run.stored[name].length, run[name]))) : '');
   for (const [name, list] of [['step', steps], ['layer', layers]]) {
     find(`.at-${name}`).max = Math.max(0, list.length - 1);
     choice[name] = list.includes(choice[name]) && seen ? choice[name] : (list[Math.floor(list.length / 2)] ?? 0);
@@ -194,11 +195,11 @@ function show() {
 
 function verdict(counts, chance, mass, union) {
   const { heads } = run.stored;
-  const kept = TEXT.between(Math.min(...counts), Math.max(...counts));
+  const kept = TEXT.between(...[Math.min(...counts), Math.max(...counts)].map(grouped));
   const say = (one, many) =>
     root.dataset.heads === 'all'
-      ? many(heads.length, kept, run.k.total, percent(mass ?? 0), union)
-      : one((choice.head < 0 ? heads[0] : choice.head) + 1, kept, run.k.total, percent(mass ?? 0));
+      ? many(heads.length, kept, grouped(run.k.total), percent(mass ?? 0), grouped(union))
+      : one((choice.head < 0 ? heads[0] : choice.head) + 1, kept, grouped(run.k.total), percent(mass ?? 0));
   const text = mass === null ? say(TEXT.oneHeadUnknown, TEXT.manyHeadsUnknown) : say(TEXT.oneHead, TEXT.manyHeads);
   find('.inside-sentence').textContent = `${text} ${TEXT.chance(percent(chance))}`;
   const bar = find('.inside-verdict');

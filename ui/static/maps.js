@@ -40,11 +40,13 @@ function heatGrid(figure, words, picked) {
     const [w, h] = [width / values[0].length, height / values.length];
     c.clearRect(0, 0, width, height);
     const gap = Math.min(w, h) > 8 ? 1 : 0;
+    const snap = (at) => Math.round(at * window.devicePixelRatio) / window.devicePixelRatio; // no seams between cells
     values.forEach((row, layer) =>
       row.forEach((value, step) => {
         if (value === null) return;
         c.fillStyle = rampCss(range[1] > range[0] ? (value - range[0]) / (range[1] - range[0]) : 1);
-        c.fillRect(step * w, layer * h, w - gap, h - gap);
+        const [x, y] = [snap(step * w), snap(layer * h)];
+        c.fillRect(x, y, snap((step + 1) * w) - x - gap, snap((layer + 1) * h) - y - gap);
       }),
     );
     if (stored.steps.length * stored.layers.length < values.length * values[0].length) {
@@ -58,10 +60,11 @@ function heatGrid(figure, words, picked) {
         }),
       );
     }
+    const around = gap || 2; // small cells get a ring around them, so that their colour stays visible
     const outline = ({ step, layer }, colour, line) => {
       c.strokeStyle = colour;
       c.lineWidth = line;
-      c.strokeRect(step * w - gap, layer * h - gap, w + gap, h + gap);
+      c.strokeRect(step * w - around, layer * h - around, w + 2 * around - gap, h + 2 * around - gap);
     };
     if (under) outline(under, '#fff', 1.5);
     outline(place, '#000', 5);
