@@ -43,6 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
         where = f"port {options.port} of {options.host}"
         print(f"error: {where} is taken or not allowed; try --port {options.port % 65535 + 1}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # Gradio catches it only once it waits
+        pass
     finally:
         worker.close()
     return 0

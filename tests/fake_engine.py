@@ -27,9 +27,7 @@ ERRORS = {
     "break": Unpicklable("kernel broke"),
     "out of memory": type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 9 GiB"),
     "illegal access": RuntimeError("CUDA error: an illegal memory access was encountered"),
-    "assert": RuntimeError("CUDA error: device-side assert triggered"),
     "launch": type("AcceleratorError", (RuntimeError,), {})("unspecified launch failure"),
-    "memory fault": RuntimeError("CUDA error: uncorrectable ECC error encountered"),
     "bad value": RuntimeError("CUDA error: invalid argument"),
     "full": OSError(28, "No space left on device"),
 }
