@@ -11,6 +11,7 @@ from fake_hub import FakeHub, serving
 from huggingface_hub import constants
 
 from pipeline import Cancelled, download, inspect_checkpoint
+from pipeline.cli import main
 from pipeline.download import fetch_checkpoint, is_hub_id
 
 CPU = SimpleNamespace(type="cpu", index=None)
@@ -102,7 +103,9 @@ def test_answers_of_the_hub_are_sentences(hub, status, error, sentence):
 
 def test_no_connection_is_a_sentence(hub, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
-    with pytest.raises(ValueError, match="there is no folder someone/longcat here, and the Hugging Face Hub, .* cannot be reached"):
+    with pytest.raises(
+        ValueError, match="there is no folder someone/longcat here, and the Hugging Face Hub, .* cannot be reached"
+    ):
         fetch_checkpoint(hub.repo, CPU)
 
 
@@ -148,3 +151,10 @@ def test_local_folders_are_inspected(checkpoint):
         fetch_checkpoint(os.sep + "nowhere/at/all")
     with pytest.raises(ValueError, match="'longcat' is neither a folder of this machine nor a name on the Hugging"):
         fetch_checkpoint("longcat")
+
+
+def test_the_command_line_takes_a_hub_id(hub, capsys):
+    assert main(["info", "--model-path", hub.repo]) == 0
+    shown = capsys.readouterr()
+    assert "64x64, 29 frames at 15 fps" in shown.out
+    assert "Downloading someone/longcat: 100%" in shown.err

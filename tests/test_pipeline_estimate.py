@@ -11,7 +11,17 @@ import pytest
 import torch
 
 from bsa import BlockLayout, BSAConfig, Grid, select_blocks
-from pipeline import EMBEDDED_CHECKPOINT, VideoRequest, VideoResult, cost, estimate, inspect_checkpoint, limits
+from pipeline import (
+    EMBEDDED_CHECKPOINT,
+    LongCatPipeline,
+    VideoRequest,
+    VideoResult,
+    cost,
+    estimate,
+    inspect_checkpoint,
+    limits,
+)
+from pipeline.cli import main
 from pipeline.estimate import Estimator, check_fits, check_load, measure
 
 CPU = SimpleNamespace(type="cpu", index=None)
@@ -265,6 +275,12 @@ class TestMemory:
             check_load(INFO, CPU)
         with pytest.raises(ValueError, match="the weights of longcat-tiny"):
             check_fits(INFO, request(), CPU)
+
+    def test_the_command_line_refuses_before_loading(self, monkeypatch, capsys):
+        monkeypatch.setattr(LongCatPipeline, "load", lambda *_, **__: pytest.fail("nothing may be loaded"))
+        huge = ["--width", "2048", "--height", "2048", "--num-frames", "40001"]
+        assert main(["generate", "--prompt", "x", *huge]) == 2
+        assert "error: 2048x2048 with 40001 frames needs about" in capsys.readouterr().err
 
     def test_a_container_has_its_own_limit(self, tmp_path):
         files = tuple(str(tmp_path / name) for name in ("max", "current", "stat"))
