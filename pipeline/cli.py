@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from .compare import compare
 from .download import open_checkpoint
-from .estimate import check_fits
+from .estimate import check_fits, outlook
 from .inspection import run_inspect
 from .longcat import LongCatPipeline, choose_device
 from .options import build_parser, read_request
@@ -126,10 +126,19 @@ def run_info(args: argparse.Namespace) -> dict[str, Any]:
             "key_blocks": plan.k_blocks.volume,
             "key_blocks_kept": plan.kept,
         }
+    report |= outlook(info, request, choose_device("auto"), Path("outputs"))
     if args.json != "-":
         for name, value in report.items():
-            print(f"{name.replace('_', ' '):16} {value}")
+            print(f"{name.replace('_', ' '):16} {_shown(name, value)}")
     return report
+
+
+def _shown(name: str, value: Any) -> Any:
+    if name.startswith("memory_"):
+        return f"{value / 2**30:.2f} GiB"
+    if name == "seconds_expected":
+        return "unknown" if value is None else ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in value.items())
+    return value
 
 
 def _print_result(result: VideoResult, json_target: str | None) -> None:

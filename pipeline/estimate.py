@@ -258,6 +258,21 @@ def check_fits(info: CheckpointInfo, request: VideoRequest, device: Device) -> N
     Estimator(info, device).check(request)
 
 
+def outlook(info: CheckpointInfo, request: VideoRequest, device: Device, folder: Path) -> dict[str, Any]:
+    """What a request should take on a device, from the measurements kept in `folder`; plain values, ready for JSON.
+
+    "seconds_expected" is None without measurements; memory is in bytes.
+    """
+    found = Estimator(info, device, folder / FILE_NAME).estimate(request)
+    seconds = found.seconds and {phase: round(value, 3) for phase, value in found.seconds.items()}
+    return {
+        "seconds_expected": seconds,
+        "memory_expected": found.memory,
+        "memory_available": available_memory(device),
+        "estimated_from": found.basis,
+    }
+
+
 def is_ragged(bsa: BSAConfig, grid: Grid) -> bool:
     plan = bsa.blocks(grid)
     return plan.ragged_q > 0 or plan.ragged_k > 0

@@ -293,6 +293,17 @@ class TestMemory:
         assert limits._container_room(files) is None
 
 
+def test_the_command_line_tells_what_a_video_should_take(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs").mkdir()
+    Estimator(INFO, CPU, tmp_path / "outputs" / estimate.FILE_NAME).observe(result(request()))
+    assert main(["info", "--json", "-"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["seconds_expected"]["denoise"] == pytest.approx(true_seconds(request())["denoise"], abs=0.001)
+    assert report["estimated_from"] == "1 run on this machine"
+    assert 0 < report["memory_expected"] < report["memory_available"]
+
+
 def test_a_real_pipeline_can_be_measured(tiny_pipeline):
     points = measure(tiny_pipeline)
     assert {point["part"] for point in points} == {"process", "linear", "dense", "sparse", "decode"}
