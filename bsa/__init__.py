@@ -10,6 +10,7 @@ Importing this package imports torch and nothing heavier; Triton is imported whe
 from bsa.attention import block_sparse_attention
 from bsa.config import BlockPlan, BSAConfig, Grid
 from bsa.layout import BlockLayout
+from bsa.ordered import block_order_attention
 from bsa.selection import BlockSelection, select_blocks
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "BlockPlan",
     "BlockSelection",
     "Grid",
+    "block_order_attention",
     "block_sparse_attention",
     "select_blocks",
 ]

@@ -48,10 +48,8 @@ def block_sparse_attention(
     """
     grid = as_grid(grid, "grid")
     _check(q, k, v, grid)
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    if not scale > 0:
-        raise ValueError(f"scale must be positive, got {scale}; leave it out for 1 / sqrt(head_dim)")
-    backend = _resolve(backend, q, k, v)
+    scale = checked_scale(scale, q.shape[-1])
+    backend = resolve_backend(backend, q, k, v)
     q_layout, k_layout = BlockLayout(grid, config.chunk_q), BlockLayout(grid, config.chunk_k)
 
     with without_autocast(q.device):
@@ -80,6 +78,14 @@ def block_sparse_attention(
     return (out, selection) if return_selection else out
 
 
+def checked_scale(scale: float | None, head_dim: int) -> float:
+    """The factor on q @ k, 1 / sqrt(head_dim) by default; ValueError unless it is positive."""
+    scale = 1 / math.sqrt(head_dim) if scale is None else scale
+    if not scale > 0:
+        raise ValueError(f"scale must be positive, got {scale}; leave it out for 1 / sqrt(head_dim)")
+    return scale
+
+
 def _check(q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> None:
     if q.ndim != 4 or not q.shape == k.shape == v.shape:
         shapes = ", ".join(str(list(x.shape)) for x in (q, k, v))
@@ -95,9 +101,10 @@ def _check(q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> None:
         )
 
 
-def _resolve(backend: str, q: Tensor, k: Tensor, v: Tensor) -> str:
-    if backend not in _BACKENDS:
-        raise ValueError(f"unknown backend {backend!r}; choose one of {', '.join(_BACKENDS)}")
+def resolve_backend(backend: str, q: Tensor, k: Tensor, v: Tensor, known: tuple[str, ...] = _BACKENDS) -> str:
+    """The backend to run; ValueError when a named one is unknown or cannot take these tensors."""
+    if backend not in known:
+        raise ValueError(f"unknown backend {backend!r}; choose one of {', '.join(known)}")
     if backend not in ("auto", "triton"):
         return backend
     obstacle = _triton_obstacle(q, k, v)

@@ -4,6 +4,9 @@ A block-major tensor is [B, H, N, C, D]: N blocks in raster order of the block g
 tokens. A block that the edge of the grid cuts short has its true tokens first and C - size padding rows
 after them, so that "position < size" is the whole mask. Padding repeats the block's first token: always
 finite, and never a token the block does not own.
+
+Block order is the same without the padding: [B, S, H, D] with each block's tokens next to each other, so a model
+can keep its tokens in it from the first layer to the last. Block n begins at ``starts[n]``.
 """
 
 from __future__ import annotations
@@ -44,6 +47,31 @@ class BlockLayout:
         """Block index of every raster token, int64 [S]. Shared: do not write to it."""
         return _tables(self, device).block_of_token
 
+    def starts(self, device: torch.device) -> Tensor:
+        """Place of each block's first token in block order, int32 [N]. Shared: do not write to it."""
+        return _tables(self, device).starts
+
+    def order(self, device: torch.device) -> Tensor:
+        """Raster number of the token at each place of block order, int64 [S]. Shared: do not write to it."""
+        return _tables(self, device).order
+
+    def place_of_token(self, device: torch.device) -> Tensor:
+        """Place in block order of every raster token, int64 [S]; the inverse of ``order``. Shared."""
+        return _tables(self, device).place_of_token
+
+    def blocks_from_order(self, x: Tensor) -> Tensor:
+        """Block order [B, S, H, D] to block-major [B, H, N, C, D]; a view where every block is whole."""
+        batch, _, heads, dim = x.shape
+        blocks, chunk = self.blocks.volume, self.chunk.volume
+        if self.ragged:
+            x = x.index_select(1, _tables(self, x.device).place_of_slot)
+        return x.view(batch, blocks, chunk, heads, dim).permute(0, 3, 1, 2, 4)
+
+    def order_from_blocks(self, x: Tensor) -> Tensor:
+        """Block-major [B, H, N, C, D] to contiguous block order [B, S, H, D]; padding rows are dropped."""
+        x = x.permute(0, 2, 3, 1, 4).flatten(1, 2)
+        return x.index_select(1, _tables(self, x.device).slot_of_place) if self.ragged else x.contiguous()
+
     def to_blocks(self, x: Tensor) -> Tensor:
         """[B, H, S, D] raster to contiguous [B, H, N, C, D]."""
         batch, heads, _, dim = x.shape
@@ -69,13 +97,26 @@ class BlockLayout:
         dtype = torch.promote_types(x.dtype, torch.float32)
         if not self.ragged:
             return x.mean(dim=3, dtype=dtype)
+        if x.is_cuda:
+            return self._pool_without_copy(x, dtype)
         weights = _tables(self, x.device).pool_weights.to(dtype)
         return torch.einsum("bhncd,nc->bhnd", x.to(dtype), weights)
+
+    def _pool_without_copy(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """`pool` without an fp32 copy of x: padding repeats the first token, so it can be taken off the sum."""
+        sizes = self.sizes(x.device)[:, None].to(dtype)
+        padding = (self.chunk.volume - sizes) * x[:, :, :, 0]
+        return (x.sum(dim=3, dtype=dtype) - padding) / sizes
 
 
 @dataclass(frozen=True, slots=True)
 class _Tables:
     sizes: Tensor
+    starts: Tensor
+    order: Tensor
+    place_of_token: Tensor
+    place_of_slot: Tensor
+    slot_of_place: Tensor
     block_of_token: Tensor
     token_of_slot: Tensor
     slot_of_token: Tensor
@@ -100,9 +141,16 @@ def _tables(layout: BlockLayout, device: torch.device) -> _Tables:
         token_of_slot[slot] = tokens
         slot_of_token = torch.empty_like(tokens)
         slot_of_token[tokens] = slot
+        place_of_token = torch.empty_like(tokens)
+        place_of_token[tokens] = torch.arange(grid.volume)
         valid = torch.arange(chunk.volume) < sizes[:, None]
         return _Tables(
             sizes=sizes.int().to(device),
+            starts=first.int().to(device),
+            order=tokens.to(device),
+            place_of_token=place_of_token.to(device),
+            place_of_slot=place_of_token[token_of_slot].to(device),
+            slot_of_place=slot.to(device),
             block_of_token=block.to(device),
             token_of_slot=token_of_slot.to(device),
             slot_of_token=slot_of_token.to(device),

@@ -23,10 +23,13 @@ class BlockSelection(NamedTuple):
 
     indices: int32 [B, H, NQ, S]; entries past the prefix are valid block numbers but mean nothing.
     counts: int32 [B, H, NQ], each from 1 to S.
+    whole_counts: None, or int32 [B, H, NQ]: so many blocks that the edge does not cut come first, then the cut
+        ones, each group ascending. The order in which the Triton kernels want them.
     """
 
     indices: Tensor
     counts: Tensor
+    whole_counts: Tensor | None = None
 
     def mask(self, key_blocks: int) -> Tensor:
         """The same choice as a boolean matrix, [B, H, NQ, key_blocks]."""
@@ -50,7 +53,24 @@ def select_blocks(
     Pure top-k needs no device synchronisation, and every count is the same.
     """
     with without_autocast(q_blocks.device):
-        logits = scale * (q_layout.pool(q_blocks) @ k_layout.pool(k_blocks).mT)
+        return select_pooled(q_layout.pool(q_blocks), k_layout.pool(k_blocks), k_layout, config, scale)
+
+
+@torch.no_grad()
+def select_pooled(
+    q_means: Tensor, k_means: Tensor, k_layout: BlockLayout, config: BSAConfig, scale: float, *, fused: bool = False
+) -> BlockSelection:
+    """`select_blocks` from the block means, fp32 [B, H, NQ, D] and [B, H, NK, D].
+
+    fused: pick the top k with one Triton kernel, which writes the lists in the order that the attention kernels
+        want, and never hold more than a part of the score matrix. Ties then go to the lower block number. Top-k only.
+    """
+    with without_autocast(q_means.device):
+        if fused and config.cdf_threshold is None:
+            from bsa.triton_select import top_k_blocks
+
+            return top_k_blocks(q_means, k_means, k_layout, config.top_k(k_means.shape[2]), scale)
+        logits = scale * (q_means @ k_means.mT)
         if k_layout.ragged:
             logits += k_layout.sizes(logits.device).log()
         if config.cdf_threshold is None:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from bsa.layout import BlockLayout
 from bsa.selection import BlockSelection
+from bsa.variants import BASELINE, Variant
 
 
 @triton.jit
@@ -35,32 +36,38 @@ def _online_softmax_update(acc, row_max, row_sum, scores, values, scale_log2, PR
 
 @triton.jit
 def _attend_range(
-    acc, row_max, row_sum, q, k_head, v_head, row_indices, sizes, first, last, scale_log2,
-    HEAD_DIM: tl.constexpr, DIM: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr,
-    RAGGED: tl.constexpr, PRECISION: tl.constexpr,
+    acc, row_max, row_sum, q, k_head, v_head, row_indices, starts, sizes, first, last, scale_log2,
+    K_TOKEN: tl.constexpr, V_TOKEN: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, CHUNK: tl.constexpr,
+    TILE: tl.constexpr, PADDED: tl.constexpr, RAGGED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Entries first..last of one row of the index list. RAGGED: read each block's size, else all are whole."""
     TILES: tl.constexpr = (CHUNK + TILE - 1) // TILE
     WHOLE_TILES: tl.constexpr = CHUNK % TILE == 0
     rows = tl.arange(0, TILE)
     dims = tl.arange(0, DIM)
-    # [TILE, DIM]
-    offsets = rows[:, None] * HEAD_DIM + dims[None, :]
     for step in range(first * TILES, last * TILES):
         block = tl.load(row_indices + step // TILES)
         start = (step % TILES) * TILE
-        tile = (block.to(tl.int64) * CHUNK + start) * HEAD_DIM
-        if WHOLE_TILES and HEAD_DIM == DIM:
-            k = tl.load(k_head + tile + offsets)
-            v = tl.load(v_head + tile + offsets)
+        token = (block * CHUNK if PADDED else tl.load(starts + block)).to(tl.int64) + start
+        # [TILE, DIM]
+        k_tile = k_head + token * K_TOKEN + rows[:, None] * K_TOKEN + dims[None, :]
+        v_tile = v_head + token * V_TOKEN + rows[:, None] * V_TOKEN + dims[None, :]
+        if RAGGED:
+            size = tl.load(sizes + block)
+            inside = (start + rows[:, None] < size) & (dims[None, :] < HEAD_DIM)
+            k = tl.load(k_tile, mask=inside, other=0.0)
+            v = tl.load(v_tile, mask=inside, other=0.0)
+        elif WHOLE_TILES and HEAD_DIM == DIM:
+            k = tl.load(k_tile)
+            v = tl.load(v_tile)
         else:
             inside = (start + rows[:, None] < CHUNK) & (dims[None, :] < HEAD_DIM)
-            k = tl.load(k_head + tile + offsets, mask=inside, other=0.0)
-            v = tl.load(v_head + tile + offsets, mask=inside, other=0.0)
+            k = tl.load(k_tile, mask=inside, other=0.0)
+            v = tl.load(v_tile, mask=inside, other=0.0)
         # [TILE_Q, TILE]
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         if RAGGED:
-            scores = tl.where(start + rows[None, :] < tl.load(sizes + block), scores, float("-inf"))
+            scores = tl.where(start + rows[None, :] < size, scores, float("-inf"))
         elif not WHOLE_TILES:
             scores = tl.where(start + rows[None, :] < CHUNK, scores, float("-inf"))
         acc, row_max, row_sum = _online_softmax_update(acc, row_max, row_sum, scores, v, scale_log2, PRECISION)
@@ -69,22 +76,26 @@ def _attend_range(
 
 @triton.jit
 def _attend_blocks_kernel(
-    q_ptr, k_ptr, v_ptr, out_ptr, indices_ptr, whole_counts_ptr, counts_ptr, q_sizes_ptr, k_sizes_ptr,
-    q_blocks, k_blocks, width, scale_log2,
+    q_ptr, k_ptr, v_ptr, out_ptr, indices_ptr, whole_counts_ptr, counts_ptr,
+    q_starts_ptr, q_sizes_ptr, k_starts_ptr, k_sizes_ptr,
+    q_batch, q_head, k_batch, k_head, v_batch, v_head, out_batch, out_head, heads, q_blocks, width, scale_log2,
+    Q_TOKEN: tl.constexpr, K_TOKEN: tl.constexpr, V_TOKEN: tl.constexpr, OUT_TOKEN: tl.constexpr,
     HEAD_DIM: tl.constexpr, DIM: tl.constexpr, CHUNK_Q: tl.constexpr, CHUNK_K: tl.constexpr,
-    TILE_Q: tl.constexpr, TILE_K: tl.constexpr, RAGGED_Q: tl.constexpr, RAGGED_K: tl.constexpr,
+    TILE_Q: tl.constexpr, TILE_K: tl.constexpr, PADDED: tl.constexpr, RAGGED_Q: tl.constexpr, RAGGED_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: TILE_Q queries of one query block of one head, against that block's key list.
 
-    q, out: [BH, q_blocks, CHUNK_Q, HEAD_DIM]; k, v: [BH, k_blocks, CHUNK_K, HEAD_DIM]; all contiguous.
+    q, k, v, out: [B, H, tokens, HEAD_DIM] by their strides, with unit stride in the last place. PADDED: block n
+    begins at token n * CHUNK (also where all blocks are whole); else at starts[n].
     indices: [BH, q_blocks, width], whole key blocks first; whole_counts and counts: [BH, q_blocks].
     """
     TILES_Q: tl.constexpr = (CHUNK_Q + TILE_Q - 1) // TILE_Q
-    head = tl.program_id(1).to(tl.int64)
+    batch = (tl.program_id(1) // heads).to(tl.int64)
+    head = (tl.program_id(1) % heads).to(tl.int64)
     q_block = tl.program_id(0) // TILES_Q
     start = (tl.program_id(0) % TILES_Q) * TILE_Q
-    row = head * q_blocks + q_block
+    row = tl.program_id(1).to(tl.int64) * q_blocks + q_block
 
     q_size = CHUNK_Q
     if RAGGED_Q:
@@ -94,31 +105,35 @@ def _attend_blocks_kernel(
 
     rows = start + tl.arange(0, TILE_Q)
     dims = tl.arange(0, DIM)
+    token = (q_block * CHUNK_Q if PADDED else tl.load(q_starts_ptr + q_block)).to(tl.int64)
     # [TILE_Q, DIM]
-    tile = row * (CHUNK_Q * HEAD_DIM) + rows[:, None] * HEAD_DIM + dims[None, :]
     inside = (rows[:, None] < q_size) & (dims[None, :] < HEAD_DIM)
-    q = tl.load(q_ptr + tile, mask=inside, other=0.0)
+    q_tile = q_ptr + batch * q_batch + head * q_head + token * Q_TOKEN + rows[:, None] * Q_TOKEN + dims[None, :]
+    q = tl.load(q_tile, mask=inside, other=0.0)
 
     acc = tl.zeros([TILE_Q, DIM], tl.float32)
     row_max = tl.full([TILE_Q], float("-inf"), tl.float32)
     row_sum = tl.zeros([TILE_Q], tl.float32)
-    k_head = k_ptr + head * k_blocks * (CHUNK_K * HEAD_DIM)
-    v_head = v_ptr + head * k_blocks * (CHUNK_K * HEAD_DIM)
+    k_ptr += batch * k_batch + head * k_head
+    v_ptr += batch * v_batch + head * v_head
     row_indices = indices_ptr + row * width
     whole = tl.load(whole_counts_ptr + row)
     acc, row_max, row_sum = _attend_range(
-        acc, row_max, row_sum, q, k_head, v_head, row_indices, k_sizes_ptr, 0, whole, scale_log2,
-        HEAD_DIM, DIM, CHUNK_K, TILE_K, False, PRECISION,
+        acc, row_max, row_sum, q, k_ptr, v_ptr, row_indices, k_starts_ptr, k_sizes_ptr, 0, whole, scale_log2,
+        K_TOKEN, V_TOKEN, HEAD_DIM, DIM, CHUNK_K, TILE_K, PADDED, False, PRECISION,
     )  # fmt: skip
     if RAGGED_K:
         acc, row_max, row_sum = _attend_range(
-            acc, row_max, row_sum, q, k_head, v_head, row_indices, k_sizes_ptr, whole, tl.load(counts_ptr + row),
-            scale_log2, HEAD_DIM, DIM, CHUNK_K, TILE_K, True, PRECISION,
+            acc, row_max, row_sum, q, k_ptr, v_ptr, row_indices, k_starts_ptr, k_sizes_ptr, whole,
+            tl.load(counts_ptr + row), scale_log2,
+            K_TOKEN, V_TOKEN, HEAD_DIM, DIM, CHUNK_K, TILE_K, PADDED, True, PRECISION,
         )  # fmt: skip
 
     # A query block with an empty list attends to nothing: zeros, not 0 / 0.
     out = acc / tl.where(row_sum == 0.0, 1.0, row_sum)[:, None]
-    tl.store(out_ptr + tile, out.to(out_ptr.dtype.element_ty), mask=inside)
+    out_tile = out_ptr + batch * out_batch + head * out_head + token * OUT_TOKEN
+    out_tile += rows[:, None] * OUT_TOKEN + dims[None, :]
+    tl.store(out_tile, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 def attend_blocks(
@@ -130,45 +145,86 @@ def attend_blocks(
     k_layout: BlockLayout,
     scale: float,
     out: Tensor | None = None,
+    variant: Variant | None = None,
 ) -> Tensor:
     """q, k, v: contiguous block-major [B, H, N, C, D] on CUDA; scale > 0. Returns (or fills) ``out``, shaped like q.
 
     Padding rows of ``out`` are left unwritten. Head dims 16 to 256 in bf16, fp16 or fp32.
     """
-    batch, heads, q_blocks, chunk_q, head_dim = q.shape
-    k_blocks, chunk_k = k.shape[2:4]
     out = torch.empty_like(q) if out is None else out
-    indices, whole_counts = _whole_blocks_first(selection, k_layout)
-    launch = launch_options(q.dtype, head_dim, chunk_q, chunk_k, _shared_memory(q.device))
-    tiles_q = triton.cdiv(chunk_q, launch["TILE_Q"])
-    with torch.cuda.device(q.device) if q.is_cuda else contextlib.nullcontext():
-        _attend_blocks_kernel[(q_blocks * tiles_q, batch * heads)](
-            q, k, v, out, indices, whole_counts, selection.counts.contiguous(),
-            q_layout.sizes(q.device), k_layout.sizes(q.device),
-            q_blocks, k_blocks, indices.shape[-1], scale * math.log2(math.e),
-            HEAD_DIM=head_dim, CHUNK_Q=chunk_q, CHUNK_K=chunk_k,
-            RAGGED_Q=q_layout.ragged, RAGGED_K=k_layout.ragged, **launch,
-        )  # fmt: skip
+    flat = (x.flatten(2, 3) for x in (q, k, v))
+    attend_tokens(*flat, selection, q_layout, k_layout, scale, out.flatten(2, 3), padded=True, variant=variant)
     return out
 
 
-def _whole_blocks_first(selection: BlockSelection, k_layout: BlockLayout) -> tuple[Tensor, Tensor]:
+def attend_tokens(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    selection: BlockSelection,
+    q_layout: BlockLayout,
+    k_layout: BlockLayout,
+    scale: float,
+    out: Tensor,
+    *,
+    padded: bool,
+    variant: Variant | None = None,
+) -> None:
+    """Fills ``out``; q, k, v, out: [B, H, tokens, D] with unit stride in the last place, any other strides.
+
+    padded: the tokens of block-major tensors, padding included; else block order, without padding.
+    variant: the kernel and its tiles; None is the baseline. ValueError where it cannot take these tensors.
+    """
+    variant = variant or BASELINE
+    if variant.descriptors:
+        from bsa.triton_descriptor import attend_with_descriptors as run
+    else:
+        run = _attend_with_pointers
+    selection = _whole_blocks_first(selection, k_layout)
+    with torch.cuda.device(q.device) if q.is_cuda else contextlib.nullcontext():
+        run(q, k, v, selection, q_layout, k_layout, scale, out, padded, variant)
+
+
+def _attend_with_pointers(q, k, v, selection, q_layout, k_layout, scale, out, padded, variant):
+    batch, heads, _, head_dim = q.shape
+    q_blocks, chunk_q, chunk_k = q_layout.blocks.volume, q_layout.chunk.volume, k_layout.chunk.volume
+    launch = launch_options(q.dtype, head_dim, chunk_q, chunk_k, _shared_memory(q.device), variant)
+    tiles_q = triton.cdiv(chunk_q, launch["TILE_Q"])
+    tensors, device = (q, k, v, out), q.device
+    _attend_blocks_kernel[(q_blocks * tiles_q, batch * heads)](
+        *tensors, selection.indices, selection.whole_counts, selection.counts,
+        q_layout.starts(device), q_layout.sizes(device), k_layout.starts(device), k_layout.sizes(device),
+        *(stride for x in tensors for stride in x.stride()[:2]),
+        heads, q_blocks, selection.indices.shape[-1], scale * math.log2(math.e),
+        *(x.stride(2) for x in tensors),
+        HEAD_DIM=head_dim, CHUNK_Q=chunk_q, CHUNK_K=chunk_k, PADDED=padded or not (q_layout.ragged or k_layout.ragged),
+        RAGGED_Q=q_layout.ragged, RAGGED_K=k_layout.ragged, **launch,
+    )  # fmt: skip
+
+
+def _whole_blocks_first(selection: BlockSelection, k_layout: BlockLayout) -> BlockSelection:
     """Moves blocks cut short by the edge behind the whole ones, so that the main loop needs no mask."""
+    if selection.whole_counts is not None:
+        return selection
     indices, counts = selection.indices.contiguous(), selection.counts.contiguous()
     if not k_layout.ragged:
-        return indices, counts
+        return BlockSelection(indices, counts, counts)
     unused = torch.arange(indices.shape[-1], device=indices.device) >= counts[..., None]
     whole = (k_layout.sizes(indices.device)[indices] == k_layout.chunk.volume) & ~unused
     rank = torch.where(whole, 0, 1) + unused
-    return indices.gather(-1, rank.argsort(dim=-1, stable=True)), whole.sum(-1, dtype=torch.int32)
+    indices = indices.gather(-1, rank.argsort(dim=-1, stable=True))
+    return BlockSelection(indices, counts, whole.sum(-1, dtype=torch.int32))
 
 
-def launch_options(dtype: torch.dtype, head_dim: int, chunk_q: int, chunk_k: int, shared_memory: int) -> dict:
+def launch_options(
+    dtype: torch.dtype, head_dim: int, chunk_q: int, chunk_k: int, shared_memory: int, variant: Variant = BASELINE
+) -> dict:
     """Tile shape, dot precision and pipeline depth; shared_memory: bytes one program may use."""
     dim = max(16, triton.next_power_of_2(head_dim))
     # fp32 products run on the ordinary cores, unrolled: smaller tiles keep them in registers.
-    largest = 32 if dtype == torch.float32 else 64
-    tile_q, tile_k = (min(largest, max(16, triton.next_power_of_2(chunk))) for chunk in (chunk_q, chunk_k))
+    largest_q, largest_k = (32, 32) if dtype == torch.float32 else (variant.tile_q, variant.tile_k)
+    tile_q = min(largest_q, max(16, triton.next_power_of_2(chunk_q)))
+    tile_k = min(largest_k, max(16, triton.next_power_of_2(chunk_k)))
     q_bytes, stage_bytes = tile_q * dim * dtype.itemsize, 2 * tile_k * dim * dtype.itemsize
     return {
         "DIM": dim,
@@ -176,8 +232,8 @@ def launch_options(dtype: torch.dtype, head_dim: int, chunk_q: int, chunk_k: int
         "TILE_K": tile_k,
         # "ieee" forbids TF32: an fp32 caller asked for fp32.
         "PRECISION": "ieee",
-        "num_warps": 4,
-        "num_stages": max(1, min(3, (shared_memory - q_bytes) // stage_bytes)),
+        "num_warps": variant.num_warps if tile_q == variant.tile_q else 4,
+        "num_stages": max(1, min(variant.num_stages, (shared_memory - q_bytes) // stage_bytes)),
     }
 
 

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from bsa import BlockLayout, BSAConfig, Grid, block_sparse_attention, select_blocks
+from bsa.selection import select_pooled
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -57,6 +58,51 @@ def kernel_error(case):
     return relative_error(q_layout.from_blocks(poisoned), expected)
 
 
+def order_error(case):
+    """Relative error of a kernel variant on block order, heads inside the tokens, against the fp64 reference."""
+    from bsa.reference import masked_attention
+    from bsa.triton_kernel import attend_tokens
+    from bsa.variants import VARIANTS
+
+    grid, batch, heads, dim = Grid(*case["grid"]), case.get("batch", 1), case.get("heads", 2), case["dim"]
+    config = BSAConfig(case.get("sparsity"), case.get("cdf"), case["chunk"], case["chunk"])
+    layout = BlockLayout(grid, config.chunk_q)
+    q, k, v = random_qkv((batch, grid.volume, heads, dim), torch.float32)
+    scale = dim**-0.5
+    means = (layout.pool(layout.blocks_from_order(x)) for x in (q, k))
+    selection = select_pooled(*means, layout, config, scale, fused=case.get("fused", False))
+    out = torch.full_like(q, float("nan"))
+    tensors = (x.transpose(1, 2) for x in (q, with_nan_behind(k), with_nan_behind(v)))
+    variant = VARIANTS[case["variant"]]
+    attend_tokens(*tensors, selection, layout, layout, scale, out.transpose(1, 2), padded=False, variant=variant)
+    back = layout.place_of_token(q.device)
+    raster = (x[:, back].transpose(1, 2).double() for x in (q, k, v))
+    expected = masked_attention(*raster, selection, layout, layout, scale)
+    return relative_error(out[:, back].transpose(1, 2), expected)
+
+
+def top_k_error(case):
+    """How many block pairs the fused top-k and the sorting one disagree on, and whether its lists are in order."""
+    layout = BlockLayout(Grid(*case["grid"]), Grid(*case["chunk"]))
+    q, k, _ = random_qkv((2, 2, layout.blocks.volume, 8), torch.float32)
+    if case.get("ties"):
+        q, k = q.sign(), k.sign()  # many equal scores
+    config = BSAConfig(case["sparsity"], None, case["chunk"], case["chunk"])
+    expected = select_pooled(q, k, layout, config, 0.25)
+    got = select_pooled(q, k, layout, config, 0.25, fused=True)
+    sizes = layout.sizes(q.device)
+    for row, count in zip(got.indices.flatten(0, 2), got.whole_counts.flatten(), strict=True):
+        whole, cut = row[:count], row[count:]
+        assert (sizes[whole] == layout.chunk.volume).all() and (sizes[cut] < layout.chunk.volume).all()
+        assert (whole.diff() > 0).all() and (cut.diff() > 0).all()
+    blocks = layout.blocks.volume
+    if case.get("ties"):  # which of two equal blocks is kept is free; what is kept must weigh the same
+        logits = 0.25 * (q @ k.mT) + sizes.log()
+        kept = [(logits * chosen.mask(blocks)).sum(-1) for chosen in (got, expected)]
+        return float((kept[0] - kept[1]).abs().max())
+    return int((got.mask(blocks) != expected.mask(blocks)).sum())
+
+
 def upstream_error(case):
     """Relative error of our op against FastVideo's flash_attn_bsa_3d, both interpreted."""
     folder = importlib.util.find_spec("fastvideo").submodule_search_locations[0]
@@ -76,7 +122,7 @@ def upstream_error(case):
 
 
 if __name__ == "__main__":
-    run = {"kernel": kernel_error, "upstream": upstream_error}
+    run = {"kernel": kernel_error, "upstream": upstream_error, "order": order_error, "top-k": top_k_error}
     for line in sys.stdin:
         case = json.loads(line)
         print(json.dumps({"id": case["id"], "error": run[case["kind"]](case)}), flush=True)

@@ -1,4 +1,4 @@
-"""The Triton kernel: interpreted on the CPU, compiled for GPUs that need not be present, and run on one that is."""
+"""The Triton kernels: interpreted on the CPU, and run on a GPU where there is one."""
 
 import json
 import os
@@ -39,6 +39,22 @@ UPSTREAM = {
         "unequal": {"sparsity": 0.75, "grid": (4, 8, 16), "chunk_q": (4, 4, 4), "chunk_k": (4, 4, 8), "dim": 32},
     }.items()
 }
+D64, D32, P64 = "descriptors-64x64-w4-s3", "descriptors-64x32-w4-s3", "pointers-64x64-w4-s3"
+ORDER = {
+    "descriptors": {**FULL, "grid": (4, 8, 8), "chunk": (4, 4, 4), "dim": 32, "variant": D64},
+    "descriptors-ragged": {"sparsity": 0.4, "grid": (4, 5, 10), "chunk": (4, 4, 4), "dim": 16, "variant": D64},
+    "descriptors-two-tiles": {"sparsity": 0.4, "grid": (5, 4, 10), "chunk": (4, 4, 4), "dim": 16, "variant": D32},
+    "descriptors-batch": {**FULL, "batch": 2, "grid": (4, 5, 4), "chunk": (2, 2, 4), "dim": 16, "variant": D64},
+    "pointers-ragged": {"sparsity": 0.4, "grid": (3, 5, 7), "chunk": (2, 3, 4), "dim": 17, "variant": P64},
+    "pointers-fused-top-k": {**FULL, "fused": True, "grid": (4, 5, 6), "chunk": (2, 2, 4), "dim": 16, "variant": P64},
+    "pointers-threshold": {"cdf": 0.6, "grid": (3, 5, 6), "chunk": (2, 2, 4), "dim": 16, "variant": P64},
+}
+TOP_K = {
+    "whole": {"sparsity": 0.75, "grid": (4, 4, 6), "chunk": (2, 2, 2)},
+    "ragged": {"sparsity": 0.6, "grid": (3, 5, 6), "chunk": (2, 2, 4)},
+    "everything": {"sparsity": 0.0, "grid": (3, 5, 6), "chunk": (2, 2, 4)},
+    "ties": {"sparsity": 0.5, "grid": (3, 5, 6), "chunk": (2, 2, 4), "ties": True},
+}
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +62,8 @@ def interpreted_errors():
     """Error of every case, from one interpreter process; a missing case shows that process's own output."""
     cases = [{"id": name, "kind": "kernel", **case} for name, case in CASES.items()]
     cases += [{"id": name, "kind": "upstream", **case} for name, case in UPSTREAM.items()]
+    cases += [{"id": f"order-{name}", "kind": "order", **case} for name, case in ORDER.items()]
+    cases += [{"id": f"top-k-{name}", "kind": "top-k", **case} for name, case in TOP_K.items()]
     process = subprocess.run(
         [sys.executable, Path(__file__).with_name("bsa_interpreter.py")],
         input="\n".join(map(json.dumps, cases)),
@@ -71,50 +89,22 @@ def test_interpreted_kernel_matches_fp64(interpreted_errors, name):
     assert interpreted_errors(name) < bound
 
 
+@pytest.mark.parametrize("name", ORDER)
+def test_interpreted_kernels_on_block_order_match_fp64(interpreted_errors, name):
+    assert interpreted_errors(f"order-{name}") < 2e-6
+
+
+@pytest.mark.parametrize("name", TOP_K)
+def test_fused_top_k_keeps_the_same_blocks(interpreted_errors, name):
+    # No two scores of the random rows are within rounding of each other; with ties the kept mass must agree.
+    assert interpreted_errors(f"top-k-{name}") <= (1e-5 if "ties" in name else 0)
+
+
 @pytest.mark.skipif(not find_spec("fastvideo"), reason="FastVideo is not installed")
 @pytest.mark.parametrize("name", UPSTREAM)
 def test_agrees_with_fastvideo_flash_attn_bsa_3d(interpreted_errors, name):
     # Both sides are fp32 and select the same blocks; one differing block would show as an error near 1.
     assert interpreted_errors(name) < 2e-6
-
-
-@pytest.mark.parametrize(
-    ("capability", "shared_memory"),
-    [pytest.param(80, 166912, id="A100"), pytest.param(89, 101376, id="RTX-4090"), pytest.param(90, 232448, id="H200")],
-)
-@pytest.mark.parametrize(
-    ("dtype", "dim", "chunk_q", "chunk_k", "ragged"),
-    [
-        pytest.param("bf16", 128, 64, 64, False, id="longcat"),
-        pytest.param("bf16", 128, 105, 105, True, id="odd-ragged"),
-        pytest.param("fp16", 40, 128, 27, True, id="unequal-dim-40"),
-        pytest.param("fp32", 64, 64, 64, True, id="fp32"),
-        pytest.param("bf16", 256, 64, 64, True, id="dim-256"),
-    ],
-)
-def test_compiles_without_a_gpu_and_fits_shared_memory(capability, shared_memory, dtype, dim, chunk_q, chunk_k, ragged):
-    from triton import compile
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from bsa.triton_kernel import _attend_blocks_kernel, launch_options
-
-    torch_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype]
-    options = launch_options(torch_dtype, dim, chunk_q, chunk_k, shared_memory)
-    build = {name: options.pop(name) for name in ("num_warps", "num_stages")}
-    constants = {**options, "HEAD_DIM": dim, "CHUNK_Q": chunk_q, "CHUNK_K": chunk_k}
-    constants |= {"RAGGED_Q": ragged, "RAGGED_K": ragged}
-    tensors = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr"), f"*{dtype}")
-    signature = {
-        name: "constexpr" if name in constants else tensors.get(name, "*i32" if name.endswith("_ptr") else "i32")
-        for name in _attend_blocks_kernel.arg_names
-    }
-    signature["scale_log2"] = "fp32"
-    source = ASTSource(fn=_attend_blocks_kernel, signature=signature, constexprs=constants)
-    kernel = compile(source, target=GPUTarget("cuda", capability, 32), options=build)
-    assert kernel.metadata.shared <= shared_memory
-    # Tensor cores for half precision: without them the kernel would be right and an order slower.
-    assert ("mma" in kernel.asm["ptx"]) == (dtype != "fp32")
 
 
 GPU_ROWS = [

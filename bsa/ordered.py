@@ -1,0 +1,85 @@
+"""The operation for tokens that already stand in block order: no copy on the way in, none on the way out.
+
+A model that permutes its tokens once (``BlockLayout.order``), and back after its last layer, calls this in every
+layer. Queries, keys and values may stay as the projections leave them, heads inside the tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bsa.attention import checked_scale, resolve_backend
+from bsa.config import BSAConfig
+from bsa.layout import BlockLayout
+from bsa.selection import BlockSelection, select_pooled, without_autocast
+from bsa.variants import Tuning, tuning_for
+
+
+def block_order_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: BlockLayout,
+    config: BSAConfig,
+    *,
+    means: tuple[Tensor, Tensor] | None = None,
+    backend: str = "auto",
+    scale: float | None = None,
+    tuning: Tuning | None = None,
+    return_selection: bool = False,
+) -> Tensor | tuple[Tensor, BlockSelection]:
+    """`block_sparse_attention` on tokens in block order.
+
+    q, k, v: [B, S, H, D], tokens in the order ``layout.order`` of the config's chunks, which must be the same for
+        queries and keys. No padding: a block that the edge cuts short is simply shorter.
+    means: the mean query and key of every block, each fp32 [B, H, N, D], where the caller has them already.
+    backend: as in `block_sparse_attention`, without "reference".
+    tuning: which kernels the triton backend runs; by default those measured to be best on this GPU.
+
+    Returns [B, S, H, D], contiguous, in the same order. Raises ValueError for shapes or a layout that do not fit.
+    """
+    _check(q, k, v, layout, config)
+    scale = checked_scale(scale, q.shape[-1])
+    backend = resolve_backend(backend, q, k, v, known=("auto", "triton", "torch"))
+    with without_autocast(q.device):
+        tuning = tuning or (_tuning(q, layout) if backend == "triton" else Tuning())
+        blocks = tuple(map(layout.blocks_from_order, (q, k))) if means is None or backend == "torch" else ()
+        q_means, k_means = means or tuple(map(layout.pool, blocks))
+        selection = select_pooled(q_means, k_means, layout, config, scale, fused=tuning.fused_top_k)
+        if backend == "triton":
+            from bsa.triton_kernel import attend_tokens
+
+            out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+            q, k, v, filled = (x.transpose(1, 2) for x in (q, k, v, out))
+            attend_tokens(q, k, v, selection, layout, layout, scale, filled, padded=False, variant=tuning.variant)
+        else:
+            from bsa.gather import gathered_attention
+
+            uniform = config.cdf_threshold is None
+            q, k, v = (x.contiguous() for x in (*blocks, layout.blocks_from_order(v)))
+            out = layout.order_from_blocks(gathered_attention(q, k, v, selection, layout, layout, scale, uniform))
+    return (out, selection) if return_selection else out
+
+
+def _tuning(q: Tensor, layout: BlockLayout) -> Tuning:
+    if not q.is_cuda:
+        return Tuning()
+    dtype, chunk = str(q.dtype).removeprefix("torch."), layout.chunk.volume
+    return tuning_for(torch.cuda.get_device_name(q.device), dtype, q.shape[-1], chunk, chunk)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, config: BSAConfig) -> None:
+    if q.ndim != 4 or not q.shape == k.shape == v.shape:
+        shapes = ", ".join(str(list(x.shape)) for x in (q, k, v))
+        raise ValueError(f"q, k and v must have one shape [batch, tokens, heads, head_dim], got {shapes}")
+    if not q.dtype == k.dtype == v.dtype or not q.device == k.device == v.device:
+        kinds = ", ".join(f"{x.dtype} on {x.device}" for x in (q, k, v))
+        raise ValueError(f"q, k and v must share one dtype and one device, got {kinds}")
+    if q.shape[1] != layout.grid.volume:
+        raise ValueError(f"q has {q.shape[1]} tokens but the layout's grid {layout.grid} has {layout.grid.volume}")
+    if not BlockLayout(layout.grid, config.chunk_q) == BlockLayout(layout.grid, config.chunk_k) == layout:
+        raise ValueError(
+            f"block order needs one chunk for queries, keys and the layout; they are {config.chunk_q}, "
+            f"{config.chunk_k} and {layout.chunk}; use block_sparse_attention for chunks that differ"
+        )

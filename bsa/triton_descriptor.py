@@ -1,0 +1,179 @@
+"""The attention kernel with keys and values loaded through tensor descriptors (TMA; compute capability 9.0 and up).
+
+The same mathematics as `triton_kernel`, for half precision, head sizes that are powers of two and chunks that whole
+tiles fill. A descriptor sees keys as the matrix [rows, columns]: a token and head is a row offset and a column
+offset, so both layouts (heads outside the tokens, or inside them as a projection leaves them) are read in place. A tile
+that reaches past its block reads the next block's rows, or zeros past the end; the mask of cut blocks hides them.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from bsa.triton_kernel import _online_softmax_update, _shared_memory, launch_options
+
+
+@triton.jit
+def _tile_row(row_indices, starts, step, first_row, CHUNK: tl.constexpr, TILE: tl.constexpr, PADDED: tl.constexpr):
+    """First matrix row of a step's tile."""
+    TILES: tl.constexpr = CHUNK // TILE
+    block = tl.load(row_indices + step // TILES)
+    return first_row + (block * CHUNK if PADDED else tl.load(starts + block)) + (step % TILES) * TILE
+
+
+@triton.jit
+def _whole_range(
+    acc, row_max, row_sum, q, k_desc, v_desc, row_indices, starts, count, k_row, k_column, v_row, v_column, scale_log2,
+    CHUNK: tl.constexpr, TILE: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    for step in range(0, count * (CHUNK // TILE)):
+        row = _tile_row(row_indices, starts, step, 0, CHUNK, TILE, PADDED)
+        k = k_desc.load([k_row + row, k_column])
+        # [TILE_Q, TILE]
+        scores = tl.dot(q, tl.trans(k))
+        v = v_desc.load([v_row + row, v_column])
+        acc, row_max, row_sum = _online_softmax_update(acc, row_max, row_sum, scores, v, scale_log2, "ieee")
+    return acc, row_max, row_sum
+
+
+@triton.jit
+def _cut_range(
+    acc, row_max, row_sum, q, k_desc, v_desc, row_indices, starts, sizes, first, last,
+    k_row, k_column, v_row, v_column, scale_log2, CHUNK: tl.constexpr, TILE: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    """Blocks that the edge of the grid cuts short: keys past the block's size are masked, empty tiles skipped."""
+    TILES: tl.constexpr = CHUNK // TILE
+    tokens = tl.arange(0, TILE)
+    for step in range(first * TILES, last * TILES):
+        size = tl.load(sizes + tl.load(row_indices + step // TILES)) - (step % TILES) * TILE
+        if size > 0:
+            row = _tile_row(row_indices, starts, step, 0, CHUNK, TILE, PADDED)
+            k = k_desc.load([k_row + row, k_column])
+            scores = tl.dot(q, tl.trans(k))
+            scores = tl.where(tokens[None, :] < size, scores, float("-inf"))
+            v = v_desc.load([v_row + row, v_column])
+            acc, row_max, row_sum = _online_softmax_update(acc, row_max, row_sum, scores, v, scale_log2, "ieee")
+    return acc, row_max, row_sum
+
+
+@triton.jit
+def _attend_descriptors_kernel(
+    q_ptr, k_desc, v_desc, out_ptr, indices_ptr, whole_counts_ptr, counts_ptr,
+    q_starts_ptr, q_sizes_ptr, k_starts_ptr, k_sizes_ptr,
+    q_batch, q_head, out_batch, out_head, k_row_batch, k_row_head, k_column_head, v_row_batch, v_row_head,
+    v_column_head, heads, q_blocks, width, scale_log2,
+    Q_TOKEN: tl.constexpr, OUT_TOKEN: tl.constexpr, DIM: tl.constexpr, CHUNK_Q: tl.constexpr, CHUNK_K: tl.constexpr,
+    TILE_Q: tl.constexpr, TILE_K: tl.constexpr, PADDED: tl.constexpr, RAGGED_Q: tl.constexpr, RAGGED_K: tl.constexpr,
+):  # fmt: skip
+    """As `_attend_blocks_kernel`; k_desc and v_desc: matrices with tiles [TILE_K, DIM]."""
+    TILES_Q: tl.constexpr = CHUNK_Q // TILE_Q
+    batch = tl.program_id(1) // heads
+    head = tl.program_id(1) % heads
+    q_block = tl.program_id(0) // TILES_Q
+    start = (tl.program_id(0) % TILES_Q) * TILE_Q
+    line = tl.program_id(1).to(tl.int64) * q_blocks + q_block
+
+    q_size = CHUNK_Q
+    if RAGGED_Q:
+        q_size = tl.load(q_sizes_ptr + q_block)
+    if start >= q_size:
+        return
+
+    rows = start + tl.arange(0, TILE_Q)
+    dims = tl.arange(0, DIM)
+    token = (q_block * CHUNK_Q if PADDED else tl.load(q_starts_ptr + q_block)).to(tl.int64)
+    inside = rows[:, None] < q_size
+    # [TILE_Q, DIM]
+    q_tile = q_ptr + batch.to(tl.int64) * q_batch + head.to(tl.int64) * q_head + token * Q_TOKEN
+    q = tl.load(q_tile + rows[:, None] * Q_TOKEN + dims[None, :], mask=inside, other=0.0)
+
+    acc = tl.zeros([TILE_Q, DIM], tl.float32)
+    row_max = tl.full([TILE_Q], float("-inf"), tl.float32)
+    row_sum = tl.zeros([TILE_Q], tl.float32)
+    k_row, k_column = batch * k_row_batch + head * k_row_head, head * k_column_head
+    v_row, v_column = batch * v_row_batch + head * v_row_head, head * v_column_head
+    row_indices = indices_ptr + line * width
+    whole = tl.load(whole_counts_ptr + line)
+    acc, row_max, row_sum = _whole_range(
+        acc, row_max, row_sum, q, k_desc, v_desc, row_indices, k_starts_ptr, whole,
+        k_row, k_column, v_row, v_column, scale_log2, CHUNK_K, TILE_K, PADDED,
+    )  # fmt: skip
+    if RAGGED_K:
+        acc, row_max, row_sum = _cut_range(
+            acc, row_max, row_sum, q, k_desc, v_desc, row_indices, k_starts_ptr, k_sizes_ptr, whole,
+            tl.load(counts_ptr + line), k_row, k_column, v_row, v_column, scale_log2, CHUNK_K, TILE_K, PADDED,
+        )  # fmt: skip
+
+    # A query block with an empty list attends to nothing: zeros, not 0 / 0.
+    out = acc / tl.where(row_sum == 0.0, 1.0, row_sum)[:, None]
+    out_tile = out_ptr + batch.to(tl.int64) * out_batch + head.to(tl.int64) * out_head + token * OUT_TOKEN
+    tl.store(out_tile + rows[:, None] * OUT_TOKEN + dims[None, :], out.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def descriptor_obstacle(
+    dtype: torch.dtype, head_dim: int, chunk_k: int, chunk_q: int, tile_q: int, tile_k: int
+) -> str | None:
+    """Why the descriptor kernel cannot take tensors of this kind, or None."""
+    if dtype == torch.float64 or dtype.itemsize > 2 and not _interpreted():
+        return f"tensor descriptors are used for half precision, not {dtype}"
+    if head_dim & (head_dim - 1) or not 16 <= head_dim <= 256:
+        return f"a head size of {head_dim} is not a power of two from 16 to 256"
+    if chunk_q % tile_q or chunk_k % tile_k:
+        return f"tiles of {tile_q} and {tile_k} tokens do not fill chunks of {chunk_q} and {chunk_k}"
+    return None
+
+
+def attend_with_descriptors(q, k, v, selection, q_layout, k_layout, scale, out, padded, variant) -> None:
+    """`attend_tokens` for a variant with descriptors. ValueError for tensors that it cannot take."""
+    batch, heads, _, head_dim = q.shape
+    device = q.device
+    q_blocks, chunk_q, chunk_k = q_layout.blocks.volume, q_layout.chunk.volume, k_layout.chunk.volume
+    launch = launch_options(q.dtype, head_dim, chunk_q, chunk_k, _shared_memory(device), variant)
+    obstacle = descriptor_obstacle(q.dtype, head_dim, chunk_k, chunk_q, launch["TILE_Q"], launch["TILE_K"])
+    if obstacle is None and q.is_cuda and torch.cuda.get_device_capability(device) < (9, 0):
+        obstacle = f"{torch.cuda.get_device_name(device)} has no copy engine for tensor descriptors"
+    k_desc, k_rows = _as_matrix(k, launch["TILE_K"])
+    v_desc, v_rows = _as_matrix(v, launch["TILE_K"])
+    if obstacle or k_desc is None or v_desc is None:
+        obstacle = obstacle or "keys and values are not rows of one matrix, 16-byte aligned"
+        raise ValueError(f"the variant {variant.name} cannot run because {obstacle}; use the baseline variant")
+    for name in ("DIM", "PRECISION"):
+        launch.pop(name)
+    _attend_descriptors_kernel[(q_blocks * (chunk_q // launch["TILE_Q"]), batch * heads)](
+        q, k_desc, v_desc, out, selection.indices, selection.whole_counts, selection.counts,
+        q_layout.starts(device), q_layout.sizes(device), k_layout.starts(device), k_layout.sizes(device),
+        *q.stride()[:2], *out.stride()[:2], *k_rows, *v_rows,
+        heads, q_blocks, selection.indices.shape[-1], scale * math.log2(math.e),
+        Q_TOKEN=q.stride(2), OUT_TOKEN=out.stride(2), DIM=head_dim, CHUNK_Q=chunk_q, CHUNK_K=chunk_k,
+        PADDED=padded or not (q_layout.ragged or k_layout.ragged),
+        RAGGED_Q=q_layout.ragged, RAGGED_K=k_layout.ragged, **launch,
+    )  # fmt: skip
+
+
+def _as_matrix(x: Tensor, tile: int) -> tuple[TensorDescriptor | None, tuple[int, int, int]]:
+    """[B, H, tokens, D] as a matrix whose rows are tokens, and (rows per batch, rows per head, columns per head).
+
+    None in place of the descriptor where the strides or the alignment do not allow one.
+    """
+    (batch, heads, tokens, dim), (per_batch, per_head, per_token) = x.shape, x.stride()[:3]
+    if per_head < per_token:  # heads inside the tokens: [B * tokens, H * D]
+        columns, rows = heads * dim, (per_batch // per_token if batch > 1 else 0, 0, per_head)
+        fits = batch == 1 or per_batch % per_token == 0
+    else:  # heads outside the tokens: [B * H * tokens, D]
+        columns, rows = dim, (per_batch // per_token if batch > 1 else 0, per_head // per_token if heads > 1 else 0, 0)
+        fits = (heads == 1 or per_head % per_token == 0) and (batch == 1 or per_batch % per_token == 0)
+    aligned = x.data_ptr() % 16 == 0 and per_token * x.element_size() % 16 == 0 and x.stride(3) == 1
+    if not (fits and aligned):
+        return None, rows
+    height = (batch - 1) * rows[0] + (heads - 1) * rows[1] + tokens
+    return TensorDescriptor(x, [height, columns], [per_token, 1], [tile, dim]), rows
+
+
+def _interpreted() -> bool:
+    return triton.knobs.runtime.interpret

@@ -1,0 +1,100 @@
+"""Top-k of each query block's scores in one Triton kernel per row, without sorting.
+
+The k-th largest score is found bit by bit: 32 times the program asks how many scores reach a trial value. Then the
+chosen columns are counted off from the left, so the list comes out ascending, with the blocks that the edge of the
+grid cuts short behind the whole ones. Scores are fp32 and their order is exact; ties go to the lower block number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from bsa.layout import BlockLayout
+from bsa.selection import BlockSelection
+
+# Scores held at one time. More heads at once gain nothing beyond this, and long videos would need gigabytes.
+_SCORE_BYTES = 256 << 20
+MAX_KEY_BLOCKS = 16384  # one row must fit into one program's registers
+
+
+@triton.jit
+def _kth_largest(keys, kept):
+    """The largest value that at least ``kept`` of the int32 ``keys`` reach."""
+    reached = tl.sum((keys >= 0).to(tl.int32), 0) >= kept
+    # First the sign, then one bit after the other from the top.
+    threshold = tl.where(reached, 0, -2147483648)
+    for bit in range(31):
+        trial = threshold + (1 << (30 - bit))
+        reached = tl.sum((keys >= trial).to(tl.int32), 0) >= kept
+        threshold = tl.where(reached, trial, threshold)
+    return threshold
+
+
+@triton.jit
+def _top_k_kernel(
+    scores_ptr, log_sizes_ptr, cut_ptr, indices_ptr, whole_counts_ptr, columns, kept, scale,
+    COLUMNS: tl.constexpr, RAGGED: tl.constexpr,
+):  # fmt: skip
+    """One program: one row of scores [rows, columns] to one row of indices [rows, kept]."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, COLUMNS)
+    inside = column < columns
+    score = tl.load(scores_ptr + row * columns + column, mask=inside, other=0.0) * scale
+    if RAGGED:
+        score += tl.load(log_sizes_ptr + column, mask=inside, other=0.0)
+    # Signed integers in the order of the floats: negative floats have their magnitude bits flipped.
+    bits = score.to(tl.int32, bitcast=True)
+    keys = tl.where(inside, bits ^ ((bits >> 31) & 0x7FFFFFFF), -2147483648)
+    threshold = _kth_largest(keys, kept)
+    above = keys > threshold
+    tied = (keys == threshold) & inside
+    room = kept - tl.sum(above.to(tl.int32), 0)
+    chosen = above | (tied & (tl.cumsum(tied.to(tl.int32), 0) <= room))
+    if RAGGED:
+        cut = tl.load(cut_ptr + column, mask=inside, other=0) != 0
+        whole = chosen & (cut == 0)
+        whole_count = tl.sum(whole.to(tl.int32), 0)
+        place = tl.where(
+            whole, tl.cumsum(whole.to(tl.int32), 0), whole_count + tl.cumsum((chosen & cut).to(tl.int32), 0)
+        )
+        tl.store(whole_counts_ptr + row, whole_count)
+    else:
+        place = tl.cumsum(chosen.to(tl.int32), 0)
+    tl.store(indices_ptr + row * kept + place - 1, column, mask=chosen)
+
+
+def top_k_blocks(q_means: Tensor, k_means: Tensor, k_layout: BlockLayout, kept: int, scale: float) -> BlockSelection:
+    """q_means fp32 [B, H, NQ, D], k_means fp32 [B, H, NK, D], scale > 0; `BlockSelection` with ``whole_counts``.
+
+    Raises ValueError for more than MAX_KEY_BLOCKS key blocks.
+    """
+    batch, heads, q_blocks, _ = q_means.shape
+    k_blocks = k_means.shape[2]
+    if k_blocks > MAX_KEY_BLOCKS:
+        raise ValueError(
+            f"the fused top-k takes at most {MAX_KEY_BLOCKS} key blocks, the grid {k_layout.grid} has {k_blocks}; "
+            "use larger chunks or leave fused off"
+        )
+    device, sizes = q_means.device, k_layout.sizes(q_means.device)
+    q_means, k_means = q_means.flatten(0, 1), k_means.flatten(0, 1)
+    indices = torch.empty(len(q_means), q_blocks, kept, dtype=torch.int32, device=device)
+    counts = torch.full(indices.shape[:2], kept, dtype=torch.int32, device=device)
+    whole_counts = torch.empty_like(counts) if k_layout.ragged else counts
+    log_sizes, cut = sizes.float().log(), (sizes < k_layout.chunk.volume).int()
+    columns = triton.next_power_of_2(k_blocks)
+    at_once = max(1, _SCORE_BYTES // (4 * q_blocks * k_blocks))
+    with torch.cuda.device(device) if q_means.is_cuda else contextlib.nullcontext():
+        for first in range(0, len(q_means), at_once):
+            part = slice(first, first + at_once)
+            scores = q_means[part] @ k_means[part].mT
+            _top_k_kernel[(scores.shape[0] * q_blocks,)](
+                scores, log_sizes, cut, indices[part], whole_counts[part], k_blocks, kept, scale,
+                COLUMNS=columns, RAGGED=k_layout.ragged, num_warps=min(16, max(1, columns // 512)),
+            )  # fmt: skip
+    shape = (batch, heads)
+    return BlockSelection(indices.unflatten(0, shape), counts.unflatten(0, shape), whole_counts.unflatten(0, shape))

@@ -1,0 +1,73 @@
+"""The kernels of bsa/ compiled ahead of time for an A100, an RTX 4090 and an H200: they build, fit and use the chip."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from triton_aot import GPUS, build, ptxas_missing
+
+pytestmark = pytest.mark.skipif(ptxas_missing() is not None, reason=str(ptxas_missing()))
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def attention(gpu, variant, dtype, dim, chunk_q, chunk_k, ragged):
+    from bsa.triton_descriptor import _attend_descriptors_kernel
+    from bsa.triton_kernel import _attend_blocks_kernel, launch_options
+
+    capability, shared_memory = GPUS[gpu]
+    options = launch_options(DTYPES[dtype], dim, chunk_q, chunk_k, shared_memory, variant)
+    launch = {name: options.pop(name) for name in ("num_warps", "num_stages")}
+    token = 32 * dim  # heads inside the tokens
+    constants = {**options, "CHUNK_Q": chunk_q, "CHUNK_K": chunk_k, "Q_TOKEN": token, "OUT_TOKEN": token}
+    constants |= {"PADDED": not ragged, "RAGGED_Q": ragged, "RAGGED_K": ragged}
+    types = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr"), f"*{dtype}") | {"scale_log2": "fp32"}
+    if variant.descriptors:
+        del constants["PRECISION"]
+        types |= dict.fromkeys(("k_desc", "v_desc"), f"tensordesc<{dtype}[{options['TILE_K']}, {dim}]>")
+        kernel = build(_attend_descriptors_kernel, capability, types, constants, **launch)
+    else:
+        constants |= {"HEAD_DIM": dim, "K_TOKEN": token, "V_TOKEN": token}
+        kernel = build(_attend_blocks_kernel, capability, types, constants, **launch)
+    assert kernel.metadata.shared <= shared_memory
+    return kernel.asm["ptx"]
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize(
+    ("dtype", "dim", "chunk_q", "chunk_k", "ragged"),
+    [
+        pytest.param("bf16", 128, 64, 64, False, id="longcat"),
+        pytest.param("bf16", 128, 105, 105, True, id="odd-ragged"),
+        pytest.param("fp16", 40, 128, 27, True, id="unequal-dim-40"),
+        pytest.param("fp32", 64, 64, 64, True, id="fp32"),
+        pytest.param("bf16", 256, 64, 64, True, id="dim-256"),
+    ],
+)
+def test_the_baseline_builds_everywhere(gpu, dtype, dim, chunk_q, chunk_k, ragged):
+    from bsa.variants import BASELINE
+
+    ptx = attention(gpu, BASELINE, dtype, dim, chunk_q, chunk_k, ragged)
+    # Tensor cores for half precision: without them the kernel would be right and an order slower.
+    assert ("mma" in ptx) == (dtype != "fp32")
+
+
+@pytest.mark.parametrize("ragged", [pytest.param(False, id="whole"), pytest.param(True, id="ragged")])
+@pytest.mark.parametrize("name", ["pointers-128x64-w8-s3", "descriptors-64x64-w4-s5", "descriptors-64x32-w4-s3"])
+def test_other_variants_build_for_hopper(name, ragged):
+    from bsa.variants import VARIANTS
+
+    chunk = 128 if "128" in name else 64
+    ptx = attention("H200", VARIANTS[name], "bf16", 128, chunk, chunk, ragged)
+    assert "wgmma.mma_async" in ptx
+    assert ("cp.async.bulk.tensor" in ptx) == VARIANTS[name].descriptors
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_top_k_builds_everywhere(gpu):
+    from bsa.triton_select import _top_k_kernel
+
+    constants = {"COLUMNS": 2048, "RAGGED": True}
+    types = {"scores_ptr": "*fp32", "log_sizes_ptr": "*fp32", "scale": "fp32"}
+    build(_top_k_kernel, GPUS[gpu][0], types, constants, num_warps=4)
