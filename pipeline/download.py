@@ -22,6 +22,7 @@ from .limits import Device, available_memory
 from .request import Cancelled
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_OTHER_FORMATS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".msgpack", ".h5")  # of the same weights
 _SPARE_BYTES = 2**30  # left free on the disk, for videos and everybody else
 
 NEITHER = "{text} is neither a folder of this machine nor a name on the Hugging Face Hub, such as org/model"
@@ -143,7 +144,8 @@ def _list_files(api: Any, repo: str) -> tuple[dict[str, int], str]:
     files = {
         file.rfilename: file.size or 0
         for file in info.siblings
-        if file.rfilename.startswith(wanted) or file.rfilename in ("model_index.json", "generation_config.json")
+        if file.rfilename in ("model_index.json", "generation_config.json")
+        or (file.rfilename.startswith(wanted) and not file.rfilename.endswith(_OTHER_FORMATS))
     }
     return files, info.sha
 

@@ -47,6 +47,17 @@ def test_fetches_a_complete_checkpoint_with_true_progress(hub, checkpoint):
     assert len(set(done)) >= 3
 
 
+def test_only_what_makes_up_the_checkpoint_is_fetched(hub, checkpoint, tmp_path):
+    hub.root = tmp_path / "more"
+    shutil.copytree(checkpoint, hub.root)
+    extra = ("README.md", "lora/refine.safetensors", "transformer/pytorch_model.bin")
+    (hub.root / "lora").mkdir()
+    for name in extra:
+        (hub.root / name).write_bytes(b"0" * 100)
+    path = fetch_checkpoint(hub.repo, CPU)
+    assert not [name for name in extra if (path / name).exists() or name in hub.sent]
+
+
 def test_a_second_time_fetches_nothing(hub):
     first = fetch_checkpoint(hub.repo, CPU)
     hub.sent.clear()
