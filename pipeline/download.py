@@ -105,11 +105,13 @@ def open_checkpoint(text: str | Path, device: str = "auto") -> CheckpointInfo:
 
 def _fetch(repo: str, device: Device | None, on_progress: OnProgress, held: int) -> Path:
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
     try:
         files, revision = _list_files(HfApi(), repo)
-    except (OfflineModeIsEnabled, *_connection_errors()):
+    except (OfflineModeIsEnabled, HTTPError) as error:
+        if isinstance(error, HfHubHTTPError):  # an answer, if not a good one
+            raise
         # No connection is no obstacle to what is here already.
         here = hf_hub_download(repo, "model_index.json", local_files_only=True)
         return inspect_checkpoint(Path(here).parent).path
@@ -201,12 +203,6 @@ def _bar(before: int, total: int, file: str, on_progress: OnProgress) -> type:
     return Bar
 
 
-def _connection_errors() -> tuple[type[Exception], ...]:
-    import httpx
-
-    return (httpx.TransportError,)
-
-
 @contextmanager
 def _sentences(repo: str):
     """Errors of the Hub, the network and the disk as one sentence each."""
@@ -220,11 +216,11 @@ def _sentences(repo: str):
         raise ValueError(GATED.format(repo=repo)) from None
     except errors.RepositoryNotFoundError:
         raise ValueError(UNKNOWN.format(repo=repo)) from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, *_connection_errors()):
-        raise ValueError(OFFLINE.format(repo=repo)) from None
     except errors.HfHubHTTPError as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(HUB_FAULT.format(repo=repo, reason=reason)) from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HTTPError):
+        raise ValueError(OFFLINE.format(repo=repo)) from None
     except OSError as error:
         reason = "no space left on the disk" if error.errno == errno.ENOSPC else " ".join(str(error).split())[:200]
         raise ValueError(NOT_WRITTEN.format(repo=repo, reason=reason)) from None
