@@ -35,6 +35,10 @@ BUSY = "another model is being fetched or loaded; wait for it, or cancel it"
 EMPTY = "name a checkpoint folder, or a model on the Hub such as org/model"
 
 
+class Busy(ValueError):
+    """Another change is under way."""
+
+
 class ModelChange:
     """Fetching and loading, one at a time for the whole server."""
 
@@ -53,7 +57,7 @@ class ModelChange:
         if not name:
             raise ValueError(EMPTY)
         if not self._turn.acquire(blocking=False):
-            raise ValueError(BUSY)
+            raise Busy(BUSY)
         cancelled = self._cancelled = threading.Event()  # its own: an earlier download may still be ending
         self._progress = None
         try:
@@ -125,6 +129,8 @@ def model_field(site: Site, fields: Fields, presets: PresetList, measured: gr.Ti
                 yield {status: _status(said, "busy", share)}
         except Cancelled:
             yield ended | {status: _status(CANCELLED, "info")}
+        except Busy as error:  # perhaps of a page that was closed, so everybody may cancel it
+            yield {load: on, cancel: on, status: _status(page_sentence(error), "error")}
         except ValueError as error:
             yield ended | {status: _status(page_sentence(error), "error")}
         else:
@@ -151,5 +157,9 @@ def _status(text: str, kind: str, share: float | None = None) -> str:
     role = "alert" if kind == "error" else "status"
     bar = ""
     if share is not None:
-        bar = f'<progress max="100" value="{100 * share:.1f}" aria-label="Download"></progress>'
+        percent = f"{100 * share:.0f}"
+        bar = (
+            f'<span class="share" role="progressbar" aria-label="Download" aria-valuenow="{percent}">'
+            f'<i style="width:{percent}%"></i></span>'
+        )
     return f'<p class="notice" data-kind="{kind}" role="{role}">{escape(text)}{bar}</p>'

@@ -79,4 +79,6 @@ def about(seconds: float) -> str:
 
 
 def gib(size: int) -> str:
+    if size < 2**30 / 10:
+        return f"{size / 2**20:.0f} MiB"
     return f"{size / 2**30:.1f} GiB" if size < 100 * 2**30 else f"{size / 2**30:.0f} GiB"
