@@ -47,7 +47,7 @@ const maps = Object.fromEntries(
   }),
 );
 
-// six columns, as in an empty stage: a block and the few that it reads
+// as in an empty stage: a block and the few that it reads
 for (let i = 0; i < 42; i += 1) {
   const cell = document.createElementNS('http://www.w3.org/2000/svg', 'rect');
   const [x, y] = [(i % 14) * 12 + 1, Math.floor(i / 14) * 20 + 4];
