@@ -35,7 +35,7 @@ _KEPT = BSAConfig(sparsity=0.75)
 def measure(pipeline: LongCatPipeline, budget: float = BUDGET_SECONDS) -> list[dict[str, Any]]:
     """Time parts of the model on small inputs: a block, its attention dense and sparse, the decoder.
 
-    Runs for about twice `budget` seconds in the calling thread, once the pipeline is idle. Nothing of the pipeline changes.
+    Runs for about twice `budget` seconds in the calling thread, once the pipeline is idle; nothing of it changes.
 
     Returns points, ready for JSON: {"part": "linear" | "dense" | "sparse" | "decode", "seconds", "grid" or "size",
     and "bsa" for sparse}, each for one block and one row of the batch; and {"part": "process", "bytes"}, the memory
