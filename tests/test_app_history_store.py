@@ -411,13 +411,14 @@ class TestVisitors:
         owner = visitors.owner_of(ticket)
         assert owner.startswith("visitor:")
         assert Visitors(tmp_path).owner_of(ticket) == owner
-        assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
+        assert (tmp_path / ".app" / "key").stat().st_mode & 0o777 == 0o600
         for forged in ("", "visitor:1", f"visitor:1.{ticket.rpartition('.')[2]}", owner, ticket[:-1], None, 7, "é.ü"):
             assert visitors.owner_of(forged) == ""
         assert Visitors(None).owner_of(ticket) == ""
 
     def test_a_damaged_key_is_replaced(self, tmp_path):
-        (tmp_path / "key").write_bytes(b"short")
+        (tmp_path / ".app").mkdir()
+        (tmp_path / ".app" / "key").write_bytes(b"short")
         ticket = Visitors(tmp_path).new_ticket()
         assert Visitors(tmp_path).owner_of(ticket)
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from functools import partial
 from html import escape
 from typing import Any
 
@@ -15,20 +13,29 @@ from bsa import BSAConfig
 from pipeline import CheckpointInfo
 from ui import panels
 from ui.api import add_api
+from ui.follow import Changes, Follower, Watch, notice_html
 from ui.form import MASS, SIDE_BY_SIDE, TOP_K, form_request, new_seed, page_sentence
+from ui.history import history_panel
 from ui.inspector import inspector_panel
 from ui.jobs import VideoJob
 from ui.live import live_panel
+from ui.model import model_field
 from ui.plan import plan_panel
+from ui.presets import PresetList
+from ui.records import keep_record_of
 from ui.report import report_panel
+from ui.settings import code_panel, fill, form_values, settings_drop
 from ui.site import Site
-from ui.stage import Stage, stage_view
+from ui.stage import Stage
 from ui.static import asset
+from ui.store import DEFAULT_BUDGET, Store
+from ui.sweep import SweepPanel
 from ui.theme import theme
+from ui.visitor import Visitors
 from ui.worker import Worker
 
 TITLE = "Block Sparse Attention for video"
-POLL_SECONDS = 0.1
+STYLES = ("page", "player", "outlook", "presets", "inspector", "code", "history", "sweep")
 # Events that only change the form: answered at once, also while a video is being made, and no part of the API.
 _QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
@@ -42,23 +49,38 @@ class Look:
 
     @classmethod
     def default(cls) -> Look:
-        return cls(theme(), asset("page.css") + asset("player.css") + asset("outlook.css") + asset("inspector.css"))
+        return cls(theme(), "".join(asset(f"{name}.css") for name in STYLES))
 
 
-def build_page(checkpoint: CheckpointInfo, worker: Worker) -> gr.Blocks:
-    """The page and the named API over a worker, which may still be loading its pipeline."""
-    site = Site(checkpoint, worker)
+def build_page(
+    checkpoint: CheckpointInfo,
+    worker: Worker,
+    disk_budget: int = DEFAULT_BUDGET,
+    *,
+    device: str = "auto",
+    model_switch: bool = False,
+) -> gr.Blocks:
+    """The page and the named API over a worker, which may still be loading its pipeline.
+
+    disk_budget: bytes that results may take in the output folder before the oldest are removed.
+    device: what the worker's pipeline runs on, for the estimates. model_switch: whether visitors may load other models.
+    """
+    site = Site(checkpoint, worker, Visitors(worker.output_dir), device, model_switch)
+    store = Store(worker.output_dir, disk_budget)
+    keep_record_of(store, worker)
     default = checkpoint.bsa or BSAConfig()
-    jobs: dict[str, VideoJob] = {}  # by browser session: the job that its Stop button stops
 
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         _html("header", _header(checkpoint, worker))
+        measured = gr.Timer(2)  # runs until the machine is calibrated
         shown = gr.State("")  # id of the finished job whose videos are on the stage
+        visitor = gr.BrowserState("", storage_key="longcat-bsa-visitor", secret=site.visitors.browser_secret)
+        watch = Watch(site)
         with gr.Row(elem_id="layout"):
             with gr.Column(elem_id="compose"):
                 fields: panels.Fields = {"prompt": panels.prompt_field()}
                 with gr.Row(elem_id="buttons"):
-                    generate = gr.Button("Generate", variant="primary", elem_id="generate")
+                    generate = gr.Button("Generate", variant="primary", interactive=False, elem_id="generate")
                     stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop")
                 notice = _html("notice")
                 panels.examples(fields["prompt"])
@@ -68,7 +90,11 @@ def build_page(checkpoint: CheckpointInfo, worker: Worker) -> gr.Blocks:
                 with gr.Tabs(elem_id="details"):
                     with gr.Tab("Result", id="result"):
                         report = _html("report", report_panel({}, None))
+                        code_panel(site, shown)
                     inspector_panel(site, shown)
+                    history_tab = gr.Tab("History", id="history")
+                    with gr.Tab("Sweep", id="sweep_tab"):
+                        sweep = SweepPanel(site)
             with gr.Column(elem_id="settings"):
                 with gr.Group(elem_id="attention"):
                     fields |= panels.attention_fields(default)
@@ -77,6 +103,11 @@ def build_page(checkpoint: CheckpointInfo, worker: Worker) -> gr.Blocks:
                     fields |= panels.block_fields(default)
                 with gr.Accordion("Size, frames, steps, guidance, seed", open=False):
                     fields |= panels.video_fields(checkpoint)
+                with gr.Accordion("Presets and model", open=False, elem_id="presets"):
+                    preset_list = PresetList(site, fields)
+                    model_field(site, fields, preset_list, measured)
+                settings_drop(site, fields, notice)
+        sweep.connect(fields, visitor, stage, report, shown, page)
         names = list(fields)
         inputs = list(fields.values())
 
@@ -95,7 +126,7 @@ def build_page(checkpoint: CheckpointInfo, worker: Worker) -> gr.Blocks:
         # Each video, and the calibration of a new machine, change what the plan expects of the next one.
         shown.change(show_plan, inputs, plan, **_QUIET)
         page.load(show_plan, inputs, plan, **_QUIET)
-        measured = gr.Timer(2)
+        page.load(preset_list.view, None, preset_list.parts, **_QUIET)
         measured.tick(
             lambda *values: (show_plan(*values), gr.Timer(active=site.estimates.pending)),
             inputs,
@@ -109,99 +140,58 @@ def build_page(checkpoint: CheckpointInfo, worker: Worker) -> gr.Blocks:
             **_QUIET,
         )
 
-        outputs = [notice, stage, report, fields["seed"], generate, stop, shown]
-        run = partial(_run, site, jobs, names)
+        follower = Follower(site, store, visitor, watch, notice, stage, report, generate, stop, shown)
+        with history_tab:
+            refresh = history_panel(follower, fields)
+        history_tab.select(*refresh, **_QUIET)
 
-        async def press(request: gr.Request, *values: Any) -> AsyncIterator[tuple]:
-            async for shown in run(request.session_hash, values):
-                yield shown
+        async def press(request: gr.Request, ticket: Any, *values: Any) -> AsyncIterator[Changes]:
+            form = dict(zip(names, values, strict=True))
+            owner, kept = follower.greet(request, ticket)
+            if form["randomise"]:
+                form["seed"] = new_seed()
+            try:
+                wanted = form_request(site.checkpoint, form)
+                job = worker.submit(VideoJob(wanted, side_by_side=form["mode"] == SIDE_BY_SIDE, owner=owner))
+            except ValueError as error:
+                yield kept | {notice: notice_html(page_sentence(error), "error")}
+                return
+            yield kept | {fields["seed"]: form["seed"]}
+            async for changes in follower.follow(request, job):
+                yield changes
 
-        def press_stop(request: gr.Request) -> str:
-            job = jobs.get(request.session_hash)
-            if job is None:
-                return notice_html("Nothing is running.")
-            worker.stop(job)
-            return notice_html("Stopping at the next step…")
+        async def arrive(request: gr.Request, ticket: Any, watched: Any) -> AsyncIterator[Changes]:
+            def settings(job: VideoJob) -> Changes:
+                values = form_values(job.request, job.side_by_side)
+                del values["randomise"]
+                return fill(fields, values)
 
+            async for changes in follower.arrive(request, ticket, watched, settings):
+                yield changes
+
+        lasting = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
         gr.on(
             [generate.click, fields["prompt"].submit],
             press,
-            inputs,
-            outputs,
-            concurrency_limit=None,
-            show_progress="hidden",
-            api_visibility="private",
-        )
-        stop.click(press_stop, None, notice, **_QUIET)
+            [visitor, *inputs],
+            [*follower.parts, fields["seed"]],
+            **lasting,
+        ).then(*refresh, **_QUIET)
+        gr.on(
+            [page.load, watch.retry],
+            arrive,
+            [visitor, watch],
+            [*follower.parts, *inputs],
+            trigger_mode="multiple",
+            **lasting,
+        ).then(*refresh, **_QUIET)
+        stop.click(follower.press_stop, watch, notice, **_QUIET)
         add_api(page, site)
     return page
 
 
 def _html(name: str, value: str = "") -> gr.HTML:
     return gr.HTML(value, elem_id=name, elem_classes="bare", apply_default_css=False)
-
-
-async def _run(
-    site: Site, jobs: dict[str, VideoJob], names: list[str], session: str, values: tuple
-) -> AsyncIterator[tuple]:
-    """Follow one job from press to end. Yields (notice, stage, report, seed, generate button, stop button, shown job);
-    whatever is skipped stays as it is on the page, so a refused press loses nothing."""
-    keep, worker = gr.skip(), site.worker
-    form = dict(zip(names, values, strict=True))
-    if form["randomise"]:
-        form["seed"] = new_seed()
-    try:
-        request = form_request(site.checkpoint, form)
-        job = worker.submit(VideoJob(request, side_by_side=form["mode"] == SIDE_BY_SIDE, owner=session))
-    except ValueError as error:
-        yield notice_html(page_sentence(error), "error"), keep, keep, keep, keep, keep, keep
-        return
-    jobs[session] = job
-    on, off = gr.update(interactive=True), gr.update(interactive=False)
-    yield notice_html(worker.waiting_text(job)), stage_view(job), keep, form["seed"], off, on, keep
-    try:
-        told, seen, made = "", -1, 0
-        while not job.over:
-            if job.state == "waiting" and worker.waiting_text(job) != told:
-                told = worker.waiting_text(job)
-                yield notice_html(told), keep, keep, keep, keep, keep, keep
-            elif job.state == "running" and job.version != seen:
-                seen = job.version
-                report = report_panel(job.results, job.comparison) if len(job.results) != made else keep
-                made = len(job.results)
-                yield notice_html(running_text(job)), stage_view(job), report, keep, keep, keep, keep
-            await asyncio.sleep(POLL_SECONDS)
-        report = report_panel(job.results, job.comparison) if job.results else keep
-        yield ended_notice(job), stage_view(job), report, keep, on, off, job.id if job.results else keep
-    finally:
-        # The page was closed or reloaded: nobody is left to see the video, so do not keep the device busy.
-        if not job.over:
-            worker.stop(job)
-        if jobs.get(session) is job:
-            del jobs[session]
-
-
-def running_text(job: VideoJob) -> str:
-    if job.stopping:
-        return "Stopping at the next step…"
-    if len(job.arms) == 1:
-        return f"Making the {job.arm} video…"
-    if len(job.results) == 2:
-        return "Comparing the two videos…"
-    return f"Making video {len(job.results) + 1} of 2, the {job.arm} one…"
-
-
-def ended_notice(job: VideoJob) -> str:
-    if job.state == "failed":
-        return notice_html(page_sentence(job.error), "error")
-    if job.state == "stopped":
-        return notice_html("Stopped. Finished videos are kept.")
-    return notice_html(f"Done with seed {job.request.seed}.", "done")
-
-
-def notice_html(text: str, kind: str = "info") -> str:
-    role = "alert" if kind == "error" else "status"
-    return f'<p class="notice" data-kind="{kind}" role="{role}">{escape(text)}</p>'
 
 
 def _header(checkpoint: CheckpointInfo, worker: Worker) -> str:

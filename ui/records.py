@@ -97,7 +97,7 @@ RESTORE["video"] = _restore_video
 def _report(job: Job) -> dict[str, Any]:
     """The job's report; of videos, those that were finished, by arm, also when the job was stopped or failed."""
     if not isinstance(job, VideoJob):
-        return job.report() if job.state == "done" else {}
+        return plain(job.report())
     report = {arm: result.to_dict() for arm, result in job.results.items()}
     if job.comparison is not None:
         report |= {name: getattr(job.comparison, name) for name in ("speedup", "psnr", "ssim")}
