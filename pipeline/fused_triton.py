@@ -1,0 +1,168 @@
+"""Triton kernels for the elementwise work of a LongCat block: each reads its tensors once and writes them once.
+
+Forward only. Everything between the load and the store is fp32. `fused.py` holds the same functions in PyTorch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from bsa import BlockLayout
+
+_ROWS = 8  # tokens per program, one after the other: neighbours mostly share a frame, whose modulation stays in L1
+_LARGEST_TILE = 128
+
+
+@triton.jit
+def _residual_norm_kernel(
+    x_ptr, branch_ptr, gate_ptr, out_ptr, gain_ptr, shift_ptr, frames_ptr,
+    gate_batch, gate_frame, gain_batch, gain_frame, tokens, eps,
+    SIZE: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, BRANCH: tl.constexpr, GATE: tl.constexpr,
+    NORM: tl.constexpr, FRAMES: tl.constexpr,
+):  # fmt: skip
+    """x += gate[frame] * branch in place, then out = norm(x) * gain[frame] + shift[frame]; x [B, tokens, SIZE]."""
+    batch = tl.program_id(1).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < SIZE
+    for step in range(ROWS):
+        token = tl.program_id(0) * ROWS + step
+        if token < tokens:
+            place = (batch * tokens + token) * SIZE + column
+            frame = tl.load(frames_ptr + token) if FRAMES else 0
+            x = tl.load(x_ptr + place, mask=inside, other=0.0).to(tl.float32)
+            if BRANCH:
+                branch = tl.load(branch_ptr + place, mask=inside, other=0.0).to(tl.float32)
+                if GATE:
+                    gate = gate_ptr + batch * gate_batch + frame * gate_frame + column
+                    branch *= tl.load(gate, mask=inside, other=0.0)
+                rounded = (x + branch).to(x_ptr.dtype.element_ty)
+                tl.store(x_ptr + place, rounded, mask=inside)
+                x = rounded.to(tl.float32)
+            if NORM:
+                centred = tl.where(inside, x - tl.sum(x, 0) / SIZE, 0.0)
+                normed = centred / tl.sqrt_rn(tl.sum(centred * centred, 0) / SIZE + eps)
+                where = batch * gain_batch + frame * gain_frame + column
+                gain = tl.load(gain_ptr + where, mask=inside, other=0.0)
+                out = normed * gain + tl.load(shift_ptr + where, mask=inside, other=0.0)
+                tl.store(out_ptr + place, out.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _head_norm_kernel(
+    x_ptr, weight_ptr, cos_ptr, sin_ptr, starts_ptr, sizes_ptr, means_ptr, tokens, blocks, eps,
+    HEADS: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr, GROUP: tl.constexpr,
+    ROPE: tl.constexpr, LAYOUT: tl.constexpr, POOL: tl.constexpr,
+):  # fmt: skip
+    """RMSNorm per head, rotary embedding and the mean of each block, in place on x [B, tokens, HEADS, DIM].
+
+    One program: one block of tokens, GROUP heads, so that the block's rotary angles are read once for all of them.
+    """
+    HALF: tl.constexpr = DIM // 2
+    block = tl.program_id(0)
+    batch = tl.program_id(2).to(tl.int64)
+    start = tl.load(starts_ptr + block) if LAYOUT else block * TILE
+    size = tl.load(sizes_ptr + block) if LAYOUT else tl.minimum(tokens - start, TILE)
+    row = tl.arange(0, TILE)
+    dim = tl.arange(0, DIM)
+    half = tl.arange(0, HALF)
+    inside = row[:, None] < size
+    # Neighbouring channels are a pair; [TILE, HALF] each
+    weight_even = tl.load(weight_ptr + 2 * half).to(tl.float32)
+    weight_odd = tl.load(weight_ptr + 2 * half + 1).to(tl.float32)
+    if ROPE:
+        angle = (start + row[:, None]) * HALF + half[None, :]
+        cos = tl.load(cos_ptr + angle, mask=inside, other=0.0)
+        sin = tl.load(sin_ptr + angle, mask=inside, other=0.0)
+    for step in range(GROUP):
+        head = tl.program_id(1) * GROUP + step
+        place = (batch * tokens + start + row[:, None]) * (HEADS * DIM) + head * DIM + dim[None, :]
+        x = tl.load(x_ptr + place, mask=inside, other=0.0).to(tl.float32)
+        scale = 1.0 / tl.sqrt_rn(tl.sum(x * x, 1) / DIM + eps)
+        even, odd = tl.split(tl.reshape(x, [TILE, HALF, 2]))
+        even = even * scale[:, None] * weight_even[None, :]
+        odd = odd * scale[:, None] * weight_odd[None, :]
+        if ROPE:
+            even, odd = even * cos - odd * sin, odd * cos + even * sin
+        out = tl.reshape(tl.join(even, odd), [TILE, DIM]).to(x_ptr.dtype.element_ty)
+        tl.store(x_ptr + place, out, mask=inside)
+        if POOL:
+            mean = tl.sum(tl.where(inside, out.to(tl.float32), 0.0), 0) / size
+            tl.store(means_ptr + ((batch * HEADS + head) * blocks + block) * DIM + dim, mean)
+
+
+@triton.jit
+def _swiglu_kernel(a_ptr, b_ptr, count, BLOCK: tl.constexpr):
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < count
+    a = tl.load(a_ptr + place, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(b_ptr + place, mask=inside, other=0.0).to(tl.float32)
+    tl.store(a_ptr + place, (a * b / (1.0 + tl.exp(-a))).to(a_ptr.dtype.element_ty), mask=inside)
+
+
+def residual_norm_(
+    x: Tensor,
+    branch: Tensor | None,
+    gate: Tensor | None,
+    gain: Tensor | None,
+    shift: Tensor | None,
+    frames: Tensor | None,
+) -> Tensor | None:
+    """See `fused.residual_norm_`."""
+    batch, tokens, size = x.shape
+    out = None if gain is None else torch.empty_like(x)
+    # Absent tensors stand in as x: the kernel never reads them.
+    gate_strides = (0, 0) if gate is None else _strides(gate, batch)
+    gain_strides = (0, 0) if gain is None else _strides(gain, batch)
+    with _on(x):
+        _residual_norm_kernel[(triton.cdiv(tokens, _ROWS), batch)](
+            x, x if branch is None else branch, x if gate is None else gate, x if out is None else out,
+            x if gain is None else gain, x if shift is None else shift, x if frames is None else frames,
+            *gate_strides, *gain_strides, tokens, 1e-6,
+            SIZE=size, BLOCK=triton.next_power_of_2(size), ROWS=_ROWS, BRANCH=branch is not None,
+            GATE=gate is not None, NORM=gain is not None, FRAMES=frames is not None, num_warps=8,
+        )  # fmt: skip
+    return out
+
+
+def head_norm_(
+    x: Tensor, weight: Tensor, rope: tuple[Tensor, Tensor] | None, layout: BlockLayout | None
+) -> Tensor | None:
+    """See `fused.head_norm_`. Head sizes that are powers of two; heads a power of two or few."""
+    batch, tokens, heads, dim = x.shape
+    chunk = 64 if layout is None else triton.next_power_of_2(layout.chunk.volume)
+    pool = layout is not None and chunk <= _LARGEST_TILE
+    tile = chunk if pool else 64
+    blocks = layout.blocks.volume if pool else triton.cdiv(tokens, tile)
+    means = torch.empty(batch, heads, blocks, dim, dtype=torch.float32, device=x.device) if pool else None
+    cos, sin = (x, x) if rope is None else rope
+    starts, sizes = (layout.starts(x.device), layout.sizes(x.device)) if pool else (x, x)
+    group = 8 if heads % 8 == 0 else 1
+    with _on(x):
+        _head_norm_kernel[(blocks, heads // group, batch)](
+            x, weight, cos, sin, starts, sizes, means if pool else x, tokens, blocks, 1e-6,
+            HEADS=heads, DIM=dim, TILE=tile, GROUP=group, ROPE=rope is not None, LAYOUT=pool, POOL=pool,
+            num_warps=8 if tile >= 64 else 4,
+        )  # fmt: skip
+    if layout is not None and not pool:
+        means = layout.pool(layout.blocks_from_order(x))
+    return means
+
+
+def swiglu_(a: Tensor, b: Tensor) -> Tensor:
+    """See `fused.swiglu_`."""
+    with _on(a):
+        _swiglu_kernel[(triton.cdiv(a.numel(), 4096),)](a, b, a.numel(), BLOCK=4096, num_warps=8)
+    return a
+
+
+def _strides(x: Tensor, batch: int) -> tuple[int, int]:
+    return (x.stride(0) if x.shape[0] == batch > 1 else 0), (x.stride(1) if x.shape[1] > 1 else 0)
+
+
+def _on(x: Tensor):
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
