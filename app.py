@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 # Read by Gradio when it is imported. The page works offline and tells nobody about its use.
@@ -14,10 +16,15 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import gradio as gr
+from gradio.utils import get_upload_folder
+from starlette.middleware import Middleware
 
 from pipeline import EMBEDDED_CHECKPOINT, choose_device, inspect_checkpoint
 from ui import Look, Worker, build_page
 from ui.engine import EngineProcess
+from ui.guard import Guard
+from ui.login import VARIABLE, read_logins
+from ui.visitor import PRIVATE
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,6 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
         checkpoint = inspect_checkpoint(options.model_path)
         choose_device(options.device)
         output_dir = writable_folder(options.output_dir)
+        logins = read_logins(options.auth or (), options.auth_file)
+        if options.mcp:
+            check_mcp()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -37,8 +47,18 @@ def main(arguments: list[str] | None = None) -> int:
     engine = EngineProcess("pipeline.child:load_longcat", path=str(checkpoint.path), device=options.device)
     worker = Worker(engine, output_dir, checkpoint.name).start()
     try:
-        page = build_page(checkpoint, worker, device=options.device, model_switch=may_switch(options))
-        serve(page, output_dir, host=options.host, port=options.port, share=options.share)
+        budget = int(options.disk_budget * 1e9)
+        page = build_page(checkpoint, worker, budget, device=options.device, model_switch=may_switch(options))
+        serve(
+            page,
+            output_dir,
+            host=options.host,
+            port=options.port,
+            share=options.share,
+            logins=logins,
+            max_upload=options.max_upload * 2**20,
+            mcp=options.mcp,
+        )
     except OSError:
         where = f"port {options.port} of {options.host}"
         print(f"error: {where} is taken or not allowed; try --port {options.port % 65535 + 1}", file=sys.stderr)
@@ -50,18 +70,39 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def serve(page: gr.Blocks, output_dir: Path, *, host: str, port: int, share: bool = False, block: bool = True) -> None:
-    """Start the server. Only Gradio's own cache and `output_dir` are served; no run is recorded in the browser.
+def serve(
+    page: gr.Blocks,
+    output_dir: Path,
+    *,
+    host: str,
+    port: int,
+    share: bool = False,
+    block: bool = True,
+    logins: Sequence[tuple[str, str]] = (),
+    max_upload: int = 256 * 2**20,
+    mcp: bool = False,
+) -> None:
+    """Start the server. Only Gradio's own cache and the media of jobs are served; no run is recorded in the browser.
 
-    block: stay until interrupted. Raises OSError when the port is taken.
+    block: stay until interrupted. logins: names and passwords, one of which is asked for; none lets everybody in.
+    max_upload: bytes of one uploaded file. mcp: offer the endpoints as tools of the Model Context Protocol.
+    Raises OSError when the port is taken.
     """
+    guard = Middleware(
+        Guard, output_dir=output_dir, cache=Path(get_upload_folder()), strict="SPACE_ID" not in os.environ
+    )
     look = Look.default()
     page.queue().launch(
         server_name=host,
         server_port=port,
         theme=look.theme,
         css=look.css,
-        allowed_paths=[str(output_dir)],
+        allowed_paths=[str(output_dir)],  # as narrowed by the guard
+        app_kwargs={"middleware": [guard]},
+        auth=list(logins) or None,
+        max_file_size=max_upload,
+        mcp_server=mcp,
+        blocked_paths=[str(output_dir / PRIVATE)],
         footer_links=["api", "settings"],
         run_history=False,
         share=share,
@@ -86,19 +127,45 @@ def writable_folder(path: Path) -> Path:
     return path
 
 
+def check_mcp() -> None:
+    """Raises ValueError when the package that Gradio's MCP server needs is missing; the lock leaves it out."""
+    if importlib.util.find_spec("mcp") is None:
+        raise ValueError(
+            "--mcp needs the package mcp, which is not installed; `.venv/bin/pip install 'gradio[mcp]==6.31.0'` adds it"
+        )
+
+
 def may_switch(options: argparse.Namespace) -> bool:
     """Whether the page may load other models: as asked for, and otherwise only where nobody else reaches it, because
     it reads any folder that the server can read and fills the disk."""
     if options.model_switch is not None:
         return options.model_switch
     alone = options.host in ("127.0.0.1", "localhost", "::1")
-    return alone and not options.share and not getattr(options, "auth", None) and "SPACE_ID" not in os.environ
+    return alone and not options.share and not options.auth and not options.auth_file and "SPACE_ID" not in os.environ
+
+
+def gigabytes(text: str) -> float:
+    """A size in GB from the command line."""
+    try:
+        size = float(text)
+    except ValueError:
+        size = 0.0
+    if not 0 < size < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; use a number of GB above 0, such as 5")
+    return size
 
 
 def port_number(text: str) -> int:
     """A TCP port from the command line or the environment."""
     if not text.isdecimal() or not 1 <= int(text) <= 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port; use a number from 1 to 65535, such as 7860")
+    return int(text)
+
+
+def mebibytes(text: str) -> int:
+    """A positive size from the command line."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; use a whole number of MiB, such as 256")
     return int(text)
 
 
@@ -112,6 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--model-path", type=Path, default=EMBEDDED_CHECKPOINT, help="LongCat checkpoint in FastVideo's layout")
     add("--device", default="auto", help="auto, cuda, cuda:1 or cpu")
     add("--output-dir", type=Path, default=Path("outputs"), help="folder for videos and reports")
+    add("--disk-budget", type=gigabytes, default="5", help="GB that results may take; then the oldest are removed")
     add(
         "--host",
         default=env("GRADIO_SERVER_NAME", "127.0.0.1"),
@@ -125,6 +193,15 @@ def _parser() -> argparse.ArgumentParser:
         help="let the page load other models, from folders of this machine or the Hugging Face Hub; by default only "
         "where it is served to this machine alone",
     )
+    add("--auth", action="append", metavar="NAME:PASSWORD", help="ask for this login; repeat it for more of them")
+    add(
+        "--auth-file",
+        type=Path,
+        metavar="FILE",
+        help=f"logins, one NAME:PASSWORD on each line; {VARIABLE} in the environment takes such lines too",
+    )
+    add("--max-upload", type=mebibytes, default=256, metavar="MIB", help="size of one uploaded file, in MiB")
+    add("--mcp", action="store_true", help="offer the API as tools of the Model Context Protocol; needs gradio[mcp]")
     add("--share", action="store_true", help="open a public link through gradio.live too; needs the internet")
     return parser
 

@@ -233,7 +233,7 @@ def plain(value: Any, key: str = "") -> Any:
         return [plain(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return Path(value).name if key == "video" else value
+    return Path(value).name if key == "video" and value is not None else value
 
 
 def arm_of(request: VideoRequest) -> str:

@@ -1,5 +1,5 @@
-// Many small clips of equal length that loop together: the first one on screen leads, the others are set to its time
-// when they are off by more than a frame. Clips that are out of sight do not play.
+// Many small clips of equal length that loop together: the first one on screen leads, the others are
+// hurried or slowed to its time. Clips that are out of sight do not play.
 function syncedClips(root, calm) {
   const seen = new Set();
   let playing = !calm;
@@ -23,14 +23,16 @@ function syncedClips(root, calm) {
   function align() {
     if (!root.isConnected) return;
     const ready = [...seen].filter((video) => video.isConnected && video.readyState >= 2);
-    const lead = ready.find((video) => !video.seeking);
+    const lead = ready[0];
     for (const video of ready) {
       if (!lead || video === lead || video.seeking) continue;
-      const apart = Math.abs(video.currentTime - lead.currentTime);
-      const around = Math.min(apart, Math.abs(lead.duration - apart)); // one may have begun anew already
-      if (around > 1 / fps) video.currentTime = lead.currentTime;
+      const length = lead.duration;
+      const ahead = ((video.currentTime - lead.currentTime + 1.5 * length) % length) - length / 2; // either may have begun anew
+      // a small lag is made up by speed, because a seek takes longer than the lag
+      if (Math.abs(ahead) > Math.max(0.3, 2 / fps) || (!playing && ahead)) video.currentTime = lead.currentTime;
+      video.playbackRate = Math.abs(ahead) > 0.25 / fps ? 1 - Math.sign(ahead) * Math.min(0.5, 2 * Math.abs(ahead)) : 1;
     }
-    setTimeout(align, 250);
+    setTimeout(align, 200);
   }
   align();
 

@@ -102,7 +102,7 @@ function fillDense(item, index) {
     tile.setAttribute('role', 'img');
     frame(tile, `Dense, seed ${item.seed}, ${item.steps} steps`);
   }
-  fill(tile, item, `seed ${item.seed} · ${item.steps} steps`, item.video ? `${item.seconds.toFixed(2)} s denoising` : '');
+  fill(tile, item, item.video ? `${item.seconds.toFixed(2)} s denoising` : '', `seed ${item.seed} · ${item.steps} steps`);
 }
 
 function fillCell(item) {
