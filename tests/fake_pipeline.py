@@ -12,6 +12,7 @@ import torch
 
 from bsa import BSAConfig
 from pipeline import CheckpointInfo, StepUpdate, VideoRequest, VideoResult
+from pipeline.video import write_video
 from pipeline.attention import attention_for
 from pipeline.record import record_path
 from pipeline.recorder import AttentionRecorder
@@ -80,7 +81,7 @@ class FakePipeline:
         latent_frames = request.latent_shape[0]
         for step in range(latent_frames + 1):
             on_step(StepUpdate("decode", step, latent_frames, 0.0))
-        write_mp4(output, frames, request.fps)
+        write_video(output, frames, request.fps, {"request": request.to_dict(), "versions": {"fake": "1"}})
         active, reason = request.bsa_status()
         if active:
             write_record(output, request)
