@@ -12,10 +12,10 @@ import torch
 
 from bsa import BSAConfig
 from pipeline import CheckpointInfo, StepUpdate, VideoRequest, VideoResult
-from pipeline.video import write_video
 from pipeline.attention import attention_for
 from pipeline.record import record_path
 from pipeline.recorder import AttentionRecorder
+from pipeline.video import write_video
 
 CHECKPOINT = CheckpointInfo(
     path=Path("fake"),
