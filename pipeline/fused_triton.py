@@ -15,7 +15,6 @@ from torch import Tensor
 from bsa import BlockLayout
 
 _ROWS = 8  # tokens per program, one after the other: neighbours mostly share a frame, whose modulation stays in L1
-_LARGEST_TILE = 128
 
 
 @triton.jit
@@ -55,44 +54,48 @@ def _residual_norm_kernel(
 @triton.jit
 def _head_norm_kernel(
     x_ptr, weight_ptr, cos_ptr, sin_ptr, starts_ptr, sizes_ptr, means_ptr, tokens, blocks, eps,
-    HEADS: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr, GROUP: tl.constexpr,
-    ROPE: tl.constexpr, LAYOUT: tl.constexpr, POOL: tl.constexpr,
+    HEADS: tl.constexpr, DIM: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr, GROUP: tl.constexpr,
+    ROPE: tl.constexpr, LAYOUT: tl.constexpr,
 ):  # fmt: skip
     """RMSNorm per head, rotary embedding and the mean of each block, in place on x [B, tokens, HEADS, DIM].
 
-    One program: one block of tokens, GROUP heads, so that the block's rotary angles are read once for all of them.
+    One program: one block of tokens, GROUP heads, so that the block's rotary angles are in L1 for all but the first.
     """
     HALF: tl.constexpr = DIM // 2
     block = tl.program_id(0)
     batch = tl.program_id(2).to(tl.int64)
-    start = tl.load(starts_ptr + block) if LAYOUT else block * TILE
-    size = tl.load(sizes_ptr + block) if LAYOUT else tl.minimum(tokens - start, TILE)
-    row = tl.arange(0, TILE)
+    start = tl.load(starts_ptr + block) if LAYOUT else block * CHUNK
+    size = tl.load(sizes_ptr + block) if LAYOUT else tl.minimum(tokens - start, CHUNK)
     dim = tl.arange(0, DIM)
     half = tl.arange(0, HALF)
-    inside = row[:, None] < size
-    # Neighbouring channels are a pair; [TILE, HALF] each
+    # Neighbouring channels are a pair.
     weight_even = tl.load(weight_ptr + 2 * half).to(tl.float32)
     weight_odd = tl.load(weight_ptr + 2 * half + 1).to(tl.float32)
-    if ROPE:
-        angle = (start + row[:, None]) * HALF + half[None, :]
-        cos = tl.load(cos_ptr + angle, mask=inside, other=0.0)
-        sin = tl.load(sin_ptr + angle, mask=inside, other=0.0)
     for step in range(GROUP):
         head = tl.program_id(1) * GROUP + step
-        place = (batch * tokens + start + row[:, None]) * (HEADS * DIM) + head * DIM + dim[None, :]
-        x = tl.load(x_ptr + place, mask=inside, other=0.0).to(tl.float32)
-        scale = 1.0 / tl.sqrt_rn(tl.sum(x * x, 1) / DIM + eps)
-        even, odd = tl.split(tl.reshape(x, [TILE, HALF, 2]))
-        even = even * scale[:, None] * weight_even[None, :]
-        odd = odd * scale[:, None] * weight_odd[None, :]
-        if ROPE:
-            even, odd = even * cos - odd * sin, odd * cos + even * sin
-        out = tl.reshape(tl.join(even, odd), [TILE, DIM]).to(x_ptr.dtype.element_ty)
-        tl.store(x_ptr + place, out, mask=inside)
-        if POOL:
-            mean = tl.sum(tl.where(inside, out.to(tl.float32), 0.0), 0) / size
-            tl.store(means_ptr + ((batch * HEADS + head) * blocks + block) * DIM + dim, mean)
+        total = tl.zeros([DIM], tl.float32)
+        for first in range(0, CHUNK, TILE):
+            row = first + tl.arange(0, TILE)
+            inside = row[:, None] < size
+            # [TILE, DIM]
+            place = (batch * tokens + start + row[:, None]) * (HEADS * DIM) + head * DIM + dim[None, :]
+            x = tl.load(x_ptr + place, mask=inside, other=0.0).to(tl.float32)
+            scale = 1.0 / tl.sqrt_rn(tl.sum(x * x, 1) / DIM + eps)
+            # [TILE, HALF]
+            even, odd = tl.split(tl.reshape(x, [TILE, HALF, 2]))
+            even = even * scale[:, None] * weight_even[None, :]
+            odd = odd * scale[:, None] * weight_odd[None, :]
+            if ROPE:
+                angle = (start + row[:, None]) * HALF + half[None, :]
+                cos = tl.load(cos_ptr + angle, mask=inside, other=0.0)
+                sin = tl.load(sin_ptr + angle, mask=inside, other=0.0)
+                even, odd = even * cos - odd * sin, odd * cos + even * sin
+            out = tl.reshape(tl.join(even, odd), [TILE, DIM]).to(x_ptr.dtype.element_ty)
+            tl.store(x_ptr + place, out, mask=inside)
+            if LAYOUT:
+                total += tl.sum(tl.where(inside, out.to(tl.float32), 0.0), 0)
+        if LAYOUT:
+            tl.store(means_ptr + ((batch * HEADS + head) * blocks + block) * DIM + dim, total / size)
 
 
 @triton.jit
@@ -132,24 +135,21 @@ def residual_norm_(
 def head_norm_(
     x: Tensor, weight: Tensor, rope: tuple[Tensor, Tensor] | None, layout: BlockLayout | None
 ) -> Tensor | None:
-    """See `fused.head_norm_`. Head sizes that are powers of two; heads a power of two or few."""
+    """See `fused.head_norm_`. Head sizes that are powers of two."""
     batch, tokens, heads, dim = x.shape
-    chunk = 64 if layout is None else triton.next_power_of_2(layout.chunk.volume)
-    pool = layout is not None and chunk <= _LARGEST_TILE
-    tile = chunk if pool else 64
-    blocks = layout.blocks.volume if pool else triton.cdiv(tokens, tile)
-    means = torch.empty(batch, heads, blocks, dim, dtype=torch.float32, device=x.device) if pool else None
+    ordered = layout is not None
+    chunk = layout.chunk.volume if ordered else 64
+    blocks = layout.blocks.volume if ordered else triton.cdiv(tokens, chunk)
+    means = torch.empty(batch, heads, blocks, dim, dtype=torch.float32, device=x.device) if ordered else None
     cos, sin = (x, x) if rope is None else rope
-    starts, sizes = (layout.starts(x.device), layout.sizes(x.device)) if pool else (x, x)
     group = 8 if heads % 8 == 0 else 1
+    starts, sizes = (layout.starts(x.device), layout.sizes(x.device)) if ordered else (x, x)
     with _on(x):
         _head_norm_kernel[(blocks, heads // group, batch)](
-            x, weight, cos, sin, starts, sizes, means if pool else x, tokens, blocks, 1e-6,
-            HEADS=heads, DIM=dim, TILE=tile, GROUP=group, ROPE=rope is not None, LAYOUT=pool, POOL=pool,
-            num_warps=8 if tile >= 64 else 4,
+            x, weight, cos, sin, starts, sizes, means if ordered else x, tokens, blocks, 1e-6,
+            HEADS=heads, DIM=dim, CHUNK=chunk, TILE=16, GROUP=group,
+            ROPE=rope is not None, LAYOUT=ordered, num_warps=4,
         )  # fmt: skip
-    if layout is not None and not pool:
-        means = layout.pool(layout.blocks_from_order(x))
     return means
 
 

@@ -125,7 +125,7 @@ def test_kernels_build_everywhere(gpu):
     flags = dict.fromkeys(("BRANCH", "GATE", "NORM", "FRAMES"), True)
     capability = GPUS[gpu][0]
     residual = {"SIZE": 4096, "BLOCK": 4096, "ROWS": 8, **flags}
-    heads = {"HEADS": 32, "DIM": 128, "TILE": 64, "GROUP": 8, "ROPE": True, "LAYOUT": True, "POOL": True}
+    heads = {"HEADS": 32, "DIM": 128, "CHUNK": 64, "TILE": 16, "GROUP": 8, "ROPE": True, "LAYOUT": True}
     build(kernels._residual_norm_kernel, capability, types, residual, num_warps=8)
     build(kernels._head_norm_kernel, capability, types, heads, num_warps=8)
     build(kernels._swiglu_kernel, capability, types, {"BLOCK": 4096}, num_warps=8)
