@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         checkpoint = inspect_checkpoint(options.model_path)
         choose_device(options.device)
         output_dir = writable_folder(options.output_dir)
-        logins = read_logins(options.auth or (), options.auth_file)
+        options.auth = read_logins(options.auth or (), options.auth_file)
         if options.mcp:
             check_mcp()
     except ValueError as error:
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
             host=options.host,
             port=options.port,
             share=options.share,
-            logins=logins,
+            logins=options.auth,
             max_upload=options.max_upload * 2**20,
             mcp=options.mcp,
         )
@@ -141,7 +141,7 @@ def may_switch(options: argparse.Namespace) -> bool:
     if options.model_switch is not None:
         return options.model_switch
     alone = options.host in ("127.0.0.1", "localhost", "::1")
-    return alone and not options.share and not options.auth and not options.auth_file and "SPACE_ID" not in os.environ
+    return alone and not options.share and not options.auth and "SPACE_ID" not in os.environ
 
 
 def gigabytes(text: str) -> float:

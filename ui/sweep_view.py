@@ -83,7 +83,7 @@ def sweep_view(job: SweepJob) -> dict[str, Any]:
     return {
         "job": job.id,
         "tried": job.tried,
-        "state": job.state,
+        "state": state_of(job),
         "axes": [
             {"label": axis.label, "values": [axis.text(index) for index in range(len(axis.values))]}
             for axis in job.sweep.axes
@@ -110,11 +110,16 @@ def progress_view(site: Site, job: SweepJob) -> dict[str, Any]:
     return {
         "job": job.id,
         "tried": job.tried,
-        "state": job.state,
+        "state": state_of(job),
         "text": text,
-        "share": 1.0 if job.state == "done" else share,
+        "share": 1.0 if job.over and job.state == "done" else share,
         "place": place,
     }
+
+
+def state_of(job: SweepJob) -> str:
+    """The job's state; one that is just ending still runs."""
+    return job.state if job.over or job.state == "waiting" else "running"
 
 
 def progress_text(site: Site, job: SweepJob) -> str:

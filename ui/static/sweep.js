@@ -13,7 +13,7 @@ const plot = paretoPlot(find('.sweep-chart'), open);
 let view = {};
 let metric = 'psnr';
 let built = '';
-let asked = '';
+let asked = { state: '', time: 0 }; // the last request for a new view
 
 function open(place) {
   trigger('select', { ...place, job: view.job });
@@ -196,24 +196,23 @@ let timer = 0;
 async function look() {
   clearTimeout(timer);
   if (!element.isConnected) return;
-  if (document.visibilityState === 'visible' && (view.ticket || asked === '')) {
+  if (document.visibilityState === 'visible' && view.ticket) {
     try {
-      const now = await server.look({ ticket: view.ticket || '' });
+      const now = await server.look({ ticket: view.ticket });
       const state = `${now.job} ${now.tried} ${now.state}`;
       const drawn = `${view.job || ''} ${view.tried} ${view.state}`;
-      if (now.job && state !== drawn && state !== asked) {
-        asked = state;
+      if (now.job && state !== drawn && (state !== asked.state || Date.now() > asked.time + 5000)) {
+        asked = { state, time: Date.now() };
         trigger('retry');
-      } else if (state === drawn) asked = '';
+      }
       if (now.job && now.job === view.job) progress(now);
     } catch (error) {
-      asked = ''; // no connection; the panel of readings says so
+      // no connection; the panel of readings says so
     }
   }
   timer = setTimeout(look, 700);
 }
 document.addEventListener('visibilitychange', look);
-look();
 
 find('.sweep-play').addEventListener('click', ({ currentTarget: button }) => {
   clips.toggle();
@@ -228,8 +227,10 @@ root.querySelectorAll('.sweep-metrics button').forEach((button) =>
   }),
 );
 
-watch('value', () => {
+function take() {
   view = props.value || {};
   draw();
   look();
-});
+}
+watch('value', take);
+take(); // the tab may be opened long after the value came

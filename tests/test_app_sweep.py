@@ -1,0 +1,150 @@
+"""The sweep tab in Chromium, over the fake pipeline."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+import torch
+from app_server import running_page, until
+from browser import Watch, button, chromium, expect_playing, needs_chromium, open_page
+from fake_pipeline import FakePipeline
+from playwright.sync_api import Page, expect
+
+pytestmark = needs_chromium
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as browser:
+        yield browser
+
+
+class Fragile(FakePipeline):
+    """Has too little memory for a sparsity of 0.9."""
+
+    def generate_frames(self, request, on_step, output):
+        if request.bsa is not None and request.bsa.sparsity == 0.9:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().generate_frames(request, on_step, output)
+
+
+def open_tab(page: Page) -> None:
+    page.get_by_role("tab", name="Sweep", exact=True).click()
+
+
+def fill(page: Page, rows: str, columns: str = "4x4x4") -> None:
+    page.get_by_label("Values of the rows").fill(rows)
+    page.get_by_label("Values of the columns").fill(columns)
+
+
+def status(page: Page):
+    return page.locator(".sweep-status")
+
+
+def cell(page: Page, row: int, column: int):
+    return page.locator(f'.sweep-grid .clip[data-place="{row} {column}"]')
+
+
+def test_a_grid_its_plot_its_files_and_a_clip_on_the_stage(browser, tmp_path):
+    with running_page(Fragile(), tmp_path) as address:
+        watch = Watch()
+        page = open_page(browser, address, watch)
+        open_tab(page)
+        fill(page, "0.5, 0.75, 0.9", "2x4x4, 4x4x4")
+        expect(page.locator("#sweep_plan")).to_contain_text("6 sparse and 1 dense videos")
+        button(page, "Run sweep").click()
+        expect(status(page)).to_contain_text("5 videos in", timeout=60_000)
+        expect(status(page)).to_contain_text("2 could not be made")
+        expect(cell(page, 0, 0).locator(".fact")).to_contain_text("×")
+        expect(cell(page, 2, 1)).to_contain_text("out of memory")
+        expect(cell(page, 2, 1)).to_be_disabled()
+
+        # the clips that can be seen loop together
+        page.locator(".sweep-grid").scroll_into_view_if_needed()
+        together = """() => {
+            const clips = [...document.querySelectorAll('.sweep-grid video')].filter((v) => !v.paused);
+            const times = clips.map((v) => v.currentTime * 15);
+            return clips.length > 1 && Math.max(...times) - Math.min(...times) < 1;
+        }"""
+        page.wait_for_function(together)
+
+        # one point per measured video and the dense one; the numbers are told by focus and by name
+        points = page.locator(".sweep-chart .point")
+        assert points.count() == 5
+        names = [point.get_attribute("aria-label") for point in points.all()]
+        assert sum(name.startswith("Dense:") for name in names) == 1
+        page.locator('.sweep-chart .point[role="button"]').first.focus()
+        expect(page.locator(".plot-tip")).to_contain_text("dB")
+        button(page, "SSIM").click()
+        expect(page.locator(".sweep-chart .axis").last).to_contain_text("SSIM")
+
+        with page.expect_download() as csv_file:
+            page.locator(".sweep-csv").click()
+        rows = list(csv.DictReader(csv_file.value.path().open()))
+        assert [row["error"] for row in rows] == ["", "", "", "", "", "out of memory", "out of memory"]
+        with page.expect_download() as json_file:
+            page.locator(".sweep-json").click()
+        assert len(json.loads(json_file.value.path().read_text())["cells"]) == 6
+
+        cell(page, 1, 0).click()
+        expect_playing(page, "dense")
+        expect_playing(page, "sparse")
+        expect(page.locator("#stage .player")).to_have_attribute("data-pair", "true")
+        page.get_by_role("tab", name="Result", exact=True).click()
+        expect(page.locator("#report")).to_contain_text("denoising speed-up")
+        assert not watch.foreign
+        assert not watch.complaints
+
+
+def test_a_reload_finds_the_running_sweep_and_stop_keeps_what_is_done(browser, tmp_path):
+    fake = FakePipeline(step_seconds=0.2)
+    with running_page(fake, tmp_path) as address:
+        page = open_page(browser, address)
+        open_tab(page)
+        fill(page, "0.25, 0.5, 0.75", "2x4x4, 4x4x4")
+        button(page, "Run sweep").click()
+        expect(cell(page, 0, 0)).to_have_attribute("data-state", "done", timeout=60_000)
+        page.reload(wait_until="domcontentloaded")
+        open_tab(page)
+        expect(cell(page, 0, 0)).to_have_attribute("data-state", "done", timeout=30_000)
+        expect(button(page, "Run sweep")).to_be_disabled()
+        button(page, "Stop sweep").click()
+        expect(status(page)).to_contain_text("Stopped: ", timeout=30_000)
+        expect(button(page, "Run sweep")).to_be_enabled()
+        until(lambda: fake.running == 0, "the end of the sweep")
+        (document,) = tmp_path.glob("*/sweep.json")
+        made = json.loads(document.read_text())
+        assert 1 <= len(made["cells"]) < 6
+        page.reload(wait_until="domcontentloaded")
+        open_tab(page)
+        expect(cell(page, 0, 0)).to_have_attribute("data-state", "done", timeout=30_000)
+        expect(status(page)).to_contain_text("Stopped: ")
+        # somebody else sees nothing of it
+        other = open_page(browser, address)
+        open_tab(other)
+        other.wait_for_timeout(1500)
+        expect(other.locator(".sweep-grid .clip")).to_have_count(0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "sentence"),
+    [
+        pytest.param("0.5, x", "4x4x4", "Sparsity 'x' is not a number; write a list such as 0.5", id="word"),
+        pytest.param("0.5, 1.5", "4x4x4", "The cell sparsity 1.5, chunk 4x4x4 cannot be made", id="cell"),
+        pytest.param("0.5", "4,4,4", "Chunk '4' is not three whole numbers; write 4x4x4", id="chunk"),
+        pytest.param("<img src=x onerror=alert(1)>", "4x4x4", "Sparsity '<img src=x onerror=alert(1)>'", id="markup"),
+    ],
+)
+def test_a_bad_list_is_a_sentence(browser, tmp_path, rows, columns, sentence):
+    fake = FakePipeline()
+    with running_page(fake, tmp_path) as address:
+        page = open_page(browser, address)
+        page.on("dialog", lambda dialog: pytest.fail(f"markup ran: {dialog.message}"))
+        open_tab(page)
+        fill(page, rows, columns)
+        expect(page.locator("#sweep_plan [role=alert]")).to_contain_text(sentence)
+        button(page, "Run sweep").click()
+        expect(page.locator("#sweep_plan [role=alert]")).to_contain_text(sentence)
+        assert not fake.requests
