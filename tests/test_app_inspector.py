@@ -40,17 +40,18 @@ def finished(tmp_path):
 
 
 def panel_over(job):
-    """The component, and functions as the browser calls them; the visitor is who the request says."""
+    """What hands out keys, and the component with the functions that the browser calls; who asks is the request."""
     worker = SimpleNamespace(find=lambda job_id, owner: job if (job_id, owner) == (job.id, job.owner) else None)
-    return inspector.Inspector(SimpleNamespace(worker=worker, owner=lambda request: request))
+    keys = inspector.Keys(SimpleNamespace(worker=worker, owner=lambda request: request))
+    return keys, inspector.Inspector(keys)
 
 
 def test_only_the_owner_gets_a_key_and_only_keys_open_a_record(finished):
     job = finished()
-    panel = panel_over(job)
-    assert panel.invite(job.id, "somebody else") == {"key": "", "why": inspector.GONE}
-    assert panel.invite("other", "me") == {"key": "", "why": inspector.GONE}
-    key = panel.invite(job.id, "me")["key"]
+    keys, panel = panel_over(job)
+    assert keys.invite(job.id, "somebody else") == {"key": "", "why": inspector.GONE}
+    assert keys.invite("other", "me") == {"key": "", "why": inspector.GONE}
+    key = keys.invite(job.id, "me")["key"]
     assert panel.overview(key)["grid"] == (5, 4, 6)
     for wrong in ("", job.id, key[:-1], None, 3, {"key": key}):
         assert panel.overview(wrong) == {"why": inspector.GONE}
@@ -62,17 +63,17 @@ def test_only_the_owner_gets_a_key_and_only_keys_open_a_record(finished):
 
 def test_why_there_is_nothing_to_look_into(finished):
     job = finished()
-    panel = panel_over(job)
-    key = panel.invite(job.id, "me")["key"]
+    keys, panel = panel_over(job)
+    key = keys.invite(job.id, "me")["key"]
     record_path(job.results["sparse"].video).write_bytes(b"damaged")
     assert panel.overview(key) == {"why": inspector.NO_RECORD}
     record_path(job.results["sparse"].video).unlink()
     assert panel.overview(key) == panel.look({"key": key}) == {"why": inspector.NO_RECORD}
-    assert panel.invite(job.id, "me")["why"] == inspector.NO_RECORD
+    assert keys.invite(job.id, "me")["why"] == inspector.NO_RECORD
     job.results["sparse"].bsa_active = False
-    assert panel.invite(job.id, "me")["why"] == inspector.SINGLE_FRAME
+    assert keys.invite(job.id, "me")["why"] == inspector.SINGLE_FRAME
     job.results = {"dense": job.results["sparse"]}
-    assert panel.invite(job.id, "me")["why"] == inspector.DENSE_ONLY
+    assert keys.invite(job.id, "me")["why"] == inspector.DENSE_ONLY
 
 
 def test_overview_and_blocks_are_those_of_the_record(finished):
@@ -287,3 +288,12 @@ def test_it_is_there_after_a_dense_run_too_and_says_why_it_is_empty(page, output
     button(page, "Generate").click()
     expect(inside(page).get_by_role("status").first).to_have_text(inspector.DENSE_ONLY, timeout=WAIT_MS)
     expect(inside(page)).to_have_attribute("data-state", "empty")
+
+
+@needs_chromium
+def test_it_is_there_again_after_a_reload(page, outputs):
+    record = make_and_open(page, outputs)
+    page.reload(wait_until="domcontentloaded")
+    page.get_by_role("tab", name=inspector.TAB).click()
+    expect(inside(page)).to_have_attribute("data-state", "ready", timeout=WAIT_MS)
+    expect_lit(page, record, 2, 1, -1, 7)

@@ -39,44 +39,16 @@ MOST_KEYS = 4096
 MOST_WIDTH = 480  # of a picture in the strip, in pixels
 
 
-class Inspector(gr.HTML):
-    """Value: {"key"} of a run to look into, or {"key": "", "why"} with a sentence why there is none."""
+class Keys:
+    """Hands out keys to records, each for one owner and one run, and finds the run of a key."""
 
     def __init__(self, site: Site) -> None:
+        self._site = site
         self._keys: OrderedDict[str, tuple[str, str]] = OrderedDict()  # key -> id and owner of a job
         self._lock = threading.Lock()
-        self._site = site
-
-        def overview(key: Any) -> dict[str, Any]:
-            try:
-                job = self._job(key)
-                return run_overview(job, read_record(job))
-            except ValueError as error:
-                return {"why": str(error)}
-
-        def look(ask: Any) -> dict[str, Any]:
-            try:
-                ask = ask if isinstance(ask, dict) else {}
-                place = (ask.get(name) for name in ("step", "layer", "block"))
-                return block_view(read_record(self._job(ask.get("key"))), *place)
-            except ValueError as error:
-                return {"why": str(error)}
-
-        super().__init__(
-            {},
-            html_template=asset("inspector.html"),
-            js_on_load="".join(asset(name) for name in SCRIPTS),
-            server_functions=[overview, look],
-            elem_id="inspector",
-            elem_classes="bare",
-            apply_default_css=False,
-        )
-
-    def api_info(self) -> dict[str, Any]:
-        return {"type": "object"}
 
     def invite(self, job_id: str, request: gr.Request) -> dict[str, str]:
-        """The value for a run that its owner sees on the stage. The key stands for this owner and this run."""
+        """The panel's value for a run that its owner sees on the stage."""
         owner = self._site.owner(request)
         job = self._site.worker.find(job_id, owner)
         if not isinstance(job, VideoJob):
@@ -94,7 +66,8 @@ class Inspector(gr.HTML):
                 self._keys.popitem(last=False)
         return {"key": key}
 
-    def _job(self, key: Any) -> VideoJob:
+    def job(self, key: Any) -> VideoJob:
+        """Raises ValueError for a key that was not handed out, or whose run is gone."""
         with self._lock:
             found = self._keys.get(key) if isinstance(key, str) else None
         job = found and self._site.worker.find(*found)
@@ -103,11 +76,46 @@ class Inspector(gr.HTML):
         return job
 
 
+class Inspector(gr.HTML):
+    """Value: {"key"} of a run to look into, or {"key": "", "why"} with a sentence why there is none."""
+
+    def __init__(self, keys: Keys, **kwargs: Any) -> None:
+        def overview(key: Any) -> dict[str, Any]:
+            try:
+                job = keys.job(key)
+                return run_overview(job, read_record(job))
+            except ValueError as error:
+                return {"why": str(error)}
+
+        def look(ask: Any) -> dict[str, Any]:
+            try:
+                ask = ask if isinstance(ask, dict) else {}
+                place = (ask.get(name) for name in ("step", "layer", "block"))
+                return block_view(read_record(keys.job(ask.get("key"))), *place)
+            except ValueError as error:
+                return {"why": str(error)}
+
+        super().__init__(
+            {},
+            html_template=asset("inspector.html"),
+            js_on_load="".join(asset(name) for name in SCRIPTS),
+            server_functions=[overview, look],
+            elem_id="inspector",
+            elem_classes="bare",
+            apply_default_css=False,
+            **kwargs,
+        )
+
+    def api_info(self) -> dict[str, Any]:
+        return {"type": "object"}
+
+
 def inspector_panel(site: Site, shown: gr.State) -> None:
     """A tab over the run whose id `shown` holds. Call it inside `gr.Tabs`."""
+    keys = Keys(site)
     with gr.Tab(TAB, id="inspector"):
-        view = Inspector(site)
-    shown.change(view.invite, shown, view, queue=False, show_progress="hidden", api_visibility="private")
+        view = Inspector(keys)
+    shown.change(keys.invite, shown, view, queue=False, show_progress="hidden", api_visibility="private")
 
 
 def read_record(job: VideoJob) -> AttentionRecord:
