@@ -24,34 +24,29 @@ from ui.static import asset
 from ui.store import Store
 
 POLL_SECONDS = 0.1
+SERVER = secrets.token_hex(4)  # another one means that the server was started again
 Changes = dict[Any, Any]  # component -> its new value; what is not named stays as it is
 
 
-class Watch(gr.HTML):
-    """Invisible: notices that a job of this visitor runs and this page does not follow it, and asks to.
+def watch_for_jobs(site: Site) -> gr.HTML:
+    """Invisible: notices that a job of this visitor runs and this page does not follow it, and triggers `retry`.
 
     Value: {"ticket", "server", "job", "version"}: the visitor's ticket, the server's process, and the job that the page
     follows and how much of it the page has seen.
     """
 
-    def __init__(self, site: Site) -> None:
-        self.server_name = secrets.token_hex(4)
+    def look(ask: dict[str, str]) -> dict[str, Any]:
+        return {"server": SERVER, **seen_from(site, ask)}
 
-        def look(ask: dict[str, str]) -> dict[str, Any]:
-            return {"server": self.server_name, **seen_from(site, ask)}
-
-        super().__init__(
-            {},
-            html_template="<span></span>",
-            js_on_load=asset("watch.js"),
-            server_functions=[look],
-            elem_id="watch",
-            elem_classes="bare",
-            apply_default_css=False,
-        )
-
-    def api_info(self) -> dict[str, Any]:
-        return {"type": "object"}
+    return gr.HTML(
+        {},
+        html_template="<span></span>",
+        js_on_load=asset("watch.js"),
+        server_functions=[look],
+        elem_id="watch",
+        elem_classes="bare",
+        apply_default_css=False,
+    )
 
 
 def seen_from(site: Site, ask: Any) -> dict[str, Any]:
@@ -80,7 +75,7 @@ class Follower:
     site: Site
     store: Store
     visitor: gr.BrowserState
-    watch: Watch
+    watch: gr.HTML
     notice: gr.HTML
     stage: gr.HTML
     report: gr.HTML
@@ -205,7 +200,7 @@ class Follower:
 
     def _watch(self, request: gr.Request, job: Job | None = None) -> dict[str, Any]:
         following = {"job": job.id, "version": job.version} if job is not None else {"job": "", "version": 0}
-        return {"ticket": self.site.visitors.ticket(request), "server": self.watch.server_name, **following}
+        return {"ticket": self.site.visitors.ticket(request), "server": SERVER, **following}
 
 
 def running_text(job: VideoJob) -> str:

@@ -34,14 +34,14 @@ class History(gr.HTML):
     """Value: `history_view`. Events: select shows a run, edit uses its settings, delete takes one, clear all, and
     expand asks for more."""
 
-    def __init__(self) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(
-            {"runs": [], "more": 0, "shown": ""},
             html_template=asset("history.html"),
             js_on_load=asset("history.js"),
             elem_id="history",
             elem_classes="bare",
             apply_default_css=False,
+            **kwargs,
         )
 
     def api_info(self) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def history_panel(follower: Follower, fields: Fields) -> Callable[..., dict[str,
     """The gallery, and what its buttons do. Returns the function and components that show it anew:
     `event.then(*refresh)`."""
     site, store, notice = follower.site, follower.store, follower.notice
-    history = History()
+    history = History(value={"runs": [], "more": False, "shown": ""})
     length = gr.State(PAGE)
 
     def refresh(shown: str, limit: int, request: gr.Request) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from bsa import BSAConfig
 from pipeline import CheckpointInfo
 from ui import panels
 from ui.api import add_api
-from ui.follow import Changes, Follower, Watch, notice_html
+from ui.follow import Changes, Follower, notice_html, watch_for_jobs
 from ui.form import MASS, SIDE_BY_SIDE, TOP_K, form_request, new_seed, page_sentence
 from ui.history import history_panel
 from ui.inspector import inspector_panel
@@ -75,7 +75,7 @@ def build_page(
         measured = gr.Timer(2)  # runs until the machine is calibrated
         shown = gr.State("")  # id of the finished job whose videos are on the stage
         visitor = gr.BrowserState("", storage_key="longcat-bsa-visitor", secret=site.visitors.browser_secret)
-        watch = Watch(site)
+        watch = watch_for_jobs(site)
         with gr.Row(elem_id="layout"):
             with gr.Column(elem_id="compose"):
                 fields: panels.Fields = {"prompt": panels.prompt_field()}

@@ -83,7 +83,7 @@ def remarks(site: Site, fields: Fields, request: VideoRequest, versions: dict[st
 def settings_drop(site: Site, fields: Fields, notice: gr.HTML) -> None:
     """A field that takes a video of this program and puts the settings that it carries into the form."""
     drop = gr.File(
-        label="Drop a video to restore its settings", file_types=[".mp4"], height=110, elem_id="drop", type="filepath"
+        label="Drop a video to restore its settings", file_types=[".mp4"], height=140, elem_id="drop", type="filepath"
     )
 
     def restore(path: str | None) -> dict[Any, Any]:
@@ -104,14 +104,14 @@ def settings_drop(site: Site, fields: Fields, notice: gr.HTML) -> None:
 class Code(gr.HTML):
     """The shown videos as a command line and as a program, to copy. Value: `code_of` a job."""
 
-    def __init__(self) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(
-            {},
             html_template=asset("code.html"),
             js_on_load=asset("code.js"),
             elem_id="code",
             elem_classes="bare",
             apply_default_css=False,
+            **kwargs,
         )
 
     def api_info(self) -> dict[str, Any]:
@@ -119,7 +119,7 @@ class Code(gr.HTML):
 
 
 def code_panel(site: Site, shown: gr.State) -> None:
-    code = Code()
+    code = Code(value={})
 
     def show(job_id: str, request: gr.Request) -> dict[str, str]:
         job = site.worker.find(job_id, site.owner(request)) if job_id else None
