@@ -1,0 +1,195 @@
+"""Endpoints beyond /generate and /compare, owners of jobs, and the example programs."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from app_server import WAIT_SECONDS, running_page, until
+from fake_pipeline import CHECKPOINT, FakePipeline
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+
+from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture(scope="module")
+def fake():
+    return FakePipeline(step_seconds=0.01)
+
+
+@pytest.fixture(scope="module")
+def address(fake, tmp_path_factory):
+    with running_page(fake, tmp_path_factory.mktemp("outputs"), CHECKPOINT) as address:
+        yield address
+
+
+@pytest.fixture
+def client(address):
+    return Client(address, verbose=False)
+
+
+class TestSweep:
+    def test_report_and_files(self, client):
+        report, table = client.predict(
+            "a red ball", seed=3, row_values=[0.5, 0.75], columns="steps", column_values=[2, 3], api_name="/sweep"
+        )
+        assert [(cell["row"], cell["column"], cell["steps"]) for cell in report["cells"]] == [
+            (1, 1, 2),
+            (2, 1, 2),
+            (1, 2, 3),
+            (2, 2, 3),
+        ]
+        assert [video["steps"] for video in report["dense"]] == [2, 3]
+        for video in report["dense"] + report["cells"]:
+            assert Path(video["video"]).read_bytes()[4:8] == b"ftyp"
+        assert len(list(csv.DictReader(Path(table).open()))) == 6
+        assert report["state"] == "done"
+
+    def test_progress_names_the_video(self, client):
+        job = client.submit("a red ball", steps=40, row_values=[0.5], api_name="/sweep")
+        seen = set()
+        while not job.done():
+            seen |= {unit.desc.partition(" ·")[0] for unit in job.status().progress_data or []}
+            time.sleep(0.02)
+        job.result()
+        assert "Video 2 of 2: sparsity 0.5" in seen
+
+    def test_a_cancelled_sweep_returns_what_is_done(self, client, fake):
+        before = len(fake.requests)
+        job = client.submit("a", steps=100, row_values=[0.25, 0.5, 0.75], job_id="grid", api_name="/sweep")
+        until(lambda: len(fake.requests) == before + 2, "the second video")
+        client.predict("grid", api_name="/cancel")
+        report, _ = job.result()
+        assert report["state"] == "stopped"
+        assert len(report["dense"]) == 1 and not report["cells"]
+
+    @pytest.mark.parametrize(
+        ("values", "sentence"),
+        [
+            pytest.param({"row_values": [0.5, 1.5]}, "the cell sparsity 1.5 cannot be made: sparsity must", id="cell"),
+            pytest.param({"rows": "guidance"}, "'guidance' cannot be swept; choose among", id="setting"),
+            pytest.param({"row_values": []}, "no values to sweep the sparsity over", id="empty"),
+            pytest.param({"columns": "seed"}, "no values to sweep the seed over", id="no column values"),
+            pytest.param(
+                {"row_values": [{"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}]}, "sparsity", id="file"
+            ),
+        ],
+    )
+    def test_bad_grids_are_a_sentence(self, client, values, sentence):
+        with pytest.raises(AppError) as caught:
+            client.predict(**{"prompt": "a"} | values, api_name="/sweep")
+        assert str(caught.value).startswith(sentence)
+
+
+class TestJobs:
+    def test_cancel_by_name(self, client, fake):
+        job = client.submit("a", steps=900, job_id="mine", api_name="/generate")
+        until(lambda: fake.running, "the job to run")
+        assert client.predict("mine", api_name="/cancel") == {"job_id": "mine", "state": "stopping"}
+        with pytest.raises(AppError, match="the job was stopped"):
+            job.result(timeout=WAIT_SECONDS)
+
+    def test_nobody_cancels_or_inspects_anothers_job(self, client, address, fake):
+        job = client.submit("a", steps=900, job_id="private", api_name="/generate")
+        until(lambda: fake.running, "the job to run")
+        other = Client(address, verbose=False)
+        for call in ("/cancel", "/inspect"):
+            with pytest.raises(AppError, match="job_id 'private' is not a job of yours"):
+                other.predict("private", api_name=call)
+        assert fake.running
+        client.predict("private", api_name="/cancel")
+        with pytest.raises(AppError):
+            job.result(timeout=WAIT_SECONDS)
+
+    def test_a_name_is_free_again_when_its_job_is_over(self, client, fake):
+        job = client.submit("a", steps=900, job_id="again", api_name="/generate")
+        until(lambda: fake.running, "the job to run")
+        with pytest.raises(AppError, match="job_id 'again' is the id of a job that is not over"):
+            client.predict("a", job_id="again", api_name="/generate")
+        client.predict("again", api_name="/cancel")
+        with pytest.raises(AppError):
+            job.result(timeout=WAIT_SECONDS)
+        assert client.predict("a", job_id="again", api_name="/generate")[1]["job_id"] == "again"
+
+    @pytest.mark.parametrize("name", ["", "a/b", "x" * 65, "../etc"])
+    def test_impossible_names(self, client, name):
+        with pytest.raises(AppError, match="cannot be used; take 1 to 64 letters"):
+            client.predict("a", job_id=name, api_name="/generate")
+
+
+class TestReadings:
+    def test_inspect(self, client):
+        _, report = client.predict("a", seed=1, api_name="/generate")
+        attention = client.predict(report["job_id"], step=1, layer=2, head=1, query_block=3, api_name="/inspect")
+        assert 0 < attention["recall"] <= 1
+        assert len(attention["recall_by_step"]) == 4
+        blocks = attention["block"]["kept"]
+        assert len(blocks) == 1  # a quarter of four
+        assert all(0 <= side < 5 for block in blocks for side in block)
+
+    @pytest.mark.parametrize(
+        ("values", "sentence"),
+        [
+            pytest.param({"layer": 99}, "layer 99", id="layer"),
+            pytest.param({"query_block": 99}, "query block 99 does not exist; use 0 to 3", id="block"),
+            pytest.param({"step": "x"}, "step 'x' is not a whole number", id="text"),
+        ],
+    )
+    def test_inspect_refuses(self, client, values, sentence):
+        client.predict("a", job_id="seen", api_name="/generate")
+        with pytest.raises(AppError) as caught:
+            client.predict(**{"job_id": "seen"} | values, api_name="/inspect")
+        assert str(caught.value).startswith(sentence)
+
+    def test_a_dense_video_has_nothing_to_inspect(self, client):
+        client.predict("a", attention="dense", job_id="dense", api_name="/generate")
+        with pytest.raises(AppError, match="job_id 'dense' has no finished sparse video"):
+            client.predict("dense", api_name="/inspect")
+
+    def test_resources(self, client):
+        now = client.predict(api_name="/resources")
+        assert 0 < now["process_rss"] < now["host_total"]
+        assert now["worker"]["state"] in ("ready", "busy")
+
+    def test_estimate_without_a_model_says_so(self, client):
+        with pytest.raises(AppError, match="does not say how large it is"):
+            client.predict(api_name="/estimate")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        pytest.param("generate", "each block attended to", id="generate"),
+        pytest.param("compare", "as fast as dense", id="compare"),
+        pytest.param("sweep", "on the Pareto front", id="sweep"),
+        pytest.param("inspect", "query block 0 of head 0 read", id="inspect"),
+        pytest.param("resources", "host: ", id="resources"),
+        pytest.param("cancel", "the job was stopped", id="cancel"),
+    ],
+)
+def test_examples(address, name, said):
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / f"api_{name}.py", address], capture_output=True, text=True, timeout=WAIT_SECONDS * 2
+    )
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
+
+
+def test_example_of_estimates(tmp_path):
+    """Needs a real checkpoint's configurations, not its weights."""
+    with running_page(FakePipeline(), tmp_path, inspect_checkpoint(EMBEDDED_CHECKPOINT), device="cpu") as address:
+        done = subprocess.run(
+            [sys.executable, EXAMPLES / "api_estimate.py", address],
+            capture_output=True,
+            text=True,
+            timeout=WAIT_SECONDS * 2,
+        )
+    assert done.returncode == 0, done.stderr
+    assert "GiB (process RSS)" in done.stdout
