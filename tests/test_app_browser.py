@@ -206,18 +206,6 @@ def test_readings_refresh_while_a_video_is_made_in_every_tab(browser, address, f
         page.context.close()
 
 
-def test_reload_frees_the_device(page, fake):
-    open_group(page, "Size, frames, steps, guidance, seed")
-    fill_number(page, "number input for Denoising steps", 100)
-    button(page, "Generate").click()
-    until(lambda: fake.running, "the run")
-    page.reload(wait_until="domcontentloaded")
-    until(lambda: not fake.running, "the end of the run that nobody watches")
-    assert fake.requests[-1].bsa is None, "the dense run went on to the sparse one"
-    expect(button(page, "Generate")).to_be_enabled(timeout=WAIT_MS)
-    generate(page)
-
-
 @pytest.mark.parametrize(
     "width", [pytest.param(390, id="phone"), pytest.param(768, id="tablet"), pytest.param(1440, id="desktop")]
 )
