@@ -48,6 +48,8 @@ exit codes: 0 done, 1 failed, 2 unusable input, 130 interrupted, 143 terminated
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        if message.endswith("expected one argument"):
+            message += ", and one that begins with a dash goes behind an equals sign, as in --prompt=-5"
         self.exit(2, f"error: {message}; see `{self.prog} --help`\n")
 
 

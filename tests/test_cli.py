@@ -130,66 +130,6 @@ def test_a_checkpoint_that_fastvideo_cannot_load_kills_nobody(tiny_checkpoint, t
 
 
 @pytest.mark.parametrize(
-    ("args", "says"),
-    [
-        pytest.param(["--model-path", "/nowhere"], "there is no checkpoint at /nowhere", id="path"),
-        pytest.param(["--width", "830"], "width 830 is not a multiple of 16; try 816 or 832", id="width"),
-        pytest.param(["--height", "tall"], "argument --height: invalid int value: 'tall'", id="height-text"),
-        pytest.param(["--num-frames", "20"], "num_frames 20 is not of the form 4n + 1; try 17 or 21", id="frames"),
-        pytest.param(["--sparsity", "1.0"], "sparsity must be at least 0 and below 1, got 1.0", id="sparsity"),
-        pytest.param(["--sparsity", "much"], "'much' is not a number; use one from 0 to below 1", id="sparsity-text"),
-        pytest.param(["--sparsity", "none"], "sparsity and cdf_threshold are both unset", id="no-rule"),
-        pytest.param(["--chunk-q", "0", "4", "4"], "chunk_q must be three positive integers", id="chunk-zero"),
-        pytest.param(
-            ["--chunk-k", "4", "4"],
-            "--chunk-k '4 4' is not three whole numbers; use for example --chunk-k 4 4 4",
-            id="chunk-two",
-        ),
-        pytest.param(
-            ["--dense", "--sparsity", "0.5"], "--dense and --sparsity contradict each other", id="dense-sparsity"
-        ),
-        pytest.param(["--dense", "--compare"], "--dense and --compare contradict each other", id="dense-compare"),
-        pytest.param(["--task", "i2v"], "task 'i2v' is not supported; use t2v", id="task"),
-        pytest.param(["--prompt", ""], "the prompt is empty", id="prompt-empty"),
-        pytest.param(["--prompt", "x" * 10_000], "10000 characters, the limit is 5000", id="prompt-long"),
-        pytest.param(["--output", "/proc/1/nowhere/video.mp4"], "cannot write into the folder", id="output"),
-        pytest.param(["--json", "/proc/1/nowhere/report.json"], "cannot write into the folder", id="json"),
-        pytest.param(
-            ["--compare", "--num-frames", "1"],
-            "nothing to compare: num_frames 1 is a single latent frame",
-            id="compare-image",
-        ),
-        pytest.param(["--device", "tpu"], "unknown device 'tpu'", id="device"),
-        pytest.param(["--colour", "red"], "unrecognized arguments: --colour red", id="option"),
-    ],
-)
-def test_bad_input(tiny_checkpoint, tmp_path, monkeypatch, capsys, args, says):
-    """One line on stderr and exit code 2, before anything is loaded."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pipeline.cli.LongCatPipeline.load", lambda *_, **__: pytest.fail("weights were loaded"))
-    try:
-        code = main(["generate", "--model-path", str(tiny_checkpoint), "--prompt", "x", *args])
-    except SystemExit as leaving:  # argparse
-        code = leaving.code
-    assert code == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
-    assert says in captured.err and captured.out == ""
-
-
-def test_failure_of_the_work_is_exit_code_1(tiny_checkpoint, tmp_path, monkeypatch, capsys):
-    def fail(*_, **__):
-        raise RuntimeError("the disk\nis full")
-
-    monkeypatch.setattr("pipeline.cli.LongCatPipeline.load", fail)
-    assert (
-        main(["generate", "--model-path", str(tiny_checkpoint), "--prompt", "x", "--output", str(tmp_path / "v.mp4")])
-        == 1
-    )
-    assert capsys.readouterr().err == "error: the disk is full\n"
-
-
-@pytest.mark.parametrize(
     ("args", "expected"),
     [
         pytest.param([], BSAConfig(sparsity=0.75), id="checkpoint"),
