@@ -1,7 +1,9 @@
 """Begin a video through a running page's API under a name of one's own, and stop it.
 
-make run                           # in another terminal, until the page is there
-python examples/api_cancel.py      # or with the page's address: ... http://other-host:7860
+Try it:
+
+    make run                           # in another terminal, until the page is there
+    python examples/api_cancel.py      # or with the page's address: ... http://other-host:7860
 """
 
 import sys

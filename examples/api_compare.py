@@ -1,7 +1,9 @@
 """Make the same clip with dense and with block sparse attention through a running page's API, showing the progress.
 
-make run                            # in another terminal, until the page is there
-python examples/api_compare.py      # or with the page's address: ... http://other-host:7860
+Try it:
+
+    make run                            # in another terminal, until the page is there
+    python examples/api_compare.py      # or with the page's address: ... http://other-host:7860
 """
 
 import sys

@@ -1,7 +1,9 @@
 """Ask a running page's API what a video will take on its machine, without making it.
 
-make run                             # in another terminal, until the page is there
-python examples/api_estimate.py      # or with the page's address: ... http://other-host:7860
+Try it:
+
+    make run                             # in another terminal, until the page is there
+    python examples/api_estimate.py      # or with the page's address: ... http://other-host:7860
 """
 
 import sys

@@ -1,7 +1,9 @@
 """Make one video through a running page's API.
 
-make run                            # in another terminal, until the page is there
-python examples/api_generate.py     # or with the page's address: ... http://other-host:7860
+Try it:
+
+    make run                            # in another terminal, until the page is there
+    python examples/api_generate.py     # or with the page's address: ... http://other-host:7860
 """
 
 import sys

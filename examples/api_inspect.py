@@ -1,7 +1,9 @@
 """Make a video through a running page's API and see which blocks its sparse attention read.
 
-make run                            # in another terminal, until the page is there
-python examples/api_inspect.py      # or with the page's address: ... http://other-host:7860
+Try it:
+
+    make run                            # in another terminal, until the page is there
+    python examples/api_inspect.py      # or with the page's address: ... http://other-host:7860
 """
 
 import sys

@@ -1,7 +1,9 @@
 """Read memory and load of a running page's machine through its API.
 
-make run                              # in another terminal, until the page is there
-python examples/api_resources.py      # or with the page's address: ... http://other-host:7860
+Try it:
+
+    make run                              # in another terminal, until the page is there
+    python examples/api_resources.py      # or with the page's address: ... http://other-host:7860
 """
 
 import sys

@@ -1,7 +1,9 @@
 """Make a grid of videos through a running page's API and print its Pareto front, showing the progress.
 
-make run                          # in another terminal, until the page is there
-python examples/api_sweep.py      # or with the page's address: ... http://other-host:7860
+Try it:
+
+    make run                          # in another terminal, until the page is there
+    python examples/api_sweep.py      # or with the page's address: ... http://other-host:7860
 """
 
 import sys
