@@ -89,13 +89,54 @@ def embedded_checkpoint() -> str:
     return "\n\n".join([intro + rows(head, lines), "Eight of the 61 frames, dense above sparse.", *sheets])
 
 
-TABLES = {f.__name__: f for f in (kernel_correctness, kernel_times, attention_cpu, embedded_checkpoint)}
+def _gpu_rows(name: str, columns: dict[str, str]) -> str:
+    """A table of the rows that gpu.py saved: columns maps a key to its heading; failed rows say why."""
+    d = load(name)
+    lines = []
+    for r in d["rows"]:
+        cells = [f"{v:.3g}" if isinstance(v := r.get(key), float) else str("" if v is None else v) for key in columns]
+        lines.append(f"| {' | '.join(cells)} | {r.get('failed', '').replace('|', '/')} |")
+    where = ", ".join(f"{key} {d[key]}" for key in ("torch", "triton") if d[key])
+    head = "| " + " | ".join(columns.values()) + " | failed |"
+    return f"{d['device']}, {d['date'][:10]}, {where}.\n\n" + rows(head, lines)
+
+
+def attention_gpu() -> str:
+    columns = {"grid": "token grid", "chunk": "chunk", "sparsity": "sparsity", "what": "what", "ms": "ms"}
+    return _gpu_rows("attention_gpu", columns | {"tflops": "TFLOP/s", "error": "error"})
+
+
+def forward() -> str:
+    columns = {"size": "size", "grid": "token grid", "what": "what", "ms": "ms", "first_s": "first run, s"}
+    return _gpu_rows("forward", columns | {"peak_gib": "peak, GiB", "difference": "difference to plain"})
+
+
+def memory() -> str:
+    columns = {"size": "size", "what": "what", "ffn_tokens": "feed-forward part", "limit_gib": "limit, GiB"}
+    return _gpu_rows("memory", columns | {"peak_gib": "peak, GiB"})
+
+
+def cost_curve() -> str:
+    columns = {"size": "size", "frames": "frames", "tokens": "tokens", "what": "what", "ms": "ms"}
+    return _gpu_rows("cost_curve", columns)
+
+
+MEASURED = (kernel_correctness, kernel_times, attention_cpu, embedded_checkpoint)
+GPU = (attention_gpu, forward, memory, cost_curve)
+TABLES = {f.__name__: f for f in (*MEASURED, *GPU)}
+
+
+def table(name: str) -> str:
+    try:
+        return TABLES[name]()
+    except FileNotFoundError:
+        return "Not measured yet."
 
 
 def fill(text: str) -> str:
     """`text` with every table between its markers made anew."""
     pattern = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
-    return pattern.sub(lambda m: f"<!-- table: {m[1]} -->\n{TABLES[m[1]]()}\n<!-- end -->", text)
+    return pattern.sub(lambda m: f"<!-- table: {m[1]} -->\n{table(m[1])}\n<!-- end -->", text)
 
 
 def main() -> int:

@@ -1,0 +1,202 @@
+"""Times block sparse attention on a GPU: kernels, selection and the whole operation, beside other implementations.
+
+    python benchmarks/attention.py            # writes benchmarks/results/attention_gpu.json
+    python benchmarks/attention.py --smoke    # tiny, on the CPU
+
+Every row is checked against float64 on sampled query blocks before it is timed (the error is in the row). TFLOP/s count
+the selected query-key pairs only. A run that is cut off can be started again: rows that exist are kept.
+"""
+
+import torch
+import torch.nn.functional as F
+from gpu import Rows, arguments, device_for, milliseconds
+
+from bsa import BlockLayout, BSAConfig, Grid, block_order_attention, block_sparse_attention
+from bsa.selection import select_pooled
+from bsa.variants import BASELINE, VARIANTS, Tuning
+
+GRIDS = [Grid(24, 44, 80), Grid(24, 45, 80), Grid(24, 30, 52)]  # 704p, 720p (ragged), 480p (ragged); 93 frames
+CHUNKS = [Grid(4, 4, 4), Grid(4, 4, 8), Grid(2, 8, 8), Grid(4, 8, 8)]
+SPARSITIES = [0.5, 0.75, 0.875, 0.9375, 0.97]
+
+
+class Case:
+    """q, k, v in block order and in raster order, and what a result must be."""
+
+    def __init__(self, grid, chunk, sparsity, heads, dim, dtype, device):
+        self.grid, self.config = grid, BSAConfig(sparsity, None, chunk, chunk)
+        self.layout = BlockLayout(grid, chunk)
+        torch.manual_seed(0)
+        shape = (1, grid.volume, heads, dim)
+        self.q, self.k, self.v = (torch.randn(shape, device=device, dtype=dtype) for _ in range(3))
+        self.q *= 2  # spread-out scores: nearly equal weights would hide a wrong block
+        self.scale, self.device = dim**-0.5, device
+        self.means = tuple(self.layout.pool(self.layout.blocks_from_order(x)) for x in (self.q, self.k))
+        self.selection = select_pooled(*self.means, self.layout, self.config, self.scale)
+        sizes = self.layout.sizes(device).double()
+        self.pairs = float((sizes[self.selection.indices.long()].sum(-1) * sizes).sum())
+        self.flops = 4 * dim * self.pairs
+
+    def raster(self):
+        back = self.layout.place_of_token(self.device)
+        return [x[:, back].transpose(1, 2).contiguous() for x in (self.q, self.k, self.v)]
+
+    def error(self, out, blocks=16):
+        """Relative error of ``out`` [1, S, H, D] in block order against float64, on some blocks of two heads."""
+        starts, sizes = self.layout.starts(self.device).tolist(), self.layout.sizes(self.device).tolist()
+        picked = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(0))[:blocks].tolist()
+        wrong = right = 0.0
+        for head in (0, self.q.shape[2] - 1):
+            for block in {*picked, len(sizes) - 1}:
+                kept = self.selection.indices[0, head, block].tolist()
+                keys = torch.cat([torch.arange(starts[b], starts[b] + sizes[b]) for b in kept]).to(self.device)
+                rows = slice(starts[block], starts[block] + sizes[block])
+                q, k, v = (x[0, part, head].double() for x, part in ((self.q, rows), (self.k, keys), (self.v, keys)))
+                exact = (self.scale * q @ k.T).softmax(-1) @ v
+                wrong += float((out[0, rows, head].double() - exact).square().sum())
+                right += float(exact.square().sum())
+        return (wrong / right) ** 0.5
+
+
+def kernel(case: Case, variant) -> dict:
+    from bsa.triton_kernel import attend_tokens
+
+    out = torch.full_like(case.q, float("nan"))
+    q, k, v, filled = (x.transpose(1, 2) for x in (case.q, case.k, case.v, out))
+    layout = case.layout
+
+    def run():
+        attend_tokens(q, k, v, case.selection, layout, layout, case.scale, filled, padded=False, variant=variant)
+
+    run()
+    error = case.error(out)
+    if not error < 0.02:
+        raise ValueError(f"wrong result, relative error {error}")
+    timed = milliseconds(run, case.device)
+    return {**timed, "tflops": case.flops / timed["ms"] / 1e9, "error": error}
+
+
+def operation(case: Case, tuning: Tuning | None, backend: str, means: bool) -> dict:
+    def run():
+        given = case.means if means else None
+        return block_order_attention(
+            case.q, case.k, case.v, case.layout, case.config, means=given, backend=backend, tuning=tuning
+        )
+
+    error = case.error(run())
+    timed = milliseconds(run, case.device)
+    return {**timed, "tflops": case.flops / timed["ms"] / 1e9, "error": error}
+
+
+def raster_operation(case: Case, backend: str) -> dict:
+    q, k, v = case.raster()
+    timed = milliseconds(lambda: block_sparse_attention(q, k, v, case.grid, case.config, backend=backend), case.device)
+    return {**timed, "tflops": case.flops / timed["ms"] / 1e9}
+
+
+def selection(case: Case, fused: bool) -> dict:
+    def run():
+        return select_pooled(*case.means, case.layout, case.config, case.scale, fused=fused)
+
+    blocks = case.layout.blocks.volume
+    same = (run().mask(blocks) == case.selection.mask(blocks)).double().mean().item()
+    return {**milliseconds(run, case.device), "agreement": same}
+
+
+def dense(case: Case, name: str) -> dict:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    q, k, v = case.raster()
+    backend = {"cuDNN": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION, "math": SDPBackend.MATH}[name]
+    with sdpa_kernel(backend):
+        timed = milliseconds(lambda: F.scaled_dot_product_attention(q, k, v), case.device, repeats=5)
+    return {**timed, "tflops": 4 * q.shape[1] * q.shape[2] ** 2 * q.shape[3] / timed["ms"] / 1e9}
+
+
+def flex(case: Case) -> dict:
+    """FlexAttention over the same blocks; only for grids without ragged blocks, whose tokens its blocks cannot name."""
+    from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+    if case.layout.ragged:
+        raise ValueError("FlexAttention's blocks are all of one size")
+    chunk, counts = case.layout.chunk.volume, case.selection.counts
+    indices = torch.zeros(*counts.shape, case.layout.blocks.volume, dtype=torch.int32, device=case.device)
+    indices[..., : case.selection.indices.shape[-1]] = case.selection.indices
+    nothing = torch.zeros_like(counts), torch.zeros_like(indices)  # all blocks are whole: none needs a mask inside
+    mask = BlockMask.from_kv_blocks(*nothing, counts, indices, BLOCK_SIZE=(chunk, chunk))
+    compiled = torch.compile(flex_attention) if case.device.type == "cuda" else flex_attention
+    q, k, v = (x.transpose(1, 2).contiguous() for x in (case.q, case.k, case.v))
+    timed = milliseconds(lambda: compiled(q, k, v, block_mask=mask), case.device)
+    return {**timed, "tflops": case.flops / timed["ms"] / 1e9}
+
+
+def upstream(case: Case) -> dict:
+    from fastvideo.third_party.longcat_video.block_sparse_attention.bsa_interface import flash_attn_bsa_3d
+
+    q, k, v = case.raster()
+    params, grid = case.config.to_bsa_params(), tuple(case.grid)
+    timed = milliseconds(lambda: flash_attn_bsa_3d(q, k, v, grid, grid, **params), case.device)
+    return {**timed, "tflops": case.flops / timed["ms"] / 1e9}
+
+
+def main() -> None:
+    parser = arguments(__doc__, "attention_gpu")
+    parser.add_argument("--part", choices=["variants", "peers", "sweep"], help="only this part")
+    args = parser.parse_args()
+    device = device_for(parser, args.smoke)
+    smoke, rows = args.smoke, Rows(args, device)
+    heads, dim, dtype = (2, 32, torch.float32) if smoke else (32, 128, torch.bfloat16)
+    backend = "torch" if smoke else "triton"
+    grids = [Grid(4, 8, 8), Grid(4, 7, 8)] if smoke else GRIDS
+    chunks, sparsities = (CHUNKS[:1], [0.5]) if smoke else (CHUNKS, SPARSITIES)
+    usual = 0.5 if smoke else 0.9375
+    best = Tuning()
+
+    def cases(part):
+        for grid in grids:
+            if part == "sweep":
+                yield from ((grid, chunk, s) for chunk in chunks for s in sparsities if grid == grids[0])
+            else:
+                yield from ((grid, chunk, usual) for chunk in chunks[: 2 if part == "variants" else 1])
+
+    for part in ("variants", "peers", "sweep") if args.part is None else (args.part,):
+        for grid, chunk, sparsity in cases(part):
+            case = Case(grid, chunk, sparsity, heads, dim, dtype, device)
+            key = {"grid": str(grid), "chunk": str(chunk), "sparsity": sparsity}
+
+            def measure(what, run, key=key):
+                return rows.measure(key | {"what": what}, run)
+
+            if part == "variants":
+                best = variants(measure, case, smoke)
+            elif part == "peers":
+                measure("ours, raster order", lambda case=case: raster_operation(case, backend))
+                if not smoke:  # its Triton kernel needs a GPU
+                    measure("FastVideo BSA", lambda case=case: upstream(case))
+                for name in ("math",) if smoke else ("cuDNN", "flash"):
+                    measure(f"dense, {name}", lambda case=case, name=name: dense(case, name))
+                measure("FlexAttention", lambda case=case: flex(case))
+            for means in (False, True):
+                what = "ours, block order" + (", means given" if means else "")
+                measure(what, lambda case=case, means=means: operation(case, None, backend, means))
+                what = what.replace("ours", f"{best.variant.name}, {'fused' if best.fused_top_k else 'sorted'} top-k")
+                if best != Tuning():
+                    measure(what, lambda case=case, means=means, best=best: operation(case, best, backend, means))
+
+
+def variants(measure, case: Case, smoke: bool) -> Tuning:
+    """Times every variant that fits the chunk and both selections; the fastest right ones."""
+    times = {}
+    for variant in () if smoke else VARIANTS.values():
+        if variant.tile_q <= case.layout.chunk.volume:
+            row = measure(f"kernel {variant.name}", lambda variant=variant: kernel(case, variant))
+            if row and "ms" in row:
+                times[variant] = row["ms"]
+    sorting = measure("selection, sorted", lambda: selection(case, False))
+    fused = None if smoke else measure("selection, fused top-k", lambda: selection(case, True))
+    fused_wins = bool(fused and "ms" in fused and fused["agreement"] > 0.9999 and fused["ms"] < sorting["ms"])
+    return Tuning(min(times, key=times.get) if times else BASELINE, fused_wins)
+
+
+if __name__ == "__main__":
+    main()

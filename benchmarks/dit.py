@@ -1,0 +1,52 @@
+"""A LongCat transformer of the real size with random weights, made on the device, and inputs for it."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from bsa import Grid
+from training.dit import DiTConfig, LongCatDiT
+
+SIZES = {"480p": (480, 832), "704p": (704, 1280), "720p": (720, 1280), "1080p": (1088, 1920)}
+REAL = {
+    "hidden_size": 4096,
+    "num_attention_heads": 32,
+    "depth": 48,
+    "caption_channels": 4096,
+    "adaln_tembed_dim": 512,
+    "frequency_embedding_size": 256,
+}
+SMOKE = {"hidden_size": 64, "num_attention_heads": 4, "depth": 2, "caption_channels": 32}
+
+
+def build(device: torch.device, smoke: bool) -> LongCatDiT:
+    """bf16 with 13.6 B parameters, or a tiny fp32 one; every branch of every block counts."""
+    with torch.device("meta"):
+        model = LongCatDiT(DiTConfig(**(SMOKE if smoke else REAL))).requires_grad_(False)
+    model = model.to(torch.float32 if smoke else torch.bfloat16).to_empty(device=device)
+    generator = torch.Generator(device).manual_seed(0)
+    for name, weight in model.named_parameters():
+        if weight.ndim == 1:
+            weight.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+        else:
+            weight.normal_(0, weight[0].numel() ** -0.5, generator=generator)
+    return model
+
+
+def grid_of(size: str, frames: int) -> Grid:
+    height, width = SIZES[size]
+    return Grid(1 + (frames - 1) // 4, height // 16, width // 16)
+
+
+def inputs(model: LongCatDiT, grid: Grid, device: torch.device) -> tuple:
+    """latents, timestep, text (512 tokens, 64 in the tiny model) and no mask; one row."""
+    generator = torch.Generator(device).manual_seed(1)
+    dtype = model.patch_embed.proj.weight.dtype
+    shape = [n * p for n, p in zip(grid, model.patch_size, strict=True)]
+    latents = torch.randn(1, model.config.in_channels, *shape, device=device, generator=generator).to(dtype)
+    channels = model.config.caption_channels
+    text = torch.randn(1, 512 if channels > 1000 else 64, channels, device=device, generator=generator).to(dtype)
+    return latents, torch.full((1,), 500.0, device=device), text, None
