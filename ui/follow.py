@@ -122,10 +122,19 @@ class Follower:
     def last(self, owner: str) -> VideoJob | None:
         """The owner's newest run of which a video is left."""
         for record in self.store.runs(owner, limit=20):
-            job = self.site.worker.find(record.id, owner)
+            job = self.find(record.id, owner)
             if isinstance(job, VideoJob) and job.results:
                 return job
         return None
+
+    def find(self, job_id: str, owner: str) -> Job | None:
+        """A job with those of its videos that are still on the disk."""
+        worker = self.site.worker
+        job = worker.find(job_id, owner)
+        if isinstance(job, VideoJob) and job.over and not all(made.video.is_file() for made in job.results.values()):
+            worker.forget(job_id)
+            job = worker.find(job_id, owner)
+        return job
 
     async def follow(self, request: gr.Request, job: VideoJob) -> AsyncIterator[Changes]:
         """What changes on the page until the job has ended."""
@@ -176,7 +185,7 @@ class Follower:
 
     def open(self, request: gr.Request, job_id: str) -> Changes:
         """Put an earlier run on the stage, or the one that is being made back on it."""
-        job = self.site.worker.find(job_id, self.site.owner(request))
+        job = self.find(job_id, self.site.owner(request))
         if not isinstance(job, VideoJob):
             return {self.notice: notice_html("This run is gone.", "error")}
         if not job.over:
