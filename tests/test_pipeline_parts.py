@@ -9,12 +9,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import psutil
-import pynvml
 import pytest
 import torch
 
 from bsa import BlockLayout, BSAConfig, Grid, block_sparse_attention
-from pipeline import LongCatPipeline, fastvideo_adapter, read_resources
+from pipeline import LongCatPipeline, fastvideo_adapter
 from pipeline.attention import SparseAttention
 from pipeline.compare import psnr, ssim
 from pipeline.denoising import denoise, guide
@@ -204,51 +203,6 @@ def test_stored_colours():
 
 
 # -- resources --------------------------------------------------------------------------------------
-
-
-def test_host_reading():
-    reading = read_resources()
-    assert 0 < reading.process_rss <= reading.host_used <= reading.host_total
-    assert reading.host_total == psutil.virtual_memory().total
-    assert bool(reading.gpus) == (reading.note == "")
-
-
-def test_without_a_driver_the_note_says_so(monkeypatch):
-    def fail():
-        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
-
-    monkeypatch.setattr(pynvml, "nvmlInit", fail)
-    reading = read_resources()
-    assert reading.gpus == ()
-    assert reading.note == "no GPU reading, NVML says: NVML Shared Library Not Found"
-
-
-def fake_nvml(monkeypatch, utilization):
-    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
-    monkeypatch.setattr(pynvml, "nvmlShutdown", lambda: None)
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: 2)
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", lambda index: index)
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetName", lambda handle: [b"bytes", "text"][handle])
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", lambda handle: SimpleNamespace(used=handle + 1, total=100))
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetUtilizationRates", utilization)
-
-
-def test_gpu_readings(monkeypatch):
-    fake_nvml(monkeypatch, lambda handle: SimpleNamespace(gpu=50 + handle))
-    reading = read_resources()
-    assert [(gpu.index, gpu.name, gpu.used, gpu.total, gpu.utilization) for gpu in reading.gpus] == [
-        (0, "bytes", 1, 100, 50),
-        (1, "text", 2, 100, 51),
-    ]
-    assert reading.note == ""
-
-
-def test_gpu_without_utilization(monkeypatch):
-    def unsupported(handle):
-        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
-
-    fake_nvml(monkeypatch, unsupported)
-    assert [gpu.utilization for gpu in read_resources().gpus] == [None, None]
 
 
 def test_peak_memory_sees_what_is_gone_at_the_end():

@@ -1,0 +1,220 @@
+"""GPU readings through NVML that outlive its faults: a value NVML does not give is None, and a note says why.
+
+NVML numbers GPUs by PCI order whatever CUDA_VISIBLE_DEVICES says, so a PyTorch device is found by its UUID only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pynvml
+
+RETRY_SECONDS = 2.0  # before NVML is opened again after a fault; doubles with every attempt, as opening may take long
+LONGEST_RETRY_SECONDS = 32.0
+SLOW_SECONDS = 1.0  # utilisation, power and temperature are averages of about this length in the driver
+
+
+@dataclass(frozen=True)
+class GpuReading:
+    """One GPU, or one MIG slice of it. Whatever NVML does not report is None.
+
+    index: NVML's number. used, total, reserved, process_memory: bytes; `reserved` is what the driver keeps for itself
+    and is no part of `used` (with a driver that does not tell them apart it is None, and in `used`). process_memory:
+    held by the process that was asked about. utilization: percent of the last sample period. power, power_limit: watt.
+    temperature: degrees Celsius. slice: number of the MIG slice.
+    """
+
+    index: int
+    name: str
+    used: int | None
+    total: int | None
+    utilization: int | None
+    uuid: str = ""
+    reserved: int | None = None
+    process_memory: int | None = None
+    power: float | None = None
+    power_limit: float | None = None
+    temperature: int | None = None
+    slice: int | None = None
+
+    @property
+    def label(self) -> str:
+        return f"GPU {self.index}" if self.slice is None else f"GPU {self.index}:{self.slice}"
+
+    @property
+    def key(self) -> str:
+        """Names this GPU for as long as it lives; NVML's numbers move up when another one is lost."""
+        return self.uuid or self.label
+
+
+@dataclass(frozen=True)
+class _Device:
+    handle: Any
+    blank: GpuReading  # what is known without asking again
+
+
+class Nvml:
+    """Keeps NVML open between readings, and opens it again after a fault. For one thread at a time."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._open = False
+        self._devices: tuple[_Device, ...] = ()
+        self._slow: dict[str, tuple[float, dict[str, Any], list[str]]] = {}
+        self._retry_at = float("-inf")
+        self._retry_after = RETRY_SECONDS
+        self._fault = ""
+
+    def read(self, pid: int) -> tuple[tuple[GpuReading, ...], str]:
+        """(every GPU known so far, what is missing and why or ""). pid: whose memory `process_memory` is.
+
+        Never raises. GPUs that were seen once stay in the list without values until they come back.
+        """
+        if self._fault and self._clock() >= self._retry_at:
+            self.close()
+        if not self._open and self._clock() >= self._retry_at:
+            self._start()
+        if not self._open:
+            return tuple(device.blank for device in self._devices), self._fault
+        notes = [self._fault] if self._fault else []
+        gpus = tuple(self._read(device, pid, notes) for device in self._devices)
+        if not self._fault:
+            self._retry_after = RETRY_SECONDS
+        return gpus, "; ".join(dict.fromkeys(notes))
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            _ask(pynvml.nvmlShutdown)
+
+    def _start(self) -> None:
+        """Open NVML and list the GPUs; keeps those that were known before and are not there now."""
+        self._slow.clear()
+        _, fault = _ask(pynvml.nvmlInit)
+        if not fault:
+            self._open = True
+            count, fault = _ask(pynvml.nvmlDeviceGetCount)
+        if fault:
+            self._fail(f"no GPU reading, NVML says: {fault}")
+            self.close()
+            return
+        self._fault = ""
+        found = {device.blank.key: device for index in range(count) for device in self._find(index)}
+        lost = {d.blank.key: _Device(None, d.blank) for d in self._devices if d.blank.key not in found}
+        self._devices = tuple(sorted((lost | found).values(), key=lambda d: (d.blank.index, d.blank.slice or 0)))
+        if not self._devices:
+            self._fail("no GPU reading, the NVIDIA driver reports no GPU")
+            self.close()
+
+    def _fail(self, fault: str) -> None:
+        self._fault = fault
+        self._retry_at = self._clock() + self._retry_after
+        self._retry_after = min(2 * self._retry_after, LONGEST_RETRY_SECONDS)
+
+    def _find(self, index: int) -> list[_Device]:
+        """The GPU of that number, or its slices when MIG divides it; nothing when it cannot be reached."""
+        handle, fault = _ask(pynvml.nvmlDeviceGetHandleByIndex, index)
+        if fault:
+            self._fail(f"GPU {index}: no reading, NVML says: {fault}")
+            return []
+        mode, _ = _ask(pynvml.nvmlDeviceGetMigMode, handle)
+        if mode and mode[0]:
+            count, _ = _ask(pynvml.nvmlDeviceGetMaxMigDeviceCount, handle)
+            slices = [_ask(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, n)[0] for n in range(count or 0)]
+            if any(slices):
+                return [self._device(part, index, number) for number, part in enumerate(slices) if part]
+        return [self._device(handle, index, None)]
+
+    @staticmethod
+    def _device(handle: Any, index: int, number: int | None) -> _Device:
+        name, _ = _ask(pynvml.nvmlDeviceGetName, handle)
+        uuid, _ = _ask(pynvml.nvmlDeviceGetUUID, handle)
+        total, _ = _ask(_memory, handle)
+        blank = GpuReading(
+            index=index,
+            name=_text(name) or "unnamed",
+            used=None,
+            total=total.total if total else None,
+            utilization=None,
+            uuid=_text(uuid),
+            slice=number,
+        )
+        return _Device(handle, blank)
+
+    def _read(self, device: _Device, pid: int, notes: list[str]) -> GpuReading:
+        blank, handle = device.blank, device.handle
+        memory, fault = (None, "GPU is lost") if handle is None else _ask(_memory, handle)
+        if fault:
+            notes.append(f"{blank.label}: no reading, NVML says: {fault}")
+            if not self._fault:
+                self._fail(notes[-1])
+            return blank
+        processes, fault = _ask(pynvml.nvmlDeviceGetComputeRunningProcesses, handle)
+        if fault:
+            notes.append(f"{blank.label} does not report its processes ({fault})")
+        return GpuReading(
+            index=blank.index,
+            name=blank.name,
+            used=memory.used,
+            total=memory.total,
+            uuid=blank.uuid,
+            reserved=getattr(memory, "reserved", None),
+            process_memory=None if fault else _held_by(pid, processes),
+            slice=blank.slice,
+            **self._slow_values(device, notes),
+        )
+
+    def _slow_values(self, device: _Device, notes: list[str]) -> dict[str, Any]:
+        key = device.blank.key
+        taken, values, faults = self._slow.get(key, (float("-inf"), {}, []))
+        if self._clock() - taken >= SLOW_SECONDS:
+            values, faults = {}, []
+            for name, (word, ask) in _SLOW.items():
+                values[name], fault = _ask(ask, device.handle)
+                if fault:
+                    faults.append(f"{device.blank.label} does not report {word} ({fault})")
+            self._slow[key] = (self._clock(), values, faults)
+        notes.extend(faults)
+        return values
+
+
+def _ask(call: Callable[..., Any], *arguments: Any) -> tuple[Any, str]:
+    """(answer, "") or (None, NVML's reason). Whatever a half-working driver makes the binding raise is a reason too."""
+    try:
+        return call(*arguments), ""
+    except Exception as error:
+        return None, str(error) or type(error).__name__
+
+
+def _memory(handle: Any) -> Any:
+    try:
+        return pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
+    except pynvml.NVMLError as error:
+        # Drivers before 510 have version 1 only
+        if error.value not in (pynvml.NVML_ERROR_FUNCTION_NOT_FOUND, pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH):
+            raise
+        return pynvml.nvmlDeviceGetMemoryInfo(handle)
+
+
+def _held_by(pid: int, processes: list[Any]) -> int | None:
+    """Bytes of that process; None when NVML lists it without a number."""
+    held = [process.usedGpuMemory for process in processes if process.pid == pid]
+    return None if None in held else sum(held)
+
+
+_SLOW: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "utilization": ("its utilisation", lambda handle: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu),
+    "power": ("its power", lambda handle: pynvml.nvmlDeviceGetPowerUsage(handle) / 1000),
+    "power_limit": ("its power limit", lambda handle: pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000),
+    "temperature": (
+        "its temperature",
+        lambda handle: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
+    ),
+}
+
+
+def _text(value: str | bytes | None) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value or ""
