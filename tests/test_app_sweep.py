@@ -21,6 +21,14 @@ def browser():
         yield browser
 
 
+@pytest.fixture(scope="module")
+def idle(tmp_path_factory):
+    """A pipeline that should never be asked for a video, and its page."""
+    fake = FakePipeline()
+    with running_page(fake, tmp_path_factory.mktemp("idle")) as address:
+        yield fake, address
+
+
 class Fragile(FakePipeline):
     """Has too little memory for a sparsity of 0.9."""
 
@@ -137,14 +145,13 @@ def test_a_reload_finds_the_running_sweep_and_stop_keeps_what_is_done(browser, t
         pytest.param("<img src=x onerror=alert(1)>", "4x4x4", "Sparsity '<img src=x onerror=alert(1)>'", id="markup"),
     ],
 )
-def test_a_bad_list_is_a_sentence(browser, tmp_path, rows, columns, sentence):
-    fake = FakePipeline()
-    with running_page(fake, tmp_path) as address:
-        page = open_page(browser, address)
-        page.on("dialog", lambda dialog: pytest.fail(f"markup ran: {dialog.message}"))
-        open_tab(page)
-        fill(page, rows, columns)
-        expect(page.locator("#sweep_plan [role=alert]")).to_contain_text(sentence)
-        button(page, "Run sweep").click()
-        expect(page.locator("#sweep_plan [role=alert]")).to_contain_text(sentence)
-        assert not fake.requests
+def test_a_bad_list_is_a_sentence(browser, idle, rows, columns, sentence):
+    fake, address = idle
+    page = open_page(browser, address)
+    page.on("dialog", lambda dialog: pytest.fail(f"markup ran: {dialog.message}"))
+    open_tab(page)
+    fill(page, rows, columns)
+    expect(page.locator("#sweep_plan [role=alert]")).to_contain_text(sentence)
+    button(page, "Run sweep").click()
+    expect(page.locator("#sweep_plan [role=alert]")).to_contain_text(sentence)
+    assert not fake.requests

@@ -111,8 +111,8 @@ function paretoPlot(root, choose) {
     // the front and the dense video are named where there is room
     for (const p of points.filter((p) => p.front || p.dense)) {
       const size = 6.4 * p.short.length;
-      const right = x(p.x) + 6 + size < width;
-      const left = right ? x(p.x) + 6 : x(p.x) - 6 - size;
+      const right = x(p.x) + 10 + size < width;
+      const left = right ? x(p.x) + 10 : x(p.x) - 10 - size;
       const area = { left, right: left + size, top: y(p.y) - 20, bottom: y(p.y) - 6 };
       if (left < box.left || !free(area)) continue;
       taken.push(area);

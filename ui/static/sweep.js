@@ -42,7 +42,7 @@ function build() {
   table.replaceChildren();
   const [rows, columns] = view.axes;
   const head = add(add(table, 'thead'), 'tr');
-  const corner = add(head, 'th', 'corner', columns ? `${rows.label} ↓  ${columns.label} →` : rows.label);
+  const corner = add(head, 'th', 'corner', columns ? `${columns.label} →\n${rows.label} ↓` : rows.label);
   corner.scope = 'col';
   (columns ? columns.values : ['']).forEach((text) => {
     add(head, 'th', '', columns ? text : 'video').scope = 'col';
