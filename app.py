@@ -97,6 +97,7 @@ def serve(
         server_port=port,
         theme=look.theme,
         css=look.css,
+        head=look.head,
         allowed_paths=[str(output_dir)],  # as narrowed by the guard
         app_kwargs={"middleware": [guard]},
         auth=list(logins) or None,

@@ -18,6 +18,7 @@ from ui.form import MASS, SIDE_BY_SIDE, TOP_K, form_request, new_seed, page_sent
 from ui.history import history_panel
 from ui.inspector import inspector_panel
 from ui.jobs import VideoJob
+from ui.language import SWITCH, language_script
 from ui.live import live_panel
 from ui.model import model_field
 from ui.plan import plan_panel
@@ -35,7 +36,7 @@ from ui.visitor import Visitors
 from ui.worker import Worker
 
 TITLE = "Block Sparse Attention for video"
-STYLES = ("page", "player", "outlook", "presets", "inspector", "code", "history", "sweep")
+STYLES = ("page", "language", "player", "outlook", "presets", "inspector", "code", "history", "sweep")
 # Events that only change the form: answered at once, also while a video is being made, and no part of the API.
 _QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
@@ -46,10 +47,11 @@ class Look:
 
     theme: gr.themes.Base
     css: str
+    head: str
 
     @classmethod
     def default(cls) -> Look:
-        return cls(theme(), "".join(asset(f"{name}.css") for name in STYLES))
+        return cls(theme(), "".join(asset(f"{name}.css") for name in STYLES), language_script())
 
 
 def build_page(
@@ -198,6 +200,6 @@ def _header(checkpoint: CheckpointInfo, worker: Worker) -> str:
     return (
         f"<header><div><h1>{TITLE}</h1><p>LongCat-Video makes the same clip twice: once with full attention, once with "
         "each block of the video looking only at the blocks that matter most to it.</p></div>"
-        f'<p class="pill" data-state="{worker.state}" role="status"><span class="dot"></span>'
-        f'<span class="pill-text">{escape(worker.message)}</span></p></header>'
+        f'<div class="aside">{SWITCH}<p class="pill" data-state="{worker.state}" role="status"><span class="dot"></span>'
+        f'<span class="pill-text">{escape(worker.message)}</span></p></div></header>'
     )
