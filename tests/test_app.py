@@ -70,6 +70,8 @@ class TestForm:
             pytest.param({"chunk_q_h": 2.5}, "query chunk H 2.5 is not a whole number; try", id="half a row"),
             pytest.param({"height": None}, "height is empty; enter a number", id="empty field"),
             pytest.param({"seed": float("nan")}, "seed nan is not a whole number", id="not a number"),
+            pytest.param({"seed": 10**400}, "seed is far too large; enter a smaller number", id="beyond floats"),
+            pytest.param({"sparsity": 10**400}, "sparsity is far too large", id="sparsity beyond floats"),
             pytest.param({"prompt": None}, "the prompt is empty", id="no prompt"),
             pytest.param({"prompt": "x" * 10_000}, "the prompt has 10000 characters", id="endless prompt"),
         ],

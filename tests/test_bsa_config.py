@@ -30,6 +30,7 @@ def test_top_k(sparsity, key_blocks, kept):
         pytest.param({"sparsity": 1.0}, ["sparsity", "1.0", "0.9375"], id="sparsity-one"),
         pytest.param({"sparsity": -0.1}, ["sparsity", "-0.1"], id="sparsity-negative"),
         pytest.param({"sparsity": float("nan")}, ["sparsity", "nan"], id="sparsity-nan"),
+        pytest.param({"sparsity": 10**400}, ["sparsity", "at least 0 and below 1"], id="sparsity-beyond-floats"),
         pytest.param({"sparsity": "0.5"}, ["sparsity", "'0.5'"], id="sparsity-text"),
         pytest.param({"sparsity": True}, ["sparsity", "True"], id="sparsity-bool"),
         pytest.param({"cdf_threshold": 0}, ["cdf_threshold", "above 0"], id="cdf-zero"),

@@ -95,6 +95,8 @@ def _number(name: str, value: Any) -> float:
         raise ValueError(f"{name} is empty; enter a number")
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name} {value!r} is not a number; enter one such as 4 or 0.5")
+    if 2**64 < abs(value) < math.inf:  # JSON sets no limit, and math's functions raise beyond a float's range
+        raise ValueError(f"{name} is far too large; enter a smaller number")
     return value
 
 
