@@ -2,7 +2,7 @@
 const list = element.querySelector('.history-runs');
 const ask = element.querySelector('.history-ask');
 const find = (selector) => element.querySelector(selector);
-const clock = new Intl.DateTimeFormat(undefined, { dateStyle: 'medium', timeStyle: 'short' });
+const clock = () => new Intl.DateTimeFormat(document.documentElement.lang || undefined, { dateStyle: 'medium', timeStyle: 'short' });
 let answer = () => {};
 let drawn = '';
 
@@ -55,14 +55,16 @@ function card(run, shown) {
   title.append(make('b', '', run.kind));
   if (run.rule) title.append(make('span', '', run.rule));
   if (run.job === shown) title.append(make('span', 'history-shown', 'shown above'));
-  about.append(title, make('p', 'history-prompt', run.prompt));
+  const prompt = make('p', 'history-prompt', run.prompt);
+  prompt.translate = false;
+  about.append(title, prompt);
   if (run.figures.length) {
     const figures = make('p', 'history-figures');
     run.figures.forEach((text) => figures.append(make('span', '', text)));
     about.append(figures);
   }
   if (run.state && !run.live) about.append(make('p', 'history-state', run.error ? `${run.state}: ${run.error}` : run.state));
-  const when = make('time', '', clock.format(new Date(run.time * 1000)));
+  const when = make('time', '', clock().format(new Date(run.time * 1000)));
   when.dateTime = new Date(run.time * 1000).toISOString();
   const detail = make('p', 'history-detail');
   detail.append(when, run.detail ? ` · ${run.detail}` : '');
@@ -105,6 +107,10 @@ find('.history-no').addEventListener('click', () => ask.close());
 find('.history-yes').addEventListener('click', () => {
   ask.close();
   answer();
+});
+addEventListener('languagechange', () => {
+  drawn = '';
+  if (element.isConnected) draw();
 });
 watch('value', draw);
 draw();

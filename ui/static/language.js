@@ -9,8 +9,11 @@
   const FOREIGN = '[translate="no"], textarea, pre, code, script, style';
   const ATTRIBUTES = ['aria-label', 'aria-valuetext', 'title', 'placeholder', 'alt'];
   const LONGEST = 1000;
+  const WORD = /[A-Za-z]{2}/;
   const HOLE = /\{([#=]?)(\w+)\}/g;
-  const PARTS = /( · |(?<=[.!?…]) +|(?<=^[^:]{1,40}): )/;
+  const CHINESE = /[\u4e00-\u9fff]/;
+  // Where a text that is not in the catalogue as a whole may be cut, and what then stands between its parts.
+  const CUTS = [[' · ', ' · '], [/(?<=[.!?…]) +/, ''], [': ', '：'], [', ', '，']];
 
   const plain = (text) => text.replace(/\.$/, '');
   const small = (text) => text.slice(0, 1).toLowerCase() + text.slice(1);
@@ -33,6 +36,8 @@
       patterns.push({ test: new RegExp(`^${source.join('')}$`, 's'), names, kept, said, weight: key.replace(HOLE, '').length });
     }
   }
+  // Gradio has its own words in the browser's language already, before anybody chose another one here.
+  const gradios = new Map(Object.entries(catalogue).map(([english, chinese]) => [chinese, english]));
   patterns.sort((a, b) => b.weight - a.weight); // the most telling first
 
   const known = new Map();
@@ -49,17 +54,24 @@
     return null;
   }
 
-  function translate(text) {
-    if (text.length > LONGEST || !/[A-Za-z]{2}/.test(text)) return text;
-    if (known.has(text)) return known.get(text);
-    let said = whole(text);
-    if (said === null) {
-      const parts = text.split(PARTS);
-      said = parts.length < 2 ? text : parts.map((part, i) => (i % 2 ? part : whole(part) ?? part)).join('').replace(/([。：]) +/g, '$1');
+  function inParts(text) {
+    for (const [cut, join] of CUTS) {
+      const parts = text.split(cut);
+      if (parts.length > 1) {
+        const said = parts.map(translate);
+        return said.every((part, i) => part !== parts[i] || !WORD.test(part)) || cut === ' · ' ? said.join(join) : text;
+      }
     }
-    if (known.size > 4000) known.clear();
-    known.set(text, said);
-    return said;
+    return text;
+  }
+
+  function translate(text) {
+    if (text.length > LONGEST || !WORD.test(text)) return text;
+    if (!known.has(text)) {
+      if (known.size > 4000) known.clear();
+      known.set(text, whole(text) ?? inParts(text));
+    }
+    return known.get(text);
   }
 
   // What was there and what was put in its place, by text node and by element and attribute.
@@ -68,8 +80,9 @@
   let language = 'en';
 
   function say(english) {
-    const [, before, text, after] = /^(\s*)([^]*?)(\s*)$/.exec(english);
-    return language === 'zh' && text ? before + translate(text) + after : english;
+    const [, before, text, after] = /^(\s*(?:· )?)([^]*?)(\s*)$/.exec(english);
+    if (language === 'zh') return before + translate(text) + after;
+    return CHINESE.test(text) && gradios.has(text) ? before + gradios.get(text) + after : english;
   }
 
   function visitText(node) {
@@ -121,7 +134,7 @@
       // a browser that stores nothing asks its own language each time
     }
     if (Object.hasOwn(LANGUAGES, kept)) return kept;
-    const first = own.find((name) => /^(zh|en)\b/i.test(name)) || 'en';
+    const first = (navigator.languages || [navigator.language]).find((name) => /^(zh|en)\b/i.test(name)) || 'en';
     return first.slice(0, 2).toLowerCase();
   }
 
@@ -131,11 +144,6 @@
     visit(document.documentElement);
     dispatchEvent(new Event('languagechange'));
   }
-
-  // Gradio is to speak English whatever the browser's language, so that all is translated by one hand.
-  const own = [...(navigator.languages || [navigator.language])];
-  Object.defineProperty(navigator, 'language', { configurable: true, get: () => 'en' });
-  Object.defineProperty(navigator, 'languages', { configurable: true, get: () => ['en'] });
 
   new MutationObserver((changes) => {
     for (const { type, target, attributeName, addedNodes } of changes) {
