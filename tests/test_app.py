@@ -14,10 +14,8 @@ from PIL import Image
 
 import app
 from bsa import BSAConfig
-from pipeline import GpuReading, Resources
 from ui.form import form_request
 from ui.jobs import VideoJob
-from ui.live import resource_rows
 from ui.plan import plan_panel
 from ui.preview import MAX_FRAMES, preview_strip
 from ui.report import report_panel, table_rows
@@ -181,30 +179,6 @@ class TestReport:
 
     def test_before_a_run(self):
         assert "appear here" in report_panel({}, None)
-
-
-class TestResources:
-    GIB = 2**30
-
-    def reading(self, gpus=()):
-        return Resources(gpus, 1 * self.GIB, 6 * self.GIB, 24 * self.GIB, 37.5, "" if gpus else "no driver")
-
-    def test_gpus(self):
-        shown = resource_rows(
-            self.reading((GpuReading(0, "H200", 35 * self.GIB, 140 * self.GIB, 61), GpuReading(1, "MIG", 0, 0, None)))
-        )
-        assert shown["title"] == "GPU memory (NVML)"
-        assert [(row["name"], row["text"], row["share"]) for row in shown["rows"]] == [
-            ("GPU 0 · H200", "35.00 of 140.00 GiB used", 0.25),
-            ("GPU 0 utilisation", "61%", 0.61),
-            ("GPU 1 · MIG", "0.00 of 0.00 GiB used", None),
-        ]
-
-    def test_without_a_driver_it_says_so(self):
-        shown = resource_rows(self.reading())
-        assert shown["title"] == "Host memory (no NVIDIA driver)"
-        assert shown["note"] == "no driver"
-        assert [row["text"] for row in shown["rows"]] == ["6.00 of 24.00 GiB used", "1.00 GiB", "38% busy"]
 
 
 class TestCommandLine:

@@ -1,78 +1,138 @@
-"""Memory readings and the worker's state, polled by the page about once a second.
+"""Memory over time beside the videos, and the worker's state; polled by the page about once a second.
 
-The page calls `LivePanel.poll` directly on the component, not through the event queue, so a reading arrives
-while a video is being made and in every open tab.
+The page calls `poll` directly on the component, not through the event queue, so readings arrive while a video is being
+made and in every open tab. They come from a thread of the server: a page that sleeps misses none, and peaks are no
+affair of its timer.
 """
 
 from __future__ import annotations
 
-import threading
+import math
 import time
+from bisect import bisect_right
 from typing import Any
 
 import gradio as gr
 
-from pipeline import GpuReading, Resources, read_resources
+from pipeline import Resources
+from ui.monitor import Monitor
 from ui.site import Site
 from ui.static import asset
 
-
-def live_panel(site: Site) -> gr.HTML:
-    readings = _Shared()
-
-    def poll(_: Any = None) -> dict[str, Any]:
-        return {"worker": site.worker.status(), **resource_rows(readings.read())}
-
-    return gr.HTML(
-        html_template=asset("live.html"),
-        js_on_load=asset("live.js"),
-        server_functions=[poll],
-        elem_id="live",
-        elem_classes="bare",
-        apply_default_css=False,
-    )
+POINTS = 900  # what a page is sent at once; finer than its chart is wide
+_QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
-class _Shared:
-    """One reading for all tabs that ask within half a second, because CPU load is measured between two readings."""
+class LivePanel(gr.HTML):
+    """Value: {"ticket", "job", "since"}: whose page it is, the finished job on the stage, and when it was put there."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._reading: Resources | None = None
-        self._time = 0.0
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        super().__init__(
+            {},
+            html_template=asset("live.html"),
+            js_on_load=asset("live_chart.js") + asset("live.js"),
+            server_functions=[poll_function(site)],
+            elem_id="live",
+            elem_classes="bare",
+            apply_default_css=False,
+        )
 
-    def read(self) -> Resources:
-        with self._lock:
-            if self._reading is None or time.monotonic() - self._time > 0.5:
-                self._reading, self._time = read_resources(), time.monotonic()
-            return self._reading
+    def api_info(self) -> dict[str, Any]:
+        return {"type": "object"}
 
+    def connect(self, page: gr.Blocks, visitor: gr.BrowserState, shown: gr.State) -> None:
+        """visitor: the browser's ticket. shown: id of the finished job on the stage."""
+        visitors = self._site.visitors
 
-def resource_rows(reading: Resources) -> dict[str, Any]:
-    """{"title", "note", "rows": [{"name", "text", "share"}]}; share is 0 to 1 of the row's bar, or None."""
-    if reading.gpus:
-        rows = [row for gpu in reading.gpus for row in _gpu(gpu)]
-        return {"title": "GPU memory (NVML)", "note": reading.note, "rows": rows}
-    host, process, total = reading.host_used, reading.process_rss, reading.host_total
-    rows = [
-        _row("Host", f"{_gib(host)} of {_gib(total)} GiB used", host / total),
-        _row("This process (RSS)", f"{_gib(process)} GiB", process / total),
-        _row("CPU", f"{reading.cpu_percent:.0f}% busy", reading.cpu_percent / 100),
-    ]
-    return {"title": "Host memory (no NVIDIA driver)", "note": reading.note, "rows": rows}
+        def look(request: gr.Request, ticket: Any, job: str) -> dict[str, Any]:
+            if request.username or visitors.owner_of(ticket):
+                visitors.greet(request, ticket)
+            return {"ticket": visitors.ticket(request), "job": job, "since": time.time()}
 
-
-def _gpu(gpu: GpuReading) -> list[dict[str, Any]]:
-    share = gpu.used / gpu.total if gpu.total else None
-    rows = [_row(f"GPU {gpu.index} · {gpu.name}", f"{_gib(gpu.used)} of {_gib(gpu.total)} GiB used", share)]
-    if gpu.utilization is not None:
-        rows.append(_row(f"GPU {gpu.index} utilisation", f"{gpu.utilization}%", gpu.utilization / 100))
-    return rows
+        gr.on([page.load, visitor.change, shown.change], look, [visitor, shown], self, **_QUIET)
 
 
-def _row(name: str, text: str, share: float | None) -> dict[str, Any]:
-    return {"name": name, "text": text, "share": share}
+def poll_function(site: Site) -> Any:
+    monitor = site.monitor
+
+    def poll(ask: Any = None) -> dict[str, Any]:
+        return {"worker": site.worker.status(), **answer(site, monitor, ask if isinstance(ask, dict) else {})}
+
+    return poll
 
 
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.2f}"
+def answer(site: Site, monitor: Monitor, ask: dict[str, Any]) -> dict[str, Any]:
+    """ask: {"ticket", "job", "picked": what the panel's value says, "from": start of the chart in seconds before now or
+    "run", "last": time of the newest sample the page has, "shows": what it is of}.
+
+    Returns {"now", "machine": the newest values, "job": see `job_view`, or None, "shows", "span": [start, end] of the
+    chart, "fresh": whether the samples replace those the page has, "times", "series"}.
+    """
+    latest = monitor.sampler.latest
+    if latest is None:
+        return {"machine": None}
+    owner = site.visitors.owner_of(ask.get("ticket"))
+    job = monitor.current(owner, _text(ask.get("job")), _number(ask.get("picked"))) if owner else None
+    trace = monitor.trace(job) if job is not None else None
+    window = _number(ask.get("from"))
+    if window > 0 or trace is None:
+        start, end, source = latest.time - (window or 120), latest.time, None
+        shows = f"last {window:g}"
+    else:
+        start, end = trace["started"], trace["ended"] or latest.time
+        source = trace if "times" in trace else None
+        shows = f"{job.id} {job.over}"
+    fresh = shows != ask.get("shows") or not start <= _number(ask.get("last")) <= end
+    since = start if fresh else _number(ask.get("last"))
+    if source is not None:
+        times, series = _after(source, since if not fresh else -math.inf)
+    else:
+        history = monitor.sampler.history(since, end, POINTS if fresh else None)
+        times, series = history.times, history.series
+    return {
+        "now": latest.time,
+        "machine": machine_view(latest),
+        "job": job_view(job.id, trace) if trace is not None else None,
+        "shows": shows,
+        "span": [start, end],
+        "fresh": fresh,
+        "times": times,
+        "series": series,
+    }
+
+
+def job_view(job_id: str, trace: dict[str, Any]) -> dict[str, Any]:
+    """A visitor's own job: {"id", "ended", "gpus", "spans", "peaks"}, see `Monitor.trace`."""
+    return {"id": job_id, **{name: trace[name] for name in ("started", "ended", "gpus", "spans", "peaks")}}
+
+
+def machine_view(latest: Resources) -> dict[str, Any]:
+    """The newest values: {"gpus": [{"key", "label", "name", "total", "limit"}], "torch_gpu", "host_total", "note",
+    "values": by series}."""
+    return {
+        "gpus": [
+            {"key": gpu.key, "label": gpu.label, "name": gpu.name, "total": gpu.total, "limit": gpu.power_limit}
+            for gpu in latest.gpus
+        ],
+        "torch_gpu": latest.torch_gpu,
+        "host_total": latest.host_total,
+        "note": latest.note,
+        "values": latest.series(),
+    }
+
+
+def _after(trace: dict[str, Any], since: float) -> tuple[list[float], dict[str, list[float | None]]]:
+    first = bisect_right(trace["times"], since)
+    return trace["times"][first:], {name: values[first:] for name, values in trace["series"].items()}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _number(value: Any) -> float:
+    """What a browser sent, as a finite number; 0 for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return 0.0
+    return float(value)

@@ -19,7 +19,7 @@ from ui.history import history_panel
 from ui.inspector import inspector_panel
 from ui.jobs import VideoJob
 from ui.language import SWITCH, language_script
-from ui.live import live_panel
+from ui.live import LivePanel
 from ui.model import model_field
 from ui.plan import plan_panel
 from ui.presets import PresetList
@@ -36,7 +36,7 @@ from ui.visitor import Visitors
 from ui.worker import Worker
 
 TITLE = "Block Sparse Attention for video"
-STYLES = ("page", "language", "player", "outlook", "presets", "inspector", "code", "history", "sweep")
+STYLES = ("page", "wide", "language", "player", "live", "outlook", "presets", "inspector", "code", "history", "sweep")
 # Events that only change the form: answered at once, also while a video is being made, and no part of the API.
 _QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
@@ -88,7 +88,7 @@ def build_page(
                 panels.examples(fields["prompt"])
             with gr.Column(elem_id="results"):
                 stage = Stage()
-                live_panel(site)
+                live = LivePanel(site)
                 with gr.Tabs(elem_id="details"):
                     with gr.Tab("Result", id="result"):
                         report = _html("report", report_panel({}, None))
@@ -109,6 +109,7 @@ def build_page(
                     preset_list = PresetList(site, fields)
                     model_field(site, fields, preset_list, measured)
                 settings_drop(site, fields, notice)
+        live.connect(page, visitor, shown)
         sweep.connect(fields, visitor, stage, report, shown, page)
         names = list(fields)
         inputs = list(fields.values())
@@ -200,6 +201,6 @@ def _header(checkpoint: CheckpointInfo, worker: Worker) -> str:
     return (
         f"<header><div><h1>{TITLE}</h1><p>LongCat-Video makes the same clip twice: once with full attention, once with "
         "each block of the video looking only at the blocks that matter most to it.</p></div>"
-        f'<div class="aside">{SWITCH}<p class="pill" data-state="{worker.state}" role="status"><span class="dot"></span>'
-        f'<span class="pill-text">{escape(worker.message)}</span></p></div></header>'
+        f'<div class="aside">{SWITCH}<p class="pill" data-state="{worker.state}" role="status">'
+        f'<span class="dot"></span><span class="pill-text">{escape(worker.message)}</span></p></div></header>'
     )

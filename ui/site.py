@@ -9,6 +9,7 @@ import gradio as gr
 
 from pipeline import CheckpointInfo
 from ui.estimates import Estimates
+from ui.monitor import Monitor
 from ui.visitor import Visitors
 from ui.worker import Worker
 
@@ -36,6 +37,11 @@ class Site:
     def estimates(self) -> Estimates:
         """Time and memory before a run; the first use begins to watch the worker's jobs."""
         return Estimates(self.checkpoint, self.worker, self.device)
+
+    @cached_property
+    def monitor(self) -> Monitor:
+        """The machine over time; the first use begins to sample it and to watch the worker's jobs."""
+        return Monitor(self.worker)
 
     def use(self, checkpoint: CheckpointInfo) -> None:
         """The worker has another checkpoint now: requests get its defaults, and estimates are for it."""
