@@ -143,6 +143,7 @@
     tell();
     visit(document.documentElement);
     dispatchEvent(new Event('languagechange'));
+    dispatchEvent(new Event('resize')); // tabs count again how many of them have room
   }
 
   new MutationObserver((changes) => {
