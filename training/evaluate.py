@@ -32,19 +32,26 @@ from training.tokenizer import encode, train_tokenizer
 from training.train_dit import build, load_vae
 
 NAMES = {"colour": tuple(COLOURS), "shape": SHAPES, "motion": MOTIONS}
-VIEW = (8, 64, 64)  # frames and pixels the classifier sees
+VIEW = (8, 96, 96)  # frames and pixels the classifier sees: a small hexagon and a small ball must differ
 
 
 def view(video: Tensor) -> Tensor:
-    """Shrink clips [B, 3, T, H, W] to what the classifier sees, with two coordinate channels: [B, 8, 5, 64, 64]."""
-    frames = torch.linspace(0, video.shape[2] - 1, VIEW[0], device=video.device).round().long()
-    small = F.interpolate(video.float()[:, :, frames], size=VIEW, mode="area").transpose(1, 2)
+    """Shrink clips [B, 3, T, H, W] to what the classifier sees, with two coordinate channels: [B, 8, 5, 96, 96].
+
+    A clip of one frame stays one frame.
+    """
+    count = min(VIEW[0], video.shape[2])
+    frames = torch.linspace(0, video.shape[2] - 1, count, device=video.device).round().long()
+    small = F.interpolate(video.float()[:, :, frames], size=(count, *VIEW[1:]), mode="area").transpose(1, 2)
     axes = torch.meshgrid(*(torch.linspace(-1, 1, n, device=video.device) for n in VIEW[1:]), indexing="ij")
     return torch.cat([small, torch.stack(axes).expand(*small.shape[:2], -1, -1, -1)], dim=2)
 
 
 class Classifier(nn.Module):
-    """Convolutions on each frame; colour and shape from all frames pooled, motion from where things are in each."""
+    """Convolutions on each frame; colour and shape from all frames pooled, motion from where things are in each.
+
+    Takes `view`s. Of a single frame it tells colour and shape only.
+    """
 
     def __init__(self):
         super().__init__()
@@ -52,7 +59,7 @@ class Classifier(nn.Module):
         for in_dim, out_dim in ((5, 32), (32, 64), (64, 96), (96, 128)):
             layers += [nn.Conv2d(in_dim, out_dim, 3, 2, 1), nn.GroupNorm(8, out_dim), nn.SiLU()]
         self.body = nn.Sequential(*layers, nn.Conv2d(128, 128, 3, 1, 1), nn.GroupNorm(8, 128), nn.SiLU())
-        self.place = nn.Linear(128 * 16, 64)
+        self.place = nn.Linear(128 * 36, 64)
         self.heads = nn.ModuleDict(
             {
                 "colour": nn.Linear(256, len(COLOURS)),
@@ -62,15 +69,14 @@ class Classifier(nn.Module):
         )
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        maps = self.body(x.flatten(0, 1))  # [B * 8, 128, 4, 4]
+        maps = self.body(x.flatten(0, 1))  # [B * frames, 128, 6, 6]
         pooled = torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], dim=1).unflatten(0, x.shape[:2])
-        places = F.silu(self.place(maps.flatten(1))).view(len(x), -1)
-        look = pooled.mean(1) + pooled.amax(1)
-        return {
-            "colour": self.heads["colour"](look),
-            "shape": self.heads["shape"](look),
-            "motion": self.heads["motion"](places),
-        }
+        look = pooled.mean(1)
+        told = {name: self.heads[name](look) for name in ("colour", "shape")}
+        if x.shape[1] == VIEW[0]:
+            places = F.silu(self.place(maps.flatten(1))).view(len(x), -1)
+            told["motion"] = self.heads["motion"](places)
+        return told
 
 
 def labels(scenes: list[Scene], device: str) -> dict[str, Tensor]:
@@ -80,22 +86,38 @@ def labels(scenes: list[Scene], device: str) -> dict[str, Tensor]:
     }
 
 
+def one_shape_scenes(rng: random.Random, count: int) -> list[Scene]:
+    scenes: list[Scene] = []
+    while len(scenes) < count:
+        scenes += [s for s in sample_training_scenes(rng, count) if s.attributes["kind"] == "shapes1"]
+    return scenes[:count]
+
+
 def train_classifier(minutes: float, device: str, batch: int, seed: int = 3) -> Classifier:
-    """Train on renders of one-shape training scenes, slightly blurred and noisy so that edges are no crutch."""
+    """Train on renders of one-shape training scenes, slightly noisy so that edges are no crutch.
+
+    Colour and shape are learned from single frames of many scenes, which differ more than eight frames of one scene
+    do; motion from clips.
+    """
     rng, net = random.Random(seed), Classifier().to(device)
     optimiser = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.02)
     run = Run(device)
+
+    @torch.no_grad()
+    def noisy(scenes: list[Scene], frames: int, start: Tensor | float, length: float) -> Tensor:
+        x = view(render(pack(scenes, device), frames, *VIEW[1:], start, length))
+        x[:, :, :3] += 0.06 * torch.rand(1, device=device) * torch.randn_like(x[:, :, :3])
+        return x
+
     for progress in run.steps(minutes):
-        scenes: list[Scene] = []
-        while len(scenes) < batch:
-            scenes += [s for s in sample_training_scenes(rng, batch) if s.attributes["kind"] == "shapes1"]
-        scenes = scenes[:batch]
-        with torch.no_grad():
-            x = view(render(pack(scenes, device), *VIEW))
-            x[:, :, :3] += 0.06 * torch.rand(1, device=device) * torch.randn_like(x[:, :, :3])
+        stills, clips = one_shape_scenes(rng, 4 * batch), one_shape_scenes(rng, batch // 2)
+        x = noisy(stills, 1, torch.rand(len(stills), device=device), 0.0)
+        y = noisy(clips, VIEW[0], 0.0, 1.0)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            out, truth = net(x), labels(scenes, device)
-            losses = [F.cross_entropy(out[name].float(), truth[name]) for name in NAMES]
+            look, moves = net(x), net(y)["motion"]
+        truth = labels(stills, device)
+        losses = [F.cross_entropy(look[name].float(), truth[name]) for name in ("colour", "shape")]
+        losses.append(F.cross_entropy(moves.float(), labels(clips, device)["motion"]))
         for group in optimiser.param_groups:
             group["lr"] = 2e-3 * trapezoid(progress, 0.03, 0.6)
         sum(losses).backward()
