@@ -13,7 +13,7 @@
   const HOLE = /\{([#=]?)(\w+)\}/g;
   const CHINESE = /[\u4e00-\u9fff]/;
   // Where a text that is not in the catalogue as a whole may be cut, and what then stands between its parts.
-  const CUTS = [[' · ', ' · '], [/(?<=[.!?…]) +/, ''], [': ', '：'], [', ', '，']];
+  const CUTS = [[' · ', ' · '], [/(?<=[.!?…]) +/, ''], ['; ', '；'], [': ', '：'], [', ', '，']];
 
   const plain = (text) => text.replace(/\.$/, '');
   const small = (text) => text.slice(0, 1).toLowerCase() + text.slice(1);
@@ -30,7 +30,7 @@
         if (i % 3 === 1) return '';
         names.push(part);
         const kind = key.split(HOLE)[i - 1];
-        return kind === '#' ? '([-+\\d.,∞]+%?)' : '(.+?)';
+        return kind === '#' ? '([-+\\d.,∞]+(?:[x/][\\d.]+)*%?)' : '(.+?)';
       });
       const kept = new Set([...key.matchAll(HOLE)].filter((hole) => hole[1] === '=').map((hole) => hole[2]));
       patterns.push({ test: new RegExp(`^${source.join('')}$`, 's'), names, kept, said, weight: key.replace(HOLE, '').length });
@@ -59,7 +59,7 @@
       const parts = text.split(cut);
       if (parts.length > 1) {
         const said = parts.map(translate);
-        return said.every((part, i) => part !== parts[i] || !WORD.test(part)) || cut === ' · ' ? said.join(join) : text;
+        return said.some((part, i) => part !== parts[i]) ? said.join(join) : text;
       }
     }
     return text;
@@ -77,6 +77,7 @@
   // What was there and what was put in its place, by text node and by element and attribute.
   const texts = new WeakMap();
   const attributes = new WeakMap();
+  const choices = new WeakMap();
   let language = 'en';
 
   function say(english) {
@@ -118,7 +119,20 @@
     }
   }
 
+  // A dropdown shows its choice as the value of a field, which is nothing that changes the document.
+  function visitChoices() {
+    for (const field of document.querySelectorAll('input[role="listbox"], input[role="combobox"]')) {
+      if (field === document.activeElement) continue;
+      const last = choices.get(field);
+      const english = last && last.shown === field.value ? last.english : field.value;
+      const shown = say(english);
+      choices.set(field, { english, shown });
+      if (field.value !== shown) field.value = shown;
+    }
+  }
+
   function tell() {
+    visitChoices();
     const root = document.documentElement;
     if (root.lang !== LANGUAGES[language]) root.lang = LANGUAGES[language];
     for (const button of document.querySelectorAll('button[data-language]')) {
@@ -165,6 +179,7 @@
     }
     turn(button.dataset.language);
   });
+  document.addEventListener('focusout', () => setTimeout(visitChoices));
   addEventListener('storage', (event) => event.key === KEY && turn(wanted())); // another tab was switched
   turn(wanted());
 })(/* catalogue */);

@@ -254,16 +254,23 @@ for (const button of element.querySelectorAll('.live-windows button')) {
 }
 new ResizeObserver(render).observe(chart);
 
+// Only what is new is written: these are read out, and may show another language than they were written in.
+function put(node, text) {
+  if (node.dataset.text === text) return;
+  node.dataset.text = text;
+  node.textContent = text;
+}
+
 function status(state, message) {
   const pill = document.querySelector('#header .pill');
   if (!pill) return;
   pill.dataset.state = state;
-  pill.querySelector('.pill-text').textContent = message;
+  put(pill.querySelector('.pill-text'), message);
 }
 
 function age(text, stale) {
   const label = find('.live-age');
-  if (label.textContent !== text) label.textContent = text;
+  put(label, text);
   label.classList.toggle('stale', stale);
 }
 

@@ -179,7 +179,11 @@ function draw() {
 }
 
 function progress(now) {
-  if (find('.sweep-status').textContent !== now.text) find('.sweep-status').textContent = now.text;
+  const status = find('.sweep-status'); // read out, so only what is new is written
+  if (status.dataset.text !== now.text) {
+    status.dataset.text = now.text;
+    status.textContent = now.text;
+  }
   const percent = Math.round(100 * now.share);
   find('.sweep-track i').style.width = `${percent}%`;
   find('.sweep-track').setAttribute('aria-valuenow', percent);
