@@ -101,7 +101,7 @@ class _Machine:
         self._process_cpu: float | None = None
 
     def read(self, pid: int, torch_memory: Mapping[str, Any] | None) -> Resources:
-        now = time.time()
+        now = round(time.time(), 3)  # as `Samples` keeps it
         gpus, note = self._nvml.read(pid)
         rss = self._read_process(pid)
         used = torch_memory or {}
@@ -221,8 +221,9 @@ class ResourceSampler:
                 return
 
     def _sample(self, machine: _Machine) -> None:
-        self._latest = machine.read(self._pid(), self._torch_memory())
-        self._samples.add(self._latest.time, {**self._latest.series(), **self._more()})
+        reading = machine.read(self._pid(), self._torch_memory())
+        self._samples.add(reading.time, {**reading.series(), **self._more()})
+        self._latest = reading
         self._first.set()
 
 
