@@ -29,6 +29,7 @@ from .inspection import run_inspect
 from .longcat import LongCatPipeline, choose_device
 from .options import build_parser, read_request
 from .request import Cancelled, Comparison, StepUpdate, VideoResult
+from .sentences import one_line
 from .sweep_cli import run_sweep_command
 from .video import check_writable, prepare_output
 
@@ -261,6 +262,6 @@ def _report_failure(error: Exception) -> int:
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # the latter is PyTorch's, on a CPU
         print("error: the host's memory does not suffice; use a smaller size or fewer frames", file=sys.stderr)
         return 1
-    message = " ".join(str(error).split()) or type(error).__name__
+    message = one_line(error) or type(error).__name__
     print(f"error: {message}", file=sys.stderr)
     return 2 if isinstance(error, ValueError) else 1

@@ -12,6 +12,7 @@ from bsa import BSAConfig, Grid
 from .checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo
 from .inspection import add_inspect
 from .request import VideoRequest
+from .sentences import one_line
 from .sweep_axes import LABELS
 
 DESCRIPTION = """\
@@ -50,7 +51,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if message.endswith("expected one argument"):
             message += ", and one that begins with a dash goes behind an equals sign, as in --prompt=-5"
-        self.exit(2, f"error: {message}; see `{self.prog} --help`\n")
+        self.exit(2, f"error: {one_line(message)}; see `{self.prog} --help`\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -191,7 +192,7 @@ def _number_or_none(text: str) -> float | str:
 
 def _chunk(option: str, parts: list[str]) -> Grid:
     words = " ".join(parts).replace(",", " ").replace("x", " ").split()
-    if len(words) != 3 or not all(word.isdecimal() for word in words):
+    if len(words) != 3 or not all(word.isdecimal() and len(word) < 10 for word in words):
         raise ValueError(f"{option} {' '.join(parts)!r} is not three whole numbers; use for example {option} 4 4 4")
     return Grid(*map(int, words))
 

@@ -75,6 +75,7 @@ class VideoRequest:
             raise ValueError(
                 f"guidance_scale {self.guidance_scale} is outside 1 to 100; use 1 for none, about 4 for LongCat"
             )
+        object.__setattr__(self, "guidance_scale", float(self.guidance_scale))  # equal requests are written equally
         if not 0 <= _whole("seed", self.seed) < 2**63:
             raise ValueError(f"seed {self.seed} is outside 0 to 2^63 - 1; use a smaller non-negative number")
         if not 1 <= _whole("fps", self.fps) <= 120:

@@ -36,13 +36,14 @@ class Axis:
     values: tuple[Any, ...]
 
     def __post_init__(self) -> None:
-        if self.name not in LABELS:
-            raise ValueError(f"{self.name!r} cannot be swept; choose among {', '.join(LABELS)}")
+        _known(self.name)
         if not self.values:
             raise ValueError(f"no values to sweep the {self.label} over; give some, such as {EXAMPLES[self.name]}")
+        seen = set()
         for index, value in enumerate(self.values):
-            if value in self.values[:index]:
+            if value in seen:
                 raise ValueError(f"{self.label} {self.text(index)} is given twice; leave one out")
+            seen.add(value)
 
     @classmethod
     def of(cls, name: str, values: str | Sequence[Any]) -> Axis:
@@ -51,8 +52,7 @@ class Axis:
         A chunk is written 4x4x4, or 4x4x4/4x4x8 when keys have another than queries; in a sequence, three numbers
         or a pair of such triples do as well.
         """
-        if name not in LABELS:
-            raise ValueError(f"{name!r} cannot be swept; choose among {', '.join(LABELS)}")
+        _known(name)
         if isinstance(values, str):
             values = [text for text in values.replace(";", ",").split(",") if text.strip()]
         elif not isinstance(values, Sequence):
@@ -66,6 +66,11 @@ class Axis:
     def text(self, index: int) -> str:
         """A value as it is written."""
         return value_text(self.values[index])
+
+
+def _known(name: Any) -> None:
+    if not isinstance(name, str) or name not in LABELS:
+        raise ValueError(f"{name!r} cannot be swept; choose among {', '.join(LABELS)}")
 
 
 def parse_axis(text: str) -> Axis:
@@ -83,6 +88,9 @@ def value_text(value: Any) -> str:
     return str(query) if query == key else f"{query}/{key}"
 
 
+LARGEST = 2.0**64  # of any setting, and below what a float cannot hold
+MAX_DIGITS = 1000  # far fewer than those that Python refuses to read
+
 EXAMPLES = {
     "sparsity": "0.5, 0.75, 0.9375",
     "cdf_threshold": "0.7, 0.9",
@@ -98,13 +106,13 @@ def _number(name: str, value: Any) -> float:
             value = float(value)
         except ValueError:
             raise ValueError(_unreadable(name, value.strip())) from None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST:
         raise ValueError(_unreadable(name, value))
     return value
 
 
 def _whole(name: str, value: Any) -> int:
-    if isinstance(value, str) and value.strip().isdecimal():
+    if isinstance(value, str) and value.strip().isdecimal() and len(value) < MAX_DIGITS:
         return int(value)  # exact, also for seeds that a float would round
     number = _number(name, value)
     if number != int(number):

@@ -59,6 +59,8 @@ ROOT = Path(__file__).parents[1]
         pytest.param(["--sparsity", "nan"], "sparsity must be at least 0 and below 1, got nan", id="sparsity-nan"),
         pytest.param(["--cdf-threshold", "1.1"], "cdf_threshold must be above 0 and at most 1, got 1.1", id="cdf"),
         pytest.param(["--seed", f"{2**63}"], "seed 9223372036854775808 is outside 0 to 2^63 - 1", id="seed"),
+        pytest.param(["--seed", "9" * 5000], "9 … 9", id="seed-5000-digits"),
+        pytest.param(["--chunk-q", "9" * 5000, "4", "4"], "is not three whole numbers", id="chunk-5000-digits"),
         pytest.param(["--height", "1000000"], "memory", id="height-huge"),
         pytest.param(["--device", "cpu:9"], "unknown device 'cpu:9'; use auto, cpu, cuda or cuda:N", id="device-cpu-9"),
         pytest.param(["--device", "tpu"], "unknown device 'tpu'", id="device"),
@@ -77,6 +79,7 @@ def test_bad_input(tiny_checkpoint, tmp_path, monkeypatch, capsys, args, says):
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
     assert says in captured.err and captured.out == ""
+    assert len(captured.err) < 400
 
 
 def test_bad_input_leaves_no_folder(tmp_path, monkeypatch, capsys, tiny_checkpoint):

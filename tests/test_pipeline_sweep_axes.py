@@ -68,6 +68,8 @@ class TestAxis:
             pytest.param("chunk", [[4, 4]], id="two sides"),
             pytest.param("chunk", [[4, 4, 2.5]], id="half a side"),
             pytest.param("chunk", [{"a": 1}], id="chunk object"),
+            pytest.param("sparsity", [10**400], id="beyond a float"),
+            pytest.param("seed", ["9" * 5000], id="endless digits"),
         ],
     )
     def test_refuses_values(self, name, values):

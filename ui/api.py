@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import wraps
@@ -22,12 +23,16 @@ from bsa import BSAConfig
 from pipeline import Axis, CheckpointInfo, Sweep, VideoRequest, read_resources
 from pipeline.estimate import Estimate
 from pipeline.record import AttentionRecord, record_path
+from pipeline.sentences import one_line
 from ui.calls import Calls
 from ui.form import bsa_config, new_seed, video_request
 from ui.jobs import VideoJob, plain
+from ui.sentences import sentence
 from ui.site import Site
 from ui.stage import video_file
 from ui.sweep_job import SweepJob
+
+log = logging.getLogger("ui")
 
 REQUIRED = inspect.Parameter.empty
 
@@ -54,6 +59,7 @@ def parameters(checkpoint: CheckpointInfo) -> list[tuple[str, Any, Any, str]]:
 JOB_ID = ("job_id", str | None, None, "Your own name for the job, for /cancel and /inspect; null draws one")
 KNOWN_ID = ("job_id", str, REQUIRED, "What you named the job, or what its report says")
 SETTINGS = Literal["sparsity", "cdf_threshold", "chunk", "seed", "steps"]
+NO_COLUMNS = "column_values are given without columns; name the setting that they are of, such as 'steps'"
 NOT_ESTIMATED = "the model that runs here does not say how large it is, so nothing can be estimated"
 
 
@@ -87,6 +93,8 @@ def add_api(page: gr.Blocks, site: Site) -> None:
         """Make a grid of sparse videos over one or two settings, and a dense one for every seed and number of steps.
         Returns a report (for every video seconds, speed-up, density, PSNR in dB, SSIM, recall and the file; the Pareto
         front) and the same as CSV. A sweep that /cancel stops returns what was done; a video that fails says why."""
+        if columns is None and column_values:
+            raise ValueError(NO_COLUMNS)
         axes = Axis.of(rows, row_values), None if columns is None else Axis.of(columns, column_values or [])
         job = SweepJob(Sweep(_request(site, values), *axes))
         name = calls.submit(job, job_id)
@@ -216,7 +224,12 @@ def _publish(
         try:
             return await handler(**{name: value for (name, *_), value in zip(table, values, strict=True)})
         except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+            raise gr.Error(one_line(error), print_exception=False) from None
+        except gr.Error:
+            raise
+        except Exception as error:
+            log.exception("/%s failed", handler.__name__)
+            raise gr.Error(sentence(error), print_exception=False) from None
 
     del endpoint.__wrapped__  # whose signature would hide the table's
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from bsa import BSAConfig
 from pipeline import CheckpointInfo, VideoRequest
+from pipeline.sentences import one_line
 
 SIDE_BY_SIDE, SPARSE_ONLY, DENSE_ONLY = "both", "sparse", "dense"
 TOP_K, MASS, TOP_K_AND_MASS = "top-k", "mass", "top-k and mass"
@@ -51,8 +52,8 @@ def bsa_config(
     *, sparsity: float | None, cdf_threshold: float | None, chunk_q: Sequence[Any], chunk_k: Sequence[Any]
 ) -> BSAConfig:
     return BSAConfig(
-        sparsity=None if sparsity is None else _number("sparsity", sparsity),
-        cdf_threshold=None if cdf_threshold is None else _number("cdf threshold", cdf_threshold),
+        sparsity=None if sparsity is None else _real("sparsity", sparsity),
+        cdf_threshold=None if cdf_threshold is None else _real("cdf threshold", cdf_threshold),
         chunk_q=_chunk("query chunk", chunk_q),
         chunk_k=_chunk("key chunk", chunk_k),
     )
@@ -78,7 +79,7 @@ def video_request(
         height=_whole("height", height),
         num_frames=_whole("number of frames", num_frames),
         steps=_whole("number of steps", steps),
-        guidance_scale=_number("guidance scale", guidance_scale),
+        guidance_scale=_real("guidance scale", guidance_scale),
         seed=_whole("seed", seed),
         bsa=bsa,
     )
@@ -90,7 +91,12 @@ def _chunk(name: str, sides: Sequence[Any]) -> list[int]:
     return [_whole(f"{name} {axis}", side) for axis, side in zip("THW", sides, strict=True)]
 
 
-def _number(name: str, value: Any) -> float:
+def _real(name: str, value: Any) -> float:
+    """A float also of a whole number, so that a video's settings read the same wherever they were entered."""
+    return float(_number(name, value))
+
+
+def _number(name: str, value: Any) -> int | float:
     if value is None:
         raise ValueError(f"{name} is empty; enter a number")
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -121,7 +127,7 @@ _PAGE_WORDS = {
 
 def page_sentence(error: Exception | str) -> str:
     """An error as a sentence of the page: its words, a capital and a full stop."""
-    text = str(error).rstrip(".")
+    text = one_line(error).rstrip(".")
     for field, words in _PAGE_WORDS.items():
         text = text.replace(field, words)
     return f"{text[:1].upper()}{text[1:]}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipeline.sentences import one_line
 from ui.child import EngineDied
 
 NO_MEMORY = "the device ran out of memory; use a smaller size, fewer frames or a higher sparsity"
@@ -11,7 +12,7 @@ UNEXPECTED = "{kind}: {reason}; the server's log has the details"
 
 def sentence(error: Exception) -> str:
     """One line for people: our own errors as they are, anything else with its type and a remedy."""
-    text = " ".join(str(error).split())
+    text = one_line(error)
     if isinstance(error, (ValueError, EngineDied)):
         return text
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):

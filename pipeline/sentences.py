@@ -1,0 +1,28 @@
+"""Messages for people: one line, short enough to read whatever was put in."""
+
+from __future__ import annotations
+
+import re
+
+LONGEST_VALUE = 80
+LONGEST = 600
+_CUT = " … "
+
+# A quoted text, a list or an object, or a word, of which none is a path: that is needed in full.
+_VALUES = re.compile(
+    rf"(?<!\w)'[^'/]{{{LONGEST_VALUE},}}'|\[[^\]]{{{LONGEST_VALUE},}}\]+|\{{[^}}]{{{LONGEST_VALUE},}}\}}+"
+    rf"|[^\s/]{{{LONGEST_VALUE + 1},}}"
+)
+
+
+def one_line(message: object) -> str:
+    """The text of an error (or any other) on one line, with long values and what is left of it cut in their middle."""
+    text = " ".join(_cut(str(message), 10 * LONGEST).split())
+    return _cut(_VALUES.sub(lambda value: _cut(value[0], LONGEST_VALUE), text), LONGEST)
+
+
+def _cut(text: str, longest: int) -> str:
+    if len(text) <= longest:
+        return text
+    begin = longest * 2 // 3
+    return f"{text[:begin]}{_CUT}{text[-(longest - begin - len(_CUT)) :]}"
