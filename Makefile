@@ -19,8 +19,9 @@ run: $(STAMP)  ## install what is missing and serve http://localhost:7860
 test: $(STAMP)  ## install what is missing and run every test that this machine can run
 	$(PY) -m pytest $(ARGS)
 
-bench: $(STAMP)  ## time sparse beside dense attention on this machine's CPU
-	$(PY) benchmarks/attention_cpu.py
+bench: $(STAMP)  ## time sparse beside dense attention: on the GPU with its peers, or on the CPU
+	@if $(PY) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+		$(PY) benchmarks/attention.py; else $(PY) benchmarks/attention_cpu.py; fi
 
 lint: $(TOOLS)/.installed  ## check the style with ruff
 	$(TOOLS)/bin/ruff check .
