@@ -144,12 +144,14 @@ class _Machine:
 
 
 def _torch_gpu(used: Mapping[str, Any], gpus: tuple[GpuReading, ...]) -> GpuReading | None:
-    """The GPU that PyTorch uses, by its UUID (NVML writes a prefix before it); without one, the only GPU there is."""
+    """The GPU that PyTorch uses, by its UUID (NVML writes a prefix before it); without one, the only GPU there is, or
+    the only one on which the process holds memory."""
     if not used:
         return None
     if uuid := str(used.get("uuid", "")).lower():
         return next((gpu for gpu in gpus if gpu.uuid.lower().endswith(uuid)), None)
-    return gpus[0] if len(gpus) == 1 else None
+    held = gpus if len(gpus) == 1 else [gpu for gpu in gpus if gpu.process_memory]
+    return held[0] if len(held) == 1 else None
 
 
 class ResourceSampler:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -223,6 +224,8 @@ class TestTorchGpu:
         assert _torch_gpu(used, self.gpus()) is None
         assert _torch_gpu(used, self.gpus(1)).index == 0
         assert _torch_gpu({}, self.gpus(1)) is None
+        first, second = self.gpus()
+        assert _torch_gpu(used, (first, replace(second, process_memory=1))).index == 1
 
 
 class TestSampler:
