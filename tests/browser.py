@@ -16,6 +16,7 @@ needs_chromium = pytest.mark.skipif(
     CHROMIUM is None, reason="no chromium on the PATH, and only a system build plays H.264: apt-get install chromium"
 )
 WAIT_MS = 30_000  # far above what any of this takes, only against hanging
+expect.set_options(timeout=WAIT_MS)
 
 
 @contextmanager
