@@ -220,13 +220,13 @@ class TestWaitingTime:
         first, second, third = (worker.submit(job_of(steps=4 if seed else 900, seed=seed)) for seed in range(3))
         until(lambda: first.update is not None and first.update.step >= 2, "two steps")
         assert worker.ahead(third) == 2
-        between = worker.wait_seconds(third) - worker.wait_seconds(second)
+        between = worker.queue.wait_seconds(third) - worker.queue.wait_seconds(second)
         # four steps of 0.05 s, an encoder's start and what a loaded machine adds
         assert 0.2 <= between < 20
         assert worker.waiting_text(third).startswith("Waiting for 2 other jobs, about ")
-        worker.predict = lambda job: 3600.0
-        assert worker.wait_seconds(third) >= 3600
-        assert worker.seconds_left(third) >= 7200
+        worker.queue.predict = lambda job: 3600.0
+        assert worker.queue.wait_seconds(third) >= 3600
+        assert worker.queue.seconds_left(third) >= 7200
 
     @pytest.mark.parametrize(
         ("seconds", "text"),

@@ -35,7 +35,7 @@ class Estimates:
         self._calibration: threading.Thread | None = None
         worker.admit.append(self._admit)
         worker.listeners.append(self._observe)
-        worker.predict = self.seconds
+        worker.queue.predict = self.seconds
         self.use(checkpoint)
 
     def use(self, checkpoint: CheckpointInfo) -> None:

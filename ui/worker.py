@@ -11,7 +11,6 @@ import logging
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ from typing import Any
 from pipeline import Cancelled, StepUpdate, inspect_checkpoint
 from ui.engine import EngineDied, EngineProcess, InProcess, Load
 from ui.errands import Calibration, Loading
-from ui.eta import Durations, duration_text, seconds_left
+from ui.eta import duration_text
 from ui.jobs import Generator, Job, tell
+from ui.queue import JobQueue
 from ui.sentences import sentence
 
 log = logging.getLogger("ui")
@@ -39,8 +39,6 @@ NOT_LOADED = "{name} could not be loaded: {reason}"
 BUSY = "{name} is making a video"
 BUSY_WAITING = "{name} is making a video, {waiting} waiting"
 CLOSING = "the server is shutting down; try again when it runs again"
-QUEUE_FULL = "{count} jobs are waiting and the limit is {limit}; try again when some of them are done"
-YOUR_QUEUE_FULL = "{count} jobs of yours are waiting and the limit is {limit}; stop one or let one finish first"
 WAIT_FOR_LOADING = "{message}. Your video starts as soon as it is loaded."
 WAIT_FOR_ONE = "Waiting for 1 other job…"
 WAIT_FOR_MANY = "Waiting for {ahead} other jobs…"
@@ -60,7 +58,6 @@ class Worker:
     on_submit: each is called with every new job, before it can run. What it raises is logged.
     listeners: each is called with every job that has ended, by whichever thread ended it. What it raises is logged.
     archive: finds jobs by id that this worker does not remember.
-    predict: guesses a job's seconds better than the jobs before it do; None where it cannot.
     """
 
     def __init__(
@@ -81,20 +78,13 @@ class Worker:
         self.on_submit: list[Callable[[Job], None]] = []
         self.listeners: list[Callable[[Job], None]] = []
         self.archive: Callable[[str], Job | None] = lambda job_id: None
-        self.predict: Callable[[Job], float | None] = lambda job: None
-        self._limits = max_waiting, max_waiting_of_one
-        self._kept_jobs = kept_jobs
+        self.queue = JobQueue(max_waiting, max_waiting_of_one, kept_jobs)
         self._engine = engine if isinstance(engine, EngineProcess) else InProcess(engine)
         self._engine.on_exit = self._notice
         self._pipeline: Generator | None = None
         self._starts = 0
         self._started = 0.0
-        self._queue: deque[Job] = deque()
-        self._running: Job | None = None
-        self._jobs: dict[str, Job] = {}
-        self._finished: deque[str] = deque()
-        self._durations = Durations()
-        self._wake = threading.Condition()
+        self._wake = self.queue.changed
         self._closed = False
         self._thread = threading.Thread(target=self._serve, name="video-worker", daemon=True)
 
@@ -106,12 +96,10 @@ class Worker:
         """End the running job, the waiting ones and the engine, at once."""
         with self._wake:
             self._closed = True
-            waiting = list(self._queue)
-            self._queue.clear()
-            if self._running is not None:
-                self._running.stop()
+            if self.queue.running is not None:
+                self.queue.running.stop()
             self._wake.notify_all()
-        for job in waiting:
+        for job in self.queue.clear(errands=True):
             self._end(job, "stopped")
         self._engine.close()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
@@ -130,9 +118,7 @@ class Worker:
         with self._wake:
             if self._closed:
                 raise ValueError(CLOSING)
-            self._jobs[job.id] = job
-            self._queue.append(job)
-            self._wake.notify_all()
+            self.queue.put(job)
         return job
 
     def load(self, path: str | Path, owner: str = "") -> Loading:
@@ -160,52 +146,35 @@ class Worker:
 
     def find(self, job_id: str, owner: str) -> Job | None:
         """A job by its id, for its owner only; None for one that is forgotten."""
-        job = self._jobs.get(job_id) or self.archive(job_id)
+        job = self.queue.get(job_id) or self.archive(job_id)
         return job if job is not None and job.owner == owner else None
 
     def live(self, owner: str) -> list[Job]:
         """The owner's jobs that wait or run, oldest first."""
-        with self._wake:
-            return [job for job in self._jobs.values() if job.owner == owner and not job.over and not job.errand]
+        return self.queue.live(owner)
 
     def forget(self, job_id: str) -> None:
         """An ended job was deleted and is not to be found any more."""
-        with self._wake:
-            if job_id in self._jobs and self._jobs[job_id].over:
-                del self._jobs[job_id]
+        self.queue.forget(job_id)
 
     def adopt(self, job: Job) -> None:
         """Let a job be found that ended without having run here, such as a cell of a sweep."""
-        with self._wake:
-            if job.id not in self._jobs:
-                self._jobs[job.id] = job
-                self._finished.append(job.id)
+        if self.queue.get(job.id) is None:
+            self.queue.remember(job)
 
     def stop(self, job: Job) -> None:
         """End a job: at once while it waits, at its next step when it runs."""
         job.stop()
         with self._wake:
-            waiting = job in self._queue
-            if waiting:
-                self._queue.remove(job)
-            elif job is self._running:
+            waited = self.queue.remove(job)
+            if not waited and job is self.queue.running:
                 self._engine.cancel()
-        if waiting:
+        if waited:
             self._end(job, "stopped")
 
     def ahead(self, job: Job) -> int:
         """Jobs that run before this one does, the running one included."""
-        return len(self._before(job))
-
-    def wait_seconds(self, job: Job) -> float | None:
-        """Seconds until a waiting job begins; 0 for one that has, None when nothing like those before it has run."""
-        left = [seconds_left(other, self._guess(other)) for other in self._before(job)]
-        return None if None in left else sum(left)
-
-    def seconds_left(self, job: Job) -> float | None:
-        """Seconds until the job is done, waiting included; None when nothing is known yet."""
-        wait, own = self.wait_seconds(job), seconds_left(job, self._guess(job))
-        return None if wait is None or own is None else wait + own
+        return len(self.queue.before(job))
 
     def waiting_text(self, job: Job) -> str:
         """Why a submitted job does not run yet."""
@@ -214,7 +183,7 @@ class Worker:
         ahead = self.ahead(job)
         if not ahead:
             return STARTING
-        seconds = self.wait_seconds(job)
+        seconds = self.queue.wait_seconds(job)
         if seconds is None:
             return WAIT_FOR_ONE if ahead == 1 else WAIT_FOR_MANY.format(ahead=ahead)
         about = duration_text(seconds)
@@ -225,7 +194,7 @@ class Worker:
     def status(self) -> dict[str, Any]:
         """The worker in one line: {"state": loading|ready|busy|failed, "message": sentence}."""
         with self._wake:
-            running, waiting = self._running, len(self._queue)
+            running, waiting = self.queue.running, len(self.queue)
         if self.state != "ready" or running is None:
             return {"state": self.state, "message": self.message}
         message = BUSY_WAITING.format(name=self.name, waiting=waiting) if waiting else BUSY.format(name=self.name)
@@ -245,24 +214,7 @@ class Worker:
             raise ValueError(CLOSING)
         if self.state == "failed":
             raise ValueError(self.message)
-        with self._wake:
-            owners = [job.owner for job in self._queue if not job.errand]
-        most, most_of_one = self._limits
-        if (count := len(owners)) >= most:
-            raise ValueError(QUEUE_FULL.format(count=count, limit=most))
-        count = owners.count(owner)
-        if owner and count >= most_of_one:
-            raise ValueError(YOUR_QUEUE_FULL.format(count=count, limit=most_of_one))
-
-    def _before(self, job: Job) -> list[Job]:
-        with self._wake:
-            waiting = list(self._queue)
-            running = [] if self._running is None else [self._running]
-        return running + waiting[: waiting.index(job)] if job in waiting else []
-
-    def _guess(self, job: Job) -> float | None:
-        guess = self.predict(job)
-        return self._durations.guess(job) if guess is None else guess
+        self.queue.check_room(owner)
 
     def _notice(self) -> None:
         with self._wake:
@@ -272,12 +224,11 @@ class Worker:
         self._start_engine()
         while True:
             with self._wake:
-                self._running = None
-                self._wake.wait_for(lambda: self._closed or self._queue or self._engine_lost)
+                self.queue.running = None
+                self._wake.wait_for(lambda: self._closed or len(self.queue) or self._engine_lost)
                 if self._closed:
                     return
-                job = None if self._engine_lost else self._queue.popleft()
-                self._running = job
+                job = None if self._engine_lost else self.queue.take()
             if job is None:
                 self._start_engine()
             else:
@@ -322,8 +273,7 @@ class Worker:
         self.message = NOT_LOADED.format(name=self.name, reason=sentence(error))
         with self._wake:
             self.state = "failed"
-            waiting = [job for job in self._queue if not job.errand]
-            self._queue = deque(job for job in self._queue if job.errand)
+            waiting = self.queue.clear(errands=False)
         for job in waiting:
             self._end(job, "failed", self.message)
 
@@ -374,8 +324,4 @@ class Worker:
 
     def _end(self, job: Job, state: str, error: str = "") -> None:
         job.end(state, error, [] if job.errand else self.listeners)
-        self._durations.add(job)
-        with self._wake:
-            self._finished.append(job.id)
-            while len(self._finished) > self._kept_jobs:
-                self._jobs.pop(self._finished.popleft(), None)
+        self.queue.end(job)
