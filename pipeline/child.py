@@ -27,6 +27,7 @@ import numpy as np
 
 from .memory import release_memory
 from .request import Cancelled, StepUpdate, VideoRequest
+from .resources import torch_memory
 
 log = logging.getLogger("pipeline")
 
@@ -207,10 +208,9 @@ class _Child:
     def _report_memory(self, device: Any) -> None:
         if device.type != "cuda":
             return
-        torch = sys.modules["torch"]
         pause, told = threading.Event(), None
         while not pause.wait(MEMORY_SECONDS):
-            reading = {"allocated": torch.cuda.memory_allocated(device), "reserved": torch.cuda.memory_reserved(device)}
+            reading = torch_memory(device)
             if reading != told:
                 self._send(MEMORY, "memory", reading)
                 told = reading
