@@ -26,7 +26,11 @@ CONFIGS = {
     "tokenizer": "tokenizer_config.json",
 }
 WEIGHTS = ("transformer", "vae", "text_encoder")
-TRANSFORMER_CLASS = "LongCatTransformer3DModel"
+CLASSES = {
+    "transformer": "LongCatTransformer3DModel",
+    "vae": "AutoencoderKLWan",
+    "scheduler": "FlowMatchEulerDiscreteScheduler",
+}
 
 # LongCat-Video's own text-to-video settings, for folders without a generation_config.json.
 LONGCAT_DEFAULTS = {
@@ -98,23 +102,34 @@ def inspect_checkpoint(path: str | Path) -> CheckpointInfo:
         )
     configs = {component: _read_json(path / component / name, path) for component, name in CONFIGS.items()}
     parameters = {component: component_parameters(path / component, path) for component in WEIGHTS}
-    if not any((path / "tokenizer" / name).is_file() for name in ("tokenizer.json", "spiece.model")):
-        raise ValueError(_incomplete(path, "tokenizer/tokenizer.json is missing"))
-
-    transformer = configs["transformer"]
-    if transformer.get("_class_name") != TRANSFORMER_CLASS:
-        raise ValueError(
-            f"{path}/transformer/config.json is a {transformer.get('_class_name')!r}, not a {TRANSFORMER_CLASS!r}; "
-            "use a LongCat checkpoint in FastVideo's layout"
-        )
+    _check_tokenizer(path)
+    for component, wanted in CLASSES.items():
+        if (found := configs[component].get("_class_name")) != wanted:
+            raise ValueError(
+                f"{path}/{component}/{CONFIGS[component]} is a {found!r}, not a {wanted!r}; "
+                "use a LongCat checkpoint in FastVideo's layout"
+            )
+    if not configs["text_encoder"].get("architectures"):
+        raise ValueError(_incomplete(path, "text_encoder/config.json names no architectures"))
     generation = path / "generation_config.json"
-    return CheckpointInfo(
+    info = CheckpointInfo(
         path=path,
-        name=path.resolve().name,
+        name=_name(path.resolve()),
         parameters=parameters["transformer"],
-        bsa=_bsa_config(transformer, path),
+        bsa=_bsa_config(configs["transformer"], path),
         defaults=LONGCAT_DEFAULTS | (_read_json(generation, path) if generation.exists() else {}),
     )
+    try:
+        info.request("x")
+    except ValueError as error:
+        raise ValueError(f"{generation} has unusable settings: {error}") from None
+    return info
+
+
+def _name(path: Path) -> str:
+    # the Hub's cache: models--org--name/snapshots/COMMIT
+    cache = path.parents[1].name if path.parent.name == "snapshots" else ""
+    return cache.rpartition("--")[2] if cache.startswith("models--") else path.name
 
 
 def _incomplete(path: Path, what: str) -> str:
@@ -139,8 +154,11 @@ def _read_json(file: Path, checkpoint: Path) -> dict[str, Any]:
 def _bsa_config(transformer: dict[str, Any], checkpoint: Path) -> BSAConfig | None:
     if not transformer.get("enable_bsa"):
         return None
+    params = transformer.get("bsa_params") or {}
     try:
-        return BSAConfig.from_bsa_params(transformer.get("bsa_params") or {})
+        if not isinstance(params, dict):
+            raise ValueError(f"{params!r} is not an object")
+        return BSAConfig.from_bsa_params(params)
     except ValueError as error:
         raise ValueError(f"{checkpoint}/transformer/config.json has unusable bsa_params: {error}") from None
 
@@ -149,13 +167,32 @@ def component_parameters(folder: Path, checkpoint: Path) -> int:
     """Parameters in a component's safetensors files, which are checked for completeness on the way."""
     shards = {file.name for file in folder.glob("*.safetensors")}
     for index in folder.glob("*.safetensors.index.json"):
-        listed = set(_read_json(index, checkpoint).get("weight_map", {}).values())
+        weights = _read_json(index, checkpoint).get("weight_map", {})
+        if not isinstance(weights, dict) or not all(isinstance(shard, str) for shard in weights.values()):
+            raise ValueError(_incomplete(checkpoint, f"{index.relative_to(checkpoint)} has a damaged weight_map"))
+        listed = set(weights.values())
         if missing := sorted(listed - shards):
             what = f"{folder.name}/{missing[0]} is missing ({len(missing)} of {len(listed)} shards are)"
             raise ValueError(_incomplete(checkpoint, what))
     if not shards:
         raise ValueError(_incomplete(checkpoint, f"{folder.name}/ holds no .safetensors file"))
     return sum(_count_in_file(folder / name, checkpoint) for name in sorted(shards))
+
+
+def _check_tokenizer(checkpoint: Path) -> None:
+    """Only the ends of the file: the whole one, megabytes of it, is read when it is loaded."""
+    folder = checkpoint / "tokenizer"
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        if not (folder / "spiece.model").is_file():
+            raise ValueError(_incomplete(checkpoint, "tokenizer/tokenizer.json is missing"))
+        return
+    with _open(file) as stream:
+        begin = stream.read(16).lstrip()
+        stream.seek(max(0, file.stat().st_size - 16))
+        end = stream.read().rstrip()
+    if not (begin.startswith(b"{") and end.endswith(b"}")):
+        raise ValueError(_incomplete(checkpoint, "tokenizer/tokenizer.json is cut off or damaged"))
 
 
 def _open(file: Path) -> BinaryIO:

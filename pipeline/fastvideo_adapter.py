@@ -27,6 +27,11 @@ from torch import Tensor, nn
 from .request import MAX_PROMPT_TOKENS, VideoRequest
 from .schedule import longcat_sigmas
 
+NO_LOOPBACK = (
+    "FastVideo's layers need torch.distributed, which finds no network interface of its own here; turn the loopback "
+    "on with `ip link set lo up`"
+)
+
 _device_in_use: str | None = None
 
 
@@ -212,7 +217,13 @@ def _prepare_process(device: torch.device) -> None:
     if not torch.distributed.is_initialized():
         # FastVideo's layers ask for their rank. An in-memory store needs no port and no environment variables.
         backend = "nccl" if device.type == "cuda" else "gloo"
-        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+        try:
+            torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+        except RuntimeError as error:
+            if "find interface" not in str(error):
+                raise
+            # gloo binds to the host's own address even when there is nobody to talk to
+            raise RuntimeError(NO_LOOPBACK) from error
         atexit.register(torch.distributed.destroy_process_group)
     _device_in_use = str(device)
 

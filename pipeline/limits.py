@@ -102,7 +102,7 @@ def _container_room(files: tuple[str, str, str]) -> int | None:
 def refuse(request: VideoRequest, needed: Callable[[VideoRequest], int], available: int, device: Device) -> None:
     """Raise the ValueError that says what `request` needs, what there is, and what would fit."""
     what = "GPU memory" if device.type == "cuda" else "memory"
-    size = f"{request.width}x{request.height} with {request.num_frames} frames"
+    size = f"{request.width}x{request.height} with {_frames(request.num_frames)}"
     raise ValueError(
         f"{size} needs about {_gib(needed(request))} of {what} and {_gib(available)} are available; "
         f"{nearest_fit(request, needed, available)}"
@@ -118,7 +118,7 @@ def nearest_fit(request: VideoRequest, needed: Callable[[VideoRequest], int], av
     ways = []
     frames = _largest(lambda n: fits(num_frames=LATENT_FRAMES * n + 1), (request.num_frames - 1) // LATENT_FRAMES)
     if frames is not None:
-        ways.append(f"{LATENT_FRAMES * frames + 1} frames at this size")
+        ways.append(f"{_frames(LATENT_FRAMES * frames + 1)} at this size")
 
     def scaled(rows: int) -> dict[str, int]:
         columns = max(1, round(rows * request.width / request.height))
@@ -127,7 +127,8 @@ def nearest_fit(request: VideoRequest, needed: Callable[[VideoRequest], int], av
     rows = _largest(lambda less: fits(**scaled(less + 1)), request.height // TOKEN_PIXELS - 1)
     if rows is not None:
         size = scaled(rows + 1)
-        ways.append(f"{size['width']}x{size['height']} with all {request.num_frames} frames")
+        number = request.num_frames
+        ways.append(f"{size['width']}x{size['height']} with {'all ' if number > 1 else ''}{_frames(number)}")
     if not ways:
         return "no size fits; free some memory, or use a smaller checkpoint"
     return f"what fits: {' or '.join(ways)}"
@@ -140,6 +141,10 @@ def _largest(fits: Callable[[int], bool], below: int) -> int | None:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return None if low < 0 else low
+
+
+def _frames(number: int) -> str:
+    return "1 frame" if number == 1 else f"{number} frames"
 
 
 def _gib(size: int) -> str:

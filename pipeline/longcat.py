@@ -209,7 +209,8 @@ class LongCatPipeline:
                 frames = self._decode(batch, latents, on_step, elapsed)
 
         density, versions = attention.density(), _versions(self.device)
-        write_video(output, frames, request.fps, {"request": request.to_dict(), "versions": versions})
+        made_by = {"versions": versions, "checkpoint": self.info.name}
+        write_video(output, frames, request.fps, {"request": request.to_dict(), **made_by})
         result = VideoResult(
             request=request,
             video=output,

@@ -26,7 +26,13 @@ class LatentColours:
         factors, bias = config.get("latent_rgb_factors"), config.get("latent_rgb_bias", [0.5, 0.5, 0.5])
         if factors is None:
             return None
-        factors, bias = torch.tensor(factors, dtype=torch.float32), torch.tensor(bias, dtype=torch.float32)
+        try:
+            factors, bias = (torch.tensor(table, dtype=torch.float32) for table in (factors, bias))
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(
+                "generation_config.json: latent_rgb_factors and latent_rgb_bias are not tables of numbers; leave "
+                "them out to have them measured"
+            ) from None
         if factors.ndim != 2 or factors.shape[1] != 3 or bias.shape != (3,):
             raise ValueError(
                 f"generation_config.json: latent_rgb_factors has shape {list(factors.shape)} and latent_rgb_bias "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ MAX_PROMPT_TOKENS = 512
 # The token count needs the checkpoint's tokenizer and is checked in `generate`. This bound needs nothing:
 # no tokenizer in use packs more than about 10 characters of prose into one token.
 MAX_PROMPT_CHARACTERS = 5000
+
+# Of no width, though Unicode calls them letters and marks: fillers, the grapheme joiner, selectors of a variant.
+_INVISIBLE = frozenset("\u034f\u115f\u1160\u3164\uffa0\ufe0e\ufe0f")
 
 
 class Cancelled(Exception):
@@ -62,13 +66,15 @@ class VideoRequest:
     def __post_init__(self) -> None:
         for name in ("prompt", "negative_prompt"):
             _check_text(name, getattr(self, name))
-        if not self.prompt.strip():
+        if not any(map(_shows, self.prompt)):
             raise ValueError("the prompt is empty; describe the video in a sentence or two")
         for name in ("height", "width"):
             _check_size(name, getattr(self, name))
         _check_frames(self.num_frames)
         if not 1 <= _whole("steps", self.steps) <= 1000:
             raise ValueError(f"steps {self.steps} is outside 1 to 1000; LongCat uses 50, its distilled model 16")
+        if not isinstance(self.use_distill, bool):
+            raise ValueError(f"use_distill {self.use_distill!r} is not true or false; pass one of them")
         if self.use_distill and self.steps > 50:
             raise ValueError(f"steps {self.steps} is more than the 50 of the distilled schedule; use at most 50")
         if not 1 <= _number("guidance_scale", self.guidance_scale) <= 100:
@@ -217,6 +223,11 @@ def _check_text(name: str, text: object) -> None:
             f"the {label} has {len(text)} characters, the limit is {MAX_PROMPT_CHARACTERS}; LongCat reads "
             f"{MAX_PROMPT_TOKENS} tokens (about 2000 characters) and the rest would have no effect, so shorten it"
         )
+
+
+def _shows(character: str) -> bool:
+    """Whether it is more than space, a control or something else of no width."""
+    return unicodedata.category(character) not in ("Cc", "Cf", "Zl", "Zp", "Zs") and character not in _INVISIBLE
 
 
 def _whole(name: str, value: object) -> int:

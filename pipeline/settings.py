@@ -18,14 +18,20 @@ COMMENT = (b"moov", b"udta", b"meta", b"ilst", b"\xa9cmt", b"data")
 
 @dataclass(frozen=True)
 class VideoSettings:
-    """How a video was made. versions: of the packages that made it, and the device's name."""
+    """How a video was made.
+
+    Attributes:
+        versions: of the packages that made it, and the device's name.
+        checkpoint: its name; None in files that do not say, as older ones.
+    """
 
     request: VideoRequest
     versions: dict[str, str]
+    checkpoint: str | None = None
 
 
 def read_settings(path: str | Path) -> VideoSettings:
-    """The request and the versions in an MP4's comment, where `write_video` puts them.
+    """The request, the versions and the checkpoint's name in an MP4's comment, where `write_video` puts them.
 
     Reads headers and the comment only, however large the file is, and trusts nothing in it.
 
@@ -52,13 +58,18 @@ def read_settings(path: str | Path) -> VideoSettings:
     except (ValueError, TypeError, OverflowError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"the settings in {path.name} cannot be used: {reason}") from None
-    return VideoSettings(request, _versions(description.get("versions")))
+    return VideoSettings(request, _versions(description.get("versions")), _text(description.get("checkpoint")))
 
 
 def _versions(value: Any) -> dict[str, str]:
     if not isinstance(value, dict):
         return {}
-    return {name: text for name, text in value.items() if isinstance(text, str)}
+    return {name: text for name, text in ((name, _text(text)) for name, text in value.items()) if text is not None}
+
+
+def _text(value: Any) -> str | None:
+    """Text that can be written again, which half a character of JSON cannot."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else None
 
 
 def _comment(stream: BinaryIO, name: str) -> bytes | None:

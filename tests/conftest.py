@@ -1,8 +1,18 @@
 """Fixtures shared by the tests: the random checkpoint, written and loaded once per run."""
 
+import tempfile
+
 import pytest
 
 import pipeline  # noqa: F401  before any test imports PyTorch: it sets how threads wait
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_files(tmp_path_factory):
+    """What asks for the system's folder for temporary files gets one that pytest removes."""
+    before, tempfile.tempdir = tempfile.tempdir, str(tmp_path_factory.mktemp("temporary"))
+    yield
+    tempfile.tempdir = before
 
 
 @pytest.fixture(scope="session")

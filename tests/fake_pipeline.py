@@ -81,7 +81,8 @@ class FakePipeline:
         latent_frames = request.latent_shape[0]
         for step in range(latent_frames + 1):
             on_step(StepUpdate("decode", step, latent_frames, 0.0))
-        write_video(output, frames, request.fps, {"request": request.to_dict(), "versions": {"fake": "1"}})
+        made_by = {"versions": {"fake": "1"}, "checkpoint": CHECKPOINT.name}
+        write_video(output, frames, request.fps, made_by | {"request": request.to_dict()})
         active, reason = request.bsa_status()
         if active:
             write_record(output, request)

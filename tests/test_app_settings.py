@@ -73,9 +73,9 @@ def drop(page, file) -> None:
     page.locator("#drop input[type=file]").set_input_files(file)
 
 
-def video_of(request, path):
+def video_of(request, path, **more):
     frames = np.zeros((5, 32, 32, 3), np.uint8)
-    write_video(path, frames, request.fps, {"request": request.to_dict(), "versions": {}})
+    write_video(path, frames, request.fps, {"request": request.to_dict(), "versions": {}, **more})
     return path
 
 
@@ -128,8 +128,9 @@ def test_a_foreign_file_is_one_sentence_and_changes_nothing(page, tmp_path, cont
 @needs_chromium
 def test_what_the_form_cannot_say_is_said(page, tmp_path):
     request = replace(REQUEST, fps=24, use_distill=True, seed=2**60)
-    drop(page, video_of(request, tmp_path / "other.mp4"))
-    for words in ("24 frames a second", "another schedule", f"seed {2**60} has more digits"):
+    drop(page, video_of(request, tmp_path / "other.mp4", checkpoint="wan <b>"))
+    remarks = ("24 frames a second", "another schedule", f"seed {2**60} has more digits")
+    for words in (*remarks, "made with the checkpoint wan <b>, and here is fake-longcat"):
         expect(notice(page)).to_contain_text(words)
 
 

@@ -31,6 +31,18 @@ def test_whole_checkpoint(tiny_checkpoint):
     assert (request.guidance_scale, request.seed, request.bsa, request.use_distill) == (1.0, 3, info.bsa, False)
 
 
+def test_symlinked_checkpoint(tiny_checkpoint, tmp_path):
+    (tmp_path / "link").symlink_to(tiny_checkpoint)
+    info = inspect_checkpoint(tmp_path / "link")
+    assert (info.name, info.path) == ("longcat-random", tmp_path / "link")
+
+
+def test_a_checkpoint_in_the_hubs_cache_is_called_as_on_the_hub(tiny_checkpoint, tmp_path):
+    folder = tmp_path / "models--org--long-cat" / "snapshots" / ("0123456789" * 4)
+    shutil.copytree(tiny_checkpoint, folder)
+    assert inspect_checkpoint(folder).name == "long-cat"
+
+
 def test_overrides_win_and_unknown_ones_are_refused(tiny_checkpoint):
     info = inspect_checkpoint(tiny_checkpoint)
     assert (
@@ -146,6 +158,60 @@ WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
             id="original-layout",
         ),
         pytest.param(
+            lambda path: edit_json(path / "vae/config.json", _class_name="AutoencoderKL"),
+            "vae/config.json is a 'AutoencoderKL', not a 'AutoencoderKLWan'",
+            id="other-vae",
+        ),
+        pytest.param(
+            lambda path: (path / "scheduler/scheduler_config.json").write_text("{}"),
+            "scheduler/scheduler_config.json is a None",
+            id="scheduler-empty",
+        ),
+        pytest.param(
+            lambda path: (path / "text_encoder/config.json").write_text("{}"),
+            "text_encoder/config.json names no architectures",
+            id="text-encoder-empty",
+        ),
+        pytest.param(
+            lambda path: cut(path / "tokenizer/tokenizer.json", -100), "tokenizer.json is cut off", id="tokenizer-cut"
+        ),
+        pytest.param(
+            lambda path: (path / "tokenizer/tokenizer.json").write_bytes(b""),
+            "tokenizer.json is cut off",
+            id="tokenizer-empty",
+        ),
+        pytest.param(lambda path: (path / WEIGHTS).write_bytes(b""), "cut off in its header (0 bytes)", id="no-bytes"),
+        pytest.param(
+            lambda path: (path / f"{WEIGHTS}.index.json").write_text('{"weight_map": ["a"]}'),
+            "safetensors.index.json has a damaged weight_map",
+            id="index-list",
+        ),
+        pytest.param(
+            lambda path: (path / f"{WEIGHTS}.index.json").write_text('{"weight_map": {"a": ["b"]}}'),
+            "safetensors.index.json has a damaged weight_map",
+            id="index-of-lists",
+        ),
+        pytest.param(
+            lambda path: (shutil.rmtree(path / "vae"), (path / "vae").write_text("x")),
+            "vae/config.json: Not a directory",
+            id="file-for-folder",
+        ),
+        pytest.param(
+            lambda path: edit_json(path / "generation_config.json", height=17),
+            "generation_config.json has unusable settings: height 17 is not a multiple of 16",
+            id="default-height",
+        ),
+        pytest.param(
+            lambda path: edit_json(path / "generation_config.json", use_distill="no"),
+            "use_distill 'no' is not true or false",
+            id="default-schedule",
+        ),
+        pytest.param(
+            lambda path: edit_json(path / "transformer/config.json", bsa_params=[1]),
+            "unusable bsa_params: [1] is not an object",
+            id="bsa-params-list",
+        ),
+        pytest.param(
             lambda path: edit_json(path / "transformer/config.json", bsa_params={"sparsity": 1.0}),
             "unusable bsa_params",
             id="bsa-params",
@@ -199,6 +265,11 @@ def test_wrong_paths(tmp_path, tiny_checkpoint):
             lambda path: edit_json(path / "generation_config.json", latent_rgb_factors=[[1, 2]]),
             "latent_rgb_factors has shape",
             id="preview-colours",
+        ),
+        pytest.param(
+            lambda path: edit_json(path / "generation_config.json", latent_rgb_factors="red"),
+            "latent_rgb_bias are not tables of numbers",
+            id="preview-colours-text",
         ),
     ],
 )

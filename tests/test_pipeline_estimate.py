@@ -23,6 +23,7 @@ from pipeline import (
 )
 from pipeline.cli import main
 from pipeline.estimate import Estimator, check_fits, check_load, measure
+from pipeline.limits import refuse
 
 CPU = SimpleNamespace(type="cpu", index=None)
 INFO = inspect_checkpoint(EMBEDDED_CHECKPOINT)
@@ -255,6 +256,18 @@ class TestMemory:
         ):
             Estimator(INFO, CPU).check(fits, available)
             self.refusal(too_large, available)
+
+    def test_one_frame_is_singular(self):
+        def needed(asked):
+            return asked.num_frames * asked.height * asked.width
+
+        for frames, available, begins, ends in (
+            (1, 64 * 64, "128x128 with 1 frame needs", "what fits: 64x64 with 1 frame"),
+            (5, 128 * 128, "128x128 with 5 frames needs", "1 frame at this size or 48x48 with all 5 frames"),
+        ):
+            with pytest.raises(ValueError) as caught:
+                refuse(request(frames=frames, height=128, width=128), needed, available, CPU)
+            assert str(caught.value).startswith(begins) and str(caught.value).endswith(ends)
 
     def test_says_when_nothing_fits(self):
         assert "no size fits" in self.refusal(request(), 2**20)

@@ -229,6 +229,19 @@ def test_another_fastvideo_is_named(monkeypatch, tiny_pipeline):
         fastvideo_adapter._support_cpu()
 
 
+def test_no_network_interface(monkeypatch):
+    """What gloo says in a network namespace whose loopback is down."""
+
+    def refuse(*_, **__):
+        raise RuntimeError("[enforce fail at device.cc] Unable to find interface for: [127.0.0.1]")
+
+    monkeypatch.setattr(fastvideo_adapter, "_device_in_use", None)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.distributed, "init_process_group", refuse)
+    with pytest.raises(RuntimeError, match="no network interface of its own here; turn the loopback on"):
+        fastvideo_adapter._prepare_process(torch.device("cpu"))
+
+
 def test_one_device_per_process(monkeypatch, tiny_checkpoint):
     monkeypatch.setattr(fastvideo_adapter, "_device_in_use", "cuda:0")
     with pytest.raises(ValueError, match="already runs FastVideo on cuda:0; start another process for cpu"):

@@ -52,6 +52,8 @@ def test_grid(size, grid):
         pytest.param({"num_frames": 4}, "try 1 or 5", id="frames-below-five"),
         pytest.param({"num_frames": 0}, "num_frames 0 is too small", id="frames-zero"),
         pytest.param({"prompt": " \n"}, "the prompt is empty", id="prompt-empty"),
+        pytest.param({"prompt": "\u200b\u2060\ufeff\u200d\u3164\ufe0f"}, "the prompt is empty", id="prompt-no-width"),
+        pytest.param({"prompt": "\0\x1b"}, "the prompt is empty", id="prompt-control"),
         pytest.param({"prompt": "x" * 10_000}, "10000 characters, the limit is 5000", id="prompt-long"),
         pytest.param({"negative_prompt": "x" * 10_000}, "the negative prompt has 10000", id="negative-prompt-long"),
         pytest.param({"prompt": "a\ud800b"}, "invalid character at position 1", id="prompt-lone-surrogate"),
@@ -75,6 +77,11 @@ def test_refused(changes, says):
 
 def test_emoji_is_text():
     assert request(prompt="🙂 圆").prompt == "🙂 圆"
+    assert request(prompt="🏳\ufe0f\u200d🌈").prompt == "🏳\ufe0f\u200d🌈"
+
+
+def test_a_whole_guidance_scale_is_written_as_any_other():
+    assert json.dumps(request(guidance_scale=4).to_dict()) == json.dumps(request(guidance_scale=4.0).to_dict())
 
 
 @pytest.mark.parametrize(

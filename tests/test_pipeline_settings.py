@@ -75,6 +75,20 @@ class TestRead:
         assert found.request == request
         assert found.versions == {"torch": "2"}
 
+    @pytest.mark.parametrize(
+        ("said", "name"),
+        [
+            pytest.param({"checkpoint": "longcat-tiny"}, "longcat-tiny", id="named"),
+            pytest.param({}, None, id="older file"),
+            pytest.param({"checkpoint": ["longcat"]}, None, id="no text"),
+            pytest.param({"checkpoint": "a\ud800"}, "a?", id="half a character"),
+        ],
+    )
+    def test_checkpoint(self, tmp_path, said, name):
+        text = json.dumps({"request": REQUEST.to_dict(), "versions": {"torch": "2", "bad": "\ud800"}} | said)
+        found = read_settings(with_comment(tmp_path / "video.mp4", text))
+        assert (found.checkpoint, found.versions) == (name, {"torch": "2", "bad": "?"})
+
     def test_null_character(self, tmp_path):
         request = replace(REQUEST, prompt="a\0b")
         assert read_settings(written(tmp_path / "video.mp4", request)).request == request

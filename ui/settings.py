@@ -20,6 +20,7 @@ from ui.static import asset
 RESTORED = "The settings of {video} are in the form. Press Generate to make it again."
 RESTORED_RUN = "The settings of that run are in the form. Press Generate to make it again."
 OTHER_VERSIONS = "It was made with {made}, and here is {here}: the result may differ a little."
+OTHER_CHECKPOINT = "It was made with the checkpoint {made}, and here is {here}: the result will be another video."
 OTHER_FPS = "It has {fps} frames a second; the form has no field for that, and this checkpoint uses {here}."
 OTHER_SCHEDULE = "It was made with another schedule than this checkpoint's, for which the form has no field."
 LARGE_SEED = "Its seed {seed} has more digits than the form can hold; the command line can use it."
@@ -93,7 +94,10 @@ def settings_drop(site: Site, fields: Fields, notice: gr.HTML) -> None:
             found = read_settings(path)
         except ValueError as error:
             return {notice: notice_html(page_sentence(error), "error"), drop: None}
-        said = [RESTORED.format(video=Path(path).name), *remarks(site, fields, found.request, found.versions)]
+        said = [RESTORED.format(video=Path(path).name)]
+        if found.checkpoint not in (None, "", site.checkpoint.name):
+            said.append(OTHER_CHECKPOINT.format(made=found.checkpoint[:80], here=site.checkpoint.name))
+        said += remarks(site, fields, found.request, found.versions)
         return fill(fields, form_values(found.request)) | {notice: notice_html(" ".join(said)), drop: None}
 
     drop.upload(
