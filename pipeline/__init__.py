@@ -3,7 +3,7 @@
 Importing this package imports neither FastVideo nor Triton nor a user interface; `LongCatPipeline.load` does.
 """
 
-from . import _openmp  # noqa: F401  comes first
+from . import _openmp, _start  # noqa: F401  come first
 from .checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
 from .compare import compare
 from .longcat import LongCatPipeline, choose_device

@@ -1,5 +1,13 @@
 """``python -m pipeline``: see `pipeline.cli`."""
 
+import sys
+
+from . import _start
 from .cli import main
 
-raise SystemExit(main())
+try:
+    _start.end()
+    raise SystemExit(main())
+except KeyboardInterrupt:  # while the options are read
+    print("interrupted", file=sys.stderr)
+    raise SystemExit(130) from None

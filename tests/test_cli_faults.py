@@ -111,6 +111,32 @@ def test_signals(tiny_checkpoint, tmp_path, monkeypatch, capsys, number, code):
     assert signal.getsignal(number) == before
 
 
+@pytest.mark.parametrize(
+    "module", [pytest.param("torch", id="package"), pytest.param("pipeline.inspection", id="command line")]
+)
+def test_interrupted_while_importing(tmp_path, module):
+    """A hook sends the signal just as that module is about to be imported."""
+    (tmp_path / "sitecustomize.py").write_text(f"""
+import signal, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+""")
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", "info"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
 def test_nobody_reads_the_output(tiny_checkpoint):
     """As in `python -m pipeline info | head -1`: the end of a program that SIGPIPE ends, and no word."""
     reader, writer = os.pipe()
