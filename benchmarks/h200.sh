@@ -1,5 +1,5 @@
 #!/bin/sh
-# Everything to measure on a lent GPU, in order of worth, as steps that each end within ten minutes:
+# Everything to measure on one Hopper GPU, in order of worth, as steps that each end within ten minutes:
 #
 #     sh benchmarks/h200.sh check      # kernels against float64, then the tests that need a GPU
 #     sh benchmarks/h200.sh attention  # variants of the kernel, peers, the sweep

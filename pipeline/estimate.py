@@ -99,7 +99,7 @@ class Estimator:
             self._points = [self._compare(point) for point in self._ledger.points if point["part"] != "process"]
             runs = [Run(run) for run in self._ledger.runs]
         except (ValueError, KeyError, TypeError, ArithmeticError) as error:
-            logger.warning("the measurements of earlier sessions cannot be used: %r", error)
+            logger.warning("the measurements of earlier runs cannot be used: %r", error)
             idle, self._points, runs = [], [], []
         self._fixed = idle[0] if idle else cost.fixed_bytes(self._shape, self.device)
         for run in runs:
