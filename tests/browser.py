@@ -71,6 +71,16 @@ def video(page: Page, arm: str) -> Locator:
     return page.locator(f'.tile[data-arm="{arm}"] video')
 
 
+def generate(page: Page) -> None:
+    """Press Generate and wait for the end of this run: what an earlier run left on the page looks the same."""
+    shown = "() => [...document.querySelectorAll('.tile')].map(tile => tile.dataset.video || '')"
+    before = page.evaluate(shown)
+    button(page, "Generate").click()
+    page.wait_for_function(f"before => ({shown})().some(job => job && !before.includes(job))", arg=before)
+    expect(notice(page)).to_contain_text("Done with seed")
+    expect(button(page, "Generate")).to_be_enabled()
+
+
 def expect_playing(page: Page, arm: str) -> None:
     """The video has a picture and its time moves on."""
     page.wait_for_function(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 from app_server import running_page
-from browser import WAIT_MS, button, chromium, notice, open_page, video
+from browser import chromium, open_page, video
+from browser import generate as generate_and_wait
 from fake_pipeline import CHECKPOINT, FakePipeline
 from playwright.sync_api import expect
 
@@ -55,8 +56,7 @@ def page(browser, address):
 
 
 def generate(page):
-    button(page, "Generate").click()
-    expect(notice(page)).to_contain_text("Done with seed", timeout=WAIT_MS)
+    generate_and_wait(page)
     expect(player(page)).to_have_attribute("data-pair", "true")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from app_server import running_page, until
-from browser import WAIT_MS, Watch, button, chromium, expect_playing, needs_chromium, notice, open_page, video
+from browser import WAIT_MS, Watch, button, chromium, expect_playing, generate, needs_chromium, notice, open_page, video
 from fake_pipeline import FakePipeline
 from playwright.sync_api import expect
 
@@ -45,11 +45,6 @@ def fill_number(page, label, value):
 
 def open_group(page, name):
     page.get_by_role("button", name=name).click()
-
-
-def generate(page):
-    button(page, "Generate").click()
-    expect(notice(page)).to_contain_text("Done with seed", timeout=WAIT_MS)
 
 
 def test_two_playing_videos_without_foreign_requests_or_complaints(browser, address):

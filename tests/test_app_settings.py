@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from app_server import running_page
-from browser import WAIT_MS, Watch, button, chromium, needs_chromium, notice, open_page
+from browser import WAIT_MS, Watch, button, chromium, generate, needs_chromium, notice, open_page
 from fake_pipeline import CHECKPOINT, FakePipeline
 from playwright.sync_api import expect
-from test_app_browser import EVIL, generate
+from test_app_browser import EVIL
 
 from bsa import BSAConfig
 from pipeline.options import build_parser, read_request
