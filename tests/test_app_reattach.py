@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 from app_server import running_page, until
-from browser import WAIT_MS, button, chromium, expect_playing, needs_chromium, notice, open_page, video
+from browser import WAIT_MS, button, chromium, expect_playing, generate, needs_chromium, notice, open_page, video
 from fake_pipeline import FakePipeline
 from gradio_client import Client
 from playwright.sync_api import expect
-from test_app_browser import fill_number, generate, open_group
+from test_app_browser import fill_number, open_group
 
 pytestmark = needs_chromium
+
+
+SLOW = 0.8  # a hundred such steps outlast everything that a busy machine does with the page meanwhile
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +46,10 @@ def page(browser, address, fake):
     until(lambda: not fake.running, "the last job")
 
 
-def begin(page, fake, steps: int, mode: str = "Dense only") -> None:
+def begin(page, fake, steps: int, mode: str = "Dense only", step_seconds: float = 0.05) -> None:
     """Press Generate for a job of so many steps and wait until it runs."""
     before = len(fake.requests)
+    fake.step_seconds = step_seconds
     page.get_by_label(mode).check()
     open_group(page, "Size, frames, steps, guidance, seed")
     fill_number(page, "number input for Denoising steps", steps)
@@ -98,7 +102,7 @@ def test_reload_after_the_end_shows_the_last_result(page, fake):
 
 
 def test_stop_in_a_second_tab_ends_it_in_both(page, address, fake):
-    begin(page, fake, 100)
+    begin(page, fake, 100, step_seconds=SLOW)
     second = page.context.new_page()
     opened(second, address)
     running(second, 100)
@@ -113,7 +117,7 @@ def test_an_idle_tab_takes_up_what_another_tab_began(page, address, fake):
     second = page.context.new_page()
     opened(second, address)
     expect(button(second, "Generate")).to_be_enabled(timeout=WAIT_MS)
-    begin(page, fake, 100)
+    begin(page, fake, 100, step_seconds=SLOW)
     second.bring_to_front()
     running(second, 100)
     button(second, "Stop").click()
