@@ -3,6 +3,8 @@
 Tokens are put into the attention's block order once, where they are still 64 numbers each, and back at the end, so no
 layer copies queries, keys or values; residuals are added in place; the feed-forward runs over parts of the tokens; what
 is not a matrix product or attention is one of the operations of `fused.py`. docs/hopper.md counts what that is worth.
+
+A transformer that `to_fp8` converted runs with 8-bit products, quantised by the operation that made their input.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from bsa.variants import Tuning
 
 from . import fused
 from .forward import _linear, _linear_fp32, embed_timestep, rope_table, trim_text, unpatchify
+from .fp8 import Quantised, is_fp8
+from .offload import Offload
 
 FFN_TOKENS = 16384  # tokens per part of the feed-forward: large enough for full speed of its matrix products
 
@@ -37,6 +41,7 @@ def fast_forward(
     tuning: Tuning | None = None,
     observe: Callable[[BlockSelection], None] | None = None,
     ffn_tokens: int = FFN_TOKENS,
+    offload: Offload | None = None,
 ) -> Tensor:
     """`longcat_forward` without gradients; arguments and result as there, and:
 
@@ -44,6 +49,7 @@ def fast_forward(
     backend: "auto", "torch" or "triton", for the attention and the fused operations alike.
     tuning: see `bsa.block_order_attention`.
     observe: sees the selection of every layer.
+    offload: brings the blocks' weights from the host, for a model that does not fit into the GPU.
 
     Raises ValueError as `longcat_forward` does, and for a config whose chunks differ.
     """
@@ -78,8 +84,10 @@ def fast_forward(
             observe(selection)
         return out
 
-    for block in model.blocks:
-        _block(ops, block, x, t, text, text_mask, rope, frames, layout, attend, ffn_tokens)
+    fp8 = is_fp8(model)
+    text = ops.quantise(text) if fp8 else text
+    for block in model.blocks if offload is None else offload.blocks():
+        _block(ops, block, x, t, text, text_mask, rope, frames, layout, attend, ffn_tokens, fp8)
 
     final = model.final_layer
     shift, scale = _linear_fp32(final.adaln_linear, F.silu(t)).chunk(2, dim=-1)
@@ -92,41 +100,42 @@ def fast_forward(
     return unpatchify(x, grid, patch).float()
 
 
-def _block(ops, block, x, t, text, text_mask, rope, frames, layout, attend, ffn_tokens) -> None:
-    """One transformer block, in place on x [B, N, E]."""
+def _block(ops, block, x, t, text, text_mask, rope, frames, layout, attend, ffn_tokens, fp8) -> None:
+    """One transformer block, in place on x [B, N, E]; with fp8, h and text are `Quantised`."""
     modulation = _linear_fp32(block.adaln_linear_1, F.silu(t))  # [B, F, 6 E]
     shift, gain, gate, ffn_shift, ffn_gain, ffn_gate = modulation.chunk(6, dim=-1)
     gain += 1
     ffn_gain += 1
 
     attention = block.self_attn
-    h = ops.residual_norm_(x, None, None, gain, shift, frames)
+    h = ops.residual_norm_(x, None, None, gain, shift, frames, fp8)
     q, k, v = (_heads(_linear(layer, h), attention) for layer in (attention.to_q, attention.to_k, attention.to_v))
     del h
     means = ops.head_norm_(q, attention.q_norm.weight, rope, layout), None
     means = means[0], ops.head_norm_(k, attention.k_norm.weight, rope, layout)
     attended = attend(q, k, v, means).flatten(2)
     del q, k, v
-    branch = _linear(attention.to_out, attended)
+    branch = _linear(attention.to_out, ops.quantise(attended) if fp8 else attended)
     del attended
 
     cross, norm = block.cross_attn, block.norm_cross
     weight, bias = (part.float()[None, None] for part in (norm.weight, norm.bias))
-    h = ops.residual_norm_(x, branch, gate, weight, bias, frames)
-    branch = _cross_attention(ops, cross, h, text, text_mask)
-    h = ops.residual_norm_(x, branch, None, ffn_gain, ffn_shift, frames)
+    h = ops.residual_norm_(x, branch, gate, weight, bias, frames, fp8)
+    branch = _cross_attention(ops, cross, h, text, text_mask, fp8)
+    h = ops.residual_norm_(x, branch, None, ffn_gain, ffn_shift, frames, fp8)
     del branch
 
     ffn = block.ffn
     for part in _parts(x.shape[1], ffn_tokens):
         # One row of the batch at a time: a part of its tokens is then contiguous and can be updated in place.
         for row in range(x.shape[0]):
-            some = h[row : row + 1, part]
-            branch = _linear(ffn.w2, ops.swiglu_(_linear(ffn.w1, some), _linear(ffn.w3, some)))
-            ops.residual_norm_(x[row : row + 1, part], branch, ffn_gate[row : row + 1], None, None, frames[part])
+            place = slice(row, row + 1), part
+            some = Quantised(h.values[place], h.scales[place]) if fp8 else h[place]
+            branch = _linear(ffn.w2, ops.swiglu_(_linear(ffn.w1, some), _linear(ffn.w3, some), fp8))
+            ops.residual_norm_(x[place], branch, ffn_gate[row : row + 1], None, None, frames[part])
 
 
-def _cross_attention(ops, cross: nn.Module, h: Tensor, text: Tensor, text_mask: Tensor | None) -> Tensor:
+def _cross_attention(ops, cross, h, text, text_mask, fp8) -> Tensor:
     q, k, v = (
         _heads(_linear(layer, of), cross) for layer, of in ((cross.to_q, h), (cross.to_k, text), (cross.to_v, text))
     )
@@ -134,7 +143,8 @@ def _cross_attention(ops, cross: nn.Module, h: Tensor, text: Tensor, text_mask: 
     ops.head_norm_(k, cross.k_norm.weight, None, None)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=text_mask)
-    return _linear(cross.to_out, out.transpose(1, 2).flatten(2))
+    out = out.transpose(1, 2).flatten(2)
+    return _linear(cross.to_out, ops.quantise(out) if fp8 else out)
 
 
 def _dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

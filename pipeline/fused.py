@@ -1,4 +1,4 @@
-"""The elementwise work of a LongCat block as three functions, in PyTorch; `fused_triton.py` has them as kernels.
+"""The elementwise work of a LongCat block as four functions, in PyTorch; `fused_triton.py` has them as kernels.
 
 Both compute in fp32 and round once. The kernels exist because these few operations, one PyTorch kernel each, take
 longer on a fast GPU than the matrix products. Shape letters as in `forward.py`; F frames, H heads.
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from bsa import BlockLayout
 
+from .fp8 import Quantised, quantise
+
 
 def residual_norm_(
     x: Tensor,
@@ -23,12 +25,14 @@ def residual_norm_(
     gain: Tensor | None,
     shift: Tensor | None,
     frames: Tensor | None,
-) -> Tensor | None:
+    fp8: bool = False,
+) -> Tensor | Quantised | None:
     """``x += gate * branch`` in place, then ``layer_norm(x) * gain + shift`` as a new tensor.
 
     x, branch [B, N, E]; no branch leaves x as it is, no gate means 1. gate fp32 [B, F, E]; gain and shift fp32
     [B or 1, F or 1, E] with the same strides, without them nothing is returned; unit stride in the last place.
     frames int32 [N]: which of the F rows each token takes; None where there is one.
+    fp8: the new tensor quantised, from its fp32 values.
     """
 
     def of_tokens(rows: Tensor) -> Tensor:
@@ -38,7 +42,8 @@ def residual_norm_(
         x.copy_(x.float() + (branch.float() if gate is None else branch.float() * of_tokens(gate)))
     if gain is None:
         return None
-    return (F.layer_norm(x.float(), x.shape[-1:], eps=1e-6) * of_tokens(gain) + of_tokens(shift)).type_as(x)
+    out = F.layer_norm(x.float(), x.shape[-1:], eps=1e-6) * of_tokens(gain) + of_tokens(shift)
+    return quantise(out) if fp8 else out.type_as(x)
 
 
 def head_norm_(
@@ -58,9 +63,10 @@ def head_norm_(
     return None if layout is None else layout.pool(layout.blocks_from_order(x))
 
 
-def swiglu_(a: Tensor, b: Tensor) -> Tensor:
-    """``silu(a) * b``, written into a."""
-    return a.copy_(F.silu(a.float()) * b.float())
+def swiglu_(a: Tensor, b: Tensor, fp8: bool = False) -> Tensor | Quantised:
+    """``silu(a) * b``, written into a; with fp8 a stays as it is and the result is quantised from fp32."""
+    out = F.silu(a.float()) * b.float()
+    return quantise(out) if fp8 else a.copy_(out)
 
 
 def operations(device: torch.device, head_dim: int, backend: str = "auto") -> ModuleType | Any:

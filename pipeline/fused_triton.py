@@ -14,15 +14,28 @@ from torch import Tensor
 
 from bsa import BlockLayout
 
+from .fp8 import LARGEST, Quantised
+
+FP8 = torch.float8_e4m3fn
 _ROWS = 8  # tokens per program, one after the other: neighbours mostly share a frame, whose modulation stays in L1
 
 
 @triton.jit
+def _store_row(out_ptr, scales_ptr, place, row, out, inside, LARGEST: tl.constexpr, FP8: tl.constexpr):
+    """One row of fp32 numbers, rounded to out's dtype; with FP8 first scaled so that the largest becomes LARGEST."""
+    if FP8:
+        scale = tl.maximum(tl.max(tl.abs(tl.where(inside, out, 0.0)), 0), 1e-12) / LARGEST
+        tl.store(scales_ptr + row, scale)
+        out = tl.minimum(tl.maximum(out / scale, -LARGEST), LARGEST)
+    tl.store(out_ptr + place, out.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def _residual_norm_kernel(
-    x_ptr, branch_ptr, gate_ptr, out_ptr, gain_ptr, shift_ptr, frames_ptr,
+    x_ptr, branch_ptr, gate_ptr, out_ptr, scales_ptr, gain_ptr, shift_ptr, frames_ptr,
     gate_batch, gate_frame, gain_batch, gain_frame, tokens, eps,
     SIZE: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, BRANCH: tl.constexpr, GATE: tl.constexpr,
-    NORM: tl.constexpr, FRAMES: tl.constexpr,
+    NORM: tl.constexpr, FRAMES: tl.constexpr, LARGEST: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
     """x += gate[frame] * branch in place, then out = norm(x) * gain[frame] + shift[frame]; x [B, tokens, SIZE]."""
     batch = tl.program_id(1).to(tl.int64)
@@ -48,7 +61,7 @@ def _residual_norm_kernel(
                 where = batch * gain_batch + frame * gain_frame + column
                 gain = tl.load(gain_ptr + where, mask=inside, other=0.0)
                 out = normed * gain + tl.load(shift_ptr + where, mask=inside, other=0.0)
-                tl.store(out_ptr + place, out.to(out_ptr.dtype.element_ty), mask=inside)
+                _store_row(out_ptr, scales_ptr, place, batch * tokens + token, out, inside, LARGEST, FP8)
 
 
 @triton.jit
@@ -107,6 +120,23 @@ def _swiglu_kernel(a_ptr, b_ptr, count, BLOCK: tl.constexpr):
     tl.store(a_ptr + place, (a * b / (1.0 + tl.exp(-a))).to(a_ptr.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def _quantise_kernel(
+    a_ptr, b_ptr, out_ptr, scales_ptr, SIZE: tl.constexpr, BLOCK: tl.constexpr, LARGEST: tl.constexpr,
+    SWIGLU: tl.constexpr,
+):  # fmt: skip
+    """One program: one row of a, or of silu(a) * b, quantised."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < SIZE
+    place = row * SIZE + column
+    out = tl.load(a_ptr + place, mask=inside, other=0.0).to(tl.float32)
+    if SWIGLU:
+        b = tl.load(b_ptr + place, mask=inside, other=0.0).to(tl.float32)
+        out = out * b / (1.0 + tl.exp(-out))
+    _store_row(out_ptr, scales_ptr, place, row, out, inside, LARGEST, True)
+
+
 def residual_norm_(
     x: Tensor,
     branch: Tensor | None,
@@ -114,22 +144,27 @@ def residual_norm_(
     gain: Tensor | None,
     shift: Tensor | None,
     frames: Tensor | None,
-) -> Tensor | None:
+    fp8: bool = False,
+) -> Tensor | Quantised | None:
     """See `fused.residual_norm_`."""
     batch, tokens, size = x.shape
-    out = None if gain is None else torch.empty_like(x)
+    out, scales = None if gain is None else torch.empty_like(x), None
+    if fp8 and out is not None:
+        out, scales = _empty(x)
     # Absent tensors stand in as x: the kernel never reads them.
     gate_strides = (0, 0) if gate is None else _strides(gate, batch)
     gain_strides = (0, 0) if gain is None else _strides(gain, batch)
     with _on(x):
         _residual_norm_kernel[(triton.cdiv(tokens, _ROWS), batch)](
             x, x if branch is None else branch, x if gate is None else gate, x if out is None else out,
-            x if gain is None else gain, x if shift is None else shift, x if frames is None else frames,
+            x if scales is None else scales, x if gain is None else gain, x if shift is None else shift,
+            x if frames is None else frames,
             *gate_strides, *gain_strides, tokens, 1e-6,
             SIZE=size, BLOCK=triton.next_power_of_2(size), ROWS=_ROWS, BRANCH=branch is not None,
-            GATE=gate is not None, NORM=gain is not None, FRAMES=frames is not None, num_warps=8,
+            GATE=gate is not None, NORM=gain is not None, FRAMES=frames is not None,
+            LARGEST=LARGEST, FP8=scales is not None, num_warps=8,
         )  # fmt: skip
-    return out
+    return out if scales is None else Quantised(out, scales)
 
 
 def head_norm_(
@@ -153,11 +188,35 @@ def head_norm_(
     return means
 
 
-def swiglu_(a: Tensor, b: Tensor) -> Tensor:
+def swiglu_(a: Tensor, b: Tensor, fp8: bool = False) -> Tensor | Quantised:
     """See `fused.swiglu_`."""
+    if fp8:
+        return _quantise(a, b)
     with _on(a):
         _swiglu_kernel[(triton.cdiv(a.numel(), 4096),)](a, b, a.numel(), BLOCK=4096, num_warps=8)
     return a
+
+
+def quantise(x: Tensor) -> Quantised:
+    """See `fp8.quantise`."""
+    return _quantise(x.contiguous(), None)
+
+
+def _quantise(a: Tensor, b: Tensor | None) -> Quantised:
+    out, scales = _empty(a)
+    size = a.shape[-1]
+    block = triton.next_power_of_2(size)
+    with _on(a):
+        _quantise_kernel[(scales.numel(),)](
+            a, a if b is None else b, out, scales, SIZE=size, BLOCK=block, LARGEST=LARGEST, SWIGLU=b is not None,
+            num_warps=min(16, max(1, block // 512)),
+        )  # fmt: skip
+    return Quantised(out, scales)
+
+
+def _empty(x: Tensor) -> Quantised:
+    scales = torch.empty(*x.shape[:-1], 1, dtype=torch.float32, device=x.device)
+    return Quantised(torch.empty_like(x, dtype=FP8), scales)
 
 
 def _strides(x: Tensor, batch: int) -> tuple[int, int]:

@@ -11,7 +11,6 @@ import tempfile
 import uuid
 from pathlib import Path
 
-import imageio_ffmpeg
 import numpy as np
 
 CONSTANT_QUALITY = 18  # x264's crf: visually lossless, small files
@@ -81,6 +80,8 @@ def expand_user(path: Path | str) -> Path:
 
 def _ffmpeg() -> str:
     """The program that imageio_ffmpeg brings along, or that IMAGEIO_FFMPEG_EXE names."""
+    import imageio_ffmpeg  # not everywhere: a machine that only measures the GPU has no ffmpeg
+
     program = imageio_ffmpeg.get_ffmpeg_exe()
     if shutil.which(program) is None:
         raise RuntimeError(f"there is no ffmpeg at {program}; run `make install`, or unset IMAGEIO_FFMPEG_EXE")
