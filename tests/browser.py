@@ -15,7 +15,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 needs_chromium = pytest.mark.skipif(
     CHROMIUM is None, reason="no chromium on the PATH, and only a system build plays H.264: apt-get install chromium"
 )
-WAIT_MS = 30_000  # far above what any of this takes, only against hanging
+WAIT_MS = 60_000  # far above what any of this takes, only against hanging
 expect.set_options(timeout=WAIT_MS)
 
 
@@ -55,7 +55,7 @@ def open_page(browser: Browser, address: str, watch: Watch | None = None, width:
         watch.attach(page, address)
     # "networkidle" never comes, because the page asks for readings every second
     page.goto(address, wait_until="domcontentloaded")
-    expect(button(page, "Generate")).to_be_enabled(timeout=WAIT_MS)
+    expect(button(page, "Generate")).to_be_enabled()
     return page
 
 

@@ -1,4 +1,4 @@
-"""Fixtures shared by the tests: the random checkpoint, written and loaded once per run."""
+"""Fixtures shared by the tests: the random checkpoint, written and loaded once per run, and the browser."""
 
 import tempfile
 
@@ -13,6 +13,15 @@ def temporary_files(tmp_path_factory):
     before, tempfile.tempdir = tempfile.tempdir, str(tmp_path_factory.mktemp("temporary"))
     yield
     tempfile.tempdir = before
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium. One for each module: while it runs, Playwright's event loop does, and others could not start theirs."""
+    from browser import chromium
+
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -50,8 +52,23 @@ class FakePipeline:
         self.fail_with = fail_with
         self.requests: list[VideoRequest] = []
         self.steps_done = 0
+        self.reports_while_held = 0
         self.running = 0
         self.most_running = 0
+        self._unheld = math.inf
+
+    @contextmanager
+    def held(self, after: int = 0) -> Iterator[None]:
+        """While this lasts, a run comes to its first step and no further; it goes on reporting, so Stop ends it.
+
+        For tests in which a run must outlast something: how long that takes depends on the machine.
+        after: so many runs are made first.
+        """
+        self._unheld = len(self.requests) + after
+        try:
+            yield
+        finally:
+            self._unheld = math.inf
 
     def generate_frames(
         self, request: VideoRequest, on_step: Callable[[StepUpdate], None] | None, output: Path
@@ -65,7 +82,7 @@ class FakePipeline:
             self.running -= 1
 
     def _generate(self, request, on_step, output):
-        frames = draw(request)
+        number, frames = len(self.requests), draw(request)
         on_step(StepUpdate("text", 0, 1, 0.0))
         on_step(StepUpdate("text", 1, 1, 0.0))
         started = time.monotonic()
@@ -76,7 +93,12 @@ class FakePipeline:
             if step == 1 and self.fail_with is not None and "fail" in request.prompt:
                 raise self.fail_with
             seconds = time.monotonic() - started
-            on_step(StepUpdate("denoise", step, request.steps, seconds, lambda: frames[::4, ::8, ::8]))
+            update = StepUpdate("denoise", step, request.steps, seconds, lambda: frames[::4, ::8, ::8])
+            on_step(update)
+            while step == 1 and number > self._unheld:
+                time.sleep(0.05)
+                self.reports_while_held += 1
+                on_step(update)
         denoise = time.monotonic() - started
         latent_frames = request.latent_shape[0]
         for step in range(latent_frames + 1):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from app_server import running_page
-from browser import chromium, open_page, video
 from browser import generate as generate_and_wait
+from browser import open_page, video
 from fake_pipeline import CHECKPOINT, FakePipeline
 from playwright.sync_api import expect
 
@@ -36,15 +36,14 @@ HEAT = """() => {
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
-    with running_page(FakePipeline(step_seconds=0.02), tmp_path_factory.mktemp("outputs")) as address:
-        yield address
+def fake():
+    return FakePipeline()
 
 
 @pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
+def address(fake, tmp_path_factory):
+    with running_page(fake, tmp_path_factory.mktemp("outputs")) as address:
+        yield address
 
 
 @pytest.fixture

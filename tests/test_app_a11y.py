@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from app_server import running_page
-from browser import WAIT_MS, button, chromium, needs_chromium, notice, open_page
+from browser import WAIT_MS, button, needs_chromium, notice, open_page
 from fake_pipeline import FakePipeline
 from playwright.sync_api import expect
 
@@ -49,23 +49,17 @@ def address(tmp_path_factory):
         yield address
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
-
-
 def opened(browser, address, theme="light", language="en-US", **context):
     """A page with a finished pair, all settings open."""
     page = browser.new_context(**{"viewport": {"width": 1440, "height": 900}, "locale": language} | context).new_page()
     page.set_default_timeout(WAIT_MS)
     page.goto(f"{address}/?__theme={theme}", wait_until="domcontentloaded")
-    expect(page.locator("#generate")).to_be_enabled(timeout=WAIT_MS)
+    expect(page.locator("#generate")).to_be_enabled()
     page.add_style_tag(content="* { transition: none !important; }")  # a colour on its way is no colour to judge
     for group in page.locator("#settings button.label-wrap").all():
         group.click()
     page.locator("#generate").click()
-    expect(page.locator("#notice .notice[data-kind=done]")).to_be_visible(timeout=WAIT_MS)
+    expect(page.locator("#notice .notice[data-kind=done]")).to_be_visible()
     expect(page.locator(".player")).to_have_attribute("data-pair", "true")
     return page
 
@@ -119,7 +113,7 @@ def test_without_a_mouse(browser, address):
     page = open_page(browser, address)
     tab_to(page, page.locator("#generate"))
     page.keyboard.press("Enter")
-    expect(notice(page)).to_contain_text("Done with seed", timeout=WAIT_MS)
+    expect(notice(page)).to_contain_text("Done with seed")
     expect(page.locator(".player")).to_have_attribute("data-playing", "true")
     for mode in ("wipe", "heat", "blind"):
         tab_to(page, page.locator(f'.modes [data-mode="{mode}"]'))

@@ -63,10 +63,11 @@ class TestSweep:
 
     def test_a_cancelled_sweep_returns_what_is_done(self, client, fake):
         before = len(fake.requests)
-        job = client.submit("a", steps=100, row_values=[0.25, 0.5, 0.75], job_id="grid", api_name="/sweep")
-        until(lambda: len(fake.requests) == before + 2, "the second video")
-        client.predict("grid", api_name="/cancel")
-        report, _ = job.result()
+        with fake.held(after=1):
+            job = client.submit("a", row_values=[0.25, 0.5, 0.75], job_id="grid", api_name="/sweep")
+            until(lambda: len(fake.requests) == before + 2, "the second video")
+            client.predict("grid", api_name="/cancel")
+            report, _ = job.result()
         assert report["state"] == "stopped"
         assert len(report["dense"]) == 1 and not report["cells"]
 
@@ -90,32 +91,35 @@ class TestSweep:
 
 class TestJobs:
     def test_cancel_by_name(self, client, fake):
-        job = client.submit("a", steps=900, job_id="mine", api_name="/generate")
-        until(lambda: fake.running, "the job to run")
-        assert client.predict("mine", api_name="/cancel") == {"job_id": "mine", "state": "stopping"}
-        with pytest.raises(AppError, match="the job was stopped"):
-            job.result(timeout=WAIT_SECONDS)
+        with fake.held():
+            job = client.submit("a", job_id="mine", api_name="/generate")
+            until(lambda: fake.running, "the job to run")
+            assert client.predict("mine", api_name="/cancel") == {"job_id": "mine", "state": "stopping"}
+            with pytest.raises(AppError, match="the job was stopped"):
+                job.result(timeout=WAIT_SECONDS)
 
     def test_nobody_cancels_or_inspects_anothers_job(self, client, address, fake):
-        job = client.submit("a", steps=900, job_id="private", api_name="/generate")
-        until(lambda: fake.running, "the job to run")
-        other = Client(address, verbose=False)
-        for call in ("/cancel", "/inspect"):
-            with pytest.raises(AppError, match="job_id 'private' is not a job of yours"):
-                other.predict("private", api_name=call)
-        assert fake.running
-        client.predict("private", api_name="/cancel")
-        with pytest.raises(AppError):
-            job.result(timeout=WAIT_SECONDS)
+        with fake.held():
+            job = client.submit("a", job_id="private", api_name="/generate")
+            until(lambda: fake.running, "the job to run")
+            other = Client(address, verbose=False)
+            for call in ("/cancel", "/inspect"):
+                with pytest.raises(AppError, match="job_id 'private' is not a job of yours"):
+                    other.predict("private", api_name=call)
+            assert fake.running
+            client.predict("private", api_name="/cancel")
+            with pytest.raises(AppError):
+                job.result(timeout=WAIT_SECONDS)
 
     def test_a_name_is_free_again_when_its_job_is_over(self, client, fake):
-        job = client.submit("a", steps=900, job_id="again", api_name="/generate")
-        until(lambda: fake.running, "the job to run")
-        with pytest.raises(AppError, match="job_id 'again' is the id of a job that is not over"):
-            client.predict("a", job_id="again", api_name="/generate")
-        client.predict("again", api_name="/cancel")
-        with pytest.raises(AppError):
-            job.result(timeout=WAIT_SECONDS)
+        with fake.held():
+            job = client.submit("a", job_id="again", api_name="/generate")
+            until(lambda: fake.running, "the job to run")
+            with pytest.raises(AppError, match="job_id 'again' is the id of a job that is not over"):
+                client.predict("a", job_id="again", api_name="/generate")
+            client.predict("again", api_name="/cancel")
+            with pytest.raises(AppError):
+                job.result(timeout=WAIT_SECONDS)
         assert client.predict("a", job_id="again", api_name="/generate")[1]["job_id"] == "again"
 
     @pytest.mark.parametrize("name", ["", "a/b", "x" * 65, "../etc"])

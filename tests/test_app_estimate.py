@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from app_server import running_page, until
-from browser import WAIT_MS, button, chromium, expect_playing, needs_chromium, notice, open_page
+from browser import button, chromium, expect_playing, needs_chromium, notice, open_page
 from fake_pipeline import FakePipeline
 from gradio_client import Client
 from gradio_client.exceptions import AppError
@@ -199,7 +199,7 @@ def test_the_plan_follows_the_form_and_refuses_in_time(tmp_path):
     with running_page(FakePipeline(), tmp_path, INFO) as address, chromium() as browser:
         page = open_page(browser, address)
         outlook = page.locator("#plan .outlook")
-        expect(outlook).to_contain_text("sparse", timeout=WAIT_MS)
+        expect(outlook).to_contain_text("sparse")
         before = outlook.locator("dd").first.inner_text()
         page.get_by_role("button", name="Size, frames, steps, guidance, seed").click()
         frames = page.get_by_label("Frames", exact=True)

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 from app_server import running_page, until
-from browser import WAIT_MS, Watch, button, chromium, expect_playing, generate, needs_chromium, notice, open_page, video
+from browser import Watch, button, expect_playing, generate, needs_chromium, notice, open_page, video
 from fake_pipeline import FakePipeline
 from playwright.sync_api import expect
 from test_app_browser import EVIL, fill_number, open_group
@@ -53,12 +53,6 @@ def fake():
 def address(fake, outputs):
     with running_page(fake, outputs) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture
@@ -183,23 +177,22 @@ def test_an_older_run_can_be_watched_while_another_is_made(page, fake):
     old = video(page, "dense").get_attribute("src")
     open_group(page, "Size, frames, steps, guidance, seed")
     fill_number(page, "number input for Denoising steps", 100)
-    fake.step_seconds = 0.8  # long enough for all of this on a busy machine
     page.locator("#prompt textarea").fill("newer")
-    button(page, "Generate").click()
-    until(lambda: fake.running, "the run")
-    cards = runs(page)
-    expect(cards.first).to_contain_text("newer")
-    cards.nth(1).get_by_role("button", name="Show this run: older").click()
-    expect(page.locator('.tile[data-arm="dense"]')).to_have_attribute("data-state", "video")
-    expect(video(page, "dense")).to_have_attribute("src", old)
-    seen = fake.steps_done
-    until(lambda: fake.steps_done > seen + 1, "further steps")
-    expect(page.locator('.tile[data-arm="dense"]')).to_have_attribute("data-state", "video")
-    cards.first.get_by_role("button", name="Show this run: newer").click()
-    expect(page.locator('.tile[data-arm="dense"] .label')).to_contain_text("of 100", timeout=WAIT_MS)
-    button(page, "Stop").click()
-    fake.step_seconds = 0.02
-    expect(notice(page)).to_contain_text("Stopped", timeout=WAIT_MS)
+    with fake.held():
+        button(page, "Generate").click()
+        until(lambda: fake.running, "the run")
+        cards = runs(page)
+        expect(cards.first).to_contain_text("newer")
+        cards.nth(1).get_by_role("button", name="Show this run: older").click()
+        expect(page.locator('.tile[data-arm="dense"]')).to_have_attribute("data-state", "video")
+        expect(video(page, "dense")).to_have_attribute("src", old)
+        seen = fake.reports_while_held
+        until(lambda: fake.reports_while_held > seen + 1, "further reports")
+        expect(page.locator('.tile[data-arm="dense"]')).to_have_attribute("data-state", "video")
+        cards.first.get_by_role("button", name="Show this run: newer").click()
+        expect(page.locator('.tile[data-arm="dense"] .label')).to_contain_text("of 100")
+        button(page, "Stop").click()
+        expect(notice(page)).to_contain_text("Stopped")
 
 
 @needs_chromium

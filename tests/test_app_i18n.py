@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from app_server import running_page
-from browser import WAIT_MS, Watch, chromium, needs_chromium, notice, open_page
+from browser import WAIT_MS, Watch, needs_chromium, notice, open_page
 from fake_pipeline import FakePipeline
 from playwright.sync_api import expect
 
@@ -95,19 +95,13 @@ def address(tmp_path_factory):
         yield address
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
-
-
 @pytest.fixture
 def page(browser, address):
     """As somebody sees it whose browser is Chinese."""
     page = browser.new_context(viewport={"width": 1440, "height": 900}, locale="zh-CN").new_page()
     page.set_default_timeout(WAIT_MS)
     page.goto(address, wait_until="domcontentloaded")
-    expect(page.get_by_role("button", name="生成", exact=True)).to_be_enabled(timeout=WAIT_MS)
+    expect(page.get_by_role("button", name="生成", exact=True)).to_be_enabled()
     yield page
     page.context.close()
 
@@ -162,7 +156,7 @@ def test_a_chinese_browser_gets_a_chinese_page_that_can_be_switched(page):
     expect(page).to_have_title("视频生成的块稀疏注意力")
     page.get_by_label("提示词", exact=True).fill("Stop")
     page.get_by_role("button", name="生成", exact=True).click()
-    expect(notice(page)).to_have_text(re.compile(r"^已完成，随机种子 \d+。$"), timeout=WAIT_MS)
+    expect(notice(page)).to_have_text(re.compile(r"^已完成，随机种子 \d+。$"))
     for name in ("结果", "注意力内部", "历史", "扫描"):
         page.get_by_role("tab", name=name).click()
     expect(page.get_by_label("行", exact=True)).to_have_value("稀疏度")
@@ -179,7 +173,7 @@ def test_a_chinese_browser_gets_a_chinese_page_that_can_be_switched(page):
     assert left == ["中文"]
 
     page.reload(wait_until="domcontentloaded")
-    expect(page.get_by_role("button", name="Generate", exact=True)).to_be_enabled(timeout=WAIT_MS)
+    expect(page.get_by_role("button", name="Generate", exact=True)).to_be_enabled()
     expect(page.locator("html")).to_have_attribute("lang", "en")
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from app_server import running_page
-from browser import WAIT_MS, Watch, button, chromium, needs_chromium, notice, open_page
+from browser import Watch, button, generate, needs_chromium, open_page
 from fake_pipeline import CHECKPOINT, FakePipeline, draw, write_mp4, write_record
 from playwright.sync_api import expect
 
@@ -138,12 +138,6 @@ def address(outputs):
         yield address
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
-
-
 @pytest.fixture
 def page(browser, address):
     watch = Watch()
@@ -155,8 +149,7 @@ def page(browser, address):
 
 def make_and_open(page, outputs):
     """Make a pair, open the tab; gives the record."""
-    button(page, "Generate").click()
-    expect(notice(page)).to_contain_text("Done with seed", timeout=WAIT_MS)
+    generate(page)
     page.get_by_role("tab", name=inspector.TAB).click()
     expect(inside(page)).to_have_attribute("data-state", "ready")
     newest = max(outputs.glob("*/sparse.attention.npz"), key=lambda path: path.stat().st_mtime_ns)
@@ -286,7 +279,7 @@ def test_it_is_there_after_a_dense_run_too_and_says_why_it_is_empty(page, output
     make_and_open(page, outputs)
     page.get_by_label("Dense only").check()
     button(page, "Generate").click()
-    expect(inside(page).get_by_role("status").first).to_have_text(inspector.DENSE_ONLY, timeout=WAIT_MS)
+    expect(inside(page).get_by_role("status").first).to_have_text(inspector.DENSE_ONLY)
     expect(inside(page)).to_have_attribute("data-state", "empty")
 
 
@@ -295,5 +288,5 @@ def test_it_is_there_again_after_a_reload(page, outputs):
     record = make_and_open(page, outputs)
     page.reload(wait_until="domcontentloaded")
     page.get_by_role("tab", name=inspector.TAB).click()
-    expect(inside(page)).to_have_attribute("data-state", "ready", timeout=WAIT_MS)
+    expect(inside(page)).to_have_attribute("data-state", "ready")
     expect_lit(page, record, 2, 1, -1, 7)

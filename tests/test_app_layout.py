@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from app_server import running_page
-from browser import WAIT_MS, chromium, needs_chromium
+from browser import chromium, needs_chromium
 from fake_pipeline import FakePipeline
 from playwright.sync_api import expect
 
@@ -30,11 +30,11 @@ def page(tmp_path_factory):
         with chromium() as browser:
             page = browser.new_page(viewport={"width": 1440, "height": 900})
             page.goto(address, wait_until="domcontentloaded")
-            expect(page.locator("#generate")).to_be_enabled(timeout=WAIT_MS)
+            expect(page.locator("#generate")).to_be_enabled()
             for group in page.locator("#settings button.label-wrap").all():
                 group.click()
             page.locator("#generate").click()
-            expect(page.locator("#notice .notice[data-kind=done]")).to_be_visible(timeout=WAIT_MS)
+            expect(page.locator("#notice .notice[data-kind=done]")).to_be_visible()
             yield page
 
 

@@ -12,17 +12,11 @@ from pathlib import Path
 import pynvml
 import pytest
 from app_server import free_port, running_page, until
-from browser import WAIT_MS, Watch, button, chromium, needs_chromium, notice, open_page
+from browser import Watch, generate, needs_chromium, open_page
 from fake_pipeline import FakePipeline
 from playwright.sync_api import expect
 from stub_driver import needs_compiler
 from test_app_e2e import answers
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +51,6 @@ def gpus(tmp_path_factory):
             server.wait()
 
 
-def run(page) -> None:
-    button(page, "Generate").click()
-    expect(notice(page)).to_contain_text("Done with seed", timeout=WAIT_MS)
-
-
 def row(page, name: str):
     return page.locator(".live-values tbody tr").filter(has_text=name)
 
@@ -80,7 +69,7 @@ class TestOnAHost:
         expect(live.locator(".live-note")).to_contain_text("Library Not Found", ignore_case=True)
         expect(row(page, "This process (RSS)").locator("td").first).to_contain_text(".")
         expect(place(page, "Host")).to_contain_text("CPU")
-        run(page)
+        generate(page)
         expect(live.locator(".arm-name")).to_have_text(["Dense", "Sparse"])
         expect(live.locator(".band")).to_have_count(6)
         expect(live.locator(".peak")).to_have_count(4)  # two curves, twice
@@ -88,7 +77,7 @@ class TestOnAHost:
             expect(cell).to_have_text(re.compile(r"\d"))
         expect(page.locator("#live_summary")).to_contain_text("Sparse peak, This process (RSS)")
         page.reload(wait_until="domcontentloaded")
-        expect(live.locator(".arm-name")).to_have_text(["Dense", "Sparse"], timeout=WAIT_MS)
+        expect(live.locator(".arm-name")).to_have_text(["Dense", "Sparse"])
         other = open_page(browser, host)  # another visitor
         other.locator(".live-windows button", has_text="2 min").click()
         expect(other.locator("#live .busy").first).to_be_attached()
@@ -99,7 +88,7 @@ class TestOnAHost:
 
     def test_values_by_keyboard_and_pointer(self, browser, host):
         page = open_page(browser, host)
-        run(page)
+        generate(page)
         chart = page.get_by_role("slider", name="Time in the memory chart")
         chart.focus()
         page.keyboard.press("Home")
@@ -137,7 +126,7 @@ class TestOnGpus:
         expect(place(page, "GPU 1")).to_have_attribute("aria-pressed", "true")
         expect(place(page, "GPU 1")).to_contain_text("28.50 of 140.00 GiB")
         expect(place(page, "GPU 1")).to_contain_text("0% busy · 90 of 700 W · 34 °C")
-        run(page)
+        generate(page)
         cells = row(page, "GPU used (NVML)").locator("td")
         expect(cells).to_have_text(["28.50", "40.05", "39.00", "−1.05 (−2.6%)"])
         expect(row(page, "PyTorch allocated").locator("td").nth(1)).to_have_text("37.00")

@@ -10,7 +10,7 @@ from player import (
     FRAMES,
     WATCH,
     address,
-    browser,
+    fake,
     frames_shown,
     page,
     pause,

@@ -14,7 +14,7 @@ from player import (
     HEAT,
     WATCH,
     address,
-    browser,
+    fake,
     frames_shown,
     generate,
     mode,
@@ -67,7 +67,7 @@ def test_the_divider_follows_a_finger(browser, address):
     page = context.new_page()
     page.set_default_timeout(WAIT_MS)
     page.goto(address, wait_until="domcontentloaded")
-    expect(button(page, "Generate")).to_be_enabled(timeout=WAIT_MS)
+    expect(button(page, "Generate")).to_be_enabled()
     generate(page)
     mode(page, "Wipe")
     overlay = page.locator(".overlay.wipe")
@@ -175,7 +175,7 @@ def test_the_tally_survives_a_reload(page):
     told = "Your votes: 2 for dense, 1 for sparse, 1 no difference."
     expect(page.locator(".tally-text")).to_have_text(told)
     page.reload(wait_until="domcontentloaded")
-    expect(button(page, "Generate")).to_be_enabled(timeout=WAIT_MS)
+    expect(button(page, "Generate")).to_be_enabled()
     generate(page)
     mode(page, "Blind A/B")
     expect(page.locator(".tally-text")).to_have_text(told)
@@ -186,7 +186,7 @@ def test_the_tally_survives_a_reload(page):
 def test_broken_storage_is_no_tally(page):
     page.evaluate('localStorage.setItem(\'bsa-blind-votes\', \'{"dense": "<img src=x>", "sparse": -3\')')
     page.reload(wait_until="domcontentloaded")
-    expect(button(page, "Generate")).to_be_enabled(timeout=WAIT_MS)
+    expect(button(page, "Generate")).to_be_enabled()
     generate(page)
     mode(page, "Blind A/B")
     expect(page.locator(".tally-text")).to_have_text("No votes yet.")
@@ -202,20 +202,17 @@ def test_sides_are_drawn_anew(page):
     assert sides == {"true", "false"}
 
 
-def test_a_new_run_shows_tiles_then_the_chosen_view_again(page):
+def test_a_new_run_shows_tiles_then_the_chosen_view_again(page, fake):
     page.evaluate("Math.random = () => 0.1")
     mode(page, "Blind A/B")
-    page.get_by_role("button", name="Size, frames, steps, guidance, seed").click()
-    steps = page.get_by_label("number input for Denoising steps")
-    steps.fill("60")
-    steps.press("Tab")
-    button(page, "Generate").click()
-    expect(player(page)).to_have_attribute("data-pair", "false")
-    expect(page.get_by_role("group", name="View")).to_be_hidden()
-    expect(page.locator('.tile[data-arm="dense"] .name')).to_be_visible()
-    expect(page.locator('.tile[data-arm="sparse"] .label')).to_have_text("Waiting")
-    button(page, "Stop").click()
-    expect(notice(page)).to_contain_text("Stopped", timeout=WAIT_MS)
+    with fake.held():
+        button(page, "Generate").click()
+        expect(player(page)).to_have_attribute("data-pair", "false")
+        expect(page.get_by_role("group", name="View")).to_be_hidden()
+        expect(page.locator('.tile[data-arm="dense"] .name')).to_be_visible()
+        expect(page.locator('.tile[data-arm="sparse"] .label')).to_have_text("Waiting")
+        button(page, "Stop").click()
+        expect(notice(page)).to_contain_text("Stopped")
     expect(player(page)).to_have_attribute("data-mode", "blind")
     expect(page.locator('.tile[data-arm="dense"] .name')).to_be_hidden()
 
@@ -225,7 +222,7 @@ def test_one_video_has_its_own_controls(page):
     page.get_by_label("Dense only").check()
     button(page, "Generate").click()
     expect(player(page)).to_have_attribute("data-pair", "false")
-    expect(notice(page)).to_contain_text("Done with seed", timeout=WAIT_MS)
+    expect(notice(page)).to_contain_text("Done with seed")
     expect(page.get_by_role("group", name="Playback")).to_be_hidden()
     expect(video(page, "dense")).to_have_attribute("controls", "")
     assert video(page, "dense").evaluate("video => video.loop")
@@ -236,7 +233,7 @@ def test_reduced_motion_starts_nothing(browser, address):
     context = browser.new_context(reduced_motion="reduce")
     page = context.new_page()
     page.goto(address, wait_until="domcontentloaded")
-    expect(button(page, "Generate")).to_be_enabled(timeout=WAIT_MS)
+    expect(button(page, "Generate")).to_be_enabled()
     generate(page)
     expect(button(page, "Play")).to_be_visible()
     assert frames_shown(page) == [0, 0]

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from app_server import running_page
-from browser import WAIT_MS, button, chromium, needs_chromium, open_page
+from browser import button, chromium, needs_chromium, open_page
 from fake_hub import FakeHub, serving
 from fake_pipeline import FakePipeline
 from playwright.sync_api import expect
@@ -212,11 +212,11 @@ def test_another_model_from_the_hub(tmp_path, hub, monkeypatch):
             field.fill("nobody/nothing")
             button(page, "Load model").click()
             status = page.locator("#model-status")
-            expect(status).to_contain_text("There is neither a folder nobody/nothing here nor", timeout=WAIT_MS)
+            expect(status).to_contain_text("There is neither a folder nobody/nothing here nor")
             field.fill(hub.repo)
             button(page, "Load model").click()
             expect(button(page, "Cancel")).to_be_enabled()
-            expect(status).to_contain_text("is loaded. The form has its settings now.", timeout=WAIT_MS)
+            expect(status).to_contain_text("is loaded. The form has its settings now.")
             expect(button(page, "Embedded tiny (CPU)")).to_be_disabled()
             # its own size, 64x64 with 29 frames
             expect(page.locator("#plan")).to_contain_text("8 × 4 × 4 = 128 tokens")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from app_server import running_page, until
-from browser import WAIT_MS, button, chromium, expect_playing, generate, needs_chromium, notice, open_page, video
+from browser import WAIT_MS, button, expect_playing, generate, needs_chromium, notice, open_page, video
 from fake_pipeline import FakePipeline
 from gradio_client import Client
 from playwright.sync_api import expect
@@ -12,13 +12,12 @@ from test_app_browser import fill_number, open_group
 
 pytestmark = needs_chromium
 
-
-SLOW = 0.8  # a hundred such steps outlast everything that a busy machine does with the page meanwhile
+STEPS = 9
 
 
 @pytest.fixture(scope="module")
 def fake():
-    return FakePipeline(step_seconds=0.05)
+    return FakePipeline()
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +31,6 @@ def address(fake, outputs):
         yield address
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
-
-
 @pytest.fixture
 def page(browser, address, fake):
     page = open_page(browser, address)
@@ -46,13 +39,12 @@ def page(browser, address, fake):
     until(lambda: not fake.running, "the last job")
 
 
-def begin(page, fake, steps: int, mode: str = "Dense only", step_seconds: float = 0.05) -> None:
-    """Press Generate for a job of so many steps and wait until it runs."""
+def begin(page, fake) -> None:
+    """Press Generate for a dense job of STEPS steps and wait until it runs."""
     before = len(fake.requests)
-    fake.step_seconds = step_seconds
-    page.get_by_label(mode).check()
+    page.get_by_label("Dense only").check()
     open_group(page, "Size, frames, steps, guidance, seed")
-    fill_number(page, "number input for Denoising steps", steps)
+    fill_number(page, "number input for Denoising steps", STEPS)
     button(page, "Generate").click()
     until(lambda: len(fake.requests) > before and fake.running, "the run")
 
@@ -69,25 +61,26 @@ def reload(page) -> None:
     expect(button(page, "Generate")).to_be_visible()
 
 
-def running(page, steps: int) -> None:
-    expect(page.locator('.tile[data-arm="dense"] .label')).to_contain_text(f"of {steps}", timeout=WAIT_MS)
-    expect(button(page, "Stop")).to_be_enabled(timeout=WAIT_MS)
+def running(page) -> None:
+    expect(page.locator('.tile[data-arm="dense"] .label')).to_contain_text(f"of {STEPS}")
+    expect(button(page, "Stop")).to_be_enabled()
     expect(button(page, "Generate")).to_be_disabled()
 
 
 def test_reload_follows_the_running_job_to_its_result(page, address, fake):
-    begin(page, fake, 90)
-    prompt = fake.requests[-1].prompt
-    reload(page)
-    running(page, 90)
-    expect(page.locator('.tile[data-arm="dense"] canvas')).to_be_visible()
-    expect(page.locator("#prompt textarea")).to_have_value(prompt)
-    expect(page.get_by_label("Dense only")).to_be_checked()
-    expect(notice(page)).to_contain_text("Done with seed", timeout=WAIT_MS)
+    with fake.held():
+        begin(page, fake)
+        prompt = fake.requests[-1].prompt
+        reload(page)
+        running(page)
+        expect(page.locator('.tile[data-arm="dense"] canvas')).to_be_visible()
+        expect(page.locator("#prompt textarea")).to_have_value(prompt)
+        expect(page.get_by_label("Dense only")).to_be_checked()
+    expect(notice(page)).to_contain_text("Done with seed")
     expect_playing(page, "dense")
     expect(page.locator("#report")).to_contain_text("Denoising")
     expect(button(page, "Generate")).to_be_enabled()
-    assert fake.steps_done >= 90
+    assert fake.steps_done == STEPS
 
 
 def test_reload_after_the_end_shows_the_last_result(page, fake):
@@ -102,35 +95,37 @@ def test_reload_after_the_end_shows_the_last_result(page, fake):
 
 
 def test_stop_in_a_second_tab_ends_it_in_both(page, address, fake):
-    begin(page, fake, 100, step_seconds=SLOW)
-    second = page.context.new_page()
-    opened(second, address)
-    running(second, 100)
-    button(second, "Stop").click()
-    for tab in (page, second):
-        expect(notice(tab)).to_contain_text("Stopped", timeout=WAIT_MS)
-        expect(button(tab, "Generate")).to_be_enabled()
-    assert fake.requests[-1].steps == 100
+    with fake.held():
+        begin(page, fake)
+        second = page.context.new_page()
+        opened(second, address)
+        running(second)
+        button(second, "Stop").click()
+        for tab in (page, second):
+            expect(notice(tab)).to_contain_text("Stopped")
+            expect(button(tab, "Generate")).to_be_enabled()
 
 
 def test_an_idle_tab_takes_up_what_another_tab_began(page, address, fake):
     second = page.context.new_page()
     opened(second, address)
-    expect(button(second, "Generate")).to_be_enabled(timeout=WAIT_MS)
-    begin(page, fake, 100, step_seconds=SLOW)
-    second.bring_to_front()
-    running(second, 100)
-    button(second, "Stop").click()
-    expect(notice(page)).to_contain_text("Stopped", timeout=WAIT_MS)
+    expect(button(second, "Generate")).to_be_enabled()
+    with fake.held():
+        begin(page, fake)
+        second.bring_to_front()
+        running(second)
+        button(second, "Stop").click()
+        expect(notice(page)).to_contain_text("Stopped")
 
 
 def test_a_closed_page_ends_nothing(browser, address, fake):
-    page = open_page(browser, address)
-    begin(page, fake, 40)
-    state = page.context.storage_state()
-    page.context.close()
+    page, before = open_page(browser, address), fake.steps_done
+    with fake.held():
+        begin(page, fake)
+        state = page.context.storage_state()
+        page.context.close()
     until(lambda: not fake.running, "the end of the run")
-    assert fake.steps_done >= 40
+    assert fake.steps_done == before + STEPS
     context = browser.new_context(storage_state=state)
     page = context.new_page()
     opened(page, address)
@@ -139,25 +134,27 @@ def test_a_closed_page_ends_nothing(browser, address, fake):
 
 
 def test_a_waiting_job_is_taken_up_too(page, browser, address, fake):
-    begin(page, fake, 100, "Dense and sparse side by side")
-    other = open_page(browser, address)
-    other.get_by_label("Dense only").check()
-    button(other, "Generate").click()
-    expect(notice(other)).to_contain_text("Waiting for 1 other job", timeout=WAIT_MS)
-    reload(other)
-    expect(notice(other)).to_contain_text("Waiting for 1 other job", timeout=WAIT_MS)
-    expect(notice(other)).to_contain_text("Done with seed", timeout=WAIT_MS)
+    with fake.held():
+        begin(page, fake)
+        other = open_page(browser, address)
+        other.get_by_label("Dense only").check()
+        button(other, "Generate").click()
+        expect(notice(other)).to_contain_text("Waiting for 1 other job")
+        reload(other)
+        expect(notice(other)).to_contain_text("Waiting for 1 other job")
+    expect(notice(other)).to_contain_text("Done with seed")
     other.context.close()
 
 
 def test_visitors_do_not_see_each_other(page, browser, address, fake):
-    begin(page, fake, 60)
-    other = open_page(browser, address)
-    expect(button(other, "Generate")).to_be_enabled()
-    expect(button(other, "Stop")).to_be_disabled()
-    expect(notice(page)).to_contain_text("Done with seed", timeout=WAIT_MS)
+    with fake.held():
+        begin(page, fake)
+        other = open_page(browser, address)
+        expect(button(other, "Generate")).to_be_enabled()
+        expect(button(other, "Stop")).to_be_disabled()
+    expect(notice(page)).to_contain_text("Done with seed")
     reload(other)
-    expect(button(other, "Generate")).to_be_enabled(timeout=WAIT_MS)
+    expect(button(other, "Generate")).to_be_enabled()
     other.get_by_role("tab", name="History").click()
     expect(other.locator(".history-empty")).to_be_visible()
     assert video(other, "dense").get_attribute("src") is None

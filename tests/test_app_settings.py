@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from app_server import running_page
-from browser import WAIT_MS, Watch, button, chromium, generate, needs_chromium, notice, open_page
+from browser import Watch, button, generate, needs_chromium, notice, open_page
 from fake_pipeline import CHECKPOINT, FakePipeline
 from playwright.sync_api import expect
 from test_app_browser import EVIL
@@ -54,12 +54,6 @@ def fake():
 def address(fake, tmp_path_factory):
     with running_page(fake, tmp_path_factory.mktemp("outputs")) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture
@@ -154,6 +148,6 @@ def test_copied_code_describes_the_shown_videos(browser, address, fake):
     code = page.evaluate("navigator.clipboard.readText()")
     assert repr(REQUEST.prompt) in code
     compile(code, "copied", "exec")
-    expect(page.locator("#code pre")).to_have_text(code, timeout=WAIT_MS)
+    expect(page.locator("#code pre")).to_have_text(code)
     assert watch.complaints == []
     page.context.close()
