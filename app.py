@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,11 +16,16 @@ from pathlib import Path
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+# First, because it sees to Ctrl-C while the others are imported.
+from pipeline import _start
+
+# isort: split
 import gradio as gr
 from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 
-from pipeline import EMBEDDED_CHECKPOINT, choose_device, inspect_checkpoint
+from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint
+from pipeline.device import expected_device
 from ui import Look, Worker, build_page
 from ui.engine import EngineProcess
 from ui.guard import Guard
@@ -28,12 +34,23 @@ from ui.visitor import PRIVATE
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Serve until the program is ended. Returns its exit code: 2 for options that cannot be, 1 for a port that is
+    taken, 130 for Ctrl-C."""
+    try:
+        _start.end()
+        return _main(arguments)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _main(arguments: list[str] | None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it is up
     try:
         checkpoint = inspect_checkpoint(options.model_path)
-        choose_device(options.device)
+        expected_device(options.device)
         output_dir = writable_folder(options.output_dir)
         options.auth = read_logins(options.auth or (), options.auth_file)
         if options.mcp:
@@ -63,8 +80,6 @@ def main(arguments: list[str] | None = None) -> int:
         where = f"port {options.port} of {options.host}"
         print(f"error: {where} is taken or not allowed; try --port {options.port % 65535 + 1}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:  # Gradio catches it only once it waits
-        pass
     finally:
         worker.close()
     return 0
@@ -109,9 +124,11 @@ def serve(
         share=share,
         ssr_mode=False,
         enable_monitoring=False,
-        prevent_thread_lock=not block,
+        prevent_thread_lock=True,  # Gradio's own waiting makes an ordinary end of Ctrl-C
         quiet=not block,
     )
+    if block:
+        threading.Event().wait()
 
 
 def writable_folder(path: Path) -> Path:

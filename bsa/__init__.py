@@ -4,14 +4,20 @@ The method is LongCat-Video's (arXiv 2510.22200, section 3.4.2 and appendix A.2)
 into small 3D chunks, mean-pooled queries and keys decide which key chunks each query chunk attends to,
 and exact attention runs over those chunks only.
 
-Importing this package imports torch and nothing heavier; Triton is imported when its kernel is first used.
+Importing this package imports nothing heavy: configurations are plain arithmetic. torch is imported with the first name
+that computes, Triton when its kernel is first used.
 """
 
-from bsa.attention import block_sparse_attention
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from bsa.config import BlockPlan, BSAConfig, Grid
-from bsa.layout import BlockLayout
-from bsa.ordered import block_order_attention
-from bsa.selection import BlockSelection, select_blocks
+
+if TYPE_CHECKING:
+    from bsa.attention import block_sparse_attention
+    from bsa.layout import BlockLayout
+    from bsa.ordered import block_order_attention
+    from bsa.selection import BlockSelection, select_blocks
 
 __all__ = [
     "BSAConfig",
@@ -23,3 +29,22 @@ __all__ = [
     "block_sparse_attention",
     "select_blocks",
 ]
+
+_MODULES = {
+    "BlockLayout": "bsa.layout",
+    "BlockSelection": "bsa.selection",
+    "block_order_attention": "bsa.ordered",
+    "block_sparse_attention": "bsa.attention",
+    "select_blocks": "bsa.selection",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

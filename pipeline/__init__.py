@@ -1,12 +1,16 @@
 """LongCat text-to-video with dense or Block Sparse Attention, on CUDA or CPU.
 
-Importing this package imports neither FastVideo nor Triton nor a user interface; `LongCatPipeline.load` does.
+Importing this package imports neither torch nor FastVideo nor Triton nor a user interface, so that a process which only
+asks for videos stays small. torch comes with `LongCatPipeline` and `choose_device`, the rest with
+`LongCatPipeline.load`.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from . import _openmp, _start  # noqa: F401  come first
 from .checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
 from .compare import compare
-from .longcat import LongCatPipeline, choose_device
 from .reproduce import cli_command, python_code
 from .request import Cancelled, Comparison, StepUpdate, VideoRequest, VideoResult
 from .resources import GpuReading, Resources, read_resources
@@ -14,6 +18,9 @@ from .settings import VideoSettings, read_settings
 from .sweep import Sweep, SweepRun, run_sweep
 from .sweep_axes import Axis
 from .sweep_result import SweepResult, SweepVideo
+
+if TYPE_CHECKING:
+    from .longcat import LongCatPipeline, choose_device
 
 __all__ = [
     "EMBEDDED_CHECKPOINT",
@@ -41,3 +48,16 @@ __all__ = [
     "read_settings",
     "run_sweep",
 ]
+
+_FROM_LONGCAT = ("LongCatPipeline", "choose_device")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FROM_LONGCAT:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(".longcat", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,10 +1,16 @@
-"""Ctrl-C while ``python -m pipeline`` still imports PyTorch, for seconds: one word and exit code 130, no traceback."""
+"""Ctrl-C while a program of this project still imports, for seconds: one word and exit code 130, no traceback.
+
+The programs are ``python -m pipeline`` and ``python app.py``.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+from pathlib import Path
+
+_APP = Path(__file__).resolve().parents[1] / "app.py"
 
 
 def _leave(number: int, frame: object) -> None:
@@ -13,10 +19,11 @@ def _leave(number: int, frame: object) -> None:
 
 
 def begin() -> None:
-    """To be called by the package, which Python imports before its `__main__`. Does nothing for other programs."""
+    """To be called by the package, which both import before anything else. Does nothing for other programs."""
     # Python puts "-m" there while it looks for the module, and the module's file afterwards
     by_name = sys.argv[:1] == ["-m"] and __package__ in sys.orig_argv
-    if by_name and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    by_file = bool(sys.argv[0:1]) and Path(sys.argv[0]).resolve() == _APP
+    if (by_name or by_file) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave)
 
 

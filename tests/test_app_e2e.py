@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import imageio_ffmpeg
+import psutil
 import pytest
 from app_server import free_port, until
 from browser import button, chromium, expect_playing, needs_chromium, notice, open_page
@@ -24,7 +25,7 @@ RUN_MS = 120_000  # far above what two short generations take on two cores, only
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
+def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("app")
     url = f"http://127.0.0.1:{(port := free_port())}"
     with (folder / "log").open("w") as log:
@@ -38,10 +39,15 @@ def address(tmp_path_factory):
         try:
             until(lambda: answers(url) or server.poll() is not None, "app.py to answer")
             assert server.poll() is None, (folder / "log").read_text()
-            yield url
+            yield server, url
         finally:
             server.terminate()
             server.wait()
+
+
+@pytest.fixture
+def address(server):
+    return server[1]
 
 
 def answers(url: str) -> bool:
@@ -82,3 +88,15 @@ def test_compare_through_the_client(address):
     assert report["sparse"]["density"] < report["dense"]["density"] == 1.0
     assert report["dense"]["request"]["seed"] == report["sparse"]["request"]["seed"] == 3
     assert 0 < report["ssim"] <= 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads which libraries another process has loaded")
+def test_the_server_has_made_videos_without_torch(server):
+    """Those that the tests before asked for; the process that computes is the server's child."""
+    process = psutil.Process(server[0].pid)
+
+    def libraries(one):
+        return {Path(region.path).name for region in one.memory_maps()}
+
+    until(lambda: any("torch" in name for child in process.children() for name in libraries(child)), "the engine")
+    assert not any("torch" in name for name in libraries(process))

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import bsa
 from bsa import BSAConfig, Grid, block_sparse_attention
 
 ROWS = [
@@ -175,13 +176,27 @@ def test_auto_says_once_what_it_chose_and_why(caplog, monkeypatch):
     ]
 
 
-def test_import_loads_no_triton_fastvideo_or_gradio():
-    code = (
-        "import sys, bsa; "
-        "print(sorted({'triton', 'fastvideo', 'gradio'} & {name.split('.')[0] for name in sys.modules}))"
-    )
+@pytest.mark.parametrize(
+    ("code", "loaded"),
+    [
+        pytest.param("import bsa", [], id="package"),
+        pytest.param("from bsa import BSAConfig; BSAConfig(sparsity=0.5).blocks((4, 8, 8))", [], id="arithmetic"),
+        pytest.param("from bsa import block_sparse_attention", ["torch"], id="computing"),
+        pytest.param("from bsa import *", ["torch"], id="everything"),
+    ],
+)
+def test_import_loads_no_more_than_it_needs(code, loaded):
+    heavy = ["torch", "triton", "fastvideo", "gradio"]
+    code = f"{code}; import sys; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+    assert result.stdout.strip() == str(loaded)
+
+
+def test_names_of_the_package():
+    assert all(hasattr(bsa, name) for name in bsa.__all__)
+    assert set(bsa.__all__) <= set(dir(bsa))
+    assert bsa.block_sparse_attention is block_sparse_attention
+    assert not hasattr(bsa, "nonsense")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import psutil
 import pytest
 import torch
 
+import pipeline
 from bsa import BlockLayout, BSAConfig, Grid, block_sparse_attention
 from pipeline import LongCatPipeline, fastvideo_adapter
 from pipeline.attention import SparseAttention
@@ -37,6 +38,16 @@ def test_import_is_light():
     assert fresh_process(code).stdout.strip() == "[]"
 
 
+def test_names_of_the_package():
+    """Those that bring PyTorch come when they are first asked for, and `compare` is the function, not its module."""
+    code = "import sys, pipeline; print('torch' in sys.modules, pipeline.compare.__name__); from pipeline import *; "
+    code += "print('torch' in sys.modules, LongCatPipeline.__module__, choose_device('cpu'), compare.__module__)"
+    said = fresh_process(code).stdout.splitlines()
+    assert said == ["False compare", "True pipeline.longcat cpu pipeline.compare"]
+    assert set(pipeline.__all__) <= set(dir(pipeline))
+    assert not hasattr(pipeline, "nonsense")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="asks GNU OpenMP, which PyTorch brings along on Linux")
 @pytest.mark.parametrize(
     ("wanted", "policy"), [pytest.param("", "PASSIVE", id="default"), pytest.param("ACTIVE", "ACTIVE", id="user-wins")]
@@ -45,7 +56,7 @@ def test_threads_sleep_while_they_wait(monkeypatch, wanted, policy):
     """What the OpenMP runtime itself reports when PyTorch loads it."""
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     environment = {"OMP_DISPLAY_ENV": "TRUE"} | ({"OMP_WAIT_POLICY": wanted} if wanted else {})
-    assert f"OMP_WAIT_POLICY = '{policy}'" in fresh_process("import pipeline", **environment).stderr
+    assert f"OMP_WAIT_POLICY = '{policy}'" in fresh_process("import pipeline.cli", **environment).stderr
 
 
 # -- guidance and update ----------------------------------------------------------------------------

@@ -10,36 +10,21 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from pipeline import StepUpdate, VideoRequest, VideoResult
 from pipeline.child import LOADING
+from pipeline.device import DeviceName
 from ui.child import CUDA_LOST, Child, EngineDied
 from ui.jobs import Generator
 
 Say = Callable[[str], None]
 Load = Callable[[Say], Generator]
 
-
 NOT_RUNNING = "the engine is not running; try again in a moment"
 FIXED = "this server has one checkpoint only; start another one with --model-path {path}"
-
-
-class Device(NamedTuple):
-    """The child's device, with the names of `torch.device`; this process has no need of PyTorch."""
-
-    type: str
-    index: int | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> Device:
-        kind, _, index = text.partition(":")
-        return cls(kind, int(index) if index else None)
-
-    def __str__(self) -> str:
-        return self.type if self.index is None else f"{self.type}:{self.index}"
 
 
 class EngineProcess:
@@ -54,7 +39,7 @@ class EngineProcess:
 
     def __init__(self, target: str, **arguments: Any) -> None:
         self.on_exit: Callable[[], None] = lambda: None
-        self.device = Device("cpu")
+        self.device = DeviceName("cpu")
         self._target = target
         self._arguments = arguments
         self._child: Child | None = None
@@ -87,7 +72,7 @@ class EngineProcess:
             if self._closed:  # meanwhile, from another thread
                 child.kill()
             try:
-                self.device = Device.parse(_follow(child, LOADING, lambda kind, text: say(text)))
+                self.device = DeviceName.parse(_follow(child, LOADING, lambda kind, text: say(text)))
             except BaseException:
                 child.kill()
                 raise

@@ -7,8 +7,9 @@ import threading
 import time
 from dataclasses import replace
 
-from pipeline import CheckpointInfo, VideoRequest, VideoResult, choose_device
+from pipeline import CheckpointInfo, VideoRequest, VideoResult
 from pipeline.advice import Advice, advise
+from pipeline.device import expected_device
 from pipeline.estimate import FILE_NAME, Estimate, Estimator
 from pipeline.limits import Device, available_memory, held_memory, total_memory
 from ui.jobs import Job
@@ -28,7 +29,7 @@ class Estimates:
     """
 
     def __init__(self, checkpoint: CheckpointInfo, worker: Worker, device: str = "auto") -> None:
-        self.device: Device = choose_device(device)
+        self._expected = expected_device(device)
         self._worker = worker
         self._estimator: Estimator | None = None
         self._memory = (float("-inf"), 0)
@@ -50,6 +51,11 @@ class Estimates:
             target=self._calibrate, args=(self._estimator,), name="calibration", daemon=True
         )
         self._calibration.start()
+
+    @property
+    def device(self) -> Device:
+        """The one that the model runs on, or while none is loaded the one that it is expected to."""
+        return self._worker.device or self._expected
 
     @property
     def pending(self) -> bool:
@@ -122,6 +128,9 @@ class Estimates:
         """Once the model is loaded and nothing waits, on a machine that was not measured before."""
         while self._worker.state == "loading":
             time.sleep(POLL_SECONDS)
+        if str(self.device) != str(estimator.device):
+            self.use(estimator.info)
+            return
         if self._worker.state == "failed" or estimator.calibrated:
             return
         try:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import Cancelled, StepUpdate, inspect_checkpoint
+from pipeline.limits import Device
 from ui.engine import EngineDied, EngineProcess, InProcess, Load
 from ui.errands import Calibration, Loading
 from ui.eta import duration_text
@@ -204,6 +205,11 @@ class Worker:
     def engine_pid(self) -> int:
         """The process that the model runs in, whose memory is the model's; this one while there is no other."""
         return self._engine.pid or os.getpid()
+
+    @property
+    def device(self) -> Device | None:
+        """What the loaded model runs on; None while none is loaded."""
+        return None if self._pipeline is None else self._pipeline.device
 
     def torch_memory(self) -> dict[str, int] | None:
         """{"allocated", "reserved"}: bytes of PyTorch's CUDA allocator, the latest known; None on a CPU."""

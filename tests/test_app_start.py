@@ -1,0 +1,164 @@
+"""How `python app.py` starts and ends: without PyTorch in the process that serves, and without a traceback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+from app_server import free_port, until
+from fake_pipeline import FakePipeline
+
+from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint, limits
+from pipeline import device as devices
+from pipeline.device import DeviceName, expected_device
+from ui import Worker
+from ui.estimates import Estimates
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ["torch", "triton", "fastvideo", "diffusers", "transformers", "skimage", "scipy", "matplotlib"]
+
+
+def test_the_page_needs_no_torch(tmp_path):
+    """Built as app.py builds it, with an engine that nobody starts."""
+    code = f"""
+import sys
+from pathlib import Path
+import app
+checkpoint = app.inspect_checkpoint(app.EMBEDDED_CHECKPOINT)
+worker = app.Worker(app.EngineProcess("pipeline.child:load_longcat"), Path({str(tmp_path)!r}), checkpoint.name)
+app.build_page(checkpoint, worker, device="cpu", model_switch=True)
+print([name for name in {HEAVY} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Run app.py over the shipped checkpoint; gives the process and its address."""
+    running = []
+
+    def begin(**environment):
+        port = free_port()
+        options = ["--port", str(port), "--device", "cpu", "--output-dir", str(tmp_path / "outputs")]
+        process = subprocess.Popen(
+            [sys.executable, "app.py", *options],
+            cwd=ROOT,
+            env=os.environ | {"GRADIO_SERVER_NAME": "127.0.0.1"} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        running.append(process)
+        return process, f"http://127.0.0.1:{port}"
+
+    yield begin
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("module", [pytest.param("pandas", id="gradio"), pytest.param("ui.page", id="page")])
+def test_interrupted_while_importing(start, tmp_path, module):
+    """A hook sends the signal just as that module is about to be imported."""
+    (tmp_path / "sitecustomize.py").write_text(f"""
+import signal, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+""")
+    process, _ = start(PYTHONPATH=str(tmp_path))
+    said = process.communicate(timeout=300)
+    assert (process.returncode, *said) == (130, "", "interrupted\n")
+
+
+def test_interrupted_while_the_model_loads(start):
+    process, address = start()
+    assert any("Running on local URL" in line for line in process.stdout)
+    assert urllib.request.urlopen(address).status == 200
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert children  # the one that loads the model
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in errors
+    until(lambda: not any(child.is_running() for child in children), "the engine to end")
+
+
+class TestDevice:
+    GPUS = tuple(SimpleNamespace(index=index, uuid=f"GPU-{index}", name="NVIDIA H200") for index in range(2))
+
+    @pytest.fixture
+    def gpus(self, monkeypatch):
+        """What NVML shows."""
+
+        def show(gpus, visible=None):
+            for module in (devices, limits):
+                monkeypatch.setattr(module, "read_resources", lambda: SimpleNamespace(gpus=gpus))
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+            if visible is not None:
+                monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+
+        return show
+
+    @pytest.mark.parametrize(
+        ("asked", "gpus_here", "visible", "expected"),
+        [
+            pytest.param("auto", 0, None, "cpu", id="no-gpu"),
+            pytest.param("auto", 2, None, "cuda:0", id="gpu"),
+            pytest.param("cpu", 2, None, "cpu", id="cpu-asked-for"),
+            pytest.param("cuda", 1, None, "cuda:0", id="cuda"),
+            pytest.param("cuda:1", 2, None, "cuda:1", id="second"),
+            pytest.param("cuda:0", 2, "1", "cuda:0", id="one-made-visible"),
+        ],
+    )
+    def test_told_without_torch(self, gpus, monkeypatch, asked, gpus_here, visible, expected):
+        gpus(self.GPUS[:gpus_here], visible)
+        monkeypatch.setattr(devices.metadata, "version", lambda package: "2.12.0")
+        monkeypatch.setattr("pipeline.longcat.choose_device", lambda device: pytest.fail("PyTorch was asked"))
+        assert str(expected_device(asked)) == expected
+
+    @pytest.mark.parametrize(
+        ("asked", "version", "visible"),
+        [
+            pytest.param("cuda:2", "2.12.0", None, id="too-many"),
+            pytest.param("auto", "2.12.0", "", id="none-made-visible"),
+            pytest.param("auto", "2.12.0+cpu", None, id="torch-without-cuda"),
+            pytest.param("tpu", "2.12.0", None, id="unknown"),
+        ],
+    )
+    def test_torch_answers_in_doubt(self, gpus, monkeypatch, asked, version, visible):
+        gpus(self.GPUS, visible)
+        monkeypatch.setattr(devices.metadata, "version", lambda package: version)
+        monkeypatch.setattr("pipeline.longcat.choose_device", lambda device: torch.device("cuda", 7))
+        assert expected_device(asked) == DeviceName("cuda", 7)
+
+    def test_the_loaded_model_knows_better(self, gpus, tmp_path):
+        """NVML shows a GPU, and the pipeline has loaded on the CPU all the same."""
+        gpus(self.GPUS)
+        checkpoint = inspect_checkpoint(EMBEDDED_CHECKPOINT)
+        worker = Worker(lambda say: FakePipeline(), tmp_path, checkpoint.name)
+        estimates = Estimates(checkpoint, worker, "cuda")
+        wanted = checkpoint.request("x")
+        before = estimates.of(wanted)
+        assert (str(estimates.device), before.memory_label) == ("cuda:0", "CUDA allocated")
+        worker.start()
+        try:
+            until(lambda: estimates.of(wanted).memory_label != before.memory_label, "the estimates of the CPU")
+            assert str(estimates.device) == "cpu"
+            estimates.check(wanted)
+        finally:
+            worker.close()
