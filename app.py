@@ -54,7 +54,7 @@ def _main(arguments: list[str] | None) -> int:
         output_dir = writable_folder(options.output_dir)
         options.auth = read_logins(options.auth or (), options.auth_file)
         if options.mcp:
-            check_mcp()
+            check_mcp(options.auth)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -145,12 +145,12 @@ def writable_folder(path: Path) -> Path:
     return path
 
 
-def check_mcp() -> None:
-    """Raises ValueError when the package that Gradio's MCP server needs is missing; the lock leaves it out."""
+def check_mcp(logins: Sequence[tuple[str, str]] = ()) -> None:
+    """Raises ValueError when Gradio's MCP server would not work: it calls the page without a login of its own."""
     if importlib.util.find_spec("mcp") is None:
-        raise ValueError(
-            "--mcp needs the package mcp, which is not installed; `.venv/bin/pip install 'gradio[mcp]==6.31.0'` adds it"
-        )
+        raise ValueError("--mcp needs the package mcp, which is not installed; `make install` adds it")
+    if logins:
+        raise ValueError("--mcp cannot ask for a login; leave out --mcp, or --auth, --auth-file and " + VARIABLE)
 
 
 def may_switch(options: argparse.Namespace) -> bool:
@@ -219,7 +219,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"logins, one NAME:PASSWORD on each line; {VARIABLE} in the environment takes such lines too",
     )
     add("--max-upload", type=mebibytes, default=256, metavar="MIB", help="size of one uploaded file, in MiB")
-    add("--mcp", action="store_true", help="offer the API as tools of the Model Context Protocol; needs gradio[mcp]")
+    add("--mcp", action="store_true", help="offer the API to MCP clients at /gradio_api/mcp/; not with a login")
     add("--share", action="store_true", help="open a public link through gradio.live too; needs the internet")
     return parser
 
