@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import math
 import struct
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from bsa import BSAConfig
 
+from .refine import STEPS, Refinement, refined_size
 from .request import VideoRequest
 from .video import expand_user
+
+if TYPE_CHECKING:
+    from .clip import Clip
 
 # A small checkpoint trained for this project, with everything the 13.6 B one has.
 EMBEDDED_CHECKPOINT = Path(__file__).resolve().parents[1] / "assets" / "longcat-tiny"
@@ -43,6 +48,12 @@ LONGCAT_DEFAULTS = {
     "use_distill": False,
 }
 
+# Adapters by the names of LongCat's files, and by those of the folders that FastVideo's converter puts them into.
+_ADAPTERS = {"cfg_step_lora": "distill", "distilled": "distill", "refinement_lora": "refine", "refinement": "refine"}
+ADAPTER_FILES = {"distill": "cfg_step_lora.safetensors", "refine": "refinement_lora.safetensors"}
+# What LongCat runs its few-step adapter with.
+_WITH_ADAPTER = {"distill": {"steps": 16, "guidance_scale": 1.0, "use_distill": True}}
+
 
 @dataclass(frozen=True)
 class CheckpointInfo:
@@ -53,6 +64,9 @@ class CheckpointInfo:
         bsa: block sparse attention from transformer/config.json's `enable_bsa` and `bsa_params`, or None.
         defaults: generation settings: height, width, num_frames, num_inference_steps, guidance_scale,
             fps, use_distill and whatever else generation_config.json holds.
+        sparse: its `bsa_params`, whether or not `enable_bsa` is set.
+        shift: of its scheduler.
+        loras: adapter name -> file, of what lies in its folder lora/; "distill" and "refine" are LongCat's own.
     """
 
     path: Path
@@ -60,9 +74,13 @@ class CheckpointInfo:
     parameters: int
     bsa: BSAConfig | None
     defaults: dict[str, Any]
+    sparse: BSAConfig = BSAConfig()
+    shift: float = 12.0
+    loras: Mapping[str, Path] = field(default_factory=dict)
 
     def request(self, prompt: str, **overrides: Any) -> VideoRequest:
-        """A request with this checkpoint's settings; `overrides` are fields of `VideoRequest`."""
+        """A request with this checkpoint's settings, or with those of its adapter `lora`; `overrides` are fields of
+        `VideoRequest`. Raises ValueError for a value that cannot be used, or an adapter that is not there."""
         values = {
             "height": self.defaults["height"],
             "width": self.defaults["width"],
@@ -76,7 +94,44 @@ class CheckpointInfo:
         unknown = sorted(set(overrides) - {field.name for field in fields(VideoRequest)})
         if unknown:
             raise ValueError(f"unknown request field {unknown[0]!r}; see VideoRequest for the fields")
-        return VideoRequest(prompt=prompt, **(values | overrides))
+        usual = next((usual for name, usual in _WITH_ADAPTER.items() if name == overrides.get("lora")), {})
+        request = VideoRequest(prompt=prompt, **(values | usual | overrides))
+        self.check_lora(request.lora)
+        return request
+
+    def refinement(
+        self, prompt: str, clip: Clip, *, t_thresh: float = 0.5, double_frames: bool = True, **overrides: Any
+    ) -> VideoRequest:
+        """A request that refines a clip as LongCat does: its size, schedule, sparse attention and adapter.
+
+        `overrides` are fields of `VideoRequest`. Raises ValueError as `request` does.
+        """
+        factor = 2 if double_frames else 1
+        native = self.defaults["width"] * self.defaults["height"]
+        height, width = refined_size(clip.height, clip.width, native)
+        values = {
+            "height": height,
+            "width": width,
+            "num_frames": factor * clip.frames,
+            "fps": min(120, factor * clip.fps),
+            "steps": STEPS,
+            "guidance_scale": 1.0,
+            "use_distill": False,
+            "bsa": self.sparse,
+            "lora": "refine",
+            "refine": Refinement(video=str(clip.path), t_thresh=t_thresh, double_frames=double_frames),
+        }
+        return self.request(prompt, **(values | overrides))
+
+    def check_lora(self, name: str | None) -> None:
+        """Raise ValueError when the checkpoint has no adapter of that name."""
+        if name is None or name in self.loras:
+            return
+        found = f"there are {', '.join(sorted(self.loras))}" if self.loras else "there is none"
+        file = ADAPTER_FILES.get(name, "its file")
+        raise ValueError(
+            f"{self.name} has no LoRA adapter {name!r} ({found}); put {file} into {self.path / 'lora'}, or choose none"
+        )
 
 
 def inspect_checkpoint(path: str | Path) -> CheckpointInfo:
@@ -112,11 +167,15 @@ def inspect_checkpoint(path: str | Path) -> CheckpointInfo:
     if not configs["text_encoder"].get("architectures"):
         raise ValueError(_incomplete(path, "text_encoder/config.json names no architectures"))
     generation = path / "generation_config.json"
+    sparse = _bsa_config(configs["transformer"], path)
     info = CheckpointInfo(
         path=path,
         name=_name(path.resolve()),
         parameters=parameters["transformer"],
-        bsa=_bsa_config(configs["transformer"], path),
+        bsa=sparse if configs["transformer"].get("enable_bsa") else None,
+        sparse=sparse,
+        shift=float(configs["scheduler"].get("shift") or 1.0),
+        loras=_adapters(path / "lora"),
         defaults=LONGCAT_DEFAULTS | (_read_json(generation, path) if generation.exists() else {}),
     )
     try:
@@ -151,15 +210,24 @@ def _read_json(file: Path, checkpoint: Path) -> dict[str, Any]:
     return content
 
 
-def _bsa_config(transformer: dict[str, Any], checkpoint: Path) -> BSAConfig | None:
-    if not transformer.get("enable_bsa"):
-        return None
+def _adapters(folder: Path) -> dict[str, Path]:
+    """Files lora/NAME.safetensors, as LongCat has them, and lora/NAME/*.safetensors, as FastVideo's converter does."""
+    found: dict[str, Path] = {}
+    for file in sorted((*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors"))):
+        name = file.stem if file.parent == folder else file.parent.name
+        found.setdefault(_ADAPTERS.get(name, name), file)
+    return found
+
+
+def _bsa_config(transformer: dict[str, Any], checkpoint: Path) -> BSAConfig:
     params = transformer.get("bsa_params") or {}
     try:
         if not isinstance(params, dict):
             raise ValueError(f"{params!r} is not an object")
         return BSAConfig.from_bsa_params(params)
     except ValueError as error:
+        if not transformer.get("enable_bsa"):
+            return BSAConfig()
         raise ValueError(f"{checkpoint}/transformer/config.json has unusable bsa_params: {error}") from None
 
 

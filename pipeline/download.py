@@ -125,7 +125,7 @@ def _fetch(repo: str, device: Device | None, on_progress: OnProgress, held: int)
     missing = sum(files[file.filename] for file in plan if file.will_download)
     _check_disk(repo, missing, Path(plan[0].local_path))
     if device is not None and missing:
-        weights = [name for name in files if name.endswith(".safetensors")]
+        weights = [name for name in files if name.endswith(".safetensors") and not name.startswith("lora/")]
         _check_memory(HfApi(), repo, revision, weights, device, available_memory(device) + held)
 
     total = sum(files.values())
@@ -142,7 +142,7 @@ def _fetch(repo: str, device: Device | None, on_progress: OnProgress, held: int)
 def _list_files(api: Any, repo: str) -> tuple[dict[str, int], str]:
     """Bytes by name of the files that make up a checkpoint, and the commit."""
     info = api.model_info(repo, files_metadata=True)
-    wanted = tuple(f"{component}/" for component in CONFIGS)
+    wanted = ("lora/", *(f"{component}/" for component in CONFIGS))
     files = {
         file.rfilename: file.size or 0
         for file in info.siblings

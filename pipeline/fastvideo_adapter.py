@@ -15,7 +15,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from .lora import LoraSwitch
 from .request import MAX_PROMPT_TOKENS, VideoRequest
 from .schedule import longcat_sigmas
 
@@ -46,11 +47,14 @@ class TextStates:
 class FastVideoLongCat:
     """LongCat's components as FastVideo loads them.
 
-    `dtype` is the transformer's; `zero_text_padding` says how it was trained to see padded text.
+    `dtype` is the transformer's; `zero_text_padding` says how it was trained to see padded text; `lora` puts adapters
+    on it; `encodes` says whether the VAE has an encoder.
     """
 
-    def __init__(self, path: Path, device: torch.device) -> None:
+    def __init__(self, path: Path, device: torch.device, loras: Mapping[str, Path] | None = None) -> None:
         """Load all weights from `path` to `device`: fp32 on the CPU, bfloat16 on CUDA.
+
+        loras: adapter name -> file, none of which is loaded before it is used.
 
         Raises:
             ValueError: the weights do not fit FastVideo's LongCat classes, or another device is in use.
@@ -59,6 +63,7 @@ class FastVideoLongCat:
         with _quiet():
             _prepare_process(device)
             self._load(path, device)
+        self.lora = LoraSwitch(self.transformer, loras or {})
 
     def _load(self, path: Path, device: torch.device) -> None:
         from fastvideo.configs.pipelines.longcat import LongCatT2V480PConfig
@@ -69,7 +74,8 @@ class FastVideoLongCat:
         precision = "bf16" if device.type == "cuda" else "fp32"
         config.dit_precision = config.vae_precision = precision
         config.text_encoder_precisions = (precision,)
-        config.vae_config.load_encoder = False  # text to video only decodes
+        self.encodes = any(key.startswith("encoder.") for key in _stored_keys(path / "vae"))
+        config.vae_config.load_encoder = self.encodes
         self._args = FastVideoArgs.from_kwargs(
             model_path=str(path),
             pipeline_config=config,
@@ -123,7 +129,7 @@ class FastVideoLongCat:
             seed=request.seed,
             height=request.height,
             width=request.width,
-            num_frames=request.num_frames,
+            num_frames=4 * request.latent_shape[0] - 3,  # of a refinement, its padding included
             fps=request.fps,
             num_inference_steps=request.steps,
             guidance_scale=float(request.guidance_scale),
@@ -131,7 +137,7 @@ class FastVideoLongCat:
             # Left out, FastVideo takes its scheduler's spacing, which is not LongCat's.
             sigmas=longcat_sigmas(request.steps, use_distill=request.use_distill),
             # Left out, FastVideo draws the noise in the text encoder's dtype; the original draws fp32.
-            latents=_noise(request, self.transformer.in_channels),
+            latents=_noise(request, self.transformer.in_channels) if request.refine is None else None,
             prompt_attention_mask=[],
             negative_attention_mask=[],
         )
@@ -145,10 +151,39 @@ class FastVideoLongCat:
             masks = batch.negative_attention_mask + masks
         return TextStates(torch.cat(states), torch.cat(masks))
 
+    def set_timesteps(self, batch: Any) -> None:
+        self._pipeline.timestep_preparation_stage(batch, self._args)
+
     def initial_latents(self, batch: Any) -> Tensor:
         """Set the scheduler's timesteps and return the noise, fp32 [1, C, T, H, W]."""
-        self._pipeline.timestep_preparation_stage(batch, self._args)
+        self.set_timesteps(batch)
         return self._pipeline.latent_preparation_stage(batch, self._args).latents
+
+    def encode(self, pixels: Tensor, generator: torch.Generator, on_frame: Callable[[], None]) -> Tensor:
+        """Pixels fp32 [1, 3, 4 n - 3, height, width] in -1 to 1 -> normalised latents fp32 [1, C, n, h, w], drawn from
+        the VAE's posterior by a generator of the CPU; `on_frame` follows each latent frame.
+
+        Raises:
+            ValueError: the checkpoint's VAE has no encoder.
+        """
+        if not self.encodes:
+            raise ValueError(
+                "the checkpoint's VAE has no encoder, which a refinement needs; use one with the whole VAE"
+            )
+        weight = self._vae.quant_conv.weight
+        hook = self._vae.encoder.register_forward_hook(lambda *_: on_frame())
+        try:
+            posterior = self._vae.encode(pixels.to(weight))
+        finally:
+            hook.remove()
+            self._vae.clear_cache()
+        mean, std = posterior.mean.float(), posterior.std.float()
+        latents = mean + std * torch.randn(mean.shape, generator=generator).to(mean)
+        centre, spread = (
+            torch.tensor(getattr(self._vae.config, name), device=mean.device).view(1, -1, 1, 1, 1)
+            for name in ("latents_mean", "latents_std")
+        )
+        return (latents - centre) / spread
 
     def decode(self, batch: Any, latents: Tensor, on_frame: Callable[[], None]) -> Tensor:
         """Latents -> pixels fp32 [1, 3, frames, height, width] in 0 to 1; `on_frame` follows each latent frame."""
@@ -257,11 +292,15 @@ def _expect(owner: Any, name: str) -> Any:
 
 def _check_vae_complete(vae: nn.Module, folder: Path) -> None:
     # FastVideo loads the VAE non-strictly: a missing weight would stay random without a word.
+    if missing := sorted(set(vae.state_dict()) - _stored_keys(folder)):
+        raise ValueError(
+            f"{folder} lacks {len(missing)} weights of the VAE, such as {missing[0]}; copy or download it again"
+        )
+
+
+def _stored_keys(folder: Path) -> set[str]:
     stored: set[str] = set()
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="pt") as tensors:
             stored.update(tensors.keys())
-    if missing := sorted(set(vae.state_dict()) - stored):
-        raise ValueError(
-            f"{folder} lacks {len(missing)} weights of the VAE, such as {missing[0]}; copy or download it again"
-        )
+    return stored

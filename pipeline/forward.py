@@ -52,17 +52,19 @@ def attend_dense(q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
 
 
 def _linear(layer: nn.Module, x: Tensor) -> Tensor:
-    # FastVideo's linear layers (and its LoRA wrappers) return (output, bias); nn.Linear the output.
+    # FastVideo's linear layers return (output, bias); nn.Linear the output.
     out = layer(x)
-    return out[0] if isinstance(out, tuple) else out
+    out = out[0] if isinstance(out, tuple) else out
+    lora = getattr(layer, "lora", None)  # see pipeline.lora
+    return out if lora is None else lora.add_(out, x)
 
 
 def _linear_fp32(layer: nn.Module, x: Tensor) -> Tensor:
     # The original evaluates the modulation in fp32 whatever the dtype of the weights.
-    if hasattr(layer, "base_layer"):  # a LoRA wrapper owns the product; only its result can be widened
-        return _linear(layer, x.to(layer.base_layer.weight.dtype)).float()
     with torch.autocast(x.device.type, enabled=False):
-        return F.linear(x.float(), layer.weight.float(), layer.bias.float())
+        out = F.linear(x.float(), layer.weight.float(), layer.bias.float())
+        lora = getattr(layer, "lora", None)
+        return out if lora is None else lora.add_(out, x)
 
 
 def _rms_norm(x: Tensor, norm: nn.Module) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import platform
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from .attention import attention_for
 from .checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
+from .clock import Clock
 from .denoising import denoise
 from .estimate import Estimator, check_load
 from .forward import longcat_forward, trim_text
@@ -26,8 +26,10 @@ from .limits import available_memory, held_memory
 from .preview import LatentColours
 from .record import record_path
 from .recorder import AttentionRecorder
+from .refiner import refine_schedule, start_latents
 from .request import MAX_PROMPT_TOKENS, StepUpdate, VideoRequest, VideoResult
 from .resources import PeakMemory
+from .settings import describe
 from .video import prepare_output, write_video
 
 logger = logging.getLogger("pipeline")
@@ -109,7 +111,7 @@ class LongCatPipeline:
         from .fastvideo_adapter import FastVideoLongCat
 
         say(f"Loading {info.name} ({info.parameters / 1e6:,.1f} M parameters) to {chosen}")
-        model = FastVideoLongCat(info.path.resolve(), chosen)
+        model = FastVideoLongCat(info.path.resolve(), chosen, info.loras)
         if colours is None:
             # no colours stored with the checkpoint: measure them on its own VAE
             colours = LatentColours.fit(model.decode_frame, model.transformer.in_channels, chosen)
@@ -119,7 +121,7 @@ class LongCatPipeline:
     def generate(
         self, request: VideoRequest, on_step: OnStep | None = None, output: Path | str | None = None
     ) -> VideoResult:
-        """Make one video.
+        """Make one video, or refine a clip.
 
         Args:
             on_step: called with the progress; whatever it raises (`Cancelled` to stop) ends the generation
@@ -127,8 +129,8 @@ class LongCatPipeline:
             output: an .mp4 file; None for one in a new temporary folder.
 
         Raises:
-            ValueError: the output cannot be written, a prompt has more tokens than the text encoder reads, or the
-                video cannot fit into the host's memory.
+            ValueError: the output cannot be written, a prompt has more tokens than the text encoder reads, the
+                checkpoint lacks the adapter, the clip to refine cannot be read, or the video cannot fit into memory.
             OSError: the video could not be written; the message says where it was kept.
             torch.OutOfMemoryError: the video is too large for the GPU.
         """
@@ -141,6 +143,7 @@ class LongCatPipeline:
         output = prepare_output(output)
         with self._lock:
             self._check_tokens(request)
+            self.info.check_lora(request.lora)
             self._check_memory(request)
             return self._generate(request, on_step or (lambda update: None), output)
 
@@ -166,16 +169,15 @@ class LongCatPipeline:
     def _generate(self, request: VideoRequest, on_step: OnStep, output: Path) -> tuple[VideoResult, np.ndarray]:
         model = self._model
         active, reason = request.bsa_status()
-        recorder = AttentionRecorder(request, len(model.transformer.blocks)) if self.record and active else None
-        attention = attention_for(request, recorder)
         if active:
             logger.info("Enabling Block Sparse Attention (BSA) for LongCat transformer")
             logger.info("BSA parameters: %s", request.bsa.to_bsa_params())
         else:
             logger.info("Block Sparse Attention (BSA) is not used: %s", reason)
 
+        model.lora.use(request.lora)
         self._warm_up(request)
-        clock = _Clock(self.device)
+        clock = Clock(self.device)
         with PeakMemory(self.device) as peak, torch.no_grad():
             with clock.phase("text") as elapsed:
                 on_step(StepUpdate("text", 0, 1, elapsed()))
@@ -186,13 +188,24 @@ class LongCatPipeline:
                     text, mask = trim_text(text, mask)
                 on_step(StepUpdate("text", 1, 1, elapsed()))
 
+            if request.refine is None:
+                latents, schedule = model.initial_latents(batch), model.scheduler
+            else:
+                with clock.phase("encode") as elapsed:
+                    model.set_timesteps(batch)
+                    schedule = refine_schedule(model.scheduler.timesteps, request.refine.t_thresh)
+                    latents = start_latents(model, request, on_step, elapsed).to(self.device)
+
+            layers, steps = len(model.transformer.blocks), len(schedule.timesteps)
+            recorder = AttentionRecorder(request, layers, steps=steps) if self.record and active else None
+            attention = attention_for(request, recorder)
             with clock.phase("denoise") as elapsed:
                 latents = denoise(
                     lambda *inputs: longcat_forward(
                         model.transformer, *inputs, attention, zero_text_padding=model.zero_text_padding
                     ),
-                    model.scheduler,
-                    model.initial_latents(batch),
+                    schedule,
+                    latents,
                     text,
                     mask,
                     guidance_scale=request.guidance_scale,
@@ -209,8 +222,8 @@ class LongCatPipeline:
                 frames = self._decode(batch, latents, on_step, elapsed)
 
         density, versions = attention.density(), _versions(self.device)
-        made_by = {"versions": versions, "checkpoint": self.info.name}
-        write_video(output, frames, request.fps, {"request": request.to_dict(), **made_by})
+        frames = frames[: request.num_frames]  # without the padding of a refinement
+        write_video(output, frames, request.fps, describe(request, versions, self.info.name))
         result = VideoResult(
             request=request,
             video=output,
@@ -269,32 +282,6 @@ class LongCatPipeline:
 
     def _preview(self, clean: Tensor | None) -> Callable[[], np.ndarray] | None:
         return None if clean is None else partial(self._colours, clean)
-
-
-class _Clock:
-    """Wall seconds of named phases. On CUDA each phase ends when its kernels have."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._began = time.perf_counter()
-        self._phases: dict[str, float] = {}
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[Callable[[], float]]:
-        """Time a block; gives a function for the seconds so far."""
-        began = time.perf_counter()
-        yield lambda: time.perf_counter() - began
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        self._phases[name] = time.perf_counter() - began
-
-    def leave_out(self, name: str, seconds: float) -> None:
-        """Take seconds off a phase that has ended, and off the total."""
-        self._phases[name] -= seconds
-        self._began += seconds
-
-    def seconds(self) -> dict[str, float]:
-        return {**self._phases, "total": time.perf_counter() - self._began}
 
 
 def _versions(device: torch.device) -> dict[str, str]:

@@ -33,10 +33,13 @@ class AttentionRecorder:
     one under classifier-free guidance. On CUDA nothing here waits for the device.
     """
 
-    def __init__(self, request: VideoRequest, layers: int, stored_bytes: int = STORED_BYTES) -> None:
-        """request: with BSA; layers: attention calls per step; stored_bytes: bound on the selections."""
+    def __init__(
+        self, request: VideoRequest, layers: int, stored_bytes: int = STORED_BYTES, steps: int | None = None
+    ) -> None:
+        """request: with BSA; layers: attention calls per step; stored_bytes: bound on the selections; steps: that run,
+        None for those of the request."""
         self._request = request
-        self._shape = request.steps, layers
+        self._shape = steps or request.steps, layers
         self._stored_bytes = stored_bytes
         self._q_layout = BlockLayout(request.grid, request.bsa.chunk_q)
         self._k_layout = BlockLayout(request.grid, request.bsa.chunk_k)

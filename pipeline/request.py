@@ -13,6 +13,8 @@ import numpy as np
 
 from bsa import BSAConfig, Grid
 
+from .refine import Refinement, latent_frames
+
 # Strides of LongCat: the Wan VAE turns 8x8 pixels and 4 frames (after the first) into one latent,
 # the transformer turns 1x2x2 latents into one token.
 LATENT_FRAMES = 4
@@ -34,18 +36,21 @@ class Cancelled(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoRequest:
-    """One text-to-video generation.
+    """One text-to-video generation, or the refinement of a clip.
 
     Attributes:
         prompt, negative_prompt: text; the negative prompt counts only when guidance_scale is above 1.
         height, width: pixels, multiples of 16.
-        num_frames: 4n + 1 frames.
+        num_frames: 4n + 1 frames; of a refinement, as many as its clip has, or twice as many.
         steps: denoising steps.
         guidance_scale: 1 turns classifier-free guidance off and halves the work.
         seed: of the initial noise, which is drawn on the CPU and so is the same on every device.
         fps: frames per second of the video file.
         bsa: block sparse attention, or None for dense attention.
         use_distill: sigmas of LongCat's distilled (few-step) model instead of the regular ones.
+        lora: name of an adapter of the checkpoint to run with (see `CheckpointInfo.loras`), or None.
+        refine: the clip to refine into this size, or None to begin with noise alone. `steps` are then those of the
+            whole schedule, of which the part below the clip's noise level runs.
 
     Raises:
         ValueError: a value cannot be used; the message says what can.
@@ -62,6 +67,8 @@ class VideoRequest:
     fps: int
     bsa: BSAConfig | None
     use_distill: bool = False
+    lora: str | None = None
+    refine: Refinement | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompt", "negative_prompt"):
@@ -70,7 +77,10 @@ class VideoRequest:
             raise ValueError("the prompt is empty; describe the video in a sentence or two")
         for name in ("height", "width"):
             _check_size(name, getattr(self, name))
-        _check_frames(self.num_frames)
+        if self.refine is None:
+            _check_frames(self.num_frames)
+        else:
+            self._check_refinement()
         if not 1 <= _whole("steps", self.steps) <= 1000:
             raise ValueError(f"steps {self.steps} is outside 1 to 1000; LongCat uses 50, its distilled model 16")
         if not isinstance(self.use_distill, bool):
@@ -89,10 +99,34 @@ class VideoRequest:
         if self.bsa is not None and not isinstance(self.bsa, BSAConfig):
             raise ValueError(f"bsa is a {type(self.bsa).__name__}; pass a BSAConfig, or None for dense attention")
 
+        if self.lora is not None and not (isinstance(self.lora, str) and self.lora):
+            raise ValueError(f"lora {self.lora!r} is not the name of an adapter; pass one such as 'distill', or None")
+
+    def _check_refinement(self) -> None:
+        if not isinstance(self.refine, Refinement):
+            raise ValueError(f"refine is a {type(self.refine).__name__}; pass a Refinement, or None")
+        if _whole("num_frames", self.num_frames) < 1 or (self.refine.double_frames and self.num_frames % 2):
+            raise ValueError(
+                f"num_frames {self.num_frames} is not what a refinement makes; use the clip's number of frames, or "
+                "twice that with double_frames"
+            )
+        if self.guidance_scale != 1:
+            raise ValueError(
+                f"guidance_scale {self.guidance_scale} has no effect: LongCat refines without guidance; use 1"
+            )
+        if self.use_distill is True:
+            raise ValueError("a refinement runs LongCat's regular schedule; set use_distill to false")
+        if self.lora is None:
+            raise ValueError(
+                "a refinement needs the LoRA adapter trained for it, without which the clip only gets larger, not "
+                "sharper; use lora 'refine'"
+            )
+
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Latent frames, rows and columns."""
-        frames = 1 + (self.num_frames - 1) // LATENT_FRAMES
+        refining = self.refine is not None
+        frames = latent_frames(self.num_frames) if refining else 1 + (self.num_frames - 1) // LATENT_FRAMES
         return frames, self.height // LATENT_PIXELS, self.width // LATENT_PIXELS
 
     @property
@@ -117,6 +151,7 @@ class VideoRequest:
         """Plain values, ready for JSON; `from_dict` reads them back."""
         values = {name: getattr(self, name) for name in self.__slots__}
         values["bsa"] = None if self.bsa is None else self.bsa.to_bsa_params()
+        values["refine"] = None if self.refine is None else self.refine.to_dict()
         return values
 
     @classmethod
@@ -132,6 +167,8 @@ class VideoRequest:
         values = dict(values)
         if isinstance(values.get("bsa"), dict):
             values["bsa"] = BSAConfig.from_bsa_params(values["bsa"])
+        if isinstance(values.get("refine"), dict):
+            values["refine"] = Refinement.from_dict(values["refine"])
         try:
             return cls(**values)
         except TypeError as error:
@@ -143,14 +180,15 @@ class StepUpdate:
     """Progress of one generation, sent before the first and after every step of a phase.
 
     Attributes:
-        phase: "text" (prompt encoding), "denoise" or "decode" (one step per latent frame).
+        phase: "text" (prompt encoding), "encode" (of the clip to refine), "denoise" or "decode"; encoding and
+            decoding count latent frames.
         step, total: steps of the phase done and to do.
         seconds: since the phase began.
         preview: call it for a small preview of the video as it would end now, uint8
             [latent frames, rows, columns, 3]; None outside of denoising. Costs nothing unless called.
     """
 
-    phase: Literal["text", "denoise", "decode"]
+    phase: Literal["text", "encode", "denoise", "decode"]
     step: int
     total: int
     seconds: float
@@ -162,7 +200,8 @@ class VideoResult:
     """A finished video and what it took.
 
     Attributes:
-        seconds: of "text", "denoise", "decode" and "total" (which adds writing the file).
+        seconds: of "text", "denoise", "decode" and "total" (which adds writing the file); of a refinement "encode",
+            too.
         peak_memory: bytes; `peak_memory_label` says of what ("CUDA allocated" or "process RSS").
         density: share of the dense query-key pairs that the self-attention worked on, 1.0 when dense.
         blocks_kept, blocks_total: key blocks per query block, kept (a mean where the cdf threshold

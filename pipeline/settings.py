@@ -30,6 +30,15 @@ class VideoSettings:
     checkpoint: str | None = None
 
 
+def describe(request: VideoRequest, versions: dict[str, str], checkpoint: str) -> dict[str, Any]:
+    """What a video says about itself; `read_settings` reads it. Of a clip that was refined only the name: where it lay
+    is nobody else's business, and of no use on another machine."""
+    values = request.to_dict()
+    if request.refine is not None:
+        values["refine"] |= {"video": Path(request.refine.video).name}
+    return {"request": values, "versions": versions, "checkpoint": checkpoint}
+
+
 def read_settings(path: str | Path) -> VideoSettings:
     """The request, the versions and the checkpoint's name in an MP4's comment, where `write_video` puts them.
 

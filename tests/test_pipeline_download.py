@@ -50,12 +50,15 @@ def test_fetches_a_complete_checkpoint_with_true_progress(hub, checkpoint):
 def test_only_what_makes_up_the_checkpoint_is_fetched(hub, checkpoint, tmp_path):
     hub.root = tmp_path / "more"
     shutil.copytree(checkpoint, hub.root)
-    extra = ("README.md", "lora/refine.safetensors", "transformer/pytorch_model.bin")
-    (hub.root / "lora").mkdir()
-    for name in extra:
+    extra = ("README.md", "notes/refine.safetensors", "transformer/pytorch_model.bin")
+    adapter = "lora/mine.safetensors"
+    for folder in ("lora", "notes"):
+        (hub.root / folder).mkdir()
+    for name in (*extra, adapter):
         (hub.root / name).write_bytes(b"0" * 100)
     path = fetch_checkpoint(hub.repo, CPU)
     assert not [name for name in extra if (path / name).exists() or name in hub.sent]
+    assert (path / adapter).exists()
 
 
 def test_a_second_time_fetches_nothing(hub):

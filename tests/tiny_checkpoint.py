@@ -96,6 +96,46 @@ def transformer_weights(seed: int) -> dict[str, torch.Tensor]:
     return weights
 
 
+def lora_weights(seed: int, rank: int = 4) -> dict[str, torch.Tensor]:
+    """A random adapter for the transformer above, under the names of LongCat-Video's own files: fused projections, one
+    product for each part of some of them and one for all parts of another, strong enough to change every output."""
+    generator = torch.Generator().manual_seed(seed)
+    weights: dict[str, torch.Tensor] = {}
+
+    def adapt(module: str, inputs: int, outputs: int, parts: int = 1) -> None:
+        name = "lora___lorahyphen___" + module.replace(".", "___lorahyphen___")
+        weights[f"{name}.lora_down.weight"] = torch.randn(parts * rank, inputs, generator=generator) / inputs**0.5
+        for part in range(parts):
+            up = torch.randn(outputs // parts, rank, generator=generator) / rank**0.5
+            weights[f"{name}.lora_up.blocks.{part}.weight" if parts > 1 else f"{name}.lora_up.weight"] = up
+        weights[f"{name}.alpha_scale"] = torch.tensor(0.5)
+
+    adapt("y_embedder.y_proj.0", TEXT_CHANNELS, HIDDEN)
+    adapt("t_embedder.mlp.2", TIME_CHANNELS, TIME_CHANNELS)
+    for index in range(DEPTH):
+        block = f"blocks.{index}"
+        adapt(f"{block}.attn.qkv", HIDDEN, 3 * HIDDEN, 3)
+        adapt(f"{block}.attn.proj", HIDDEN, HIDDEN)
+        adapt(f"{block}.cross_attn.q_linear", HIDDEN, HIDDEN)
+        adapt(f"{block}.cross_attn.kv_linear", HIDDEN, 2 * HIDDEN, 2 if index else 1)
+        adapt(f"{block}.cross_attn.proj", HIDDEN, HIDDEN)
+        adapt(f"{block}.ffn.w1", HIDDEN, FFN)
+        adapt(f"{block}.ffn.w3", HIDDEN, FFN, 2)
+        adapt(f"{block}.ffn.w2", FFN, HIDDEN)
+        adapt(f"{block}.adaLN_modulation.1", TIME_CHANNELS, 6 * HIDDEN)
+    adapt("final_layer.adaLN_modulation.1", TIME_CHANNELS, 2 * HIDDEN)
+    adapt("final_layer.linear", HIDDEN, 64)
+    return weights
+
+
+def write_lora(folder: Path, name: str, seed: int = 5) -> Path:
+    """Put that adapter into a checkpoint folder as lora/NAME.safetensors."""
+    file = folder / "lora" / f"{name}.safetensors"
+    file.parent.mkdir(exist_ok=True)
+    save_file(lora_weights(seed), file)
+    return file
+
+
 def _write_json(path: Path, content: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n")
@@ -121,9 +161,11 @@ def _randomise(model: torch.nn.Module, seed: int) -> torch.nn.Module:
     """Own weights from an own generator: a library's initialisation may change with its version."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for _, weight in sorted(model.named_parameters()):
+        for name, weight in sorted(model.named_parameters()):
             if weight.ndim > 1:
                 weight.copy_(torch.randn(weight.shape, generator=generator) / weight[0].numel() ** 0.5)
+            elif name.endswith("bias"):
+                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.1)
     return model
 
 
