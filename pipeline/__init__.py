@@ -15,7 +15,7 @@ from .reproduce import cli_command, python_code
 from .request import Cancelled, Comparison, StepUpdate, VideoRequest, VideoResult
 from .resources import GpuReading, Resources, read_resources
 from .settings import VideoSettings, read_settings
-from .sweep import Sweep, SweepRun, run_sweep
+from .sweep import Sweep, SweepRun, run_sweep, sweep_videos
 from .sweep_axes import Axis
 from .sweep_result import SweepResult, SweepVideo
 
@@ -47,6 +47,7 @@ __all__ = [
     "read_resources",
     "read_settings",
     "run_sweep",
+    "sweep_videos",
 ]
 
 _FROM_LONGCAT = ("LongCatPipeline", "choose_device")

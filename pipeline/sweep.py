@@ -6,7 +6,7 @@ import gc
 import logging
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -146,6 +146,26 @@ def run_sweep(
         ValueError: the folder cannot be written, or not one video could be made (with the error of the first).
         OSError: a finished video could not be written, as those after it could not be.
     """
+    result = SweepResult(sweep, (), ())
+    for result in sweep_videos(pipeline, sweep, on_step, output_dir, on_begin=on_begin):
+        if on_result is not None:
+            on_result(result)
+    return result
+
+
+def sweep_videos(
+    pipeline: LongCatPipeline,
+    sweep: Sweep,
+    on_step: OnStep | None = None,
+    output_dir: Path | str | None = None,
+    *,
+    on_begin: Callable[[SweepRun], None] | None = None,
+) -> Iterator[SweepResult]:
+    """`run_sweep` one video at a time: yields the result so far after each.
+
+    Between two videos the pipeline is free for other work. The decoded frames of the dense reference stay in memory
+    until those that are measured against it are made.
+    """
     folder = Path(tempfile.mkdtemp(prefix="longcat-sweep-") if output_dir is None else output_dir)
     runs = sweep.runs()
     prepare_output(folder / runs[0].name)
@@ -167,12 +187,10 @@ def run_sweep(
         del made  # frames of a large video are hundreds of megabytes
         result = result.add(video)
         result.write(folder)
-        if on_result is not None:
-            on_result(result)
+        yield result
     first = next(result.videos())
     if all(video.result is None for video in result.videos()):
         raise ValueError(f"none of the {len(runs)} videos could be made: {first.error}")
-    return result
 
 
 def _make(

@@ -130,6 +130,34 @@ def test_a_reload_finds_the_running_sweep_and_stop_keeps_what_is_done(browser, t
         expect(other.locator(".sweep-grid .clip")).to_have_count(0)
 
 
+def test_a_sweep_survives_a_restart_of_the_server(browser, tmp_path):
+    """The first server ends in the middle of the fourth video."""
+    fake = FakePipeline()
+    with fake.held(after=3), running_page(fake, tmp_path) as address:
+        page = open_page(browser, address)
+        open_tab(page)
+        fill(page, "0.25, 0.5, 0.75")
+        button(page, "Run sweep").click()
+        expect(cell(page, 1, 0)).to_have_attribute("data-state", "done")
+        state = page.context.storage_state()
+        page.context.close()
+    with running_page(FakePipeline(), tmp_path) as address:
+        for origin in state["origins"]:
+            origin["origin"] = address
+        page = browser.new_context(storage_state=state).new_page()
+        page.goto(address, wait_until="domcontentloaded")
+        open_tab(page)
+        expect(status(page)).to_contain_text("Stopped: 3 of 4 videos are done and kept")
+        for row, made in enumerate(["done", "done", "waiting"]):
+            expect(cell(page, row, 0)).to_have_attribute("data-state", made)
+        expect(cell(page, 1, 0).locator(".fact")).to_contain_text("dB")
+        expect(page.locator(".sweep-csv")).to_be_visible()
+        cell(page, 0, 0).click()
+        expect_playing(page, "dense")
+        expect_playing(page, "sparse")
+        expect(button(page, "Run sweep")).to_be_enabled()
+
+
 @pytest.mark.parametrize(
     ("rows", "columns", "sentence"),
     [

@@ -76,9 +76,9 @@ class Calls:
         seen = -1
         try:
             while not job.over:
-                if job.state == "waiting":
+                if job.state == "waiting" and not job.started:
                     progress((0, 1), desc=worker.waiting_text(job), unit="jobs")
-                elif job.version != seen:
+                elif job.version != seen or job.state == "waiting":
                     seen = job.version
                     _tell(progress, self.site, job)
                 await asyncio.sleep(POLL_SECONDS)

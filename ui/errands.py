@@ -40,6 +40,7 @@ class Calibration(Errand):
 class Loading(Errand):
     """Changes the checkpoint. `switch` raises ValueError when it cannot be loaded."""
 
+    barrier: ClassVar[bool] = True
     switch: Callable[[Path, str], None]
     checkpoint: CheckpointInfo
 

@@ -24,7 +24,7 @@ class Durations:
 
     def add(self, job: Job) -> None:
         if job.state == "done" and job.work > 0:
-            self._seen.append((type(job), job.work, job.ended - job.started))
+            self._seen.append((type(job), job.work, job.ended - job.started - job.away))
 
     def guess(self, job: Job) -> float | None:
         """Seconds that the whole job takes, judged by those of its class and like size; None without any."""
@@ -37,13 +37,13 @@ class Durations:
 
 
 def seconds_left(job: Job, whole: float | None) -> float | None:
-    """Seconds until the job is done, were it to begin now. whole: a guess at all it takes, if there is one."""
+    """Seconds until the job is done, were it to go on now. whole: a guess at all it takes, if there is one."""
     if job.started == 0:
         return whole
     seen = job.remaining()
     if seen is not None:
         return seen
-    return None if whole is None else max(0.0, whole - (time.time() - job.started))
+    return None if whole is None else max(0.0, whole - (time.time() - job.started - job.away))
 
 
 def duration_text(seconds: float) -> str:

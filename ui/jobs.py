@@ -61,9 +61,12 @@ class Job:
     marks: when which phase began. submitted, started, ended: `time.time()`, 0 for not yet.
     work: how much there is to do, in a unit that only compares jobs of one class; 0 for unknown.
     errand: whether it is the worker's own business: it has no folder, no report and no place in any history.
+    barrier: whether those that wait before it must be done before it, and those after it must not come before it.
+    away: seconds that it waited between its turns.
     """
 
     errand: ClassVar[bool] = False
+    barrier: ClassVar[bool] = False
     owner: str = field(default="", kw_only=True)
     folder: Path = field(default=Path(), init=False)
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12], init=False)
@@ -75,14 +78,25 @@ class Job:
     submitted: float = field(default=0.0, init=False)
     started: float = field(default=0.0, init=False)
     ended: float = field(default=0.0, init=False)
+    away: float = field(default=0.0, init=False)
     error: str = field(default="", init=False)
     version: int = field(default=0, init=False)
     _stop: threading.Event = field(default_factory=threading.Event, init=False)
     _ending: bool = field(default=False, init=False)
 
     def run(self, pipeline: Generator, on_step: OnStep) -> None:
-        """Do it, in the worker's thread. `on_step` raises `Cancelled` once the job is to stop."""
+        """Do it, or its next part, in the worker's thread. `on_step` raises `Cancelled` once the job is to stop."""
         raise NotImplementedError
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether it has a further part: then it may give way to others, and is run again."""
+        return False
+
+    @property
+    def parts(self) -> float:
+        """How many parts are left to do; of the one under way what is left of it."""
+        return 1.0
 
     def report(self) -> dict[str, Any]:
         """What was asked for, made and measured, ready for JSON; written to report.json when the job is done."""

@@ -96,7 +96,7 @@ def build_page(
                     inspector_panel(site, shown)
                     history_tab = gr.Tab("History", id="history")
                     with gr.Tab("Sweep", id="sweep_tab"):
-                        sweep = SweepPanel(site)
+                        sweep = SweepPanel(site, store)
             with gr.Column(elem_id="settings"):
                 with gr.Group(elem_id="attention"):
                     fields |= panels.attention_fields(default)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import takewhile
 
 from ui.eta import Durations, seconds_left
 from ui.jobs import Job
@@ -14,7 +17,7 @@ YOUR_QUEUE_FULL = "{count} jobs of yours are waiting and the limit is {limit}; s
 
 
 class JobQueue:
-    """First in, first out, for any number of threads.
+    """First in, first out, for any number of threads. Between its parts a long job lets others pass, see `give_way`.
 
     most, most_of_one: jobs that may wait, in all and of one owner. Jobs without an owner count in all.
     kept: ended jobs that are remembered.
@@ -32,6 +35,7 @@ class JobQueue:
         self._jobs: dict[str, Job] = {}
         self._ended: deque[str] = deque()
         self._durations = Durations()
+        self._left: dict[Job, float] = {}  # when those that gave way did so
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -56,8 +60,22 @@ class JobQueue:
     def take(self) -> Job:
         """The next job, which runs from now on. There must be one."""
         with self.changed:
-            self.running = self._waiting.popleft()
-            return self.running
+            self.running = job = self._waiting.popleft()
+            if since := self._left.pop(job, 0.0):
+                job.away += time.time() - since
+            return job
+
+    def give_way(self, job: Job) -> bool:
+        """Between two parts of the running job: let as many jobs pass as other people wait. False when nobody does, and
+        the job goes on."""
+        with self.changed:
+            place = _place(job, self._waiting)
+            if place == 0 or job.stopping:
+                return False
+            job.state, self._left[job], self.running = "waiting", time.time(), None
+            self._waiting.insert(place, job)
+            job.version += 1
+            return True
 
     def remove(self, job: Job) -> bool:
         """Take a job out that waits; False when it does not."""
@@ -76,6 +94,8 @@ class JobQueue:
 
     def end(self, job: Job) -> None:
         """A job has ended here; others are expected to take as long."""
+        with self.changed:
+            self._left.pop(job, None)
         self._durations.add(job)
         self.remember(job)
 
@@ -103,21 +123,63 @@ class JobQueue:
 
     def before(self, job: Job) -> list[Job]:
         """Jobs that run before this one does, the running one included."""
-        with self.changed:
-            waiting = list(self._waiting)
-            running = [] if self.running is None else [self.running]
-        return running + waiting[: waiting.index(job)] if job in waiting else []
+        turns = self._turns()
+        jobs = [other for other, _ in turns]
+        return list(dict.fromkeys(jobs[: jobs.index(job)])) if job in jobs else []
 
     def wait_seconds(self, job: Job) -> float | None:
-        """Seconds until a waiting job begins; 0 for one that has, None when nothing like those before it has run."""
-        left = [seconds_left(other, self._guess(other)) for other in self.before(job)]
-        return None if None in left else sum(left)
+        """Seconds until a waiting job runs; 0 for one that does, None when nothing like those before it has run."""
+        turns = self._turns()
+        jobs = [other for other, _ in turns]
+        return self._seconds(turns[: jobs.index(job)]) if job in jobs else 0.0
 
     def seconds_left(self, job: Job) -> float | None:
         """Seconds until the job is done, waiting included; None when nothing is known yet."""
-        wait, own = self.wait_seconds(job), seconds_left(job, self._guess(job))
-        return None if wait is None or own is None else wait + own
+        turns = self._turns()
+        last = max((index for index, (other, _) in enumerate(turns) if other is job), default=None)
+        return seconds_left(job, self._guess(job)) if last is None else self._seconds(turns[: last + 1])
+
+    def _turns(self) -> list[tuple[Job, float]]:
+        """Whose turn it is from now on, as long as nobody else comes: jobs, and how much of a part is left to do. One
+        that gives way comes up once for every part."""
+        with self.changed:
+            waiting = list(self._waiting)
+            if self.running is not None:
+                waiting.insert(0, self.running)
+        left = {job: job.parts for job in waiting}
+        turns = []
+        while waiting:
+            job = waiting.pop(0)
+            after = max(0, math.ceil(left[job]) - 1)
+            turns.append((job, left[job] - after))
+            left[job] = after
+            if after:
+                waiting.insert(_place(job, waiting), job)
+        return turns
+
+    def _seconds(self, turns: list[tuple[Job, float]]) -> float | None:
+        """How long these turns take; None when that of one of them is not known."""
+        rates = {}
+        for job, _ in turns:
+            if job not in rates:
+                seconds = seconds_left(job, self._guess(job))
+                if seconds is None:
+                    return None
+                rates[job] = seconds / max(job.parts, 1e-9)
+        return sum(part * rates[job] for job, part in turns)
 
     def _guess(self, job: Job) -> float | None:
         guess = self.predict(job)
         return self._durations.guess(job) if guess is None else guess
+
+
+def _place(job: Job, waiting: Iterable[Job]) -> int:
+    """Where a job that gives way comes among those that wait: behind as many jobs of others as there are others.
+
+    So whoever waits gets a turn for each of the job's, and somebody with twenty jobs cannot make it wait for all of
+    them. Callers without a name are all strangers to each other.
+    """
+    passing = list(takewhile(lambda other: not other.barrier, waiting))
+    strangers = [index for index, other in enumerate(passing) if not job.owner or other.owner != job.owner]
+    people = {passing[index].owner or passing[index].id for index in strangers}
+    return strangers[len(people) - 1] + 1 if people else 0

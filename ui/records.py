@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import Comparison, VideoRequest, VideoResult
+from pipeline import Axis, Comparison, Sweep, SweepVideo, VideoRequest, VideoResult
 from ui.files import job_folder, poster
 from ui.jobs import Job, VideoJob, plain
 from ui.store import INTERRUPTED, LIVE, Record, Store
+from ui.sweep_job import SweepJob
 
 log = logging.getLogger("ui")
+
+GONE = "its video is no longer there"
+MEASURES = ("speedup", "psnr", "ssim", "recall")  # of a sweep's cell against its dense reference
 
 Restore = Callable[[Record, Path], Job]
 # kind of job -> how it is made again from its record and its folder; a kind without an entry stays a record
@@ -28,6 +32,7 @@ def keep_record_of(store: Store, worker: Any) -> None:
             store.write(record_of(job))
 
     worker.on_submit.append(write)
+    worker.on_part.append(write)
     worker.listeners.append(write)
     worker.archive = lambda job_id: restored(store, job_id)
 
@@ -41,7 +46,7 @@ def record_of(job: Job) -> Record:
         state=job.state,
         error=job.error,
         request={} if request is None else request.to_dict() | {"side_by_side": getattr(job, "side_by_side", False)},
-        report=_report(job) if over else {},
+        report=_report(job) if over or isinstance(job, SweepJob) else {},
         posters=_posters(job) if over else {},
         folder=job.folder.name,
         submitted=job.submitted,
@@ -77,13 +82,10 @@ def _restore_video(record: Record, folder: Path) -> VideoJob:
     side_by_side = values.pop("side_by_side")
     job = VideoJob(VideoRequest.from_dict(values), side_by_side)
     present = job_folder(folder.parent, folder.name) is not None
-    names = {field.name for field in fields(VideoResult)}
     for arm in job.arms:
-        values = record.report.get(arm)
-        if values and present and (video := folder / Path(values["video"]).name).is_file():
-            request = VideoRequest.from_dict(values["request"])
-            known = {name: value for name, value in values.items() if name in names}
-            job.results[arm] = VideoResult(**known | {"request": request, "video": video})
+        result = _result(record.report.get(arm), folder) if present else None
+        if result is not None:
+            job.results[arm] = result
     if len(job.results) == 2 and "speedup" in record.report:
         psnr = float("inf") if record.report["psnr"] is None else record.report["psnr"]
         figures = record.report["speedup"], psnr, record.report["ssim"]
@@ -91,17 +93,54 @@ def _restore_video(record: Record, folder: Path) -> VideoJob:
     return job
 
 
+def _restore_sweep(record: Record, folder: Path) -> SweepJob:
+    values = {name: value for name, value in record.request.items() if name != "side_by_side"}
+    axes = [Axis.of(axis["name"], axis["values"]) for axis in record.report["axes"]]
+    job = SweepJob(Sweep(VideoRequest.from_dict(values), *axes))
+    present = job_folder(folder.parent, folder.name) is not None
+    for made in record.report["videos"]:
+        result = _result(made["result"], folder) if present else None
+        measures = {name: made[name] for name in MEASURES}
+        if measures["speedup"] is not None and measures["psnr"] is None:
+            measures["psnr"] = float("inf")  # which JSON cannot say
+        gone = "" if result is not None or made["error"] else GONE
+        video = SweepVideo(made["row"], made["column"], VideoRequest.from_dict(made["request"]), result)
+        job.result = job.result.add(replace(video, error=made["error"] or gone, **measures))
+    return job
+
+
 RESTORE["video"] = _restore_video
+RESTORE["sweep"] = _restore_sweep
+
+
+def _result(values: dict[str, Any] | None, folder: Path) -> VideoResult | None:
+    """A finished video from its record, while its file is there."""
+    if not values or not (video := folder / Path(values["video"]).name).is_file():
+        return None
+    known = {name: value for name, value in values.items() if name in {field.name for field in fields(VideoResult)}}
+    return VideoResult(**known | {"request": VideoRequest.from_dict(values["request"]), "video": video})
 
 
 def _report(job: Job) -> dict[str, Any]:
     """The job's report; of videos, those that were finished, by arm, also when the job was stopped or failed."""
+    if isinstance(job, SweepJob):
+        return plain(_sweep_report(job))
     if not isinstance(job, VideoJob):
         return plain(job.report())
     report = {arm: result.to_dict() for arm, result in job.results.items()}
     if job.comparison is not None:
         report |= {name: getattr(job.comparison, name) for name in ("speedup", "psnr", "ssim")}
     return plain(report)
+
+
+def _sweep_report(job: SweepJob) -> dict[str, Any]:
+    """What makes the sweep again with the videos so far; more of each than is in its sweep.json."""
+    videos = [
+        {name: getattr(video, name) for name in ("row", "column", "error", *MEASURES)}
+        | {"request": video.request.to_dict(), "result": None if video.result is None else video.result.to_dict()}
+        for video in job.result.videos()
+    ]
+    return {"axes": job.report()["axes"], "videos": videos}
 
 
 def _posters(job: Job) -> dict[str, str]:

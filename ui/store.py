@@ -103,6 +103,12 @@ class Store:
         where = f"owner = ? AND NOT {_LIVE} ORDER BY submitted DESC, rowid DESC LIMIT ?"
         return self._guard(self._select, where, (owner, limit)) or []
 
+    def newest(self, owner: str, kind: str) -> str:
+        """The id of the owner's newest job of a kind, or ""."""
+        where = "owner = ? AND kind = ? ORDER BY submitted DESC, rowid DESC LIMIT 1"
+        rows = self._guard(self._select, where, (owner, kind)) if owner else None
+        return rows[0].id if rows else ""
+
     def delete(self, owner: str, job_id: str | None = None) -> list[str]:
         """Remove one ended job of the owner, or all of them, with their folders. Returns the ids removed."""
         records = [record for record in self.runs(owner, -1) if job_id in (None, record.id)]

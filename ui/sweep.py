@@ -12,6 +12,7 @@ from ui.report import report_panel
 from ui.site import Site
 from ui.stage import stage_view
 from ui.static import asset
+from ui.store import Store
 from ui.sweep_job import SweepJob
 from ui.sweep_view import NONE, default_values, plan_html, problem, progress_view, read_sweep, sweep_view
 
@@ -54,8 +55,9 @@ class SweepGrid(gr.HTML):
 class SweepPanel:
     """The controls and the grid. Make it inside its tab, `connect` it when the form is there."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, store: Store) -> None:
         self.site = site
+        self.store = store
         self._last: dict[str, str] = {}  # owner -> id of the newest sweep
         defaults = default_values(site.checkpoint.defaults["num_inference_steps"])
         choices = list(NAMES.items())
@@ -151,10 +153,13 @@ class SweepPanel:
         return view, gr.update(interactive=not live), gr.update(interactive=live)
 
     def _job(self, owner: str, named: Any = "") -> SweepJob | None:
-        """The named sweep of an owner, or the newest."""
-        for job_id in (named, self._last.get(owner, "")):
+        """The named sweep of an owner, or the newest, also when an earlier server made it."""
+        if owner not in self._last:
+            self._last[owner] = self.store.newest(owner, "sweep")
+        for job_id in (named, self._last[owner]):
             job = self.site.worker.find(job_id, owner) if isinstance(job_id, str) and job_id else None
             if isinstance(job, SweepJob):
+                self.site.worker.adopt(job)  # a page asks every second, and would read it again each time
                 return job
         return None
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline import Comparison, Sweep, SweepResult, SweepRun, VideoRequest, VideoResult, run_sweep
+from pipeline import Comparison, Sweep, SweepResult, SweepRun, VideoRequest, VideoResult, sweep_videos
 from ui.jobs import Generator, Job, OnStep, VideoJob, arm_of
 
 
 @dataclass(eq=False)
 class SweepJob(Job):
-    """The videos of a sweep, one after another.
+    """The videos of a sweep, one after another; every video is a part of the job.
 
     result: those that were made so far, with their measurements. It stays when the job is stopped or fails.
     current: the video being made; None between videos.
@@ -25,6 +26,8 @@ class SweepJob(Job):
     current: SweepRun | None = field(default=None, init=False)
     requests: list[VideoRequest] = field(init=False)
     _runs: list[SweepRun] = field(init=False)
+    _engine: _Lasting | None = field(default=None, init=False)
+    _videos: Iterator[SweepResult] | None = field(default=None, init=False)
     _cells: dict[tuple[int, int], VideoJob] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -56,23 +59,46 @@ class SweepJob(Job):
     def work(self) -> float:
         return float(sum(request.steps * request.grid.volume for request in self.requests))
 
+    @property
+    def unfinished(self) -> bool:
+        return self.tried < self.total
+
+    @property
+    def parts(self) -> float:
+        return max(0.0, self.total - self.tried - self.share)
+
+    @property
+    def share(self) -> float:
+        """How much of the video being made is done, 0 to 1."""
+        update = self.update
+        if self.current is None or update is None or update.phase in ("text", "encode") or not update.total:
+            return 0.0
+        return update.step / update.total if update.phase == "denoise" else 1.0
+
     def remaining(self) -> float | None:
         seconds = [video.result.seconds["total"] for video in self.result.videos() if video.result is not None]
-        return (self.total - self.tried) * sum(seconds) / len(seconds) if seconds else None
+        return self.parts * sum(seconds) / len(seconds) if seconds else None
 
     def run(self, pipeline: Generator, on_step: OnStep) -> None:
         def begin(run: SweepRun) -> None:
             self.current = run
             self.begin_video(arm_of(run.request))
 
-        def take(result: SweepResult) -> None:
-            self.result, self.current = result, None
+        if self._videos is None:
+            self._engine = _Lasting(pipeline, self)
+            self._videos = sweep_videos(self._engine, self.sweep, on_step, self.folder, on_begin=begin)
+        self._engine.pipeline = pipeline
+        try:
+            self.result = next(self._videos)
+            if not self.unfinished:
+                next(self._videos, None)  # it ends, with an error if no video could be made
+        finally:
+            self.current = self.update = self.preview = None
             self.version += 1
 
-        try:
-            run_sweep(_Lasting(pipeline, self), self.sweep, on_step, self.folder, on_begin=begin, on_result=take)
-        finally:
-            self.current = None
+    def end(self, *how: Any) -> None:
+        self._videos = self._engine = None  # they hold the frames of the dense reference
+        super().end(*how)
 
     def report(self) -> dict[str, Any]:
         return self.result.to_dict()
@@ -96,21 +122,27 @@ class SweepJob(Job):
 
 
 class _Lasting:
-    """A pipeline whose process is started again for the next video when it died over the one before."""
+    """A pipeline whose process is started again for the next video when it died over the one before.
+
+    pipeline: set before each video; between two of them the worker may have loaded it anew.
+    """
 
     def __init__(self, pipeline: Generator, job: Job) -> None:
-        self.device = pipeline.device
-        self._pipeline = pipeline
+        self.pipeline = pipeline
         self._job = job
+
+    @property
+    def device(self) -> Any:
+        return self.pipeline.device
 
     def generate_frames(
         self, request: VideoRequest, on_step: OnStep | None, output: Path
     ) -> tuple[VideoResult, np.ndarray]:
         self._job.check_stop()
-        if not getattr(self._pipeline, "alive", True):
-            self._pipeline.start(lambda message: None)
+        if not getattr(self.pipeline, "alive", True):
+            self.pipeline.start(lambda message: None)
         try:
-            return self._pipeline.generate_frames(request, on_step, output)
+            return self.pipeline.generate_frames(request, on_step, output)
         except Exception:
             self._job.check_stop()  # an engine that was killed to stop the job did not fail
             raise

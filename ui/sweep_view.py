@@ -23,6 +23,7 @@ RUNNING = "Video {number} of {total}: {what}"
 DENSE = "dense, seed {seed}, {steps} steps"
 STEP = "{what} · {phase}, step {step} of {of}"
 LEFT = "{text} · about {time} left"
+BETWEEN_TURNS = "{tried} of {total} videos · {waiting}"
 STOPPING = "Stopping at the next step…"
 BETWEEN = "Comparing…"
 DONE = "{made} videos in {time}"
@@ -101,10 +102,7 @@ def sweep_view(job: SweepJob) -> dict[str, Any]:
 
 def progress_view(site: Site, job: SweepJob) -> dict[str, Any]:
     """The little that changes with every step."""
-    update, run = job.update, job.current
-    share = job.tried / job.total
-    if run is not None and update is not None and update.phase == "denoise" and update.total:
-        share += update.step / update.total / job.total
+    run, share = job.current, (job.tried + job.share) / job.total
     place = None if run is None or run.row is None else [run.row, run.column]
     text = progress_text(site, job)
     return {
@@ -128,7 +126,8 @@ def progress_text(site: Site, job: SweepJob) -> str:
     if job.stopping:
         return STOPPING
     if job.state == "waiting":
-        return site.worker.waiting_text(job)
+        waiting = site.worker.waiting_text(job)
+        return BETWEEN_TURNS.format(tried=job.tried, total=job.total, waiting=waiting) if job.tried else waiting
     run, update = job.current, job.update
     if run is None:
         return BETWEEN
@@ -139,7 +138,7 @@ def progress_text(site: Site, job: SweepJob) -> str:
     text = RUNNING.format(number=job.tried + 1, total=job.total, what=what)
     if update is not None and update.phase != "text" and update.total > 1:
         text = STEP.format(what=text, phase=PHASES[update.phase].lower(), step=update.step, of=update.total)
-    seconds = job.remaining()
+    seconds = site.worker.queue.seconds_left(job)
     return text if seconds is None else LEFT.format(text=text, time=duration_text(seconds))
 
 

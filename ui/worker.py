@@ -49,7 +49,8 @@ STARTING = "Starting…"
 
 
 class Worker:
-    """Starts the engine in the background and then runs submitted jobs in order, one at a time.
+    """Starts the engine in the background and then runs submitted jobs in order, one at a time. A job of several parts
+    lets others pass between them.
 
     engine: an `EngineProcess`, which is started again when it has died; or a function that loads a pipeline into this
         process. When it cannot be started, the reason becomes the status sentence, and every job fails with it.
@@ -57,6 +58,7 @@ class Worker:
     max_waiting, max_waiting_of_one: jobs that may wait, in all and of one owner. Jobs without an owner count in all.
     admit: each is called with every new job and may refuse it with a ValueError.
     on_submit: each is called with every new job, before it can run. What it raises is logged.
+    on_part: each is called with a job of several parts after each of them. What it raises is logged.
     listeners: each is called with every job that has ended, by whichever thread ended it. What it raises is logged.
     archive: finds jobs by id that this worker does not remember.
     """
@@ -77,6 +79,7 @@ class Worker:
         self.message = LOADING.format(name=name)
         self.admit: list[Callable[[Job], None]] = []
         self.on_submit: list[Callable[[Job], None]] = []
+        self.on_part: list[Callable[[Job], None]] = []
         self.listeners: list[Callable[[Job], None]] = []
         self.archive: Callable[[str], Job | None] = lambda job_id: None
         self.queue = JobQueue(max_waiting, max_waiting_of_one, kept_jobs)
@@ -309,11 +312,17 @@ class Worker:
 
         try:
             job.check_stop()
-            if not job.errand:
-                job.folder.mkdir(parents=True)
-            job.started = time.time()
+            if not job.started:
+                if not job.errand:
+                    job.folder.mkdir(parents=True)
+                job.started = time.time()
             job.state = "running"
             job.run(self._pipeline, on_step)
+            while job.unfinished:
+                tell(self.on_part, job)
+                if self.queue.give_way(job):
+                    return
+                job.run(self._pipeline, on_step)
             if not job.errand:
                 (job.folder / "report.json").write_text(json.dumps(job.report(), indent=2))
         except Cancelled:
