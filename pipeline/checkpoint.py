@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from bsa import BSAConfig
 
-from .refine import STEPS, Refinement, refined_size
+from .refine import STEPS, Refinement, refined_size, steps_run
 from .request import VideoRequest
 from .video import expand_user
 
@@ -123,6 +123,12 @@ class CheckpointInfo:
         }
         return self.request(prompt, **(values | overrides))
 
+    def steps_run(self, request: VideoRequest) -> int:
+        """Denoising steps that a request takes with this checkpoint's schedule."""
+        if request.refine is None:
+            return request.steps
+        return steps_run(request.steps, request.refine.t_thresh, self.shift)
+
     def check_lora(self, name: str | None) -> None:
         """Raise ValueError when the checkpoint has no adapter of that name."""
         if name is None or name in self.loras:
@@ -130,7 +136,7 @@ class CheckpointInfo:
         found = f"there are {', '.join(sorted(self.loras))}" if self.loras else "there is none"
         file = ADAPTER_FILES.get(name, "its file")
         raise ValueError(
-            f"{self.name} has no LoRA adapter {name!r} ({found}); put {file} into {self.path / 'lora'}, or choose none"
+            f"{self.name} has no LoRA adapter {name!r} ({found}); put {file} into {self.path / 'lora'}"
         )
 
 

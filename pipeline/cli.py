@@ -1,4 +1,4 @@
-"""Command line: ``python -m pipeline generate`` and ``python -m pipeline info``.
+"""Command line: ``python -m pipeline generate``, ``refine``, ``sweep``, ``info`` and ``inspect``.
 
 Exit codes: 0 done, 1 the work failed, 2 something in the input cannot be used, and as a shell has it for programs that
 a signal ended: 130 interrupted, 143 terminated, 129 the terminal closed, 141 nobody reads the output any more.
@@ -43,7 +43,7 @@ class _Bar:
     def __call__(self, update: StepUpdate) -> None:
         if update.step == 0 or self._bar is None:
             self.close()
-            labels = {"text": "Text", "denoise": "Denoise", "decode": "Decode"}
+            labels = {"text": "Text", "encode": "Encode", "denoise": "Denoise", "decode": "Decode"}
             self._bar = tqdm(total=update.total, desc=labels[update.phase], unit="step", file=sys.stderr)
         self._bar.update(update.step - self._bar.n)
         if update.step == update.total:
@@ -56,7 +56,7 @@ class _Bar:
 
 
 def run_generate(args: argparse.Namespace) -> dict[str, Any]:
-    """Make the video (or both) and return the report."""
+    """Make or refine the video (or both) and return the report."""
     info = open_checkpoint(args.model_path, args.device)
     request = read_request(args, info)
     check_fits(info, request, choose_device(args.device))
@@ -222,6 +222,7 @@ def _signals_raise() -> Iterator[None]:
 
 _COMMANDS = {
     "generate": run_generate,
+    "refine": run_generate,
     "sweep": run_grid,
     "info": run_info,
     "inspect": lambda args: run_inspect(args, sys.stderr if args.json == "-" else sys.stdout),

@@ -34,6 +34,7 @@ PHASES = ("text", "denoise", "decode", "file")
 _APART = 4.0  # factor by which the parts of a model may differ from each other, measured over counted
 # Estimates that rest on runs are refused at this share of what is available, others by what they certainly need.
 _SURE = 0.9
+_ENCODER = 0.6  # of the time that the VAE's decoder takes for as many frames, measured on a CPU
 
 ONE_RUN, MANY_RUNS = "1 run on this machine", "{count} runs on this machine"
 CALIBRATION, NOTHING = "a short calibration on this machine", "no measurement yet"
@@ -43,7 +44,8 @@ CALIBRATION, NOTHING = "a short calibration on this machine", "no measurement ye
 class Estimate:
     """What one video will take.
 
-    seconds: of "text", "denoise", "decode", "file" (encoding the video) and "total"; None before any measurement.
+    seconds: of "text", "denoise", "decode", "file" (writing the video) and "total", of a refinement "encode" too; None
+        before any measurement.
     memory: expected peak in bytes, weights included; memory_label says of what.
     memory_least: what it needs for certain.
     basis: what the numbers rest on, as words: "2 runs on this machine".
@@ -87,7 +89,9 @@ class Estimator:
             self._take_in()
 
     def observe(self, result: VideoResult) -> None:
-        """Learn from a finished video."""
+        """Learn from a finished video; not from a refinement, which the ledger has no words for."""
+        if result.request.refine is not None:
+            return
         with self._lock:
             self._ledger.add_run(kept_run(result))
             self._take_in()
@@ -147,6 +151,8 @@ class Estimator:
             weights = weigh(request, runs, phase)
             ratio = weighted_median((run.ratios[phase], weight) for run, weight in zip(runs, weights))
             seconds[phase] = self._counted(phase, request, density) * (1.0 if ratio is None else ratio)
+        if request.refine is not None:
+            seconds["encode"] = _ENCODER * seconds["decode"]
         return {**seconds, "total": sum(seconds.values())}
 
     def _counted(self, phase: str, request: VideoRequest, density: float | None) -> float:
@@ -168,7 +174,7 @@ class Estimator:
             layer += rows * sparse * self._scale(kind, tokens)
         else:
             layer += rows * cost.dense_seconds(shape, tokens, rates) * self._scale("dense", tokens)
-        return request.steps * shape.depth * layer
+        return self.info.steps_run(request) * shape.depth * layer
 
     def _scale(self, part: str, size: float) -> float:
         """Measured over counted seconds of one part, from the calibration points of the nearest size.

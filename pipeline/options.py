@@ -10,9 +10,11 @@ from typing import Any, NoReturn
 from bsa import BSAConfig, Grid
 
 from .checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo
+from .clip import inspect_clip
 from .inspection import add_inspect
 from .request import VideoRequest
 from .sentences import one_line
+from .settings import read_settings
 from .sweep_axes import LABELS
 
 DESCRIPTION = """\
@@ -23,6 +25,15 @@ GENERATE = """\
 Make a video from a prompt. Sizes, steps, guidance and BSA default to what the checkpoint asks for
 (generation_config.json, and enable_bsa / bsa_params in transformer/config.json); without
 --model-path that is the small embedded checkpoint, which a laptop can run.
+"""
+
+REFINE = """\
+Make a finer clip of an existing one, as LongCat does to get from 480p to 720p: enlarge it, add noise, denoise it again
+from there, with BSA and the checkpoint's adapter lora/refinement_lora.safetensors, without which nothing gets sharper.
+Twice as many frames as well, unless --spatial-only is given.
+
+example:
+  python -m pipeline refine clip.mp4 --model-path weights/longcat --prompt "..." --spatial-only --compare
 """
 
 SWEEP = """\
@@ -40,6 +51,8 @@ examples:
   python -m pipeline generate --prompt "..." --compare --sparsity 0.875
   python -m pipeline generate --model-path weights/longcat --task t2v --height 720 --width 1280 \\
       --num-frames 93 --prompt "..." --sparsity 0.9375 --chunk-q 4 4 4 --chunk-k 4 4 4
+  python -m pipeline generate --model-path weights/longcat --prompt "..." --lora distill
+  python -m pipeline refine clip.mp4 --model-path weights/longcat
   python -m pipeline sweep --prompt "..." --rows sparsity=0.5,0.75 --columns seed=1,2
   python -m pipeline info --model-path weights/longcat --height 720 --width 1280
 
@@ -58,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     """All commands and options."""
     style = argparse.RawDescriptionHelpFormatter
     parser = _Parser(prog="python -m pipeline", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=style)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{generate,sweep,info,inspect}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{generate,refine,sweep,info,inspect}")
 
     generate = commands.add_parser(
         "generate", help="make a video", description=GENERATE, epilog=EXAMPLES, formatter_class=style
@@ -66,22 +79,15 @@ def build_parser() -> argparse.ArgumentParser:
     _add_checkpoint(generate)
     _add_video(generate, prompt_required=True)
     _add_attention(generate)
-    run = generate.add_argument_group("run")
-    run.add_argument(
-        "--compare", action="store_true", help="make it twice, dense then sparse, and report speed-up and similarity"
+    _add_run(generate)
+
+    refine = commands.add_parser(
+        "refine", help="make a finer, larger clip of one", description=REFINE, formatter_class=style
     )
-    run.add_argument(
-        "--record", action="store_true", help="also write what a sparse video attended to, for the inspect command"
-    )
-    run.add_argument(
-        "--output",
-        type=Path,
-        metavar="PATH",
-        help="the .mp4 file; with --compare a folder (default: a new name in outputs/)",
-    )
-    run.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto, CUDA where there is a GPU)"
-    )
+    _add_checkpoint(refine)
+    _add_refinement(refine)
+    _add_attention(refine)
+    _add_run(refine)
 
     sweep = commands.add_parser(
         "sweep", help="make a grid of videos over one or two settings", description=SWEEP, formatter_class=style
@@ -109,7 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_checkpoint(info)
     _add_video(info, prompt_required=False)
     _add_attention(info)
-    for command in (generate, sweep, info, add_inspect(commands)):
+    for command in (generate, refine, sweep, info, add_inspect(commands)):
         command.add_argument(
             "--json",
             metavar="FILE",
@@ -153,6 +159,56 @@ def _add_video(parser: argparse.ArgumentParser, *, prompt_required: bool) -> Non
         "--use-distill",
         action=argparse.BooleanOptionalAction,
         help="the few-step schedule of LongCat's distilled model",
+    )
+
+    _add_lora(group, "LoRA adapter of the checkpoint to run with; distill is LongCat's for 16 steps (default: none)")
+
+
+def _add_lora(group: Any, text: str) -> None:
+    group.add_argument("--lora", metavar="NAME", help=text)
+
+
+def _add_refinement(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("clip", metavar="CLIP", help="the MP4 file to refine")
+    group = parser.add_argument_group("refinement")
+    group.add_argument("--prompt", help="what the clip shows (default: the prompt that the clip was made with)")
+    group.add_argument(
+        "--t-thresh",
+        type=float,
+        default=0.5,
+        metavar="X",
+        help="noise level to start from, above 0 to 1; more changes more (default: 0.5)",
+    )
+    group.add_argument("--spatial-only", action="store_true", help="keep the number of frames")
+    group.add_argument("--height", type=int, metavar="PIXELS", help="default: LongCat's size for the clip's shape")
+    group.add_argument("--width", type=int, metavar="PIXELS", help="the same")
+    group.add_argument(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="of the whole schedule, whose part below the noise level runs (default: 50)",
+    )
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default: 0)")
+    group.add_argument("--fps", type=int, metavar="N", help="default: the clip's, or twice that")
+    _add_lora(group, "adapter to refine with (default: refine)")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    run = parser.add_argument_group("run")
+    run.add_argument(
+        "--compare", action="store_true", help="make it twice, dense then sparse, and report speed-up and similarity"
+    )
+    run.add_argument(
+        "--record", action="store_true", help="also write what a sparse video attended to, for the inspect command"
+    )
+    run.add_argument(
+        "--output",
+        type=Path,
+        metavar="PATH",
+        help="the .mp4 file; with --compare a folder (default: a new name in outputs/)",
+    )
+    run.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto, CUDA where there is a GPU)"
     )
 
 
@@ -224,7 +280,24 @@ def read_request(args: argparse.Namespace, info: CheckpointInfo) -> VideoRequest
             f"task {args.task!r} is not supported; use t2v "
             "(LongCat uses no Block Sparse Attention with conditioning frames)"
         )
-    names = ("height", "width", "num_frames", "steps", "guidance_scale", "fps", "use_distill")
+    if args.command == "refine":
+        return _read_refinement(args, info)
+    names = ("height", "width", "num_frames", "steps", "guidance_scale", "fps", "use_distill", "lora")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     bsa = read_bsa(args, info.bsa)
     return info.request(args.prompt, negative_prompt=args.negative_prompt, seed=args.seed, bsa=bsa, **given)
+
+
+def _read_refinement(args: argparse.Namespace, info: CheckpointInfo) -> VideoRequest:
+    names = ("height", "width", "steps", "fps", "lora")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    info.check_lora(given.get("lora", "refine"))  # which takes no reading of the clip to see
+    clip = inspect_clip(args.clip)
+    prompt = args.prompt
+    if prompt is None:
+        try:
+            prompt = read_settings(clip.path).request.prompt
+        except ValueError:
+            raise ValueError(f"{clip.path.name} does not say what it shows; add --prompt with a description") from None
+    shape = {"t_thresh": args.t_thresh, "double_frames": not args.spatial_only}
+    return info.refinement(prompt, clip, **shape, seed=args.seed, bsa=read_bsa(args, info.sparse), **given)

@@ -21,19 +21,28 @@ def cli_command(request: VideoRequest, *, model_path: Path, device: str, compare
     Raises:
         ValueError: a prompt has a null character, which no command line can carry.
     """
+    refine = request.refine
     options: list[tuple[str, Any]] = [("prompt", request.prompt)]
     if request.negative_prompt:
         options.append(("negative-prompt", request.negative_prompt))
     if model_path != EMBEDDED_CHECKPOINT:
         options.append(("model-path", model_path))
     names = ("height", "width", "num_frames", "steps", "guidance_scale", "seed", "fps")
+    if refine is not None:  # the clip says how many frames there are, and there is no guidance
+        names = ("height", "width", "steps", "seed", "fps")
+        options.append(("t-thresh", repr(refine.t_thresh)))
     options += [(name.replace("_", "-"), repr(getattr(request, name))) for name in names]
-    words = ["python", "-m", "pipeline", "generate"]
+    if request.lora is not None:
+        options.append(("lora", request.lora))
+    words = ["python", "-m", "pipeline"] + (["generate"] if refine is None else ["refine", shlex.quote(refine.video)])
     for name, value in options:
         if "\0" in str(value):
             raise ValueError("the prompt has a null character, which no command line can carry; use the Python code")
         words.append(f"--{name}={shlex.quote(str(value))}")
-    words.append("--use-distill" if request.use_distill else "--no-use-distill")
+    if refine is None:
+        words.append("--use-distill" if request.use_distill else "--no-use-distill")
+    elif not refine.double_frames:
+        words.append("--spatial-only")
     words += ["--dense"] if request.bsa is None else _attention(request.bsa)
     words += ["--compare"] if compare else []
     words += [f"--device={shlex.quote(device)}", f"--output={shlex.quote(output)}"]
@@ -61,7 +70,8 @@ def python_code(request: VideoRequest, *, model_path: Path, device: str, compare
     names = ", ".join(filter(None, ("LongCatPipeline", "VideoRequest", name)))
     return (
         ("from bsa import BSAConfig\n" if request.bsa is not None else "")
-        + f"from pipeline import {names}\n\n"
+        + f"from pipeline import {names}\n"
+        + ("from pipeline.refine import Refinement\n\n" if request.refine is not None else "\n")
         + f"pipeline = LongCatPipeline.load({path}device={device!r})\n"
         + f"request = VideoRequest(\n{settings})\n{run}\n"
     )

@@ -7,7 +7,8 @@ their original names, transformers' own UMT5 encoder, and the noise of seed 7. x
 PyTorch's scaled_dot_product_attention, the sparse case by LongCat's Triton kernel in Triton's interpreter.
 The adapter of tests/tiny_checkpoint.py went through `load_lora` and `enable_loras`; `generate_refine` ran with its
 global random numbers seeded 7, on 13 frames of noise of seed 11, with diffusers' VAE class, at 64 x 128 pixels in place
-of 720p. Of each latent video every n-th value is stored, at most 512. See test_pipeline_lora.py, test_pipeline_refine.py.
+of 720p; see test_pipeline_lora.py and test_pipeline_refine.py.
+Of each latent video every n-th value is stored, at most 512.
 """
 
 import dataclasses
