@@ -20,8 +20,8 @@ from pipeline.advice import advise, crossover
 from pipeline.estimate import FILE_NAME, Estimator
 from ui import Worker
 from ui.estimates import Estimates
+from ui.eta import duration_text
 from ui.jobs import VideoJob
-from ui.outlook import about
 from ui.panels import EXAMPLES
 from ui.plan import plan_panel
 
@@ -86,7 +86,9 @@ class TestPlan:
 
     def test_the_numbers_are_the_estimates(self, measured):
         text = words(plan_panel(INFO, FORM, measured))
-        times = [about(measured.of(request(bsa=bsa)).seconds["total"]) for bsa in (None, BSAConfig(sparsity=0.75))]
+        times = [
+            duration_text(measured.of(request(bsa=bsa)).seconds["total"]) for bsa in (None, BSAConfig(sparsity=0.75))
+        ]
         assert f"dense {times[0]}, sparse {times[1]}" in text
 
     def test_a_single_frame_needs_no_advice(self, measured):
@@ -103,13 +105,6 @@ class TestPlan:
         estimates = Estimates(replace(INFO, path=INFO.path / "nowhere"), worker, "cpu")
         assert "Memory" not in plan_panel(INFO, FORM, estimates)
         estimates.check(request(frames=40001, height=2048, width=2048))
-
-    @pytest.mark.parametrize(
-        ("seconds", "text"),
-        [(0.2, "1 s"), (9.4, "9 s"), (9.6, "10 s"), (42, "40 s"), (58, "1 min"), (200, "3 min"), (5000, "1 h 23 min")],
-    )
-    def test_durations_are_as_exact_as_estimates(self, seconds, text):
-        assert about(seconds) == text
 
 
 class TestWorker:

@@ -231,8 +231,10 @@ class TestWaitingTime:
     @pytest.mark.parametrize(
         ("seconds", "text"),
         [
-            pytest.param(0.2, "5 s", id="least"),
-            pytest.param(43, "45 s", id="seconds"),
+            pytest.param(0.2, "1 s", id="least"),
+            pytest.param(9.4, "9 s", id="seconds"),
+            pytest.param(9.6, "10 s", id="fives"),
+            pytest.param(43, "45 s", id="more fives"),
             pytest.param(59, "1 min", id="a minute"),
             pytest.param(200, "3 min", id="minutes"),
             pytest.param(4800, "1 h 20 min", id="hours"),

@@ -47,9 +47,9 @@ def seconds_left(job: Job, whole: float | None) -> float | None:
 
 
 def duration_text(seconds: float) -> str:
-    """A rounded duration, such as "25 s", "3 min" or "1 h 20 min"."""
+    """A duration as exact as an estimate is: "8 s", "40 s", "3 min", "1 h 20 min"."""
     if seconds < 57.5:
-        return SECONDS.format(seconds=max(5, 5 * round(seconds / 5)))
+        return SECONDS.format(seconds=max(1, round(seconds) if seconds < 9.5 else 5 * round(seconds / 5)))
     minutes = max(1, round(seconds / 60))
     if minutes < 60:
         return MINUTES.format(minutes=minutes)

@@ -50,11 +50,19 @@ def folder_bytes(output_dir: Path, name: str) -> int:
 
 def poster(video: Path, at: float) -> str:
     """The picture at `at` seconds as a small JPEG in a data URL; "" for a file without one."""
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-ss", f"{at:.3f}", "-i", str(video), "-frames:v", "1"]
-    command += ["-vf", f"scale=-2:{POSTER_HEIGHT}", "-c:v", "mjpeg", "-q:v", "4", "-f", "image2pipe", "-"]
+    return picture(video, f"scale=-2:{POSTER_HEIGHT}", at=at, quality=4)
+
+
+def picture(video: Path, filters: str, quality: int, at: float = 0.0) -> str:
+    """The first picture that ffmpeg's filters make of a video, as a JPEG in a data URL; "" for a file without one.
+
+    quality: ffmpeg's scale for JPEG, 2 (best) to 31. at: seconds to begin at.
+    """
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-ss", f"{at:.3f}", "-i", str(video), "-vf", filters]
+    command += ["-frames:v", "1", "-c:v", "mjpeg", "-q:v", str(quality), "-f", "image2pipe", "-"]
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=True)
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=True)
     except (OSError, subprocess.SubprocessError):
-        log.warning("no poster could be made of %s", video.name)
+        log.warning("no picture could be made of %s", video.name)
         return ""
     return "data:image/jpeg;base64," + base64.b64encode(done.stdout).decode() if done.stdout else ""

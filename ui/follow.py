@@ -17,10 +17,10 @@ import gradio as gr
 
 from ui.form import page_sentence
 from ui.jobs import Job, VideoJob
+from ui.parts import Drawn
 from ui.report import report_panel
 from ui.site import Site
 from ui.stage import stage_view
-from ui.static import asset
 from ui.store import Store
 
 POLL_SECONDS = 0.1
@@ -38,15 +38,7 @@ def watch_for_jobs(site: Site) -> gr.HTML:
     def look(ask: dict[str, str]) -> dict[str, Any]:
         return {"server": SERVER, **seen_from(site, ask)}
 
-    return gr.HTML(
-        {},
-        html_template="<span></span>",
-        js_on_load=asset("watch.js"),
-        server_functions=[look],
-        elem_id="watch",
-        elem_classes="bare",
-        apply_default_css=False,
-    )
+    return Drawn("watch", ["watch.js"], {}, [look])
 
 
 def seen_from(site: Site, ask: Any) -> dict[str, Any]:

@@ -11,13 +11,12 @@ from pipeline import VideoRequest
 from ui.follow import Changes, Follower, live_videos, notice_html
 from ui.jobs import VideoJob
 from ui.panels import Fields
+from ui.parts import QUIET, Drawn
 from ui.report import decibels
 from ui.settings import RESTORED_RUN, fill, form_values, remarks
-from ui.static import asset
 from ui.store import INTERRUPTED, Record
 
 PAGE = 24  # runs shown at first, and more with every press of "Show more"
-_QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 KINDS = {"both": "Dense and sparse", "dense": "Dense", "sparse": "Sparse", "sweep": "Sweep"}
 STATES = {"stopped": "Stopped", "failed": "Failed", INTERRUPTED: "Interrupted: the server ended"}
@@ -30,29 +29,19 @@ MASS = "CDF threshold {value:g}"
 GONE = "This run is gone."
 
 
-class History(gr.HTML):
+class History(Drawn):
     """Value: `history_view`. Events: select shows a run, edit uses its settings, delete takes one, clear all, and
     expand asks for more."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(
-            html_template=asset("history.html"),
-            js_on_load=asset("history.js"),
-            elem_id="history",
-            elem_classes="bare",
-            apply_default_css=False,
-            **kwargs,
-        )
-
-    def api_info(self) -> dict[str, Any]:
-        return {"type": "object"}
+        super().__init__("history", ["history.js"], {"runs": [], "more": False, "shown": ""}, **kwargs)
 
 
 def history_panel(follower: Follower, fields: Fields) -> Callable[..., dict[str, Any]]:
     """The gallery, and what its buttons do. Returns the function and components that show it anew:
     `event.then(*refresh)`."""
     site, store, notice = follower.site, follower.store, follower.notice
-    history = History(value={"runs": [], "more": False, "shown": ""})
+    history = History()
     length = gr.State(PAGE)
 
     def refresh(shown: str, limit: int, request: gr.Request) -> dict[str, Any]:
@@ -85,11 +74,11 @@ def history_panel(follower: Follower, fields: Fields) -> Callable[..., dict[str,
 
     where = [follower.shown, length]
     parts = [notice, follower.stage, follower.report, follower.shown]
-    history.select(select, None, parts, **_QUIET).then(refresh, where, history, **_QUIET)
-    history.edit(settings, None, [notice, *fields.values()], **_QUIET)
-    history.delete(delete, where, history, **_QUIET)
-    history.clear(clear, where, history, **_QUIET)
-    history.expand(expand, where, [history, length], **_QUIET)
+    history.select(select, None, parts, **QUIET).then(refresh, where, history, **QUIET)
+    history.edit(settings, None, [notice, *fields.values()], **QUIET)
+    history.delete(delete, where, history, **QUIET)
+    history.clear(clear, where, history, **QUIET)
+    history.expand(expand, where, [history, length], **QUIET)
     return refresh, where, history
 
 

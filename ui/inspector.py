@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import logging
 import secrets
-import subprocess
 import threading
 from collections import OrderedDict
 from functools import lru_cache
@@ -17,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import imageio_ffmpeg
 import numpy as np
 
 from pipeline.record import AttentionRecord, record_path
 from pipeline.request import LATENT_FRAMES
+from ui.files import picture
 from ui.jobs import VideoJob
+from ui.parts import QUIET, Drawn
 from ui.site import Site
-from ui.static import asset
 
 log = logging.getLogger("ui")
 
@@ -76,7 +75,7 @@ class Keys:
         return job
 
 
-class Inspector(gr.HTML):
+class Inspector(Drawn):
     """Value: {"key"} of a run to look into, or {"key": "", "why"} with a sentence why there is none."""
 
     def __init__(self, keys: Keys, **kwargs: Any) -> None:
@@ -95,19 +94,7 @@ class Inspector(gr.HTML):
             except ValueError as error:
                 return {"why": str(error)}
 
-        super().__init__(
-            {},
-            html_template=asset("inspector.html"),
-            js_on_load="".join(asset(name) for name in SCRIPTS),
-            server_functions=[overview, look],
-            elem_id="inspector",
-            elem_classes="bare",
-            apply_default_css=False,
-            **kwargs,
-        )
-
-    def api_info(self) -> dict[str, Any]:
-        return {"type": "object"}
+        super().__init__("inspector", SCRIPTS, {}, [overview, look], **kwargs)
 
 
 def inspector_panel(site: Site, shown: gr.State) -> None:
@@ -115,7 +102,7 @@ def inspector_panel(site: Site, shown: gr.State) -> None:
     keys = Keys(site)
     with gr.Tab(TAB, id="inspector"):
         view = Inspector(keys)
-    shown.change(keys.invite, shown, view, queue=False, show_progress="hidden", api_visibility="private")
+    shown.change(keys.invite, shown, view, **QUIET)
 
 
 def read_record(job: VideoJob) -> AttentionRecord:
@@ -190,14 +177,7 @@ def picture_strip(video: Path, frames: list[int], width: int) -> str:
     """Some frames of a video as one JPEG, stacked top to bottom, in a data URL; "" when the file cannot be read."""
     chosen = "+".join(f"eq(n,{frame})" for frame in frames)
     picked = f"select='{chosen}',scale={width}:-2,tile=1x{len(frames)}"
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(video), "-vf", picked, "-frames:v", "1"]
-    command += ["-c:v", "mjpeg", "-q:v", "3", "-f", "image2pipe", "-"]
-    try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=True)
-    except (OSError, subprocess.SubprocessError):
-        log.warning("no pictures could be made of %s", video.name)
-        return ""
-    return "data:image/jpeg;base64," + base64.b64encode(done.stdout).decode() if done.stdout else ""
+    return picture(video, picked, quality=3)
 
 
 def _map(values: np.ndarray) -> list[list[float | None]]:

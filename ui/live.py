@@ -16,30 +16,18 @@ import gradio as gr
 
 from pipeline import Resources
 from ui.monitor import Monitor
+from ui.parts import QUIET, Drawn
 from ui.site import Site
-from ui.static import asset
 
 POINTS = 900  # what a page is sent at once; finer than its chart is wide
-_QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
-class LivePanel(gr.HTML):
+class LivePanel(Drawn):
     """Value: {"ticket", "job", "since"}: whose page it is, the finished job on the stage, and when it was put there."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, **kwargs: Any) -> None:
         self._site = site
-        super().__init__(
-            {},
-            html_template=asset("live.html"),
-            js_on_load=asset("live_chart.js") + asset("live.js"),
-            server_functions=[poll_function(site)],
-            elem_id="live",
-            elem_classes="bare",
-            apply_default_css=False,
-        )
-
-    def api_info(self) -> dict[str, Any]:
-        return {"type": "object"}
+        super().__init__("live", ["live_chart.js", "live.js"], {}, [poll_function(site)], **kwargs)
 
     def connect(self, page: gr.Blocks, visitor: gr.BrowserState, shown: gr.State) -> None:
         """visitor: the browser's ticket. shown: id of the finished job on the stage."""
@@ -50,7 +38,7 @@ class LivePanel(gr.HTML):
                 visitors.greet(request, ticket)
             return {"ticket": visitors.ticket(request), "job": job, "since": time.time()}
 
-        gr.on([page.load, visitor.change, shown.change], look, [visitor, shown], self, **_QUIET)
+        gr.on([page.load, visitor.change, shown.change], look, [visitor, shown], self, **QUIET)
 
 
 def poll_function(site: Site) -> Any:

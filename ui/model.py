@@ -17,8 +17,9 @@ from pipeline.download import Progress, fetch_checkpoint
 from ui.form import page_sentence
 from ui.outlook import gib
 from ui.panels import Fields
+from ui.parts import QUIET, box
 from ui.presets import PresetList
-from ui.settings import fill, form_values
+from ui.settings import fill, general_values
 from ui.site import Site
 
 POLL_SECONDS = 0.2
@@ -105,7 +106,7 @@ class ModelChange:
 def model_field(site: Site, fields: Fields, presets: PresetList, measured: gr.Timer) -> None:
     """The field with its buttons, or the reason why there is none. measured: refreshes the plan."""
     if not site.model_switch:
-        gr.HTML(f'<p class="hint">{escape(OFF)}</p>', elem_classes="bare", apply_default_css=False)
+        box(value=f'<p class="hint">{escape(OFF)}</p>')
         return
     change = ModelChange(site)
     name = gr.Textbox(
@@ -118,7 +119,7 @@ def model_field(site: Site, fields: Fields, presets: PresetList, measured: gr.Ti
     with gr.Row(elem_id="model-buttons"):
         load = gr.Button("Load model", size="sm", elem_id="model-load")
         cancel = gr.Button("Cancel", size="sm", interactive=False, elem_id="model-cancel")
-    status = gr.HTML("", elem_id="model-status", elem_classes="bare", apply_default_css=False)
+    status = box("model-status")
 
     async def press(text: str, request: gr.Request) -> AsyncIterator[dict[Any, Any]]:
         on, off = gr.update(interactive=True), gr.update(interactive=False)
@@ -134,11 +135,10 @@ def model_field(site: Site, fields: Fields, presets: PresetList, measured: gr.Ti
         except ValueError as error:
             yield ended | {status: _status(page_sentence(error), "error")}
         else:
-            values = form_values(site.checkpoint.request("-"), side_by_side=True)
-            for own in ("prompt", "negative_prompt", "seed", "randomise"):
-                del values[own]
+            values = general_values(site.checkpoint.request("-"), side_by_side=True)
             loaded = _status(LOADED.format(name=site.checkpoint.name), "done")
-            changed = dict(zip(presets.parts, presets.view()))
+            changed = dict(zip(presets.parts, presets.view("", None, request)))
+            changed[fields["lora"]]["value"] = values.pop("lora")
             yield ended | fill(fields, values) | changed | {status: loaded, measured: gr.Timer(active=True)}
 
     gr.on(
@@ -150,7 +150,7 @@ def model_field(site: Site, fields: Fields, presets: PresetList, measured: gr.Ti
         show_progress="hidden",
         api_visibility="private",
     )
-    cancel.click(change.cancel, None, None, queue=False, show_progress="hidden", api_visibility="private")
+    cancel.click(change.cancel, None, None, **QUIET)
 
 
 def _status(text: str, kind: str, share: float | None = None) -> str:

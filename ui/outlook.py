@@ -8,6 +8,7 @@ from html import escape
 from pipeline import VideoRequest
 from pipeline.estimate import Estimate
 from ui.estimates import Estimates
+from ui.eta import duration_text
 from ui.form import SIDE_BY_SIDE
 
 TIME, MEMORY = "Time", "Memory"
@@ -47,8 +48,8 @@ def _time(arms: dict[str, Estimate], sparse: VideoRequest, mode: str) -> str:
         return escape(TIME_UNKNOWN)
     active, _ = sparse.bsa_status()
     if not active:
-        return escape(TIME_ONE.format(dense=about(arms["dense"].seconds["total"])))
-    words = {name: about(estimate.seconds["total"]) for name, estimate in arms.items()}
+        return escape(TIME_ONE.format(dense=duration_text(arms["dense"].seconds["total"])))
+    words = {name: duration_text(estimate.seconds["total"]) for name, estimate in arms.items()}
     ratio = arms["dense"].seconds["denoise"] / arms["sparse"].seconds["denoise"]
     text = {"sparse": TIME_SPARSE, "dense": TIME_DENSE}.get(mode, TIME_BOTH).format(**words)
     return f"{escape(text)}<br><small>{escape(FASTER.format(ratio=ratio))}</small>" if ratio > 1.05 else escape(text)
@@ -66,16 +67,6 @@ def _memory(estimate: Estimate, available: int) -> str:
         verdict, state = TIGHT, "tight"
     text = MEMORY_OF.format(needed=gib(estimate.memory), available=gib(available))
     return f'{escape(text)} <b class="fits" data-fits="{state}">{escape(verdict)}</b>'
-
-
-def about(seconds: float) -> str:
-    """A duration as exact as an estimate is: "8 s", "40 s", "3 min", "1 h 20 min"."""
-    if seconds < 9.5:
-        return f"{max(1, round(seconds))} s"
-    if seconds < 57.5:
-        return f"{5 * round(seconds / 5)} s"
-    minutes = max(1, round(seconds / 60))
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def gib(size: int) -> str:

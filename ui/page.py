@@ -21,11 +21,13 @@ from ui.jobs import VideoJob
 from ui.language import SWITCH, language_script
 from ui.live import LivePanel
 from ui.model import model_field
+from ui.parts import QUIET, box
 from ui.plan import plan_panel
 from ui.presets import PresetList
 from ui.records import keep_record_of
+from ui.refine import ClipChooser, refine_fields
 from ui.report import report_panel
-from ui.settings import code_panel, fill, form_values, settings_drop
+from ui.settings import OF_ONE_VIDEO, code_panel, fill, form_values, settings_drop
 from ui.site import Site
 from ui.stage import Stage
 from ui.static import asset
@@ -37,8 +39,6 @@ from ui.worker import Worker
 
 TITLE = "Block Sparse Attention for video"
 STYLES = ("page", "wide", "language", "player", "live", "outlook", "presets", "inspector", "code", "history", "sweep")
-# Events that only change the form: answered at once, also while a video is being made, and no part of the API.
-_QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def build_page(
     default = checkpoint.bsa or BSAConfig()
 
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
-        _html("header", _header(checkpoint, worker))
+        box("header", _header(checkpoint, worker))
         measured = gr.Timer(2)  # runs until the machine is calibrated
         shown = gr.State("")  # id of the finished job whose videos are on the stage
         visitor = gr.BrowserState("", storage_key="longcat-bsa-visitor", secret=site.visitors.browser_secret)
@@ -84,14 +84,14 @@ def build_page(
                 with gr.Row(elem_id="buttons"):
                     generate = gr.Button("Generate", variant="primary", interactive=False, elem_id="generate")
                     stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop")
-                notice = _html("notice")
+                notice = box("notice")
                 panels.examples(fields["prompt"])
             with gr.Column(elem_id="results"):
                 stage = Stage()
                 live = LivePanel(site)
-                with gr.Tabs(elem_id="details"):
+                with gr.Tabs(elem_id="details", overflow_behavior="wrap"):
                     with gr.Tab("Result", id="result"):
-                        report = _html("report", report_panel({}, None))
+                        report = box("report", report_panel({}, None))
                         code_panel(site, shown)
                     inspector_panel(site, shown)
                     history_tab = gr.Tab("History", id="history")
@@ -100,13 +100,17 @@ def build_page(
             with gr.Column(elem_id="settings"):
                 with gr.Group(elem_id="attention"):
                     fields |= panels.attention_fields(default)
-                    plan = _html("plan")
+                    plan = box("plan")
                 with gr.Accordion("Chunk shapes and block selection", open=False):
                     fields |= panels.block_fields(default)
                 with gr.Accordion("Size, frames, steps, guidance, seed", open=False):
                     fields |= panels.video_fields(checkpoint)
+                with gr.Accordion("Refine a clip", open=False, elem_id="refine"):
+                    fields |= refine_fields()
+                    clips = ClipChooser(site, fields, notice, shown)
+                    clips.connect()
                 with gr.Accordion("Presets and model", open=False, elem_id="presets"):
-                    preset_list = PresetList(site, fields)
+                    preset_list = PresetList(site, fields, clips, shown)
                     model_field(site, fields, preset_list, measured)
                 settings_drop(site, fields, notice)
         live.connect(page, visitor, shown)
@@ -119,34 +123,34 @@ def build_page(
 
         plan.value = show_plan(*(field.value for field in inputs))
         gr.on(
-            [fields[name].change for name in names if name not in ("prompt", "negative_prompt", "seed", "randomise")],
+            [fields[name].change for name in names if name not in OF_ONE_VIDEO],
             show_plan,
             inputs,
             plan,
             trigger_mode="always_last",
-            **_QUIET,
+            **QUIET,
         )
         # Each video, and the calibration of a new machine, change what the plan expects of the next one.
-        shown.change(show_plan, inputs, plan, **_QUIET)
-        page.load(show_plan, inputs, plan, **_QUIET)
-        page.load(preset_list.view, None, preset_list.parts, **_QUIET)
+        shown.change(show_plan, inputs, plan, **QUIET)
+        page.load(show_plan, inputs, plan, **QUIET)
+        page.load(preset_list.view, [shown, fields["refine"]], preset_list.parts, **QUIET)
         measured.tick(
             lambda *values: (show_plan(*values), gr.Timer(active=site.estimates.pending)),
             inputs,
             [plan, measured],
-            **_QUIET,
+            **QUIET,
         )
         fields["keep_by"].change(
             lambda keep_by: (gr.update(interactive=keep_by != MASS), gr.update(visible=keep_by != TOP_K)),
             fields["keep_by"],
             [fields["sparsity"], fields["cdf_threshold"]],
-            **_QUIET,
+            **QUIET,
         )
 
         follower = Follower(site, store, visitor, watch, notice, stage, report, generate, stop, shown)
         with history_tab:
             refresh = history_panel(follower, fields)
-        history_tab.select(*refresh, **_QUIET)
+        history_tab.select(*refresh, **QUIET)
 
         async def press(request: gr.Request, ticket: Any, *values: Any) -> AsyncIterator[Changes]:
             form = dict(zip(names, values, strict=True))
@@ -179,7 +183,7 @@ def build_page(
             [visitor, *inputs],
             [*follower.parts, fields["seed"]],
             **lasting,
-        ).then(*refresh, **_QUIET)
+        ).then(*refresh, **QUIET)
         gr.on(
             [page.load, watch.retry],
             arrive,
@@ -187,14 +191,10 @@ def build_page(
             [*follower.parts, *inputs],
             trigger_mode="multiple",
             **lasting,
-        ).then(*refresh, **_QUIET)
-        stop.click(follower.press_stop, watch, notice, **_QUIET)
+        ).then(*refresh, **QUIET)
+        stop.click(follower.press_stop, watch, notice, **QUIET)
         add_api(page, site)
     return page
-
-
-def _html(name: str, value: str = "") -> gr.HTML:
-    return gr.HTML(value, elem_id=name, elem_classes="bare", apply_default_css=False)
 
 
 def _header(checkpoint: CheckpointInfo, worker: Worker) -> str:

@@ -9,8 +9,10 @@ import gradio as gr
 
 from pipeline.presets import Preset, Situation, presets
 from ui.form import DENSE_ONLY, SIDE_BY_SIDE
-from ui.panels import Fields
-from ui.settings import fill, form_values
+from ui.panels import Fields, adapter_choices
+from ui.parts import QUIET, box
+from ui.refine import ClipChooser
+from ui.settings import fill, general_values
 from ui.site import Site
 
 NEEDS = "Needs {needs}."
@@ -18,10 +20,15 @@ MISSING = "Missing here: {missing}."
 
 
 class PresetList:
-    """The buttons, one to a row with a line of text beside it. `parts` are what a change of the model changes."""
+    """The buttons, one to a row with a line of text beside it. `parts` are what a change of the model changes.
 
-    def __init__(self, site: Site, fields: Fields) -> None:
+    clips: what the preset for refining takes its clip with; shown: id of the job on the stage.
+    """
+
+    def __init__(self, site: Site, fields: Fields, clips: ClipChooser, shown: gr.State) -> None:
         self._site = site
+        self._clips = clips
+        self._lora = fields["lora"]
         self._presets = presets()
         self._rows: list[tuple[gr.Button, gr.HTML]] = []
         situation = self._situation()
@@ -29,41 +36,37 @@ class PresetList:
             missing = preset.missing(situation)
             with gr.Row(elem_classes="preset"):
                 button = gr.Button(preset.name, size="sm", interactive=not missing, min_width=80)
-                text = gr.HTML(_text(preset, missing), elem_classes="bare", apply_default_css=False)
+                text = box(value=_text(preset, missing))
             self._rows.append((button, text))
-            button.click(
-                _filler(site, fields, preset),
-                [fields["mode"]],
-                list(fields.values()),
-                queue=False,
-                show_progress="hidden",
-                api_visibility="private",
-            )
+            if preset.refines:
+                clips.on_press(button, shown)
+            else:
+                button.click(_filler(site, fields, preset), [fields["mode"]], list(fields.values()), **QUIET)
+        # whether there is a clip to refine changes with the stage and with the form
+        gr.on([shown.change, fields["refine"].change], self.view, [shown, fields["refine"]], self.parts, **QUIET)
 
     @property
     def parts(self) -> list[Any]:
-        return [part for row in self._rows for part in row]
+        return [*(part for row in self._rows for part in row), self._lora]
 
-    def view(self) -> list[Any]:
-        """Values of `parts` for the model that is loaded now."""
-        situation, changes = self._situation(), []
+    def view(self, job_id: str, clip: str | None, request: gr.Request) -> list[Any]:
+        """Values of `parts` for the model that is loaded now, the clip in the form and the job on the stage."""
+        found = clip or self._clips.shown_clip(job_id, self._site.owner(request))
+        situation, changes = self._situation(clip=found is not None), []
         for preset in self._presets:
             missing = preset.missing(situation)
             changes += [gr.update(interactive=not missing), _text(preset, missing)]
-        return changes
+        return [*changes, gr.update(choices=adapter_choices(self._site.checkpoint))]
 
-    def _situation(self) -> Situation:
+    def _situation(self, clip: bool = False) -> Situation:
         estimates = self._site.estimates
-        return Situation(self._site.checkpoint, estimates.device, estimates.total())
+        return Situation(self._site.checkpoint, estimates.device, estimates.total(), clip)
 
 
 def _filler(site: Site, fields: Fields, preset: Preset):
     def fill_form(mode: str) -> dict[Any, Any]:
         request = site.checkpoint.request("-", **preset.values(site.checkpoint))
-        values = form_values(request, side_by_side=mode in (SIDE_BY_SIDE, DENSE_ONLY))
-        for own in ("prompt", "negative_prompt", "seed", "randomise"):
-            del values[own]
-        return fill(fields, values)
+        return fill(fields, general_values(request, side_by_side=mode in (SIDE_BY_SIDE, DENSE_ONLY)))
 
     return fill_form
 

@@ -14,16 +14,17 @@ from ui.follow import notice_html
 from ui.form import DENSE_ONLY, MASS, SIDE_BY_SIDE, SPARSE_ONLY, TOP_K, TOP_K_AND_MASS, page_sentence
 from ui.jobs import VideoJob
 from ui.panels import Fields
+from ui.parts import QUIET, Drawn
 from ui.site import Site
-from ui.static import asset
 
 RESTORED = "The settings of {video} are in the form. Press Generate to make it again."
 RESTORED_RUN = "The settings of that run are in the form. Press Generate to make it again."
 OTHER_VERSIONS = "It was made with {made}, and here is {here}: the result may differ a little."
 OTHER_CHECKPOINT = "It was made with the checkpoint {made}, and here is {here}: the result will be another video."
 OTHER_FPS = "It has {fps} frames a second; the form has no field for that, and this checkpoint uses {here}."
-OTHER_SCHEDULE = "It was made with another schedule than this checkpoint's, for which the form has no field."
+OTHER_CLIP = "It was refined from {clip}, which is not here: choose that clip under Refine a clip."
 LARGE_SEED = "Its seed {seed} has more digits than the form can hold; the command line can use it."
+OF_ONE_VIDEO = ("prompt", "negative_prompt", "seed", "randomise")
 LARGEST_SEED = 2**53  # numbers of a browser are exact up to here
 PACKAGES = ("torch", "triton", "fastvideo", "diffusers", "transformers")
 
@@ -35,10 +36,20 @@ def form_values(request: VideoRequest, side_by_side: bool | None = None) -> dict
     """
     values = {name: getattr(request, name) for name in ("prompt", "negative_prompt", "width", "height", "num_frames")}
     values |= {"steps": request.steps, "guidance_scale": request.guidance_scale, "seed": request.seed}
-    values |= {"randomise": False, "use_distill": request.use_distill, "fps": request.fps}
+    values |= {"randomise": False, "use_distill": request.use_distill, "fps": request.fps, "lora": request.lora or ""}
+    clip = request.refine
+    values["refine"] = clip.video if clip is not None and Path(clip.video).is_file() else None
+    if clip is not None:
+        values |= {"double_frames": clip.double_frames, "t_thresh": clip.t_thresh}
     if request.bsa is None:
         return values | {"mode": DENSE_ONLY}
     return values | {"mode": SIDE_BY_SIDE if side_by_side else SPARSE_ONLY} | _attention_values(request.bsa)
+
+
+def general_values(request: VideoRequest, side_by_side: bool) -> dict[str, Any]:
+    """`form_values` without those of one video alone: its words and its seed."""
+    values = form_values(request, side_by_side)
+    return {name: value for name, value in values.items() if name not in OF_ONE_VIDEO}
 
 
 def _attention_values(bsa: BSAConfig) -> dict[str, Any]:
@@ -67,10 +78,10 @@ def fill(fields: Fields, values: dict[str, Any]) -> dict[Any, Any]:
 def remarks(site: Site, fields: Fields, request: VideoRequest, versions: dict[str, str]) -> list[str]:
     """Sentences about what keeps the form, or this machine, from making the very same video again."""
     defaults, said = site.checkpoint.defaults, []
-    if "fps" not in fields and request.fps != defaults["fps"]:
+    if request.refine is not None and form_values(request)["refine"] is None:
+        said.append(OTHER_CLIP.format(clip=Path(request.refine.video).name[:80]))
+    elif request.refine is None and "fps" not in fields and request.fps != defaults["fps"]:
         said.append(OTHER_FPS.format(fps=request.fps, here=defaults["fps"]))
-    if "use_distill" not in fields and request.use_distill != defaults["use_distill"]:
-        said.append(OTHER_SCHEDULE)
     if request.seed > LARGEST_SEED:
         said.append(LARGE_SEED.format(seed=request.seed))
     here = {name: metadata.version(name) for name in PACKAGES}
@@ -100,36 +111,18 @@ def settings_drop(site: Site, fields: Fields, notice: gr.HTML) -> None:
         said += remarks(site, fields, found.request, found.versions)
         return fill(fields, form_values(found.request)) | {notice: notice_html(" ".join(said)), drop: None}
 
-    drop.upload(
-        restore, drop, [*fields.values(), notice, drop], queue=False, show_progress="hidden", api_visibility="private"
-    )
-
-
-class Code(gr.HTML):
-    """The shown videos as a command line and as a program, to copy. Value: `code_of` a job."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(
-            html_template=asset("code.html"),
-            js_on_load=asset("code.js"),
-            elem_id="code",
-            elem_classes="bare",
-            apply_default_css=False,
-            **kwargs,
-        )
-
-    def api_info(self) -> dict[str, Any]:
-        return {"type": "object"}
+    drop.upload(restore, drop, [*fields.values(), notice, drop], **QUIET)
 
 
 def code_panel(site: Site, shown: gr.State) -> None:
-    code = Code(value={})
+    """The shown videos as a command line and as a program, to copy."""
+    code = Drawn("code", ["code.js"], {})
 
     def show(job_id: str, request: gr.Request) -> dict[str, str]:
         job = site.worker.find(job_id, site.owner(request)) if job_id else None
         return code_of(site, job) if isinstance(job, VideoJob) else {}
 
-    shown.change(show, shown, code, queue=False, show_progress="hidden", api_visibility="private")
+    shown.change(show, shown, code, **QUIET)
 
 
 def code_of(site: Site, job: VideoJob) -> dict[str, str]:

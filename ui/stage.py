@@ -7,30 +7,19 @@ from typing import Any
 import gradio as gr
 
 from ui.jobs import VideoJob
+from ui.parts import Drawn
 from ui.preview import preview_strip
 from ui.report import seconds
-from ui.static import asset
 
-PHASES = {"text": "Reading the prompt", "denoise": "Denoising", "decode": "Decoding"}
-# One function body for the page: each script builds on those before it.
+PHASES = {"text": "Reading the prompt", "encode": "Encoding the clip", "denoise": "Denoising", "decode": "Decoding"}
 SCRIPTS = ("sync.js", "heat.js", "blind.js", "player.js", "stage.js")
 
 
-class Stage(gr.HTML):
+class Stage(Drawn):
     """Value: `stage_view` of a job. The page keeps what it shows until a new video takes its place."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(
-            html_template=asset("stage.html"),
-            js_on_load="".join(asset(name) for name in SCRIPTS),
-            elem_id="stage",
-            elem_classes="bare",
-            apply_default_css=False,
-            **kwargs,
-        )
-
-    def api_info(self) -> dict[str, Any]:
-        return {"type": "object"}
+        super().__init__("stage", SCRIPTS, **kwargs)
 
 
 def stage_view(job: VideoJob) -> dict[str, Any]:

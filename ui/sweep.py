@@ -8,10 +8,11 @@ import gradio as gr
 
 from ui.form import new_seed
 from ui.jobs import VideoJob
+from ui.parts import QUIET, Drawn, box
 from ui.report import report_panel
+from ui.settings import OF_ONE_VIDEO
 from ui.site import Site
 from ui.stage import stage_view
-from ui.static import asset
 from ui.store import Store
 from ui.sweep_job import SweepJob
 from ui.sweep_view import NONE, default_values, plan_html, problem, progress_view, read_sweep, sweep_view
@@ -27,29 +28,17 @@ HINT = (
     "One video for every pair of values, over the settings of the form; each is compared with a dense video of its own "
     "seed and steps. A chunk is written 4x4x4 (frames, rows, columns), or 4x4x4/4x4x8 for query/key."
 )
-_QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
-class SweepGrid(gr.HTML):
+class SweepGrid(Drawn):
     """Value: {"ticket"} and, when there is a sweep to show, everything of `sweep_view`.
 
     The page asks `look` about once a second and fetches a new value when another video is done, so a reload, a second
     tab and a lost connection all find the running sweep.
     """
 
-    def __init__(self, look: Any) -> None:
-        super().__init__(
-            {},
-            html_template=asset("sweep.html"),
-            js_on_load="".join(asset(name) for name in ("pareto.js", "clips.js", "sweep.js")),
-            server_functions=[look],
-            elem_id="sweep",
-            elem_classes="bare",
-            apply_default_css=False,
-        )
-
-    def api_info(self) -> dict[str, Any]:
-        return {"type": "object"}
+    def __init__(self, look: Any, **kwargs: Any) -> None:
+        super().__init__("sweep", ["pareto.js", "clips.js", "sweep.js"], {}, [look], **kwargs)
 
 
 class SweepPanel:
@@ -77,7 +66,7 @@ class SweepPanel:
                 min_width=160,
                 max_lines=1,
             )
-        self.plan = gr.HTML(elem_id="sweep_plan", elem_classes="bare", apply_default_css=False)
+        self.plan = box("sweep_plan")
         with gr.Row(elem_id="sweep_buttons"):
             self.run = gr.Button("Run sweep", variant="primary", elem_id="sweep_run")
             self.stop = gr.Button("Stop sweep", variant="stop", interactive=False, elem_id="sweep_stop")
@@ -87,7 +76,7 @@ class SweepPanel:
                 lambda chosen: gr.update(value=defaults.get(chosen, ""), interactive=chosen != NONE),
                 name,
                 values,
-                **_QUIET,
+                **QUIET,
             )
 
     def connect(
@@ -132,15 +121,14 @@ class SweepPanel:
             return stage_view(job), report_panel(job.results, job.comparison), job.id
 
         self.plan.value = plan(*(field.value for field in inputs))
-        unimportant = ("prompt", "negative_prompt", "seed", "randomise")
-        watched = [*axes, *(field for name, field in fields.items() if name not in unimportant)]
-        gr.on([field.change for field in watched], plan, inputs, self.plan, trigger_mode="always_last", **_QUIET)
-        shown.change(plan, inputs, self.plan, **_QUIET)
-        self.run.click(press, [visitor, *inputs], [*follow, self.plan], **_QUIET)
-        self.stop.click(press_stop, None, follow, **_QUIET)
-        self.grid.retry(refresh, visitor, follow, **_QUIET)
-        self.grid.select(open_cell, None, [stage, report, shown], **_QUIET)
-        page.load(refresh, visitor, follow, **_QUIET)
+        watched = [*axes, *(field for name, field in fields.items() if name not in OF_ONE_VIDEO)]
+        gr.on([field.change for field in watched], plan, inputs, self.plan, trigger_mode="always_last", **QUIET)
+        shown.change(plan, inputs, self.plan, **QUIET)
+        self.run.click(press, [visitor, *inputs], [*follow, self.plan], **QUIET)
+        self.stop.click(press_stop, None, follow, **QUIET)
+        self.grid.retry(refresh, visitor, follow, **QUIET)
+        self.grid.select(open_cell, None, [stage, report, shown], **QUIET)
+        page.load(refresh, visitor, follow, **QUIET)
 
     def _greet(self, request: gr.Request, ticket: Any) -> None:
         # On a page that is just being opened this may come before the page itself has greeted its visitor.
