@@ -28,7 +28,6 @@ GRADIO = {
     "File upload",
     "Use via API",
     "Settings",
-    "More tabs",
     "Reset to default value",
     "Gradio footer navigation",
     "number input for {a}",
