@@ -5,8 +5,11 @@ import random
 import pytest
 import torch
 
+from training import render as renderer
 from training.data import held_out, sample_test_scenes, sample_training_scenes
 from training.dit import DiTConfig, LongCatDiT
+from training.evaluate import held_out_scenes, read_frames, shares, tensor
+from training.judge import NAMES, Judge, draw, labels, view
 from training.optim import Muon, trapezoid
 from training.render import pack, render
 from training.sampling import euler, sample, shifted_sigmas
@@ -111,6 +114,16 @@ def test_a_window_is_that_part_of_the_frame():
     torch.testing.assert_close(part, whole[..., 8:16, 16:28], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("count", [pytest.param(1, id="scene by scene"), pytest.param(12, id="together")])
+def test_what_no_clip_shows_is_left_out_and_changes_nothing(monkeypatch, count):
+    scenes = [sample_scene(random.Random(seed)) for seed in range(24)]
+    packed = [pack(scenes[i : i + count]) for i in range(0, len(scenes), count)]
+    quick = [render(p, 2, 16, 24) for p in packed]
+    monkeypatch.setattr(renderer, "_seen", lambda weight: True)
+    for p, video in zip(packed, quick, strict=True):
+        torch.testing.assert_close(video, render(p, 2, 16, 24), atol=1e-6, rtol=0)  # sums of zeros and one term
+
+
 def test_the_shape_has_the_colour_that_the_caption_names():
     scenes = [s for s in (sample_scene(random.Random(i)) for i in range(400)) if s.attributes.get("motion0") == "pulse"]
     scenes = [s for s in scenes if s.attributes["kind"] == "shapes1" and s.attributes["shape0"] == "ball"]
@@ -146,3 +159,32 @@ def test_muon_moves_every_direction_by_the_same_amount():
 
 def test_trapezoid_rises_stays_and_falls():
     assert trapezoid(0.01) == pytest.approx(0.5) and trapezoid(0.3) == 1 and trapezoid(0.8) == pytest.approx(0.5)
+
+
+def test_the_judge_of_a_clip_sees_what_it_was_trained_on():
+    """A video of 61 frames, shrunk, is nearly the twelve frames at the small size that training draws."""
+    scenes = held_out_scenes(4)
+    seen = view(render(pack(scenes), 61, 112, 112))
+    assert seen.shape == (4, 12, 3, 112, 112)
+    # frames of 61 are picked to the nearest, so an edge moves by up to half of the way between two frames
+    assert (seen - draw(scenes, 12, "cpu")).abs().mean() < 0.02
+    told = Judge().eval().judge(render(pack(scenes), 5, 32, 32))
+    assert {name: guess.shape for name, guess in told.items()} == dict.fromkeys(NAMES, (4,))
+
+
+def test_the_score_counts_what_was_recognised():
+    scenes = held_out_scenes(4)
+    truth = {name: [NAMES[name][i] for i in index] for name, index in labels(scenes).items()}
+    assert shares(truth, scenes) == {"colour": 1, "shape": 1, "motion": 1, "all three": 1}
+    wrong = {"colour": ["none", *truth["colour"][1:]], "shape": truth["shape"], "motion": ["none"] * 4}
+    assert shares(wrong, scenes) == {"colour": 0.75, "shape": 1, "motion": 0, "all three": 0}
+
+
+def test_a_video_file_is_read_as_it_was_written(tmp_path):
+    from pipeline.video import write_video
+
+    ramp = torch.linspace(20, 230, 32).byte().expand(5, 48, 32).unsqueeze(-1).repeat(1, 1, 1, 3).numpy()
+    write_video(tmp_path / "ramp.mp4", ramp, 15, {})
+    frames = read_frames(tmp_path / "ramp.mp4")
+    assert frames.shape == ramp.shape and abs(frames.astype(int) - ramp).mean() < 3  # lossy
+    assert tensor(frames).shape == (1, 3, 5, 48, 32)

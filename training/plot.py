@@ -1,4 +1,4 @@
-"""Draw the loss curves of training/results/*.json as one SVG.
+"""Draw the loss curves of the runs in training/results/, which are numbered, as one SVG.
 
 python -m training.plot --output docs/images/training.svg
 """
@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     output = parser.parse_args().output
-    runs = [(file.stem, json.loads(file.read_text())["curve"]) for file in sorted(RESULTS.glob("*.json"))]
+    runs = [(file.stem, json.loads(file.read_text())["curve"]) for file in sorted(RESULTS.glob("[0-9]-*.json"))]
     panels = [panel(name, curve, i * WIDTH) for i, (name, curve) in enumerate(runs)]
     size = f'width="{len(panels) * WIDTH}" height="{HEIGHT}" viewBox="0 0 {len(panels) * WIDTH} {HEIGHT}"'
     style = 'font-family="system-ui, sans-serif" style="background:#fff"'

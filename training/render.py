@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from training.scenes import OBJECT_FIELDS, SHAPES, Scene
-from training.shapes import distances
+from training.shapes import DISTANCES
 
 
 def pack(scenes: list[Scene], device: torch.device | str = "cpu") -> dict[str, Tensor]:
@@ -21,6 +21,11 @@ def pack(scenes: list[Scene], device: torch.device | str = "cpu") -> dict[str, T
         name: torch.tensor([scene.numbers[name] for scene in scenes], dtype=torch.float32, device=device)
         for name in scenes[0].numbers
     }
+
+
+def _seen(weight: Tensor) -> bool:
+    """Whether any clip shows what `weight` stands for; a compiled `render` cannot ask, and draws everything."""
+    return torch.compiler.is_compiling() or bool(weight.any())
 
 
 def _smooth(low: float, high: float, x: Tensor) -> Tensor:
@@ -59,11 +64,12 @@ def _draw_object(image: Tensor, x: Tensor, y: Tensor, time: Tensor, kind: Tensor
     size = o["size"] * torch.exp(o["growth"] * (time - 0.5)) * (1 + o["pulse"] * torch.sin(turn))
     angle = o["angle"] + o["spin"] * time
 
+    seen = [_seen(kind[:, i]) for i in range(len(DISTANCES))]
+
     def place(dx: Tensor, dy: Tensor) -> Tensor:
         cos, sin = torch.cos(angle), torch.sin(angle)
         u, v = (dx * cos + dy * sin) / size, (dy * cos - dx * sin) / size
-        fields = distances(u, v)
-        return sum(_per_clip(kind[:, i]) * field for i, field in enumerate(fields)) * size
+        return sum(_per_clip(kind[:, i]) * field(u, v) for i, field in enumerate(DISTANCES) if seen[i]) * size
 
     shadow = place(x - cx - 0.05, y - cy + 0.07)
     image = image * (1 - 0.38 * _per_clip(o["present"][:, 0, 0, 0]) * _smooth(0.07, -0.07, shadow)).unsqueeze(1)
@@ -159,7 +165,6 @@ def _ground(
     sun: Tensor,
 ) -> Tensor:
     edge = 0.012
-    kinds = []
 
     def layers(colours, line, heights, rough, snow=False):
         image = sky
@@ -172,53 +177,57 @@ def _ground(
             image = _mix(image, tint * ambient, _smooth(edge, -edge, y - top).unsqueeze(1))
         return image
 
-    kinds.append(sky)
-    kinds.append(
-        layers(((0.45, 0.66, 0.42), (0.30, 0.58, 0.28), (0.20, 0.48, 0.18)), _ridge, (-0.15, -0.38, -0.66), 0.10)
-    )
-    kinds.append(
-        layers(
-            ((0.50, 0.55, 0.66), (0.36, 0.41, 0.52), (0.22, 0.36, 0.26)), _peaks, (0.25, -0.12, -0.68), 0.50, snow=True
-        )
-    )
+    def hills() -> Tensor:
+        return layers(((0.45, 0.66, 0.42), (0.30, 0.58, 0.28), (0.20, 0.48, 0.18)), _ridge, (-0.15, -0.38, -0.66), 0.10)
 
-    horizon = -0.15
-    depth = (horizon - y).clamp(min=0.0)
-    near = 1 / (0.08 + depth)
-    waves = torch.sin(near * 5.5 + 2.2 * torch.sin(x * 1.7 + pan + 2 * math.pi * time) + 2 * math.pi * time * 2)
-    crest = waves * _smooth(0.02, 0.45, depth)
-    water = _mix(_rgb(0.16, 0.45, 0.66, x), _rgb(0.05, 0.26, 0.46, x), _smooth(0.0, 0.8, depth).unsqueeze(1))
-    water = water * ambient * (1 + 0.22 * crest).unsqueeze(1) + 0.10 * ambient * _smooth(0.55, 1.0, crest).unsqueeze(1)
-    path = torch.exp(-(((x - _per_clip(p["sun_x"][:, 0])) / (0.10 + 0.4 * depth)) ** 2)) * (0.55 + 0.45 * crest)
-    low_sun = _smooth(-0.25, -0.02, sun) * _smooth(0.6, 0.15, sun)
-    water = water + (path * low_sun * 0.55).unsqueeze(1) * _rgb(1.0, 0.72, 0.40, x)
-    kinds.append(_mix(sky, water, _smooth(horizon + edge, horizon - edge, y).unsqueeze(1)))
+    def mountains() -> Tensor:
+        colours = ((0.50, 0.55, 0.66), (0.36, 0.41, 0.52), (0.22, 0.36, 0.26))
+        return layers(colours, _peaks, (0.25, -0.12, -0.68), 0.50, snow=True)
 
-    kinds.append(
-        layers(((0.93, 0.76, 0.50), (0.88, 0.66, 0.38), (0.78, 0.54, 0.28)), _ridge, (-0.22, -0.44, -0.70), 0.12)
-    )
+    def sea() -> Tensor:
+        horizon = -0.15
+        depth = (horizon - y).clamp(min=0.0)
+        near = 1 / (0.08 + depth)
+        waves = torch.sin(near * 5.5 + 2.2 * torch.sin(x * 1.7 + pan + 2 * math.pi * time) + 2 * math.pi * time * 2)
+        crest = waves * _smooth(0.02, 0.45, depth)
+        water = _mix(_rgb(0.16, 0.45, 0.66, x), _rgb(0.05, 0.26, 0.46, x), _smooth(0.0, 0.8, depth).unsqueeze(1))
+        foam = 0.10 * ambient * _smooth(0.55, 1.0, crest).unsqueeze(1)
+        water = water * ambient * (1 + 0.22 * crest).unsqueeze(1) + foam
+        path = torch.exp(-(((x - _per_clip(p["sun_x"][:, 0])) / (0.10 + 0.4 * depth)) ** 2)) * (0.55 + 0.45 * crest)
+        low_sun = _smooth(-0.25, -0.02, sun) * _smooth(0.6, 0.15, sun)
+        water = water + (path * low_sun * 0.55).unsqueeze(1) * _rgb(1.0, 0.72, 0.40, x)
+        return _mix(sky, water, _smooth(horizon + edge, horizon - edge, y).unsqueeze(1))
 
-    image = sky
-    for i, (scale, height, tone) in enumerate(((2.9, 0.22, 0.42), (2.1, -0.12, 0.26))):
-        u = (x + pan * (0.45 + 0.4 * i)) * scale
-        block = torch.floor(u)
-        seed = _per_clip(p["terrain"][:, i]) * 7
-        top = height - 0.55 + 0.75 * _hash(block * 3.7 + seed, 1.0 + i)
-        wx, wy = (u - block) * 4, y * scale * 3.2
-        lit = (_hash(torch.floor(wx) + block * 4 + seed, torch.floor(wy)) > 0.45).float()
-        inside = _smooth(0.22, 0.32, (torch.frac(wx) - 0.5).abs() * -1 + 0.5) * _smooth(
-            0.22, 0.32, 0.5 - (torch.frac(wy.add(60.0)) - 0.5).abs()
-        )
-        side = _smooth(0.02, 0.05, 0.5 - ((u - block) - 0.5).abs())
-        wall = _rgb(tone, tone * 1.02, tone * 1.15, x) * (0.85 + 0.15 * side).unsqueeze(1) * ambient
-        window = _mix(wall * 1.35, _rgb(1.0, 0.84, 0.45, x).expand_as(wall), (lit * dark).unsqueeze(1))
-        wall = _mix(wall, window, (inside * _smooth(0.0, 0.05, top - y - 0.04)).unsqueeze(1))
-        image = _mix(image, wall, _smooth(edge, -edge, y - top).unsqueeze(1))
-    kinds.append(image)
-    return sum(p["ground"][:, i].view(-1, 1, 1, 1, 1) * image for i, image in enumerate(kinds))
+    def dunes() -> Tensor:
+        return layers(((0.93, 0.76, 0.50), (0.88, 0.66, 0.38), (0.78, 0.54, 0.28)), _ridge, (-0.22, -0.44, -0.70), 0.12)
+
+    def city() -> Tensor:
+        image = sky
+        for i, (scale, height, tone) in enumerate(((2.9, 0.22, 0.42), (2.1, -0.12, 0.26))):
+            u = (x + pan * (0.45 + 0.4 * i)) * scale
+            block = torch.floor(u)
+            seed = _per_clip(p["terrain"][:, i]) * 7
+            top = height - 0.55 + 0.75 * _hash(block * 3.7 + seed, 1.0 + i)
+            wx, wy = (u - block) * 4, y * scale * 3.2
+            lit = (_hash(torch.floor(wx) + block * 4 + seed, torch.floor(wy)) > 0.45).float()
+            inside = _smooth(0.22, 0.32, (torch.frac(wx) - 0.5).abs() * -1 + 0.5) * _smooth(
+                0.22, 0.32, 0.5 - (torch.frac(wy.add(60.0)) - 0.5).abs()
+            )
+            side = _smooth(0.02, 0.05, 0.5 - ((u - block) - 0.5).abs())
+            wall = _rgb(tone, tone * 1.02, tone * 1.15, x) * (0.85 + 0.15 * side).unsqueeze(1) * ambient
+            window = _mix(wall * 1.35, _rgb(1.0, 0.84, 0.45, x).expand_as(wall), (lit * dark).unsqueeze(1))
+            wall = _mix(wall, window, (inside * _smooth(0.0, 0.05, top - y - 0.04)).unsqueeze(1))
+            image = _mix(image, wall, _smooth(edge, -edge, y - top).unsqueeze(1))
+        return image
+
+    kinds = (lambda: sky, hills, mountains, sea, dunes, city)
+    shown = [p["ground"][:, i].view(-1, 1, 1, 1, 1) for i in range(len(kinds))]
+    return sum((weight * draw() for weight, draw in zip(shown, kinds, strict=True) if _seen(weight)), start=sky * 0)
 
 
 def _weather(p: dict[str, Tensor], image: Tensor, x: Tensor, y: Tensor, time: Tensor) -> Tensor:
+    if not _seen(p["effect"]):
+        return image
     snow, fireworks = (p["effect"][:, i].view(-1, 1, 1, 1, 1) for i in range(2))
     flakes = torch.zeros_like(x + time)
     for layer, (scale, speed) in enumerate(((3.0, 1.0), (4.5, 0.8))):
@@ -287,12 +296,16 @@ def render(
 
     sun = _mix(_per_clip(p["sun_from"][:, 0]), _per_clip(p["sun_to"][:, 0]), time)
     pan = _per_clip(p["pan"][:, 0]) * time
-    sky, ambient, dark = _sky(p, x, y, sun, pan)
-    outdoors = _weather(p, _ground(p, x, y, time, pan, sky, ambient, dark, sun), x, y, time)
-    image = _mix(outdoors, _studio(p, x, y), p["studio"].view(-1, 1, 1, 1, 1))
+    image = _studio(p, x, y).expand(-1, -1, frames, -1, -1)
+    if _seen(p["studio"] < 1):
+        sky, ambient, dark = _sky(p, x, y, sun, pan)
+        outdoors = _weather(p, _ground(p, x, y, time, pan, sky, ambient, dark, sun), x, y, time)
+        image = _mix(outdoors, image, p["studio"].view(-1, 1, 1, 1, 1))
     for i in range(2):
         numbers = p["objects"].view(-1, 2, len(OBJECT_FIELDS))[:, i]
         o = {name: _per_clip(numbers[:, j]) for j, name in enumerate(OBJECT_FIELDS)}
         o["size"] = o["size"].clamp(min=1e-3)
+        if not _seen(o["present"]):
+            continue
         image = _draw_object(image, x, y, time, p["shape"].view(-1, 2, len(SHAPES))[:, i], o, pixel)
     return image.clamp(0, 1) * 2 - 1

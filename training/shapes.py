@@ -45,16 +45,17 @@ def _rounded_box(x: Tensor, y: Tensor, width: float, height: float, corner: floa
     return outside + torch.maximum(dx, dy).clamp(max=0) - corner
 
 
-def distances(x: Tensor, y: Tensor) -> list[Tensor]:
-    """One distance field per entry of SHAPES."""
-    radius = torch.sqrt(x * x + y * y + 1e-9)
-    return [
-        radius - 0.88,
-        _rounded_box(x, y, 0.78, 0.78, 0.10),
-        _polygon(x, -(y + 0.14), 3, 0.54),
-        _star(x, y),
-        _heart(x, y),
-        (radius - 0.66).abs() - 0.22,
-        _polygon(x, y, 6, 0.80),
-        torch.minimum(_rounded_box(x, y, 0.88, 0.30, 0.06), _rounded_box(x, y, 0.30, 0.88, 0.06)),
-    ]
+def _length(x: Tensor, y: Tensor) -> Tensor:
+    return torch.sqrt(x * x + y * y + 1e-9)
+
+
+DISTANCES = (  # one field of (x, y) per entry of SHAPES
+    lambda x, y: _length(x, y) - 0.88,
+    lambda x, y: _rounded_box(x, y, 0.78, 0.78, 0.10),
+    lambda x, y: _polygon(x, -(y + 0.14), 3, 0.54),
+    _star,
+    _heart,
+    lambda x, y: (_length(x, y) - 0.66).abs() - 0.22,
+    lambda x, y: _polygon(x, y, 6, 0.80),
+    lambda x, y: torch.minimum(_rounded_box(x, y, 0.88, 0.30, 0.06), _rounded_box(x, y, 0.30, 0.88, 0.06)),
+)

@@ -72,9 +72,7 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--kl", type=float, default=2e-4)
-    parser.add_argument(
-        "--decoder-only", action="store_true", help="keep the encoder and so the latents"
-    )
+    parser.add_argument("--decoder-only", action="store_true", help="keep the encoder and so the latents")
     parser.add_argument("--eager", action="store_true", help="do not compile")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
