@@ -2,6 +2,7 @@
 #   docker build -t longcat-bsa . && docker run --rm -p 7860:7860 longcat-bsa              (CPU)
 #   docker run --rm -p 7860:7860 --gpus all longcat-bsa                                    (NVIDIA)
 #   docker run --rm -p 7860:7860 -v /data/longcat:/model:ro longcat-bsa python app.py --model-path /model
+# With -v longcat-outputs:/home/user/app/outputs the videos and the history outlive the container.
 FROM python:3.12-slim
 
 # Triton builds its launchers with a C compiler on first use on a GPU.
@@ -10,7 +11,9 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 
 # Spaces run the container as user 1000.
-RUN useradd --create-home --uid 1000 user && install --directory --owner=user --group=user /home/user/app
+# A volume that is mounted over outputs, which holds videos and history, takes over its owner.
+RUN useradd --create-home --uid 1000 user \
+    && install --directory --owner=user --group=user /home/user/app /home/user/app/outputs
 USER 1000
 ENV HOME=/home/user
 WORKDIR $HOME/app
@@ -31,4 +34,8 @@ RUN python -m venv $HOME/.venv && pip install --no-cache-dir --no-deps -r requir
 COPY --chown=user . .
 
 EXPOSE 7860
-CMD ["python", "app.py"]
+HEALTHCHECK --start-period=60s --timeout=10s \
+    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen('http://127.0.0.1:' + os.environ['GRADIO_SERVER_PORT'])"]
+
+# Spaces say how many cores are theirs; PyTorch would count those of the whole host.
+CMD ["sh", "-c", "exec env ${CPU_CORES:+OMP_NUM_THREADS=$CPU_CORES} python app.py"]
