@@ -22,19 +22,21 @@ _HEADROOM = 1.1  # of the modelled peak, because no run has confirmed it
 
 NO_LONGCAT = "LongCat-Video's 13.6 B checkpoint"
 NOT_EMBEDDED = "the embedded checkpoint"
-NOT_DISTILLED = "a distilled checkpoint"
+NOT_DISTILLED = "a distilled checkpoint, or its adapter lora/cfg_step_lora.safetensors"
 NO_GPU = "a GPU"
 SMALL_GPU = "GPU memory ({total:.0f} GiB are here)"
-NO_REFINEMENT = "this project has no refinement stage"
+NO_REFINEMENT = "the adapter lora/refinement_lora.safetensors"
+NO_CLIP = "a clip: make a video, or choose a file below"
 
 
 @dataclass(frozen=True)
 class Situation:
-    """What presets are judged by. total: bytes of the device's memory."""
+    """What presets are judged by. total: bytes of the device's memory. clip: whether there is one to refine."""
 
     checkpoint: CheckpointInfo
     device: Device
     total: int
+    clip: bool = False
 
     @property
     def full_size(self) -> bool:
@@ -48,6 +50,7 @@ class Preset:
     about: what it is for, in a sentence. needs: what it needs, in words.
     values: from the checkpoint to the request's fields that it sets; `bsa` None is dense attention.
     missing: from the situation to what of that is not here, nothing when it can be had.
+    refines: whether it is for a clip, and `CheckpointInfo.refinement` has the values.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Preset:
     needs: str
     values: Callable[[CheckpointInfo], dict[str, Any]] = field(repr=False)
     missing: Callable[[Situation], tuple[str, ...]] = field(repr=False)
+    refines: bool = False
 
 
 def presets() -> tuple[Preset, ...]:
@@ -80,16 +84,17 @@ def presets() -> tuple[Preset, ...]:
         Preset(
             "Distilled 16 steps",
             "Few steps and no guidance: a sixth of the work.",
-            "a distilled checkpoint",
-            lambda info: {**_own_settings(info), "steps": 16, "guidance_scale": 1.0},
-            lambda here: () if here.checkpoint.defaults["use_distill"] else (NOT_DISTILLED,),
+            "LongCat's adapter for few steps, or a distilled checkpoint",
+            _few_steps,
+            lambda here: () if _few_steps(here.checkpoint)["use_distill"] else (NOT_DISTILLED,),
         ),
         Preset(
             "Refine",
-            "Enlarges a 480p video to 720p.",
-            "LongCat's refinement stage",
+            "Makes a finer, larger clip of one, as LongCat goes from 480p to 720p.",
+            "LongCat's adapter for refinement, and a clip",
             lambda info: {},
-            lambda here: (NO_REFINEMENT,),
+            _missing_to_refine,
+            refines=True,
         ),
         Preset(
             "Low memory",
@@ -138,6 +143,18 @@ def _own_settings(info: CheckpointInfo) -> dict[str, Any]:
         "guidance_scale": defaults["guidance_scale"],
         "bsa": info.bsa or BSAConfig(),
     }
+
+
+def _few_steps(info: CheckpointInfo) -> dict[str, Any]:
+    adapter = "distill" if "distill" in info.loras else None
+    distilled = adapter is not None or info.defaults["use_distill"]
+    few = {"steps": 16, "guidance_scale": 1.0, "use_distill": distilled, "lora": adapter}
+    return {**_own_settings(info), **few}
+
+
+def _missing_to_refine(here: Situation) -> tuple[str, ...]:
+    adapter = () if "refine" in here.checkpoint.loras else (NO_REFINEMENT,)
+    return adapter if here.clip else (*adapter, NO_CLIP)
 
 
 def _small_settings(info: CheckpointInfo) -> dict[str, Any]:

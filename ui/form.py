@@ -9,6 +9,7 @@ from typing import Any
 
 from bsa import BSAConfig
 from pipeline import CheckpointInfo, VideoRequest
+from pipeline.clip import inspect_clip
 from pipeline.sentences import one_line
 
 SIDE_BY_SIDE, SPARSE_ONLY, DENSE_ONLY = "both", "sparse", "dense"
@@ -45,6 +46,11 @@ def form_request(checkpoint: CheckpointInfo, values: Mapping[str, Any]) -> Video
         guidance_scale=values["guidance_scale"],
         seed=values["seed"],
         bsa=bsa,
+        use_distill=values.get("use_distill"),
+        lora=values.get("lora"),
+        refine=values.get("refine"),
+        double_frames=values.get("double_frames", True),
+        t_thresh=values.get("t_thresh", 0.5),
     )
 
 
@@ -71,18 +77,30 @@ def video_request(
     guidance_scale: Any,
     seed: Any,
     bsa: BSAConfig | None,
+    use_distill: bool | None = None,
+    lora: str | None = None,
+    refine: str | None = None,
+    double_frames: bool = True,
+    t_thresh: Any = 0.5,
 ) -> VideoRequest:
-    return checkpoint.request(
-        prompt,
-        negative_prompt=negative_prompt,
-        width=_whole("width", width),
-        height=_whole("height", height),
-        num_frames=_whole("number of frames", num_frames),
-        steps=_whole("number of steps", steps),
-        guidance_scale=_real("guidance scale", guidance_scale),
-        seed=_whole("seed", seed),
-        bsa=bsa,
-    )
+    """refine: path of a clip, whose frames then count and not `num_frames`. use_distill None: as the adapter asks for,
+    or the checkpoint."""
+    given = {
+        "negative_prompt": negative_prompt,
+        "width": _whole("width", width),
+        "height": _whole("height", height),
+        "steps": _whole("number of steps", steps),
+        "guidance_scale": _real("guidance scale", guidance_scale),
+        "seed": _whole("seed", seed),
+        "bsa": bsa,
+        "lora": lora or None,
+    }
+    if use_distill is not None:
+        given["use_distill"] = use_distill
+    if not refine:
+        return checkpoint.request(prompt, num_frames=_whole("number of frames", num_frames), **given)
+    shape = {"double_frames": double_frames, "t_thresh": _real("noise level", t_thresh)}
+    return checkpoint.refinement(prompt, inspect_clip(refine), **shape, **given)
 
 
 def _chunk(name: str, sides: Sequence[Any]) -> list[int]:
@@ -122,6 +140,8 @@ _PAGE_WORDS = {
     "cdf_threshold": "CDF threshold",
     "chunk_q": "query chunk",
     "chunk_k": "key chunk",
+    "t_thresh": "noise level",
+    "use_distill": "few-step schedule",
 }
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -180,7 +181,7 @@ class VideoJob(Job):
 
     def remaining(self) -> float | None:
         update, made = self.update, [result.seconds["total"] for result in self.results.values()]
-        if update is None or update.phase == "text":
+        if update is None or update.phase in ("text", "encode"):
             return None
         if update.phase == "decode":
             this_one = 0.0  # short beside denoising, and nothing says how short
@@ -197,11 +198,24 @@ class VideoJob(Job):
         return this_one + max(0, others) * (whole or 0.0)
 
     def run(self, pipeline: Generator, on_step: OnStep) -> None:
+        self._keep_clip()
         watched = _Watched(pipeline, self)
         if self.side_by_side:
             self.comparison = compare(watched, self.request, on_step, self.folder)
         else:
             watched.generate_frames(self.request, on_step, self.folder / f"{self.arms[0]}.mp4")
+
+    def _keep_clip(self) -> None:
+        """A clip to refine may be an upload, or a run that is deleted one day: the job keeps its own copy."""
+        refine = self.request.refine
+        if refine is None:
+            return
+        kept = self.folder / "clip.mp4"
+        try:
+            shutil.copyfile(refine.video, kept)
+        except FileNotFoundError:
+            raise ValueError("the clip to refine is gone; choose it again") from None
+        self.request = replace(self.request, refine=replace(refine, video=str(kept.absolute())))
 
     def report(self) -> dict[str, Any]:
         """What was asked for, made and measured, ready for JSON. Videos are named, not located: the reader may

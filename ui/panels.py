@@ -134,6 +134,20 @@ def video_fields(checkpoint: CheckpointInfo) -> Fields:
         buttons=["reset"],
         elem_id="guidance",
     )
+    fields["lora"] = gr.Dropdown(
+        adapter_choices(checkpoint),
+        value="",
+        label="Adapter (LoRA)",
+        info="Of the checkpoint's folder lora/. LongCat has one for few steps and one for refinement.",
+        allow_custom_value=True,
+        elem_id="lora",
+    )
+    fields["use_distill"] = gr.Checkbox(
+        bool(defaults["use_distill"]),
+        label="Few-step schedule",
+        info="The noise levels that distilled models know.",
+        elem_id="use_distill",
+    )
     with gr.Row(elem_classes="seed"):
         fields["seed"] = gr.Number(0, label="Seed", step=1, min_width=100, elem_id="seed")
         fields["randomise"] = gr.Checkbox(True, label="New seed each time", min_width=100, elem_id="randomise")
@@ -145,3 +159,7 @@ def video_fields(checkpoint: CheckpointInfo) -> Fields:
         elem_id="negative_prompt",
     )
     return fields
+
+
+def adapter_choices(checkpoint: CheckpointInfo) -> list[tuple[str, str]]:
+    return [("None", ""), *((name, name) for name in sorted(checkpoint.loras))]

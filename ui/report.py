@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from html import escape
+from pathlib import Path
 
 from pipeline import Comparison, VideoResult
 
 TITLES = {"dense": "Dense", "sparse": "Sparse (BSA)"}
 
+REFINED = "{clip}, noise level {level:g}"
 NOTHING_YET = '<p class="report-empty">Times, memory, kept blocks and the similarity of the two videos appear here.</p>'
 
 
@@ -32,8 +34,12 @@ def table_rows(results: Mapping[str, VideoResult]) -> list[tuple[str, list[str]]
     videos = list(results.values())
     labels = {video.peak_memory_label for video in videos}
     memory = f"Peak memory ({labels.pop()})" if len(labels) == 1 else "Peak memory"
+    encoded = [video.seconds["encode"] for video in videos if "encode" in video.seconds]
+    adapters = [video.request.lora for video in videos if video.request.lora]
+    refined = [_refined(video) for video in videos if video.request.refine is not None]
     return [
         ("Text encoding", [seconds(video.seconds["text"]) for video in videos]),
+        *([("Clip encoding", list(map(seconds, encoded)))] if encoded else []),
         ("Denoising", [seconds(video.seconds["denoise"]) for video in videos]),
         ("Decoding", [seconds(video.seconds["decode"]) for video in videos]),
         ("Total", [seconds(video.seconds["total"]) for video in videos]),
@@ -43,6 +49,8 @@ def table_rows(results: Mapping[str, VideoResult]) -> list[tuple[str, list[str]]
         ("BSA active", [f"{'yes' if video.bsa_active else 'no'}: {video.bsa_reason}" for video in videos]),
         ("Video", [_clip(video) for video in videos]),
         ("Seed", [str(video.request.seed) for video in videos]),
+        *([("Adapter (LoRA)", adapters)] if adapters else []),
+        *([("Refined from", refined)] if refined else []),
     ]
 
 
@@ -75,6 +83,11 @@ def _clip(video: VideoResult) -> str:
         f"{request.width} × {request.height}, {request.num_frames} frames, "
         f"{request.steps} steps, guidance {request.guidance_scale:g}"
     )
+
+
+def _refined(video: VideoResult) -> str:
+    refine = video.request.refine
+    return REFINED.format(clip=Path(refine.video).name, level=refine.t_thresh)
 
 
 def seconds(value: float) -> str:

@@ -1,6 +1,6 @@
 // Curves over time as SVG: memory above, load below, phases of a run as bands behind both.
 const GIB = 2 ** 30;
-const PHASE_NAMES = { text: 'Text', denoise: 'Denoise', decode: 'Decode' };
+const PHASE_NAMES = { text: 'Text', encode: 'Encode', denoise: 'Denoise', decode: 'Decode' };
 const ARM_NAMES = { dense: 'Dense', sparse: 'Sparse' };
 const EDGE = { left: 46, right: 10, top: 34, plot: 150, gap: 16, load: 38, bottom: 20 };
 
