@@ -167,7 +167,7 @@ def main() -> None:
     args = parser.parse_args()
     net, run = train(args.minutes, args.device, args.batch, args.seed)
     save_file({name: tensor.cpu() for name, tensor in net.state_dict().items()}, args.output)
-    run.report(args.output.with_suffix(".json"), args)
+    run.report(args.output.with_suffix(".json"), args, curve_columns=["step", "seconds", *NAMES])
 
 
 if __name__ == "__main__":
