@@ -1,11 +1,17 @@
 """Times block sparse attention on a GPU: kernels, selection and the whole operation, beside other implementations.
 
-    python benchmarks/attention.py            # writes benchmarks/results/attention_gpu.json
-    python benchmarks/attention.py --smoke    # tiny, on the CPU
+    python benchmarks/attention.py                # writes benchmarks/results/attention_gpu.json
+    python benchmarks/attention.py --part warm    # only compiles, all variants at once; fills Triton's cache
+    python benchmarks/attention.py --smoke        # tiny, on the CPU
 
-Every row is checked against float64 on sampled query blocks before it is timed (the error is in the row). TFLOP/s count
-the selected query-key pairs only. A run that is cut off can be started again: rows that exist are kept.
+"ours" runs the kernels that bsa/tuned.json names (see tune.py), "ours, baseline" the plain ones. Kernels are checked
+against float64 on sampled query blocks before they are timed (the error is in the row). TFLOP/s count the selected
+query-key pairs only. A run that is cut off can be started again: rows that exist are kept.
 """
+
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +19,11 @@ from gpu import Rows, arguments, device_for, milliseconds
 
 from bsa import BlockLayout, BSAConfig, Grid, block_order_attention, block_sparse_attention
 from bsa.selection import select_pooled
-from bsa.variants import BASELINE, VARIANTS, Tuning
+from bsa.variants import VARIANTS, Tuning
 
 GRIDS = [Grid(24, 44, 80), Grid(24, 45, 80), Grid(24, 30, 52)]  # 704p, 720p (ragged), 480p (ragged); 93 frames
 CHUNKS = [Grid(4, 4, 4), Grid(4, 4, 8), Grid(2, 8, 8), Grid(4, 8, 8)]
+REAL, SMOKE = (32, 128, torch.bfloat16), (2, 32, torch.float32)  # heads, head size, dtype
 SPARSITIES = [0.5, 0.75, 0.875, 0.9375, 0.97]
 
 
@@ -125,8 +132,10 @@ def flex(case: Case) -> dict:
     nothing = torch.zeros_like(counts), torch.zeros_like(indices)  # all blocks are whole: none needs a mask inside
     mask = BlockMask.from_kv_blocks(*nothing, counts, indices, BLOCK_SIZE=(chunk, chunk))
     compiled = torch.compile(flex_attention) if case.device.type == "cuda" else flex_attention
+    # Its own tiles would be larger than the blocks.
+    options = {"kernel_options": {"BLOCK_M": min(chunk, 128), "BLOCK_N": 64}} if case.device.type == "cuda" else {}
     q, k, v = (x.transpose(1, 2).contiguous() for x in (case.q, case.k, case.v))
-    timed = milliseconds(lambda: compiled(q, k, v, block_mask=mask), case.device)
+    timed = milliseconds(lambda: compiled(q, k, v, block_mask=mask, **options), case.device)
     return {**timed, "tflops": case.flops / timed["ms"] / 1e9}
 
 
@@ -139,63 +148,83 @@ def upstream(case: Case) -> dict:
     return {**timed, "tflops": case.flops / timed["ms"] / 1e9}
 
 
+def warm(name: str) -> str:
+    """Compile one variant for everything that the parts run, in a process of its own."""
+    device = torch.device("cuda")
+    for grid, chunk, sparsity in cases("variants", False):
+        case = Case(grid, chunk, sparsity, *REAL, device)
+        if VARIANTS[name].tile_q <= chunk.volume:
+            out = torch.empty_like(case.q)
+            q, k, v, filled = (x.transpose(1, 2) for x in (case.q, case.k, case.v, out))
+            selection = select_pooled(*case.means, case.layout, case.config, case.scale, fused=True)
+            from bsa.triton_kernel import attend_tokens
+
+            given = selection, case.layout, case.layout, case.scale, filled
+            attend_tokens(q, k, v, *given, padded=False, variant=VARIANTS[name])
+    torch.cuda.synchronize()
+    return name
+
+
+def warm_all() -> None:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(len(VARIANTS), os.cpu_count() or 1), mp_context=context) as pool:
+        for done in [pool.submit(warm, name) for name in VARIANTS]:
+            error = done.exception()
+            print("compiled " + done.result() if error is None else f"failed: {error}", flush=True)
+
+
+def cases(part: str, smoke: bool):
+    """(grid, chunk, sparsity) of one part."""
+    if smoke:
+        grids, chunks, sparsities = [Grid(4, 8, 8), Grid(4, 7, 8)], CHUNKS[:1], [0.5]
+    else:
+        grids, chunks, sparsities = GRIDS, CHUNKS, SPARSITIES
+    usual = 0.5 if smoke else 0.9375
+    if part == "sweep":
+        return [(grids[0], chunk, sparsity) for chunk in chunks for sparsity in sparsities]
+    if part == "peers":
+        return [(grid, chunks[0], usual) for grid in grids]
+    # The largest chunk too: what is not measured runs on the baseline.
+    return [(grid, chunk, usual) for grid in grids for chunk in chunks[:2]] + [(grids[0], chunks[-1], usual)]
+
+
 def main() -> None:
     parser = arguments(__doc__, "attention_gpu")
-    parser.add_argument("--part", choices=["variants", "peers", "sweep"], help="only this part")
+    parser.add_argument("--part", choices=["warm", "variants", "peers", "sweep"], help="only this part")
     args = parser.parse_args()
     device = device_for(parser, args.smoke)
+    if args.part == "warm":
+        return None if args.smoke else warm_all()
     smoke, rows = args.smoke, Rows(args, device)
-    heads, dim, dtype = (2, 32, torch.float32) if smoke else (32, 128, torch.bfloat16)
-    backend = "torch" if smoke else "triton"
-    grids = [Grid(4, 8, 8), Grid(4, 7, 8)] if smoke else GRIDS
-    chunks, sparsities = (CHUNKS[:1], [0.5]) if smoke else (CHUNKS, SPARSITIES)
-    usual = 0.5 if smoke else 0.9375
-    best = Tuning()
-
-    def cases(part):
-        for grid in grids:
-            if part == "sweep":
-                yield from ((grid, chunk, s) for chunk in chunks for s in sparsities if grid == grids[0])
-            else:
-                yield from ((grid, chunk, usual) for chunk in chunks[: 2 if part == "variants" else 1])
-
+    backend, shape = ("torch", SMOKE) if smoke else ("triton", REAL)
     for part in ("variants", "peers", "sweep") if args.part is None else (args.part,):
-        for grid, chunk, sparsity in cases(part):
-            case = Case(grid, chunk, sparsity, heads, dim, dtype, device)
+        for grid, chunk, sparsity in cases(part, smoke):
+            case = Case(grid, chunk, sparsity, *shape, device)
             key = {"grid": str(grid), "chunk": str(chunk), "sparsity": sparsity}
 
             def measure(what, run, key=key):
                 return rows.measure(key | {"what": what}, run)
 
             if part == "variants":
-                best = variants(measure, case, smoke)
-            elif part == "peers":
+                for variant in () if smoke else VARIANTS.values():
+                    if variant.tile_q <= chunk.volume:
+                        measure(f"kernel {variant.name}", lambda case=case, variant=variant: kernel(case, variant))
+                measure("selection, sorted", lambda case=case: selection(case, False))
+                if not smoke:
+                    measure("selection, fused top-k", lambda case=case: selection(case, True))
+                continue
+            for means in (False, True):
+                what = "ours" + (", means given" if means else "")
+                measure(what, lambda case=case, means=means: operation(case, None, backend, means))
+            measure("ours, baseline", lambda case=case: operation(case, Tuning(), backend, False))
+            for name in ("math",) if smoke else ("cuDNN", "flash") if part == "peers" else ():
+                measure(f"dense, {name}", lambda case=case, name=name: dense(case, name))
+            if part == "peers":
                 measure("ours, raster order", lambda case=case: raster_operation(case, backend))
                 if not smoke:  # its Triton kernel needs a GPU
                     measure("FastVideo BSA", lambda case=case: upstream(case))
-                for name in ("math",) if smoke else ("cuDNN", "flash"):
-                    measure(f"dense, {name}", lambda case=case, name=name: dense(case, name))
                 measure("FlexAttention", lambda case=case: flex(case))
-            for means in (False, True):
-                what = "ours, block order" + (", means given" if means else "")
-                measure(what, lambda case=case, means=means: operation(case, None, backend, means))
-                what = what.replace("ours", f"{best.variant.name}, {'fused' if best.fused_top_k else 'sorted'} top-k")
-                if best != Tuning():
-                    measure(what, lambda case=case, means=means, best=best: operation(case, best, backend, means))
-
-
-def variants(measure, case: Case, smoke: bool) -> Tuning:
-    """Times every variant that fits the chunk and both selections; the fastest right ones."""
-    times = {}
-    for variant in () if smoke else VARIANTS.values():
-        if variant.tile_q <= case.layout.chunk.volume:
-            row = measure(f"kernel {variant.name}", lambda variant=variant: kernel(case, variant))
-            if row and "ms" in row:
-                times[variant] = row["ms"]
-    sorting = measure("selection, sorted", lambda: selection(case, False))
-    fused = None if smoke else measure("selection, fused top-k", lambda: selection(case, True))
-    fused_wins = bool(fused and "ms" in fused and fused["agreement"] > 0.9999 and fused["ms"] < sorting["ms"])
-    return Tuning(min(times, key=times.get) if times else BASELINE, fused_wins)
+    rows.finish()
 
 
 if __name__ == "__main__":

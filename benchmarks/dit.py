@@ -1,13 +1,17 @@
 """A LongCat transformer of the real size with random weights, made on the device, and inputs for it."""
 
+import gc
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from torch import nn
 
 from bsa import Grid
+from pipeline.fp8 import to_fp8
+from pipeline.offload import Offload
 from training.dit import DiTConfig, LongCatDiT
 
 SIZES = {"480p": (480, 832), "704p": (704, 1280), "720p": (720, 1280), "1080p": (1088, 1920)}
@@ -20,6 +24,31 @@ REAL = {
     "frequency_embedding_size": 256,
 }
 SMOKE = {"hidden_size": 64, "num_attention_heads": 4, "depth": 2, "caption_channels": 32}
+
+
+class Models:
+    """The transformer in one form at a time: "bf16" (fp32 on the CPU), "fp8", "bf16 offload" or "fp8 offload".
+
+    Made when it is asked for, always with the same weights, and dropped when another form is.
+    """
+
+    def __init__(self, device: torch.device, smoke: bool) -> None:
+        self._device, self._smoke = device, smoke
+        self._form: str | None = None
+        self._made: tuple[LongCatDiT, Offload | None] | None = None
+
+    def __call__(self, form: str) -> tuple[LongCatDiT, Offload | None]:
+        if form != self._form:
+            self._form = self._made = None
+            gc.collect()
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+            model = build(self._device, self._smoke)
+            if "fp8" in form:
+                to_fp8(model)
+            self._made = model, Offload(model, self._device) if "offload" in form else None
+            self._form = form
+        return self._made
 
 
 def build(device: torch.device, smoke: bool) -> LongCatDiT:
@@ -41,12 +70,12 @@ def grid_of(size: str, frames: int) -> Grid:
     return Grid(1 + (frames - 1) // 4, height // 16, width // 16)
 
 
-def inputs(model: LongCatDiT, grid: Grid, device: torch.device) -> tuple:
-    """latents, timestep, text (512 tokens, 64 in the tiny model) and no mask; one row."""
+def inputs(model: nn.Module, grid: Grid, device: torch.device, rows: int = 1) -> tuple:
+    """latents, timestep, text (512 tokens, 64 in the tiny model) and no mask."""
     generator = torch.Generator(device).manual_seed(1)
     dtype = model.patch_embed.proj.weight.dtype
     shape = [n * p for n, p in zip(grid, model.patch_size, strict=True)]
-    latents = torch.randn(1, model.config.in_channels, *shape, device=device, generator=generator).to(dtype)
+    latents = torch.randn(rows, model.config.in_channels, *shape, device=device, generator=generator).to(dtype)
     channels = model.config.caption_channels
-    text = torch.randn(1, 512 if channels > 1000 else 64, channels, device=device, generator=generator).to(dtype)
-    return latents, torch.full((1,), 500.0, device=device), text, None
+    text = torch.randn(rows, 512 if channels > 1000 else 64, channels, device=device, generator=generator).to(dtype)
+    return latents, torch.full((rows,), 500.0, device=device), text, None

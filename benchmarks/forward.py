@@ -1,31 +1,28 @@
 """Times one forward of the whole LongCat transformer (real size, random weights) on a GPU, dense and sparse.
 
     python benchmarks/forward.py              # 704p x 93 frames; writes benchmarks/results/forward.json
-    python benchmarks/forward.py --curve      # 1 to 189 frames at four sizes; writes benchmarks/results/cost_curve.json
-    python benchmarks/forward.py --memory     # peak by option; writes benchmarks/results/memory.json
     python benchmarks/forward.py --smoke      # tiny, on the CPU
 
-"plain" is pipeline/forward.py with one PyTorch kernel per operation, "fast" is pipeline/fast_forward.py; the relative
-difference of the two is in the row. --memory needs --limit-gib to show that a card of that size suffices.
+"plain" is pipeline/forward.py with one PyTorch kernel per operation, "fast" is pipeline/fast_forward.py, with the
+attention kernels that bsa/tuned.json names for this GPU; "FastVideo" is its own transformer with the same weights.
+"difference" is the relative distance to the plain bf16 forward. The rows of --numerics are the distances of all of them
+to the plain forward in fp32, on 2,048 tokens.
 """
 
+import copy
 from functools import partial
 
 import torch
-from dit import build, grid_of, inputs
-from gpu import RESULTS, Rows, arguments, device_for, milliseconds, peak_gib
+from dit import Models, grid_of, inputs
+from fastvideo_peer import forward_of
+from gpu import Rows, arguments, device_for, profiled
 
 from bsa import BSAConfig, Grid, block_sparse_attention
-from bsa.variants import BASELINE, VARIANTS, Tuning
-from pipeline.fast_forward import FFN_TOKENS, fast_forward
+from bsa.variants import Tuning, tuning_for
+from pipeline.fast_forward import fast_forward
 from pipeline.forward import attend_dense, longcat_forward
 
-CURVE = {
-    "480p": (1, 5, 13, 29, 61, 93, 189),
-    "704p": (1, 13, 29, 61, 93, 189),
-    "720p": (1, 29, 93),
-    "1080p": (1, 29, 61, 93),
-}
+REPEATS, LIMIT = 3, 20  # runs, and the seconds after which no further one starts
 
 
 @torch.no_grad()
@@ -36,89 +33,144 @@ def plain(model, given, config):
 
 
 def relative(a, b) -> float:
-    return float((a - b).norm() / b.norm())
+    return float((a.float() - b.float()).norm() / b.float().norm())
 
 
-def timed(run, device, repeats=3, reference=None) -> dict:
-    result = {}
-    if reference is not None:
-        result["difference"] = relative(run(), reference)
-    weights = torch.cuda.memory_allocated(device) / 2**30 if device.type == "cuda" else None
-    result |= milliseconds(run, device, repeats=repeats, limit=40)
-    peak = peak_gib(run, device)
-    return result | {"peak_gib": peak, "held_before_gib": weights}
+def chosen_kernel(model, config, device) -> str:
+    """What tuned.json makes the sparse attention run."""
+    if device.type != "cuda":
+        return "torch"
+    chunk = config.chunk_q.volume
+    dim = model.config.hidden_size // model.config.num_attention_heads
+    tuning = tuning_for(torch.cuda.get_device_name(device), "bfloat16", dim, chunk, chunk)
+    return f"{tuning.variant.name}{', fused top-k' if tuning.fused_top_k else ''}"
 
 
-def comparison(rows, model, device, size, grid, config, tunings) -> None:
+class Comparison:
+    """The rows of one size."""
+
+    def __init__(self, rows: Rows, models: Models, device, size: str, grid: Grid, config: BSAConfig) -> None:
+        self._rows, self._models, self._device, self._config = rows, models, device, config
+        self._key = {"size": size, "grid": str(grid), "sparsity": config.sparsity}
+        self._given = inputs(models("bf16")[0], grid, device)
+        self._references = {}
+
+    def _bsa(self, what: str) -> BSAConfig | None:
+        return self._config if "sparse" in what else None
+
+    def _difference(self, what: str, out) -> dict:
+        return {"difference": relative(out, self._references["sparse" if "sparse" in what else "dense"])}
+
+    def _need(self, name: str) -> None:
+        """The plain result, which a run that goes on may not have."""
+        if name not in self._references:
+            model, _ = self._models("bf16")
+            self._references[name] = plain(model, self._given, self._config if name == "sparse" else None)
+
+    def plain(self, name: str) -> None:
+        model, _ = self._models("bf16")
+
+        def keep(out):
+            self._references[name] = out
+            return {}
+
+        run = partial(plain, model, self._given, self._bsa(name))
+        self._measure(f"plain, {name}", run, keep)
+
+    def fast(self, name: str, form: str = "bf16", tuning: Tuning | None = None) -> None:
+        what = f"fast, {name}" + ("" if form == "bf16" else f", {form}")
+        what += ", baseline kernel" if tuning is not None else ""
+        if not self._rows.missing(self._key | {"what": what}):
+            return
+        if form == "bf16":
+            self._need(name)
+        model, offload = self._models(form)
+        bsa = self._bsa(name)
+        run = partial(fast_forward, model, *self._given, bsa, tuning=tuning, offload=offload)
+        kernel = "" if bsa is None or tuning is not None else chosen_kernel(model, bsa, self._device)
+        check = partial(self._difference, name) if name in self._references else None
+        self._measure(what, run, check, {"kernel": kernel} if kernel else {})
+
+    def fastvideo(self, name: str) -> None:
+        what = f"FastVideo, {name}"
+        if not self._rows.missing(self._key | {"what": what}):
+            return
+        self._need(name)
+        model, _ = self._models("bf16")
+
+        def measure():
+            theirs = forward_of(model, self._device)
+            run = partial(theirs, self._given, self._bsa(name))
+            return profiled(run, self._device, repeats=2, limit=LIMIT, check=partial(self._difference, name))
+
+        self._rows.measure(self._key | {"what": what}, measure)
+
+    def _measure(self, what, run, check, about=None) -> None:
+        options = {"repeats": REPEATS, "limit": LIMIT, "check": check}
+        self._rows.measure(self._key | {"what": what}, lambda: (about or {}) | profiled(run, self._device, **options))
+
+
+def numerics(rows: Rows, models: Models, device, grid: Grid, config: BSAConfig, smoke: bool) -> None:
+    """Distances to fp32 with the same bf16 weights and inputs."""
+    key = {"size": "small", "grid": str(grid), "sparsity": config.sparsity}
+    names = ("plain", "fast", "FastVideo", "fast, fp8")
+    if not any(rows.missing(key | {"what": f"{what}, {name}"}) for what in names for name in ("dense", "sparse")):
+        return
+    model, _ = models("bf16")
     given = inputs(model, grid, device)
-    key = {"size": size, "grid": str(grid), "sparsity": config.sparsity}
-    for name, chosen in (("sparse", config), ("dense", None)):
-        reference = plain(model, given, chosen)
-        for tuning in tunings if chosen is not None else tunings[:1]:
-            what = "fast, " + name
-            if tuning != Tuning() and chosen is not None:
-                what += f", {tuning.variant.name}{', fused top-k' if tuning.fused_top_k else ''}"
-            run = partial(fast_forward, model, *given, chosen, tuning=tuning)
-            rows.measure(key | {"what": what}, partial(timed, run, device, reference=reference))
-        rows.measure(key | {"what": f"plain, {name}"}, partial(timed, partial(plain, model, given, chosen), device, 1))
-        del reference
-
-
-def curve(rows, model, device, sizes, config, tuning) -> None:
-    """Small videos first, so that a run that is cut off still has whole lines."""
-    points = sorted(((grid_of(s, f), s, f) for s, counts in sizes.items() for f in counts), key=lambda p: p[0].volume)
-    for grid, size, frames in points:
-        given = inputs(model, grid, device)
-        for name, chosen in (("sparse", config), ("dense", None)):
-            if chosen is not None and grid.t == 1:
-                continue  # LongCat attends densely within a single frame
-            run = partial(fast_forward, model, *given, chosen, tuning=tuning)
-            repeats = 3 if grid.volume < 50_000 else 1
-            key = {"size": size, "frames": frames, "grid": str(grid), "tokens": grid.volume, "what": name}
-            rows.measure(key, partial(milliseconds, run, device, repeats=repeats, limit=5))
-
-
-def memory(rows, model, device, size, grid, config, tuning, limit) -> None:
-    given = inputs(model, grid, device)
-    for name, chosen in (("sparse", config), ("dense", None)):
-        for part in (FFN_TOKENS, 4096, grid.volume):
-            run = partial(fast_forward, model, *given, chosen, tuning=tuning, ffn_tokens=part)
-            key = {"size": size, "grid": str(grid), "what": f"fast, {name}", "ffn_tokens": part, "limit_gib": limit}
-            rows.measure(key, lambda run=run: {"peak_gib": peak_gib(run, device)})
-        key = {"size": size, "grid": str(grid), "what": f"plain, {name}", "ffn_tokens": None, "limit_gib": limit}
-        run = partial(plain, model, given, chosen)
-        rows.measure(key, lambda run=run: {"peak_gib": peak_gib(run, device)})
+    exact_model = copy.deepcopy(model).float()
+    torch.backends.cudnn.allow_tf32 = False  # the patch embedding is a convolution
+    exact_given = [x.float() if torch.is_tensor(x) else x for x in given]
+    exact = {name: plain(exact_model, exact_given, bsa) for name, bsa in (("dense", None), ("sparse", config))}
+    del exact_model
+    runs = {
+        "plain": lambda bsa: plain(models("bf16")[0], given, bsa),
+        "fast": lambda bsa: fast_forward(models("bf16")[0], *given, bsa),
+        "FastVideo": lambda bsa: forward_of(models("bf16")[0], device)(given, bsa),
+        "fast, fp8": lambda bsa: fast_forward(models("fp8")[0], *given, bsa),
+    }
+    del model
+    for what in names:
+        for name, bsa in (("dense", None), ("sparse", config)):
+            if smoke and what == "FastVideo" and bsa is not None:
+                continue  # its kernel needs a GPU
+            rows.measure(
+                key | {"what": f"{what}, {name}"},
+                lambda what=what, name=name, bsa=bsa: {"error": relative(runs[what](bsa), exact[name])},
+            )
 
 
 def main() -> None:
     parser = arguments(__doc__, "forward")
     parser.add_argument("--size", choices=["480p", "704p", "720p", "1080p"], default="704p")
     parser.add_argument("--frames", type=int, default=93)
-    parser.add_argument("--variant", choices=sorted(VARIANTS), help="also this attention variant")
-    parser.add_argument("--fused-top-k", action="store_true", help="with --variant: the fused top-k as well")
-    parser.add_argument("--curve", action="store_true", help="time against frames and size instead")
-    parser.add_argument("--memory", action="store_true", help="peak memory instead")
-    parser.add_argument("--limit-gib", type=float, help="forbid PyTorch to hold more than so much")
+    parser.add_argument("--few", action="store_true", help="leave out peers, offload and most dense rows")
+    parser.add_argument("--numerics", action="store_true", help="distances to fp32 on a small grid instead")
     args = parser.parse_args()
     device = device_for(parser, args.smoke)
-    if args.output == RESULTS / "forward.json" and (args.curve or args.memory):
-        args.output = RESULTS / ("cost_curve.json" if args.curve else "memory.json")
-    if args.limit_gib and device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(args.limit_gib * 2**30 / total, device)
-    rows = Rows(args, device)
-    model = build(device, args.smoke)
-    grid = Grid(5, 6, 8) if args.smoke else grid_of(args.size, args.frames)
+    rows, models = Rows(args, device), Models(device, args.smoke)
     config = BSAConfig(0.5 if args.smoke else 0.9375)
-    chosen = Tuning(VARIANTS[args.variant] if args.variant else BASELINE, args.fused_top_k)
-    if args.curve:
-        sizes = {"480p": (1,)} if args.smoke else CURVE
-        curve(rows, model, device, sizes, config, chosen)
-    elif args.memory:
-        memory(rows, model, device, args.size, grid, config, chosen, args.limit_gib)
-    else:
-        tunings = [Tuning()] if chosen == Tuning() else [Tuning(), chosen]
-        comparison(rows, model, device, args.size, grid, config, tunings)
+    if args.numerics:
+        numerics(rows, models, device, Grid(4, 8, 8) if args.smoke else Grid(8, 16, 16), config, args.smoke)
+        return rows.finish()
+    grid = Grid(5, 6, 8) if args.smoke else grid_of(args.size, args.frames)
+    compare = Comparison(rows, models, device, args.size, grid, config)
+    compare.plain("sparse")
+    compare.fast("sparse")
+    compare.fast("sparse", tuning=Tuning())
+    if not (args.few or args.smoke):  # its kernel needs a GPU
+        compare.fastvideo("sparse")
+    if not args.few:
+        compare.plain("dense")
+    compare.fast("dense")
+    if not args.few:
+        compare.fastvideo("dense")
+    compare.fast("sparse", "fp8")
+    if not args.few:
+        compare.fast("dense", "fp8")
+        compare.fast("sparse", "bf16 offload")
+        compare.fast("sparse", "fp8 offload")
+    rows.finish()
 
 
 if __name__ == "__main__":

@@ -1,71 +1,113 @@
-"""Checks and times the fused kernels of pipeline/ on a GPU, in bfloat16 at 704p x 93 frames, beside plain PyTorch.
+"""Checks and times the fused kernels and the 8-bit products on a GPU, in bf16 at 720p x 93 frames, beside PyTorch.
 
-    python benchmarks/fused_check.py
+    python benchmarks/fused_check.py            # writes benchmarks/results/fused.json
     python benchmarks/fused_check.py --smoke    # the functions in PyTorch against themselves, on the CPU
 
-A kernel is right when it is no further from float32 than one rounding to bfloat16. GB/s counts each tensor once.
+A kernel is right when it is no further from fp32 than one rounding to bf16. In 8 bits it is when fewer than 1 number of
+1000 differs from PyTorch's (the last bits of fp32 decide those), and a product when its sums err less than half as much
+as the rounding of its factors does. "GB/s" counts each tensor once. Exit status 1 when something is wrong.
 """
 
 import sys
 from functools import partial
 
 import torch
-from gpu import arguments, device_for, milliseconds
+from gpu import Rows, arguments, device_for, milliseconds
 
 from bsa import BlockLayout, Grid
-from pipeline import fused
+from pipeline import fp8, fused
 from pipeline.fast_forward import _tables
+from pipeline.fp8 import Fp8Linear, Quantised, quantise
+
+
+def compared(ours, exact) -> dict:
+    if isinstance(ours, Quantised):
+        unequal = (ours.values.view(torch.uint8) != exact.values.view(torch.uint8)).float().mean().item()
+        scales = float(((ours.scales - exact.scales) / exact.scales).abs().max())
+        return {"error": scales, "unequal": unequal, "right": unequal < 1e-3 and scales < 1e-5}
+    error = float((ours.float() - exact.float()).norm() / exact.float().norm())
+    return {"error": error, "right": error < 2 * torch.finfo(ours.dtype).eps}
+
+
+def kernel(ours, reference, given, passes, to_8_bits, device) -> dict:
+    """given: the first one is changed in place; passes: how often its bytes are moved."""
+    changed, dtype = given[0], given[0].dtype
+    outs = []
+    for function, to in ((ours, dtype), (reference, dtype if to_8_bits else torch.float32)):
+        first = changed.to(to, copy=True)
+        rest = [y.to(to) if torch.is_tensor(y) and y.dtype == dtype else y for y in given[1:]]
+        outs.append([first, function(first, *rest)])
+    found = [compared(*pair) for pair in zip(*outs, strict=True) if pair[0] is not None]
+    del outs
+    worst = max(found, key=lambda row: (not row["right"], row["error"]))
+    fused_ms = milliseconds(partial(ours, changed.clone(), *given[1:]), device)["ms"]
+    plain_ms = milliseconds(partial(reference, changed.clone(), *given[1:]), device, repeats=3)["ms"]
+    moved = passes * changed.numel() * changed.element_size()
+    return worst | {"ms": fused_ms, "gb_per_s": moved / fused_ms / 1e6, "pytorch_ms": plain_ms}
+
+
+def product(rows: int, inside: int, outside: int, bias: bool, dtype, device) -> dict:
+    """One linear layer in 8 bits beside bf16; error against fp32 products of the same 8-bit numbers."""
+    weight = torch.randn(outside, inside, device=device, dtype=dtype) / inside**0.5
+    offset = torch.randn(outside, device=device, dtype=dtype) if bias else None
+    layer, x = Fp8Linear(weight, offset), torch.randn(rows, inside, device=device, dtype=dtype)
+    given = quantise(x)
+    some = Quantised(given.values[:256], given.scales[:256])
+    exact = some.to(torch.float32) @ (layer.weight.float() * layer.scales).T + (0 if offset is None else offset.float())
+    flops = 2 * rows * inside * outside
+    row = {}
+    for name, fast in (("", True), ("accurate_", False)):
+        fp8.FAST_SUMS = fast
+        row[f"{name}error"] = float((layer(some).float() - exact).norm() / exact.norm())
+        row[f"{name}ms"] = milliseconds(lambda: layer(given), device)["ms"]
+    fp8.FAST_SUMS = True
+    bf16 = milliseconds(lambda: torch.nn.functional.linear(x, weight, offset), device)["ms"]
+    row |= {"tflops": flops / row["ms"] / 1e9, "bf16_ms": bf16, "bf16_tflops": flops / bf16 / 1e9}
+    return row | {"right": row["error"] < 0.018}
 
 
 def main() -> int:
-    parser = arguments(__doc__, "fused_check")
+    parser = arguments(__doc__, "fused")
     args = parser.parse_args()
     device = device_for(parser, args.smoke)
-    grid, heads, dim = (Grid(4, 5, 6), 4, 16) if args.smoke else (Grid(24, 45, 80), 32, 128)
+    rows = Rows(args, device)
+    grid, heads, dim, hidden = (Grid(4, 5, 6), 4, 16, 256) if args.smoke else (Grid(24, 45, 80), 32, 128, 11008)
     dtype = torch.float32 if args.smoke else torch.bfloat16
     ops = fused.operations(device, dim)
     layout, tokens, size = BlockLayout(grid, Grid(4, 4, 4)), grid.volume, heads * dim
     rope, frames = _tables(grid, layout, dim, device)
     torch.manual_seed(0)
-    modulation = torch.randn(1, grid.t, 3 * size, device=device)
-    gate, gain, shift = modulation.chunk(3, dim=-1)
+    gate, gain, shift = torch.randn(1, grid.t, 3 * size, device=device).chunk(3, dim=-1)
     x, branch = (torch.randn(1, tokens, size, device=device, dtype=dtype) for _ in range(2))
     weight = torch.rand(dim, device=device, dtype=dtype)
-    hidden = [torch.randn(1, 16384 if not args.smoke else 64, 11008, device=device, dtype=dtype) for _ in range(2)]
+    ffn = [torch.randn(1, min(tokens, 16384), hidden, device=device, dtype=dtype) for _ in range(2)]
     as_heads = x.view(1, tokens, heads, dim)
-    cases = {
-        "residual and norm": (ops.residual_norm_, fused.residual_norm_, (x, branch, gate, gain, shift, frames), 4),
-        "norm": (ops.residual_norm_, fused.residual_norm_, (x, None, None, gain, shift, frames), 2),
-        "head norm, rope, means": (ops.head_norm_, fused.head_norm_, (as_heads, weight, rope, layout), 2),
-        "head norm": (ops.head_norm_, fused.head_norm_, (as_heads, weight, None, None), 2),
-        "swiglu": (ops.swiglu_, fused.swiglu_, tuple(hidden), 3),
+
+    def low(function):
+        return lambda *given: function(*given, True)
+
+    kernels = {
+        "residual and norm": ("residual_norm_", (x, branch, gate, gain, shift, frames), 4, False),
+        "norm": ("residual_norm_", (x, None, None, gain, shift, frames), 2, False),
+        "head norm, rope, means": ("head_norm_", (as_heads, weight, rope, layout), 2, False),
+        "head norm": ("head_norm_", (as_heads, weight, None, None), 2, False),
+        "swiglu": ("swiglu_", tuple(ffn), 3, False),
+        "residual and norm to 8 bits": ("residual_norm_", (x, branch, gate, gain, shift, frames), 3.5, True),
+        "swiglu to 8 bits": ("swiglu_", tuple(ffn), 2.5, True),
+        "to 8 bits": ("quantise", (x,), 1.5, False),
     }
-    right = True
-    for name, (kernel, reference, given, passes) in cases.items():
-        changed = given[0]
-        outs = []
-        for function, to in ((kernel, dtype), (reference, torch.float32)):
-            first = changed.to(to, copy=True)
-            rest = [y.to(to) if torch.is_tensor(y) and y.dtype == dtype else y for y in given[1:]]
-            outs.append([first, function(first, *rest)])
-        errors = [
-            float((ours.float() - exact.float()).norm() / exact.float().norm())
-            for ours, exact in zip(*outs, strict=True)
-            if ours is not None
-        ]
-        bytes_moved = passes * changed.numel() * changed.element_size()
-        del outs
-        times = []
-        for function in (kernel, reference):
-            times.append(milliseconds(partial(function, changed.clone(), *given[1:]), device)["ms"])
-        fine = max(errors) < 2 * torch.finfo(dtype).eps
-        right &= fine
-        print(
-            f"{name:24} error {max(errors):.2e}  fused {times[0]:8.3f} ms  {bytes_moved / times[0] / 1e6:6.0f} GB/s  "
-            f"PyTorch {times[1]:8.3f} ms  {'ok' if fine else 'WRONG'}",
-            flush=True,
+    for what, (name, given, passes, flag) in kernels.items():
+        pair = (getattr(module, name) for module in (ops, fused))
+        ours, reference = (low(function) if flag else function for function in pair)
+        rows.measure({"what": what}, partial(kernel, ours, reference, given, passes, "8 bits" in what, device))
+    del x, branch, ffn, as_heads, kernels, given
+    for inside, outside, bias in ((size, size, True), (size, hidden, False), (hidden, size, False)):
+        shape = tokens if outside == size and bias else min(tokens, 16384), inside, outside, bias
+        rows.measure(
+            {"what": f"8-bit product, {' x '.join(map(str, shape[:3]))}"}, partial(product, *shape, dtype, device)
         )
-    return 0 if right else 1
+    rows.finish()
+    return 0 if all(row.get("right") for row in rows.rows) else 1
 
 
 if __name__ == "__main__":

@@ -3,11 +3,14 @@
 import argparse
 import gc
 import json
+import os
 import platform
 import statistics
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+ROW_SECONDS = 150  # after which a row has hung
+CONTEXT_LOST = 3  # exit status after an error that no later row would survive: start again, finished rows are kept
 
 
 def arguments(doc: str, name: str) -> argparse.ArgumentParser:
@@ -26,6 +31,7 @@ def arguments(doc: str, name: str) -> argparse.ArgumentParser:
     parser.add_argument("--smoke", action="store_true", help="tiny sizes on the CPU, to test this program")
     parser.add_argument("--budget", type=float, default=540, metavar="S", help="start no row after so many seconds")
     parser.add_argument("--fresh", action="store_true", help="measure rows again that the output file already holds")
+    parser.add_argument("--retry", action="store_true", help="measure rows again that failed")
     return parser
 
 
@@ -61,7 +67,8 @@ class Rows:
     """Rows of a JSON file, saved after each: a run that was cut off goes on where it stopped."""
 
     def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
-        self._path, self._end = args.output, time.monotonic() + args.budget
+        self._path, self._end, self._retry = args.output, time.monotonic() + args.budget, args.retry
+        self._began, self._left_out = time.monotonic(), 0
         about = machine(device)
         old = json.loads(self._path.read_text()) if self._path.exists() and not args.fresh else {}
         same = old.get("device") == about["device"] and old.get("torch") == about["torch"]
@@ -69,35 +76,82 @@ class Rows:
         self._about = about
         print(", ".join(f"{key} {value}" for key, value in about.items()), flush=True)
 
+    def missing(self, key: dict) -> bool:
+        """Whether `measure` would run something for this key."""
+        row = self._find(key)
+        return row is None or self._retry and "failed" in row
+
     def measure(self, key: dict, run: Callable[[], dict]) -> dict | None:
         """Add the row ``key | run()`` unless it is there; what fails becomes a row with the reason."""
-        for row in self.rows:
-            if row.items() >= key.items() and "failed" not in row:
-                return row
+        if not self.missing(key):
+            return self._find(key)
         if time.monotonic() > self._end:
             print("out of time before", key, flush=True)
+            self._left_out += 1
             return None
+        # Should it hang and be ended, the next run goes on behind it.
+        self._put(key, key | {"failed": "it did not return"})
+        watch = threading.Timer(ROW_SECONDS, _give_up, (key,))
+        watch.daemon = True
+        watch.start()
         try:
             row = key | run()
         except Exception as error:  # a peer that is missing or too large must not end the run
             row = key | {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
-        self.rows = [old for old in self.rows if not old.items() >= key.items()] + [row]
+        finally:
+            watch.cancel()
+        self._put(key, row)
         shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in row.items()}
         print("  ".join(f"{name} {value}" for name, value in shown.items()), flush=True)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text(json.dumps({**self._about, "rows": self.rows}, indent=1) + "\n")
         gc.collect()
         if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+            try:
+                torch.cuda.synchronize()
+                torch.cuda.empty_cache()
+            except RuntimeError as error:
+                print("the CUDA context is lost:", error, flush=True)
+                sys.exit(CONTEXT_LOST)
         return row
 
+    def finish(self) -> None:
+        failed = sum("failed" in row for row in self.rows)
+        seconds = time.monotonic() - self._began
+        print(f"{self._path.name}: {len(self.rows)} rows, {failed} failed, {self._left_out} left out, {seconds:.0f} s")
 
-def milliseconds(run: Callable[[], object], device: torch.device, repeats: int = 10, limit: float = 10) -> dict:
-    """Median of several runs after one that warms up, and the seconds of that first one (compilation included)."""
+    def _find(self, key: dict) -> dict | None:
+        return next((row for row in self.rows if row.items() >= key.items()), None)
+
+    def _put(self, key: dict, row: dict) -> None:
+        self.rows = [old for old in self.rows if not old.items() >= key.items()] + [row]
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_text(json.dumps({**self._about, "rows": self.rows}, indent=1) + "\n")
+
+
+def _give_up(key: dict) -> None:
+    print(f"no end after {ROW_SECONDS} s:", key, flush=True)
+    os._exit(CONTEXT_LOST)  # a thread that waits for the GPU cannot be interrupted
+
+
+def milliseconds(
+    run: Callable[[], object],
+    device: torch.device,
+    repeats: int = 10,
+    limit: float = 10,
+    check: Callable[[object], dict] | None = None,
+    once_above: float | None = None,
+) -> dict:
+    """Median of several runs after one that warms up, and the seconds of that first one (compilation included).
+
+    check: adds what it finds in the first result. once_above: a first run of more seconds than this is the only one.
+    """
     began = time.perf_counter()
-    run()
-    _wait(device)
+    out = run()
+    wait(device)
     first = time.perf_counter() - began
+    found = check(out) if check is not None else {}
+    del out
+    if once_above is not None and first > once_above:
+        return {"ms": 1e3 * first, "runs": 1, "first_s": first, **found}
     times = []
     began = time.perf_counter()
     while len(times) < repeats and (len(times) < 2 or time.perf_counter() - began < limit):
@@ -112,21 +166,36 @@ def milliseconds(run: Callable[[], object], device: torch.device, repeats: int =
             start = time.perf_counter()
             run()
             times.append(1e3 * (time.perf_counter() - start))
-    return {"ms": statistics.median(times), "runs": len(times), "first_s": first}
+    return {"ms": statistics.median(times), "runs": len(times), "first_s": first, **found}
 
 
-def peak_gib(run: Callable[[], object], device: torch.device) -> float | None:
-    """Largest allocation while it runs, or None on the CPU."""
+def profiled(run: Callable[[], object], device: torch.device, **options) -> dict:
+    """`milliseconds`, with the memory that PyTorch held before and its peak (GiB; None on the CPU)."""
     if device.type != "cuda":
-        run()
-        return None
-    _wait(device)
+        return milliseconds(run, device, **options) | {"held_gib": None, "peak_gib": None}
+    wait(device)
     torch.cuda.reset_peak_memory_stats(device)
-    run()
-    _wait(device)
-    return torch.cuda.max_memory_allocated(device) / 2**30
+    held = torch.cuda.memory_allocated(device) / 2**30
+    row = milliseconds(run, device, **options)
+    return row | {"held_gib": held, "peak_gib": torch.cuda.max_memory_allocated(device) / 2**30}
 
 
-def _wait(device: torch.device) -> None:
+@contextmanager
+def limited(gib: float | None, device: torch.device) -> Iterator[None]:
+    """Let PyTorch hold no more than so much of the GPU's memory; None for all of it."""
+    if gib is None or device.type != "cuda":
+        yield
+        return
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(
+        gib * 2**30 / torch.cuda.get_device_properties(device).total_memory, device
+    )
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+
+
+def wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""Writes the measured tables into the documents, from the JSON files in benchmarks/results/.
+"""Writes the measured tables and plots into the documents, from the JSON files in benchmarks/results/.
 
     python benchmarks/tables.py            # rewrite docs/*.md
     python benchmarks/tables.py --check    # exit 1 if a document differs from its results
@@ -10,10 +10,16 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from curve_plot import crossing, svg
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+DOCS = ROOT / "docs"
 
 
 def load(name: str) -> dict:
@@ -89,14 +95,52 @@ def embedded_checkpoint() -> str:
     return "\n\n".join([intro + rows(head, lines), "Eight of the 61 frames, dense above sparse.", *sheets])
 
 
-def _gpu_rows(name: str, columns: dict[str, str]) -> str:
+def page_start() -> str:
+    d = load("page")
+    start = d["start"]
+    lines = [
+        f"| `python app.py` until the address is printed | {start['listening']:.1f} s |",
+        f"| until the first paint in Chromium | {start['painted']:.1f} s |",
+        f"| until Generate can be pressed | {start['usable']:.1f} s |",
+        f"| first paint after the address is opened | {1000 * start['paint']:.0f} ms |",
+        f"| processor time of the serving process until then | {start['processor']:.1f} s |",
+        f"| memory of the serving process (RSS) | {start['memory'] / 2**20:.0f} MiB |",
+    ]
+    return f"{_page_machine(d)}; medians of {d['starts']} starts.\n\n" + rows("| what | measured |", lines)
+
+
+def page_load() -> str:
+    d = load("page")
+    r = d["load"]
+    lines = [
+        f"| duration | {r['seconds']:.0f} s |",
+        f"| videos lost or mixed up | {r['lost']} |",
+        f"| memory of the server, before and after | {r['memory_before'] / 2**20:.0f} and "
+        f"{r['memory_after'] / 2**20:.0f} MiB |",
+    ]
+    for name, when in (("idle_ms", "nothing runs"), ("busy_ms", "all of this runs")):
+        ms = r[name]
+        lines.append(
+            f"| a press that the server answers, while {when} ({ms['count']} presses) | median {ms['p50']:.0f} ms, "
+            f"90 % below {ms['p90']:.0f} ms, 99 % below {ms['p99']:.0f} ms |"
+        )
+    what = f"{r['clients']} clients, {r['jobs']} videos, {r['cancels']} cancelled, {r['reloads']} reloads"
+    return f"{_page_machine(d)}: {what}.\n\n" + rows("| what | measured |", lines)
+
+
+def _page_machine(d: dict) -> str:
+    return f"{d['cpu']}, {d['cores']} cores with a load average of {d['load_average']:.0f}, {d['date'][:10]}"
+
+
+def _gpu_rows(name: str, columns: dict[str, str], keep: Callable[[dict], bool] = lambda row: True) -> str:
     """A table of the rows that gpu.py saved: columns maps a key to its heading; failed rows say why."""
-    d = load(name)
-    lines = []
-    for r in d["rows"]:
+    d, lines = load(name), []
+    if not (kept := [row for row in d["rows"] if keep(row)]):
+        raise FileNotFoundError(f"{name}.json has no such rows yet")
+    for r in kept:
         cells = [f"{v:.3g}" if isinstance(v := r.get(key), float) else str("" if v is None else v) for key in columns]
         lines.append(f"| {' | '.join(cells)} | {r.get('failed', '').replace('|', '/')} |")
-    where = ", ".join(f"{key} {d[key]}" for key in ("torch", "triton") if d[key])
+    where = ", ".join(f"{key} {d[key]}" for key in ("torch", "triton", "fastvideo") if d.get(key))
     head = "| " + " | ".join(columns.values()) + " | failed |"
     return f"{d['device']}, {d['date'][:10]}, {where}.\n\n" + rows(head, lines)
 
@@ -106,23 +150,54 @@ def attention_gpu() -> str:
     return _gpu_rows("attention_gpu", columns | {"tflops": "TFLOP/s", "error": "error"})
 
 
+def fused() -> str:
+    columns = {"what": "what", "ms": "ms", "gb_per_s": "GB/s", "pytorch_ms": "PyTorch, ms", "tflops": "TFLOP/s"}
+    columns |= {"bf16_ms": "bf16, ms", "accurate_ms": "fp32 sums, ms", "error": "error"}
+    return _gpu_rows("fused", columns | {"accurate_error": "error, fp32 sums"})
+
+
 def forward() -> str:
     columns = {"size": "size", "grid": "token grid", "what": "what", "ms": "ms", "first_s": "first run, s"}
-    return _gpu_rows("forward", columns | {"peak_gib": "peak, GiB", "difference": "difference to plain"})
+    columns |= {"held_gib": "weights, GiB", "peak_gib": "peak, GiB", "difference": "difference to plain"}
+    return _gpu_rows("forward", columns | {"kernel": "kernel"}, lambda row: row["size"] != "small")
+
+
+def numerics() -> str:
+    columns = {"grid": "token grid", "what": "what", "error": "distance to fp32"}
+    return _gpu_rows("forward", columns, lambda row: row["size"] == "small")
 
 
 def memory() -> str:
-    columns = {"size": "size", "what": "what", "ffn_tokens": "feed-forward part", "limit_gib": "limit, GiB"}
-    return _gpu_rows("memory", columns | {"peak_gib": "peak, GiB"})
+    columns = {"size": "size", "what": "what", "form": "weights", "rows": "rows", "ffn_tokens": "feed-forward part"}
+    columns |= {"card_gib": "card, GiB", "held_gib": "held before, GiB", "peak_gib": "peak, GiB", "ms": "ms"}
+    return _gpu_rows("memory", columns)
 
 
 def cost_curve() -> str:
+    d = load("cost_curve")
+    plot = DOCS / "images" / "cost_curve.svg"
+    found = crossing(d["rows"])
+    if found is None:
+        words = "BSA does not pay at any of these sizes."
+    elif found[0] <= min(row["tokens"] for row in d["rows"] if row["what"] == "sparse"):
+        words = f"BSA pays at every size measured, from {found[0]:,.0f} tokens on."
+    else:
+        words = f"BSA pays from about {found[0]:,.0f} tokens on, where one forward takes {found[1]:.2f} s."
     columns = {"size": "size", "frames": "frames", "tokens": "tokens", "what": "what", "ms": "ms"}
-    return _gpu_rows("cost_curve", columns)
+    table = _gpu_rows("cost_curve", columns)
+    return f"{words}\n\n![Seconds of one forward against frames](images/{plot.name})\n\n{table}"
 
 
-MEASURED = (kernel_correctness, kernel_times, attention_cpu, embedded_checkpoint)
-GPU = (attention_gpu, forward, memory, cost_curve)
+def pictures() -> dict[Path, str]:
+    """Plots of what was measured."""
+    try:
+        return {DOCS / "images" / "cost_curve.svg": svg(load("cost_curve"))}
+    except FileNotFoundError:
+        return {}
+
+
+MEASURED = (kernel_correctness, kernel_times, attention_cpu, embedded_checkpoint, page_start, page_load)
+GPU = (attention_gpu, fused, forward, numerics, memory, cost_curve)
 TABLES = {f.__name__: f for f in (*MEASURED, *GPU)}
 
 
@@ -144,9 +219,9 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if something would change")
     check = parser.parse_args().check
     stale = []
-    for page in sorted((ROOT / "docs").glob("*.md")):
-        text = page.read_text(encoding="utf-8")
-        if (new := fill(text)) != text:
+    made = {page: fill(page.read_text(encoding="utf-8")) for page in sorted(DOCS.glob("*.md"))} | pictures()
+    for page, new in made.items():
+        if not page.exists() or page.read_text(encoding="utf-8") != new:
             stale.append(page.name)
             if not check:
                 page.write_text(new, encoding="utf-8")

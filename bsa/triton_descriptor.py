@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from bsa.triton_kernel import _online_softmax_update, _shared_memory, launch_options
+from bsa.triton_kernel import SIZES, _online_softmax_update, _shared_memory, launch_options
 
 
 @triton.jit
@@ -62,7 +62,7 @@ def _cut_range(
     return acc, row_max, row_sum
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _attend_descriptors_kernel(
     q_ptr, k_desc, v_desc, out_ptr, indices_ptr, whole_counts_ptr, counts_ptr,
     q_starts_ptr, q_sizes_ptr, k_starts_ptr, k_sizes_ptr,

@@ -23,6 +23,9 @@ from bsa.layout import BlockLayout
 from bsa.selection import BlockSelection
 from bsa.variants import BASELINE, Variant
 
+# Arguments that follow from the video's size and help no load: specialised, they would compile anew for many sizes.
+SIZES = ("heads", "q_blocks", "width")
+
 
 @triton.jit
 def _online_softmax_update(acc, row_max, row_sum, scores, values, scale_log2, PRECISION: tl.constexpr):
@@ -74,7 +77,7 @@ def _attend_range(
     return acc, row_max, row_sum
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _attend_blocks_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, indices_ptr, whole_counts_ptr, counts_ptr,
     q_starts_ptr, q_sizes_ptr, k_starts_ptr, k_sizes_ptr,

@@ -30,7 +30,7 @@ def _store_row(out_ptr, scales_ptr, place, row, out, inside, LARGEST: tl.constex
     tl.store(out_ptr + place, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("tokens",))
 def _residual_norm_kernel(
     x_ptr, branch_ptr, gate_ptr, out_ptr, scales_ptr, gain_ptr, shift_ptr, frames_ptr,
     gate_batch, gate_frame, gain_batch, gain_frame, tokens, eps,
@@ -64,7 +64,7 @@ def _residual_norm_kernel(
                 _store_row(out_ptr, scales_ptr, place, batch * tokens + token, out, inside, LARGEST, FP8)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("tokens", "blocks"))
 def _head_norm_kernel(
     x_ptr, weight_ptr, cos_ptr, sin_ptr, starts_ptr, sizes_ptr, means_ptr, tokens, blocks, eps,
     HEADS: tl.constexpr, DIM: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr, GROUP: tl.constexpr,
