@@ -86,15 +86,20 @@ def checked_scale(scale: float | None, head_dim: int) -> float:
     return scale
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> None:
+def check_alike(q: Tensor, k: Tensor, v: Tensor, axes: str) -> None:
+    """ValueError unless the three are floating-point tensors of one shape, dtype and device. axes: names the shape."""
     if q.ndim != 4 or not q.shape == k.shape == v.shape:
         shapes = ", ".join(str(list(x.shape)) for x in (q, k, v))
-        raise ValueError(f"q, k and v must have one shape [batch, heads, tokens, head_dim], got {shapes}")
+        raise ValueError(f"q, k and v must have one shape [{axes}], got {shapes}")
     if not q.dtype == k.dtype == v.dtype or not q.device == k.device == v.device:
         kinds = ", ".join(f"{x.dtype} on {x.device}" for x in (q, k, v))
         raise ValueError(f"q, k and v must share one dtype and one device, got {kinds}")
     if not q.dtype.is_floating_point:
         raise ValueError(f"q, k and v must be floating point, got {q.dtype}; use bfloat16, float16 or float32")
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> None:
+    check_alike(q, k, v, "batch, heads, tokens, head_dim")
     if q.shape[2] != grid.volume:
         raise ValueError(
             f"q has {q.shape[2]} tokens but the grid {grid} has {grid.volume}; pass the grid these tokens came from"

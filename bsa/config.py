@@ -57,6 +57,11 @@ class BlockPlan(NamedTuple):
     kept: int | None  # key blocks every query block keeps; None when the cdf threshold decides at run time
 
     @property
+    def ragged(self) -> bool:
+        """Whether the grid's edge cuts blocks of queries or keys short."""
+        return self.ragged_q > 0 or self.ragged_k > 0
+
+    @property
     def density(self) -> float | None:
         """Kept fraction of the query-block x key-block pairs; None when only known after running."""
         return None if self.kept is None else self.kept / self.k_blocks.volume

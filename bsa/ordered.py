@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bsa.attention import checked_scale, resolve_backend
+from bsa.attention import check_alike, checked_scale, resolve_backend
 from bsa.config import BSAConfig
 from bsa.layout import BlockLayout
 from bsa.selection import BlockSelection, select_pooled, without_autocast
@@ -70,12 +70,7 @@ def _tuning(q: Tensor, layout: BlockLayout) -> Tuning:
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, config: BSAConfig) -> None:
-    if q.ndim != 4 or not q.shape == k.shape == v.shape:
-        shapes = ", ".join(str(list(x.shape)) for x in (q, k, v))
-        raise ValueError(f"q, k and v must have one shape [batch, tokens, heads, head_dim], got {shapes}")
-    if not q.dtype == k.dtype == v.dtype or not q.device == k.device == v.device:
-        kinds = ", ".join(f"{x.dtype} on {x.device}" for x in (q, k, v))
-        raise ValueError(f"q, k and v must share one dtype and one device, got {kinds}")
+    check_alike(q, k, v, "batch, tokens, heads, head_dim")
     if q.shape[1] != layout.grid.volume:
         raise ValueError(f"q has {q.shape[1]} tokens but the layout's grid {layout.grid} has {layout.grid.volume}")
     if not BlockLayout(layout.grid, config.chunk_q) == BlockLayout(layout.grid, config.chunk_k) == layout:

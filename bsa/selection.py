@@ -32,11 +32,11 @@ class BlockSelection(NamedTuple):
     whole_counts: Tensor | None = None
 
     def mask(self, key_blocks: int) -> Tensor:
-        """The same choice as a boolean matrix, [B, H, NQ, key_blocks]."""
-        valid = torch.arange(self.indices.shape[-1], device=self.counts.device) < self.counts[..., None]
-        mask = valid.new_zeros(*self.counts.shape, key_blocks)
-        # Two entries of a row may name one block, but then at most one of them is valid: "or", not overwrite.
-        return mask.int().scatter_add_(-1, self.indices.long(), valid.int()).bool()
+        """The same choice as booleans, [B, H, NQ, key_blocks]; of a part of the lists, [..., key_blocks]."""
+        unused = torch.arange(self.indices.shape[-1], device=self.counts.device) >= self.counts[..., None]
+        # What is past a row's prefix may name a block that is in it, so it goes into a column of its own.
+        mask = unused.new_zeros(*self.counts.shape, key_blocks + 1)
+        return mask.scatter_(-1, self.indices.long().masked_fill(unused, key_blocks), True)[..., :key_blocks]
 
     def density(self, key_blocks: int) -> Tensor:
         """Kept fraction of all block pairs, as a 0-d tensor (reading it waits for the device)."""

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from .memory import release_memory
+from .memory import out_of_memory, release_memory
 from .request import Cancelled, StepUpdate, VideoRequest
 from .resources import torch_memory
 
@@ -45,7 +45,6 @@ _FATAL_CUDA = re.compile(
     "ECCUncorrectable|IllegalAddress|LaunchFailure|unknown error|device is lost|fallen off the bus",
     re.IGNORECASE,
 )
-_NO_MEMORY = re.compile("out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE)
 
 
 class RemoteError(RuntimeError):
@@ -84,14 +83,6 @@ def portable(error: Exception) -> Exception:
     if isinstance(error, OSError):
         return OSError(error.errno, error.strerror) if error.errno else OSError(text)
     return RemoteError(text, type(error).__name__)
-
-
-def out_of_memory(error: Exception) -> bool:
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))
-    )
 
 
 def fatal(error: Exception) -> bool:

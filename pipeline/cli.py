@@ -27,6 +27,7 @@ from .download import open_checkpoint
 from .estimate import check_fits, outlook
 from .inspection import run_inspect
 from .longcat import LongCatPipeline, choose_device
+from .memory import out_of_memory
 from .options import build_parser, read_request
 from .request import Cancelled, Comparison, StepUpdate, VideoResult
 from .sentences import one_line
@@ -260,7 +261,7 @@ def _report_failure(error: Exception) -> int:
     if isinstance(error, torch.OutOfMemoryError):
         print("error: the GPU ran out of memory; use a smaller size, fewer frames, or --device cpu", file=sys.stderr)
         return 1
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # the latter is PyTorch's, on a CPU
+    if out_of_memory(error):
         print("error: the host's memory does not suffice; use a smaller size or fewer frames", file=sys.stderr)
         return 1
     message = one_line(error) or type(error).__name__

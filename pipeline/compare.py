@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gc
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .memory import release_memory
 from .request import Comparison, VideoRequest
 from .video import prepare_output, temporary_folder
 
@@ -37,10 +36,7 @@ def compare(
     outputs = [prepare_output(folder / name) for name in ("dense.mp4", "sparse.mp4")]
 
     dense, dense_frames = pipeline.generate_frames(replace(request, bsa=None), on_step, outputs[0])
-    # what the first run left in the allocator's cache must not help or burden the second
-    gc.collect()
-    if pipeline.device.type == "cuda" and "torch" in sys.modules:  # without it nothing is cached here
-        sys.modules["torch"].cuda.empty_cache()
+    release_memory()  # what the first run left in the allocator's cache must not help or burden the second
     sparse, sparse_frames = pipeline.generate_frames(request, on_step, outputs[1])
     return Comparison(
         dense=dense,

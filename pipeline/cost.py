@@ -107,7 +107,7 @@ def sparse_seconds(shape: ModelShape, grid: Grid, bsa: BSAConfig, kept: float, r
     pairs = 4 * grid.volume * kept * chunk_k * shape.hidden
     layout = rates.layout * grid.volume * shape.hidden
     select = rates.select * shape.heads * plan.q_blocks.volume * plan.k_blocks.volume
-    return (pairs + layout + select) / rates.sparse * (rates.ragged if plan.ragged_q or plan.ragged_k else 1)
+    return (pairs + layout + select) / rates.sparse * (rates.ragged if plan.ragged else 1)
 
 
 def decode_seconds(shape: ModelShape, frames: int, height: int, width: int, rates: Rates) -> float:

@@ -169,7 +169,7 @@ class Estimator:
         layer = cost.linear_seconds(shape, tokens * rows, rates) * self._scale("linear", tokens)
         if request.bsa_status()[0]:
             kept = cost.kept_blocks(request.bsa, request.grid, density)
-            kind = "ragged" if is_ragged(request.bsa, request.grid) else "sparse"
+            kind = "ragged" if request.bsa.blocks(request.grid).ragged else "sparse"
             sparse = cost.sparse_seconds(shape, request.grid, request.bsa, kept, rates)
             layer += rows * sparse * self._scale(kind, tokens)
         else:
@@ -205,7 +205,7 @@ class Estimator:
             counted = cost.dense_seconds(shape, grid.volume, rates)
         else:
             bsa = BSAConfig.from_bsa_params(point["bsa"])
-            part = "ragged" if is_ragged(bsa, grid) else "sparse"
+            part = "ragged" if bsa.blocks(grid).ragged else "sparse"
             counted = cost.sparse_seconds(shape, grid, bsa, cost.kept_blocks(bsa, grid), rates)
         return part, grid.volume, point["seconds"] / counted
 
@@ -277,8 +277,3 @@ def outlook(info: CheckpointInfo, request: VideoRequest, device: Device, folder:
         "memory_available": available_memory(device),
         "estimated_from": found.basis,
     }
-
-
-def is_ragged(bsa: BSAConfig, grid: Grid) -> bool:
-    plan = bsa.blocks(grid)
-    return plan.ragged_q > 0 or plan.ragged_k > 0

@@ -81,6 +81,7 @@ class LongCatPipeline:
         self._colours = colours
         self._lock = threading.Lock()
         self._warm: set[tuple] = set()
+        self._estimator = Estimator(info, device)
 
     @classmethod
     def load(
@@ -164,7 +165,7 @@ class LongCatPipeline:
 
     def _check_memory(self, request: VideoRequest) -> None:
         room = available_memory(self.device) + held_memory(self.device)
-        Estimator(self.info, self.device).check(request, room)
+        self._estimator.check(request, room)
 
     def _generate(self, request: VideoRequest, on_step: OnStep, output: Path) -> tuple[VideoResult, np.ndarray]:
         model = self._model

@@ -111,7 +111,7 @@ class AttentionRecorder:
     def _store(self, step, layer, q, k, selection, random) -> None:
         place = self._sampled.steps.index(step), self._sampled.layers.index(layer)
         for row, head in enumerate(self._sampled.heads):
-            mask = _mask(selection.indices[head], selection.counts[head], self._k_layout.blocks.volume)
+            mask = _part(selection, head).mask(self._k_layout.blocks.volume)
             bits = torch.nn.functional.pad(mask, (0, -mask.shape[-1] % 8)).unflatten(-1, (-1, 8))
             packed = (bits.byte() * self._bits).sum(-1, dtype=torch.uint8)
             self._selections[(*place, row)].copy_(packed, non_blocking=True)
@@ -137,7 +137,7 @@ class AttentionRecorder:
             for token, row in zip(tokens.split(step), rows.split(step)):
                 probabilities = (scale * q[some[:, None], token].float() @ keys).softmax(-1)
                 chosen = (some[:, None], row)
-                mask = _mask(selection.indices[chosen], selection.counts[chosen], self._k_layout.blocks.volume)
+                mask = _part(selection, chosen).mask(self._k_layout.blocks.volume)
                 parts.append((probabilities * mask[..., self._key_block]).sum(-1))
             mass.append(torch.cat(parts, dim=-1))
         return torch.cat(mass), _upload((sizes / sizes.sum()).astype(np.float32), q.device)
@@ -157,11 +157,8 @@ class AttentionRecorder:
             self._seconds += ended - began
 
 
-def _mask(indices: Tensor, counts: Tensor, key_blocks: int) -> Tensor:
-    """`BlockSelection.mask` for any leading dimensions, in a quarter of its memory: bool [..., key_blocks]."""
-    unused = torch.arange(indices.shape[-1], device=indices.device) >= counts[..., None]
-    mask = torch.zeros(*counts.shape, key_blocks + 1, dtype=torch.bool, device=indices.device)
-    return mask.scatter_(-1, indices.long().masked_fill(unused, key_blocks), True)[..., :key_blocks]
+def _part(selection: BlockSelection, chosen: Any) -> BlockSelection:
+    return BlockSelection(selection.indices[chosen], selection.counts[chosen])
 
 
 def _upload(values: np.ndarray, device: torch.device) -> Tensor:

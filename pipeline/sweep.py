@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import logging
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -16,6 +14,7 @@ import numpy as np
 from bsa import Grid
 
 from .compare import psnr, ssim
+from .memory import out_of_memory, release_memory
 from .record import AttentionRecord, record_path
 from .request import Cancelled, VideoRequest, VideoResult
 from .sweep_axes import Axis, Chunks
@@ -205,10 +204,7 @@ def _make(
         logger.warning("%s could not be made: %s", run.name, error)
         return _sentence(error)
     finally:
-        # what one video left in the allocator's cache must not help or burden the next
-        gc.collect()
-        if pipeline.device.type == "cuda" and "torch" in sys.modules:  # without it nothing is cached here
-            sys.modules["torch"].cuda.empty_cache()
+        release_memory()  # what one video left in the allocator's cache must not help or burden the next
 
 
 def _measure(video: SweepVideo, frames: np.ndarray, reference: tuple[VideoResult, np.ndarray] | None) -> SweepVideo:
@@ -233,6 +229,6 @@ def _recall(video: Path) -> float | None:
 def _sentence(error: Exception) -> str:
     if isinstance(error, ValueError):
         return " ".join(str(error).split())
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if out_of_memory(error):
         return "out of memory"
     return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"

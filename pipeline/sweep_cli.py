@@ -13,7 +13,7 @@ from .longcat import LongCatPipeline, OnStep, choose_device
 from .options import read_request
 from .sweep import Sweep, SweepRun, run_sweep
 from .sweep_axes import parse_axis
-from .sweep_result import SweepResult
+from .sweep_result import SweepResult, SweepVideo
 from .video import prepare_output
 
 
@@ -43,20 +43,17 @@ def run_sweep_command(args: argparse.Namespace, on_step: OnStep, output: TextIO)
     return result.to_dict()
 
 
-def _title(sweep: Sweep, run: SweepRun) -> str:
-    if run.row is None:
-        return f"dense, seed {run.request.seed}, {run.request.steps} steps"
-    return sweep.describe(run.row, run.column)
+def _title(sweep: Sweep, made: SweepRun | SweepVideo) -> str:
+    if made.row is None:
+        return f"dense, seed {made.request.seed}, {made.request.steps} steps"
+    return sweep.describe(made.row, made.column)
 
 
 def _table(result: SweepResult) -> str:
     front = result.front("psnr")
     lines = [f"{'':3}{'cell':34}{'denoise s':>10}{'speed-up':>10}{'density':>9}{'PSNR dB':>9}{'SSIM':>8}{'recall':>8}"]
     for video in result.videos():
-        if video.row is None:
-            title = f"dense, seed {video.request.seed}, {video.request.steps} steps"
-        else:
-            title = result.sweep.describe(video.row, video.column)
+        title = _title(result.sweep, video)
         if video.result is None:
             lines.append(f"{'':3}{title:34}  failed: {video.error}")
             continue

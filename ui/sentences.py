@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipeline.memory import out_of_memory
 from pipeline.sentences import one_line
 from ui.child import EngineDied
 
@@ -15,7 +16,7 @@ def sentence(error: Exception) -> str:
     text = one_line(error)
     if isinstance(error, (ValueError, EngineDied)):
         return text
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+    if out_of_memory(error):
         return NO_MEMORY
     if isinstance(error, OSError):
         return NOT_WRITTEN.format(reason=text)
