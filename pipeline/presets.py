@@ -22,11 +22,11 @@ _HEADROOM = 1.1  # of the modelled peak, because no run has confirmed it
 
 NO_LONGCAT = "LongCat-Video's 13.6 B checkpoint"
 NOT_EMBEDDED = "the embedded checkpoint"
-NOT_DISTILLED = "a distilled checkpoint, or its adapter lora/cfg_step_lora.safetensors"
+NOT_DISTILLED = "the adapter lora/cfg_step_lora.safetensors"
 NO_GPU = "a GPU"
 SMALL_GPU = "GPU memory ({total:.0f} GiB are here)"
 NO_REFINEMENT = "the adapter lora/refinement_lora.safetensors"
-NO_CLIP = "a clip: make a video, or choose a file below"
+NO_CLIP = "a clip on the stage or in Refine a clip"
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,14 @@ def presets() -> tuple[Preset, ...]:
         Preset(
             "Distilled 16 steps",
             "Few steps and no guidance: a sixth of the work.",
-            "LongCat's adapter for few steps, or a distilled checkpoint",
+            "LongCat's adapter for few steps or a distilled checkpoint",
             _few_steps,
             lambda here: () if _few_steps(here.checkpoint)["use_distill"] else (NOT_DISTILLED,),
         ),
         Preset(
             "Refine",
             "Makes a finer, larger clip of one, as LongCat goes from 480p to 720p.",
-            "LongCat's adapter for refinement, and a clip",
+            "LongCat's adapter for refinement and a clip",
             lambda info: {},
             _missing_to_refine,
             refines=True,

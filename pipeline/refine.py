@@ -18,7 +18,7 @@ SIZES = (
     (1024, 896), (1088, 832), (1152, 768), (1216, 768), (1280, 704), (1344, 704), (1408, 640), (1472, 640), (1536, 576),
     (1664, 576), (1856, 512), (1920, 512),
 )  # fmt: skip
-SIDE, STEP = 960, 64
+SIDE, STEP = 960, 16  # pixels: of the square size, and of a token
 NATIVE_PIXELS = 832 * 480  # of LongCat-Video's own clips, which become those
 STEPS = 50  # of the schedule of which the part below the noise level runs
 LATENT_GROUP = 4  # latent frames come in whole groups of these, as in the original, dense or sparse

@@ -115,7 +115,7 @@ class VideoRequest:
                 f"guidance_scale {self.guidance_scale} has no effect: LongCat refines without guidance; use 1"
             )
         if self.use_distill is True:
-            raise ValueError("a refinement runs LongCat's regular schedule; set use_distill to false")
+            raise ValueError("a refinement runs LongCat's regular schedule; turn the few-step schedule off")
         if self.lora is None:
             raise ValueError(
                 "a refinement needs the LoRA adapter trained for it, without which the clip only gets larger, not "

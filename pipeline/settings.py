@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -67,6 +67,8 @@ def read_settings(path: str | Path) -> VideoSettings:
     except (ValueError, TypeError, OverflowError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"the settings in {path.name} cannot be used: {reason}") from None
+    if request.refine is not None:  # whatever a file says, it names no place of this machine
+        request = replace(request, refine=replace(request.refine, video=Path(request.refine.video).name or "clip"))
     return VideoSettings(request, _versions(description.get("versions")), _text(description.get("checkpoint")))
 
 

@@ -47,7 +47,7 @@ def test_refine_with_the_prompt_of_the_clip(capsys, checkpoint, clip, tmp_path):
     assert (request.prompt, request.lora, request.steps, request.num_frames) == ("a red ball", "refine", 50, 18)
     assert report["bsa_active"]
     made = inspect_clip(tmp_path / "fine.mp4")
-    assert (made.frames, made.height, made.width, made.fps) == (18, 128, 128, 30)
+    assert (made.frames, made.height, made.width, made.fps) == (18, 96, 96, 30)
 
 
 def test_compare_refinements(capsys, checkpoint, clip, tmp_path):

@@ -78,9 +78,9 @@ def test_sizes_of_the_original(row):
 
 
 def test_a_smaller_checkpoint_takes_the_same_step_up():
-    # LongCat goes from 627 to 960 pixels on a side, so a model of 256 x 256 goes to 392, and the nearest 64 are 384
+    # LongCat goes from 632 to 960 pixels on a side, so a model of 256 x 256 goes to 389, and the nearest 16 are 384
     assert refined_size(256, 256, 256 * 256) == (384, 384)
-    assert refined_size(192, 320, 256 * 256) == (320, 512)
+    assert refined_size(192, 320, 256 * 256) == (304, 496)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def good(**changes):
     [
         pytest.param(lambda: good(lora=None), "needs the LoRA adapter .* use lora 'refine'", id="no-adapter"),
         pytest.param(lambda: good(guidance_scale=4.0), "refines without guidance; use 1", id="guidance"),
-        pytest.param(lambda: good(use_distill=True), "set use_distill to false", id="distilled"),
+        pytest.param(lambda: good(use_distill=True), "turn the few-step schedule off", id="distilled"),
         pytest.param(lambda: good(num_frames=25), "num_frames 25 is not what a refinement makes", id="odd"),
         pytest.param(lambda: good(refine="clip.mp4"), "refine is a str; pass a Refinement", id="a-path"),
         pytest.param(lambda: Refinement(video=""), "pass the path of an MP4 file", id="no-clip"),

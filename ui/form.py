@@ -141,7 +141,6 @@ _PAGE_WORDS = {
     "chunk_q": "query chunk",
     "chunk_k": "key chunk",
     "t_thresh": "noise level",
-    "use_distill": "few-step schedule",
 }
 
 

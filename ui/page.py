@@ -105,9 +105,9 @@ def build_page(
                     fields |= panels.block_fields(default)
                 with gr.Accordion("Size, frames, steps, guidance, seed", open=False):
                     fields |= panels.video_fields(checkpoint)
-                with gr.Accordion("Refine a clip", open=False, elem_id="refine"):
+                with gr.Accordion("Refine a clip", open=False, elem_id="refine") as refine:
                     fields |= refine_fields()
-                    clips = ClipChooser(site, fields, notice, shown)
+                    clips = ClipChooser(site, fields, notice, shown, refine)
                     clips.connect()
                 with gr.Accordion("Presets and model", open=False, elem_id="presets"):
                     preset_list = PresetList(site, fields, clips, shown)

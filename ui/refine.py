@@ -58,8 +58,10 @@ def refine_fields() -> Fields:
 class ClipChooser:
     """What choosing, replacing and clearing the clip does to the form."""
 
-    def __init__(self, site: Site, fields: Fields, notice: gr.HTML, shown: gr.State) -> None:
+    def __init__(self, site: Site, fields: Fields, notice: gr.HTML, shown: gr.State, accordion: gr.Accordion) -> None:
+        """accordion: what the fields are in, which opens when a clip is chosen from elsewhere."""
         self._site, self._fields, self._notice, self._shown = site, fields, notice, shown
+        self._accordion = accordion
         self._from_stage = gr.Button("Use the clip on the stage", size="sm", elem_id="refine-shown")
 
     def on_press(self, button: gr.Button, shown: gr.State) -> None:
@@ -68,7 +70,7 @@ class ClipChooser:
         button.click(
             self._press,
             [fields["refine"], shown, fields["double_frames"], fields["t_thresh"]],
-            [*fields.values(), self._notice],
+            [*fields.values(), self._notice, self._accordion],
             **QUIET,
         )
 
@@ -115,11 +117,12 @@ class ClipChooser:
     def _press(
         self, path: str | None, job_id: str, double_frames: bool, t_thresh: float, request: gr.Request
     ) -> dict[Any, Any]:
-        return (
+        chosen = (
             self.take(path, double_frames, t_thresh)
             if path
             else self.take_shown(job_id, double_frames, t_thresh, request)
         )
+        return chosen | {self._accordion: gr.update(open=True)}
 
     def shown_clip(self, job_id: str, owner: str) -> Path | None:
         job = self._site.worker.find(job_id, owner) if job_id else None

@@ -11,7 +11,7 @@ from pipeline import Comparison, VideoResult
 
 TITLES = {"dense": "Dense", "sparse": "Sparse (BSA)"}
 
-REFINED = "{clip}, noise level {level:g}"
+REFINED = "{clip}, from noise level {level:g} of a schedule of {steps} steps"
 NOTHING_YET = '<p class="report-empty">Times, memory, kept blocks and the similarity of the two videos appear here.</p>'
 
 
@@ -79,15 +79,15 @@ def _kept(video: VideoResult) -> str:
 
 def _clip(video: VideoResult) -> str:
     request = video.request
-    return (
-        f"{request.width} × {request.height}, {request.num_frames} frames, "
-        f"{request.steps} steps, guidance {request.guidance_scale:g}"
-    )
+    text = f"{request.width} × {request.height}, {request.num_frames} frames"
+    if request.refine is not None:  # of whose steps only a part runs
+        return text
+    return f"{text}, {request.steps} steps, guidance {request.guidance_scale:g}"
 
 
 def _refined(video: VideoResult) -> str:
     refine = video.request.refine
-    return REFINED.format(clip=Path(refine.video).name, level=refine.t_thresh)
+    return REFINED.format(clip=Path(refine.video).name, level=refine.t_thresh, steps=video.request.steps)
 
 
 def seconds(value: float) -> str:

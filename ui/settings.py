@@ -38,7 +38,9 @@ def form_values(request: VideoRequest, side_by_side: bool | None = None) -> dict
     values |= {"steps": request.steps, "guidance_scale": request.guidance_scale, "seed": request.seed}
     values |= {"randomise": False, "use_distill": request.use_distill, "fps": request.fps, "lora": request.lora or ""}
     clip = request.refine
-    values["refine"] = clip.video if clip is not None and Path(clip.video).is_file() else None
+    # a whole path is one of this server's; a name alone comes from a video's own settings
+    here = clip is not None and Path(clip.video).is_absolute() and Path(clip.video).is_file()
+    values["refine"] = clip.video if here else None
     if clip is not None:
         values |= {"double_frames": clip.double_frames, "t_thresh": clip.t_thresh}
     if request.bsa is None:

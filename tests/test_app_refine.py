@@ -1,0 +1,159 @@
+"""Refining on the page: choosing a clip, what it does to the form, the run, and its way through the history."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from app_server import running_page
+from browser import button, chromium, generate, needs_chromium, notice, open_page, video
+from fake_pipeline import CHECKPOINT, FakePipeline
+from playwright.sync_api import expect
+
+from pipeline import EMBEDDED_CHECKPOINT, VideoRequest, inspect_checkpoint, read_settings
+from pipeline.clip import inspect_clip
+from pipeline.presets import NO_CLIP, NO_REFINEMENT, Situation, presets
+from pipeline.video import write_video
+from ui.form import form_request
+from ui.jobs import VideoJob
+from ui.panels import adapter_choices
+from ui.settings import form_values
+
+ADAPTED = replace(CHECKPOINT, loras={"refine": Path("refinement_lora.safetensors"), "distill": Path("cfg.safetensors")})
+
+
+@pytest.fixture
+def clip(tmp_path):
+    path = tmp_path / "holiday.mp4"
+    write_video(path, np.zeros((9, 64, 96, 3), np.uint8), 15, {})
+    return inspect_clip(path)
+
+
+def test_the_form_makes_the_request_of_the_clip(clip):
+    request = ADAPTED.refinement("x", clip, t_thresh=0.3, double_frames=False)
+    assert form_request(ADAPTED, {"cdf_threshold": 0.9, "keep_by": "top-k", **form_values(request)}) == request
+
+
+def test_a_job_keeps_its_clip(clip, tmp_path):
+    """The upload may be gone by the time somebody wants the run again."""
+    job = VideoJob(ADAPTED.refinement("x", clip, steps=2), side_by_side=False)
+    job.folder = tmp_path / "job"
+    job.folder.mkdir()
+    pipeline = FakePipeline()
+    job.run(pipeline, lambda update: None)
+    clip.path.unlink()
+    kept = pipeline.requests[0].refine.video
+    assert inspect_clip(kept).frames == 9 and Path(kept).parent == job.folder
+    assert job.report()["request"]["refine"]["video"] == "clip.mp4"  # a name: where it lies is the server's business
+    assert form_values(job.request)["refine"] == kept
+
+
+def test_a_clip_that_is_gone_is_said(clip, tmp_path):
+    job = VideoJob(ADAPTED.refinement("x", clip), side_by_side=False)
+    job.folder = tmp_path
+    clip.path.unlink()
+    with pytest.raises(ValueError, match="the clip to refine is gone; choose it again"):
+        job.run(FakePipeline(), lambda update: None)
+
+
+@pytest.mark.parametrize(
+    ("info", "clip_there", "missing"),
+    [
+        pytest.param(CHECKPOINT, False, (NO_REFINEMENT, NO_CLIP), id="nothing"),
+        pytest.param(CHECKPOINT, True, (NO_REFINEMENT,), id="clip-only"),
+        pytest.param(ADAPTED, False, (NO_CLIP,), id="adapter-only"),
+        pytest.param(ADAPTED, True, (), id="both"),
+    ],
+)
+def test_the_preset_says_what_is_missing(info, clip_there, missing):
+    refine = next(preset for preset in presets() if preset.refines)
+    device = type("Cpu", (), {"type": "cpu", "index": None})
+    assert refine.missing(Situation(info, device, 2**34, clip_there)) == missing
+
+
+def test_the_few_step_preset_uses_the_adapter():
+    few = next(preset for preset in presets() if preset.name == "Distilled 16 steps")
+    request = ADAPTED.request("x", **few.values(ADAPTED))
+    assert (request.lora, request.use_distill, request.steps, request.guidance_scale) == ("distill", True, 16, 1.0)
+    assert adapter_choices(ADAPTED) == [("None", ""), ("distill", "distill"), ("refine", "refine")]
+
+
+@needs_chromium
+def test_refine_the_clip_on_the_stage(tmp_path):
+    """Make a clip, press the preset, refine it side by side, and find it in the history with its clip."""
+    pipeline = FakePipeline(step_seconds=0)
+    with running_page(pipeline, tmp_path, ADAPTED) as address, chromium() as browser:
+        page = open_page(browser, address)
+        page.get_by_role("button", name="Presets and model").click()
+        row = page.locator(".preset", has_text="Makes a finer, larger clip")
+        expect(row).to_contain_text("Missing here: a clip on the stage")
+        generate(page)
+        expect(button(page, "Refine")).to_be_enabled()
+        button(page, "Refine").click()
+        expect(notice(page)).to_contain_text("17 frames of 96 × 64 will become 34 of 144 × 96, in 5 of 50 steps.")
+        expect(page.locator("#refine-clip")).to_contain_text("dense")
+        expect(page.locator("#plan")).to_contain_text("12 × 6 × 9 = 648 tokens")
+        generate(page)
+        for arm in ("dense", "sparse"):
+            assert video(page, arm).evaluate("video => [video.videoWidth, video.videoHeight]") == [144, 96]
+        expect(page.locator("#report")).to_contain_text("clip.mp4, from noise level 0.5 of a schedule of 50 steps")
+        dense, sparse = pipeline.requests[-2:]
+        assert sparse == replace(dense, bsa=sparse.bsa)
+        assert (sparse.lora, sparse.num_frames, sparse.fps) == ("refine", 34, 30)
+
+        # back to new videos, then the run's settings again, clip included
+        page.locator("#refine-clip").get_by_role("button", name="Clear").click()
+        expect(notice(page)).to_contain_text("No clip is chosen any more.")
+        expect(page.locator("#plan")).to_contain_text("5 × 4 × 6 = 120 tokens")
+        page.get_by_role("tab", name="History").click()
+        page.locator("#history").get_by_role("button", name="Use settings").first.click()
+        expect(page.locator("#refine-clip")).to_contain_text("clip")
+        expect(page.locator("#plan")).to_contain_text("12 × 6 × 9 = 648 tokens")
+
+
+@needs_chromium
+def test_a_file_is_refined_or_refused_with_the_reason(tmp_path, clip):
+    with running_page(FakePipeline(step_seconds=0), tmp_path / "out", ADAPTED) as address, chromium() as browser:
+        page = open_page(browser, address)
+        page.get_by_role("button", name="Refine a clip").click()
+        page.locator("#refine-clip input[type=file]").set_input_files(clip.path)
+        expect(notice(page)).to_contain_text("9 frames of 96 × 64 will become 18")
+        page.get_by_label("Twice as many frames").click()
+        expect(page.locator("#plan")).to_contain_text("4 × 6 × 9 = 216 tokens")
+        page.locator("#refine-clip").get_by_role("button", name="Clear").click()
+        liar = tmp_path / "liar.mp4"
+        liar.write_bytes(b"not a video at all")
+        page.locator("#refine-clip input[type=file]").set_input_files(liar)
+        expect(notice(page)).to_contain_text("is not an MP4 video")
+    with running_page(FakePipeline(), tmp_path / "none") as address, chromium() as browser:
+        page = open_page(browser, address)
+        page.get_by_role("button", name="Refine a clip").click()
+        page.locator("#refine-clip input[type=file]").set_input_files(clip.path)
+        expect(notice(page)).to_contain_text("has no LoRA adapter 'refine' (there is none)")
+        expect(page.locator("#refine-clip input[type=file]")).to_be_attached()  # taken off again
+
+
+def test_the_embedded_checkpoint_has_no_adapter():
+    """It refines nothing, and nothing says that it does."""
+    assert inspect_checkpoint(EMBEDDED_CHECKPOINT).loras == {}
+
+
+def test_the_file_of_a_refinement_names_its_clip(clip, tmp_path):
+    job = VideoJob(ADAPTED.refinement("x", clip, steps=2), side_by_side=False)
+    job.folder = tmp_path / "job"
+    job.folder.mkdir()
+    job.run(FakePipeline(), lambda update: None)
+    said = read_settings(job.results["sparse"].video).request
+    assert isinstance(said, VideoRequest) and said.refine.t_thresh == 0.5
+
+
+def test_a_dropped_file_names_no_place_of_the_server(clip, tmp_path):
+    """Its settings may say anything; none of it becomes a file that the page shows."""
+    request = ADAPTED.refinement("x", clip).to_dict()
+    for place in (__file__, "LICENSE", "../LICENSE", "/"):
+        request["refine"]["video"] = place
+        hostile = tmp_path / "hostile.mp4"
+        write_video(hostile, np.zeros((5, 32, 32, 3), np.uint8), 15, {"request": request})
+        assert form_values(read_settings(hostile).request)["refine"] is None
