@@ -48,7 +48,7 @@ def call(address: str, tool: str, **arguments) -> CallToolResult:
 
 
 def test_the_tools_are_the_named_endpoints(tools):
-    assert set(tools) == {"cancel", "compare", "estimate", "generate", "inspect", "resources", "sweep"}
+    assert set(tools) == {"cancel", "compare", "estimate", "generate", "inspect", "refine", "resources", "sweep"}
 
 
 @pytest.mark.parametrize(

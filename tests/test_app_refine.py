@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +12,8 @@ import pytest
 from app_server import running_page
 from browser import button, chromium, generate, needs_chromium, notice, open_page, video
 from fake_pipeline import CHECKPOINT, FakePipeline
+from gradio_client import Client
+from gradio_client.exceptions import AppError
 from playwright.sync_api import expect
 
 from pipeline import EMBEDDED_CHECKPOINT, VideoRequest, inspect_checkpoint, read_settings
@@ -80,6 +84,50 @@ def test_the_few_step_preset_uses_the_adapter():
     assert adapter_choices(ADAPTED) == [("None", ""), ("distill", "distill"), ("refine", "refine")]
 
 
+class TestApi:
+    @pytest.fixture(scope="class")
+    def address(self, tmp_path_factory):
+        with running_page(FakePipeline(step_seconds=0), tmp_path_factory.mktemp("outputs"), ADAPTED) as address:
+            yield address
+
+    @pytest.fixture
+    def client(self, address):
+        return Client(address, verbose=False)
+
+    def test_refine(self, client):
+        client.predict("a red ball", job_id="first", num_frames=9, api_name="/compare")
+        made, report = client.predict("first", seed=3, t_thresh=0.3, sparsity=0.5, api_name="/refine")
+        assert (inspect_clip(made).frames, inspect_clip(made).height) == (18, 96)
+        asked = report["request"]
+        assert (asked["prompt"], asked["lora"], asked["seed"]) == ("a red ball", "refine", 3)
+        assert asked["refine"] == {"video": "clip.mp4", "t_thresh": 0.3, "double_frames": True}
+        assert asked["bsa"]["sparsity"] == 0.5
+
+    def test_generate_with_an_adapter(self, client):
+        _, report = client.predict("x", lora="distill", steps=2, api_name="/generate")
+        assert (report["request"]["lora"], report["request"]["use_distill"]) == ("distill", True)
+
+    @pytest.mark.parametrize(
+        ("values", "sentence"),
+        [
+            pytest.param({"clip": "/etc/passwd"}, "job_id '/etc/passwd' is not a job of yours", id="a-path"),
+            pytest.param({"t_thresh": 3.0}, "t_thresh 3.0 is not a noise level", id="level"),
+            pytest.param({"attention": "all"}, "attention 'all' is unknown", id="attention"),
+        ],
+    )
+    def test_bad_values(self, client, values, sentence):
+        client.predict("x", job_id="first", num_frames=5, steps=1, api_name="/generate")
+        with pytest.raises(AppError) as caught:
+            client.predict(**{"clip": "first"} | values, api_name="/refine")
+        assert sentence in str(caught.value)
+
+    def test_example(self, address):
+        example = Path(__file__).parents[1] / "examples" / "api_refine.py"
+        done = subprocess.run([sys.executable, example, address], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert "34 frames of 144 x 96 in" in done.stdout
+
+
 @needs_chromium
 def test_refine_the_clip_on_the_stage(tmp_path):
     """Make a clip, press the preset, refine it side by side, and find it in the history with its clip."""
@@ -108,7 +156,7 @@ def test_refine_the_clip_on_the_stage(tmp_path):
         expect(notice(page)).to_contain_text("No clip is chosen any more.")
         expect(page.locator("#plan")).to_contain_text("5 × 4 × 6 = 120 tokens")
         page.get_by_role("tab", name="History").click()
-        page.locator("#history").get_by_role("button", name="Use settings").first.click()
+        page.locator("#history").get_by_role("button", name="Use the settings of").first.click()
         expect(page.locator("#refine-clip")).to_contain_text("clip")
         expect(page.locator("#plan")).to_contain_text("12 × 6 × 9 = 648 tokens")
 

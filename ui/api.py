@@ -1,4 +1,5 @@
-"""The named endpoints for `gradio_client`: /generate, /compare, /sweep, /estimate, /inspect, /resources and /cancel.
+"""The named endpoints for `gradio_client`: /generate, /compare, /refine, /sweep, /estimate, /inspect, /resources and
+/cancel.
 
 They share one table of parameters, from which the documented signature is made, and the page's worker, so a call
 and a press of the button wait for each other. Every failure is a `gr.Error`, because of other exceptions the client
@@ -21,6 +22,7 @@ import psutil
 
 from bsa import BSAConfig
 from pipeline import Axis, CheckpointInfo, Sweep, VideoRequest, read_resources
+from pipeline.clip import inspect_clip
 from pipeline.estimate import Estimate
 from pipeline.record import AttentionRecord, record_path
 from pipeline.sentences import one_line
@@ -49,6 +51,13 @@ def parameters(checkpoint: CheckpointInfo) -> list[tuple[str, Any, Any, str]]:
         ("steps", int, size["num_inference_steps"], "Denoising steps"),
         ("guidance_scale", float, size["guidance_scale"], "Classifier-free guidance, 1 for none"),
         ("seed", int | None, None, "Seed of the initial noise; null draws one, which the report states"),
+        ("lora", str | None, None, "Adapter of the checkpoint; 'distill' is made for 16 steps and guidance_scale 1"),
+        *attention_parameters(bsa),
+    ]
+
+
+def attention_parameters(bsa: BSAConfig) -> list[tuple[str, Any, Any, str]]:
+    return [
         ("sparsity", float | None, bsa.sparsity, "Share of key blocks skipped, 0 to below 1, or null"),
         ("cdf_threshold", float | None, bsa.cdf_threshold, "Estimated attention mass kept, above 0 to 1, or null"),
         ("chunk_q", list[int], list(bsa.chunk_q), "Query chunk: latent frames, token rows, token columns"),
@@ -71,8 +80,7 @@ def add_api(page: gr.Blocks, site: Site) -> None:
     async def generate(attention: str, job_id: str | None, **values: Any) -> tuple[Any, ...]:
         """Make one video. Returns the video (MP4, H.264) and a report: the request with the seed used, seconds for
         text, denoising, decoding and in all, peak memory, key blocks kept, and whether BSA was active and why."""
-        if attention not in ("sparse", "dense"):
-            raise ValueError(f"attention {attention!r} is unknown; use 'sparse' or 'dense'")
+        _check_attention(attention)
         job = VideoJob(_request(site, values, sparse=attention == "sparse"), side_by_side=False)
         name = calls.submit(job, job_id)
         await calls.follow(job)
@@ -86,6 +94,31 @@ def add_api(page: gr.Blocks, site: Site) -> None:
         await calls.follow(job)
         dense, sparse = (video_file(job.results[arm].video) for arm in ("dense", "sparse"))
         return dense, sparse, job.report() | {"job_id": name}
+
+    async def refine(
+        clip: str, prompt: str | None, t_thresh: float, double_frames: bool, attention: str, **values: Any
+    ) -> tuple[Any, ...]:
+        """Make a finer, larger clip of a finished one of /generate, /compare or /refine, as LongCat goes from 480p to
+        720p. Needs the checkpoint's adapter for that. Returns the video (MP4, H.264) and a report as /generate does."""
+        _check_attention(attention)
+        made = calls.find(clip)
+        results = made.results if isinstance(made, VideoJob) else {}
+        if not results:
+            raise ValueError(f"job_id {clip!r} has no finished video of /generate, /compare or /refine")
+        source = results.get("dense") or results["sparse"]
+        job_id, seed, rule = values.pop("job_id"), values.pop("seed"), bsa_config(**values)
+        request = site.checkpoint.refinement(
+            source.request.prompt if prompt is None else prompt,
+            await asyncio.to_thread(inspect_clip, source.video),
+            t_thresh=t_thresh,
+            double_frames=double_frames,
+            seed=new_seed() if seed is None else seed,
+            bsa=rule if attention == "sparse" else None,
+        )
+        job = VideoJob(request, side_by_side=False)
+        name = calls.submit(job, job_id)
+        await calls.follow(job)
+        return video_file(job.results[attention].video), job.report() | {"job_id": name}
 
     async def sweep(
         rows: str, row_values: list, columns: str | None, column_values: list | None, job_id: str | None, **values: Any
@@ -168,8 +201,17 @@ def add_api(page: gr.Blocks, site: Site) -> None:
         ("head", int, 0, "Attention head, counted from 0"),
         ("query_block", int, 0, "Query block in frame, row, column order, counted from 0"),
     ]
-    _publish(page, generate, [*shared, attention, JOB_ID], [("video file", str), report])
+    clip = [
+        ("clip", str, REQUIRED, "job_id of the finished video to refine; of a pair the dense one"),
+        ("prompt", str | None, None, "What it shows; null for the prompt that it was made with"),
+        ("t_thresh", float, 0.5, "Noise level to start from, above 0 to 1; more changes more"),
+        ("double_frames", bool, True, "Twice as many frames as well"),
+        ("seed", int | None, None, "Seed of the noise; null draws one, which the report states"),
+    ]
+    made = [("video file", str), report]
+    _publish(page, generate, [*shared, attention, JOB_ID], made)
     _publish(page, compare, [*shared, JOB_ID], [("dense video", str), ("sparse video", str), report])
+    _publish(page, refine, [*clip, *attention_parameters(site.checkpoint.sparse), attention, JOB_ID], made)
     _publish(page, sweep, [*shared, *grid, JOB_ID], [report, ("CSV file", str)])
     _publish(page, estimate, sizes, [("estimate", dict)])
     _publish(page, inspect_, [KNOWN_ID, *place], [("attention", dict)])
@@ -183,6 +225,11 @@ def _request(site: Site, values: dict[str, Any], *, sparse: bool = True) -> Vide
     if values["seed"] is None:
         values["seed"] = new_seed()
     return video_request(site.checkpoint, **values, bsa=bsa_config(**rule) if sparse else None)
+
+
+def _check_attention(attention: str) -> None:
+    if attention not in ("sparse", "dense"):
+        raise ValueError(f"attention {attention!r} is unknown; use 'sparse' or 'dense'")
 
 
 def _estimate(estimate: Estimate) -> dict[str, Any]:
