@@ -42,15 +42,20 @@ def watch_for_jobs(site: Site) -> gr.HTML:
 
 
 def seen_from(site: Site, ask: Any) -> dict[str, Any]:
-    """The visitor's job that a page should follow: the one it names while that is not over, else the oldest live one.
+    """Which job a page should follow, and how far that is: {"job", "version"}; job "" for none.
 
-    ask: {"ticket", "job"}, from the browser. Returns {"job", "version"}; job "" for none.
+    ask: {"ticket", "job"}, from the browser.
     """
     ask = ask if isinstance(ask, dict) else {}
     owner = site.visitors.owner_of(ask.get("ticket"))
-    live = live_videos(site, owner) if owner else []
-    job = next((job for job in live if job.id == ask.get("job")), live[0] if live else None)
+    job = job_to_follow(site, owner, ask.get("job")) if owner else None
     return {"job": job.id if job else "", "version": job.version if job else 0}
+
+
+def job_to_follow(site: Site, owner: str, named: Any) -> VideoJob | None:
+    """The job with the id `named` while it is not over, else the owner's oldest live one."""
+    live = live_videos(site, owner)
+    return next((job for job in live if job.id == named), live[0] if live else None)
 
 
 def live_videos(site: Site, owner: str) -> list[VideoJob]:
@@ -97,8 +102,7 @@ class Follower:
         named = watched.get("job") if isinstance(watched, dict) else ""
         fresh = not (isinstance(watched, dict) and watched.get("ticket"))
         yield kept | {self.generate: gr.update(interactive=True)}
-        live = live_videos(self.site, owner)
-        job = next((job for job in live if job.id == named), live[0] if live else None)
+        job = job_to_follow(self.site, owner, named)
         if job is not None:
             if fresh:
                 yield fill(job)
