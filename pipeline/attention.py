@@ -53,13 +53,17 @@ class SparseAttention:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
         out, selection = block_sparse_attention(q, k, v, grid, self._config, return_selection=True)
+        self.observe(q, k, selection)
+        return out
+
+    def observe(self, q: Tensor, k: Tensor, selection: BlockSelection) -> None:
+        """Count what another forward attended to; q and k as its observer expects them."""
         if self._measured:
             self._calls += 1
             density = token_density(selection, *self._layouts).mean()
             self._sums = self._sums + torch.stack([density, selection.counts.double().mean()])
         if self._observer is not None:
             self._observer(q, k, selection)
-        return out
 
     def _means(self) -> list[float]:
         return (self._sums / self._calls).tolist()

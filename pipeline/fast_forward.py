@@ -39,7 +39,7 @@ def fast_forward(
     zero_text_padding: bool = False,
     backend: str = "auto",
     tuning: Tuning | None = None,
-    observe: Callable[[BlockSelection], None] | None = None,
+    observe: Callable[[Tensor, Tensor, BlockSelection], None] | None = None,
     ffn_tokens: int = FFN_TOKENS,
     offload: Offload | None = None,
 ) -> Tensor:
@@ -48,7 +48,7 @@ def fast_forward(
     config: block sparse attention with one chunk for queries and keys, or None for dense attention.
     backend: "auto", "torch" or "triton", for the attention and the fused operations alike.
     tuning: see `bsa.block_order_attention`.
-    observe: sees the selection of every layer.
+    observe: sees queries and keys, [B, H, N, D] in block order, and the selection of every layer.
     offload: brings the blocks' weights from the host, for a model that does not fit into the GPU.
 
     Raises ValueError as `longcat_forward` does, and for a config whose chunks differ.
@@ -81,7 +81,7 @@ def fast_forward(
         kwargs = {"means": means, "backend": backend, "tuning": tuning, "return_selection": True}
         out, selection = block_order_attention(q, k, v, layout, config, **kwargs)
         if observe is not None:
-            observe(selection)
+            observe(q.transpose(1, 2), k.transpose(1, 2), selection)
         return out
 
     fp8 = is_fp8(model)

@@ -21,7 +21,8 @@ from .checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
 from .clock import Clock
 from .denoising import denoise
 from .estimate import Estimator, check_load
-from .forward import longcat_forward, trim_text
+from .forward import trim_text
+from .forwards import ForwardChoice, checked_forward, choose_forward, forward_for, warm_up
 from .limits import available_memory, held_memory
 from .preview import LatentColours
 from .record import record_path
@@ -69,14 +70,22 @@ class LongCatPipeline:
 
     record: whether a sparse generation also writes what it attended to, as `<stem>.attention.npz` beside the video
         (see `pipeline.record`). May be set at any time; changes no video, and its time is not counted.
+    forward: "plain", "fast" or "auto", see `choose_forward`. May be set at any time.
     """
 
     def __init__(
-        self, info: CheckpointInfo, device: torch.device, model: Any, colours: LatentColours, record: bool = False
+        self,
+        info: CheckpointInfo,
+        device: torch.device,
+        model: Any,
+        colours: LatentColours,
+        record: bool = False,
+        forward: str = "auto",
     ) -> None:
         self.info = info
         self.device = device
         self.record = record
+        self.forward = checked_forward(forward)
         self._model = model
         self._colours = colours
         self._lock = threading.Lock()
@@ -90,13 +99,14 @@ class LongCatPipeline:
         device: str = "auto",
         on_message: Callable[[str], None] | None = None,
         record: bool = False,
+        forward: str = "auto",
     ) -> LongCatPipeline:
         """Load the checkpoint folder `path`.
 
         Args:
             device: "auto" (CUDA where there is a GPU), "cpu", "cuda" or "cuda:N".
             on_message: called with a short sentence before each slow part.
-            record: see the class.
+            record, forward: see the class.
 
         Raises:
             ValueError: the folder is not a complete LongCat checkpoint, the device does not exist, or its memory
@@ -104,6 +114,7 @@ class LongCatPipeline:
             RuntimeError: the installed FastVideo is not the expected one.
         """
         say = on_message or (lambda message: None)
+        checked_forward(forward)
         info = inspect_checkpoint(path)
         colours = LatentColours.from_config(info.defaults)
         chosen = choose_device(device)
@@ -117,7 +128,7 @@ class LongCatPipeline:
             # no colours stored with the checkpoint: measure them on its own VAE
             colours = LatentColours.fit(model.decode_frame, model.transformer.in_channels, chosen)
         logger.info("Loaded %s (%s transformer parameters) to %s", info.name, f"{info.parameters:,}", chosen)
-        return cls(info, chosen, model, colours, record)
+        return cls(info, chosen, model, colours, record, forward)
 
     def generate(
         self, request: VideoRequest, on_step: OnStep | None = None, output: Path | str | None = None
@@ -176,8 +187,10 @@ class LongCatPipeline:
         else:
             logger.info("Block Sparse Attention (BSA) is not used: %s", reason)
 
+        choice = choose_forward(self.forward, request, self.device)
+        logger.info("The %s forward runs because %s", *choice)
         model.lora.use(request.lora)
-        self._warm_up(request)
+        self._warm_up(request, choice)
         clock = Clock(self.device)
         with PeakMemory(self.device) as peak, torch.no_grad():
             with clock.phase("text") as elapsed:
@@ -198,13 +211,13 @@ class LongCatPipeline:
                     latents = start_latents(model, request, on_step, elapsed).to(self.device)
 
             layers, steps = len(model.transformer.blocks), len(schedule.timesteps)
-            recorder = AttentionRecorder(request, layers, steps=steps) if self.record and active else None
+            recorder = None
+            if self.record and active:
+                recorder = AttentionRecorder(request, layers, steps=steps, block_order=choice.name == "fast")
             attention = attention_for(request, recorder)
             with clock.phase("denoise") as elapsed:
                 latents = denoise(
-                    lambda *inputs: longcat_forward(
-                        model.transformer, *inputs, attention, zero_text_padding=model.zero_text_padding
-                    ),
+                    forward_for(choice, model, request, attention),
                     schedule,
                     latents,
                     text,
@@ -223,6 +236,8 @@ class LongCatPipeline:
                 frames = self._decode(batch, latents, on_step, elapsed)
 
         density, versions = attention.density(), _versions(self.device)
+        if choice.name != "plain":
+            versions["forward"] = choice.name  # the same video up to rounding, but not bit for bit
         frames = frames[: request.num_frames]  # without the padding of a refinement
         write_video(output, frames, request.fps, describe(request, versions, self.info.name))
         result = VideoResult(
@@ -251,22 +266,16 @@ class LongCatPipeline:
             # the video is made and written: a disk that filled up now is no reason to lose it
             logger.warning("The attention record %s could not be written: %s", path, error)
 
-    def _warm_up(self, request: VideoRequest) -> None:
-        """Run a new kind of attention once before the clock starts: Triton compiles it, libraries make their plans.
+    def _warm_up(self, request: VideoRequest, choice: ForwardChoice) -> None:
+        """Run what is new about a request once before the clock starts.
 
         Otherwise the first of two compared runs would carry a cost that none after it has.
         """
         active, _ = request.bsa_status()
-        rows = 2 if request.guidance_scale > 1 else 1
-        kind = (request.grid, request.bsa if active else None, rows)
-        if kind in self._warm:
-            return
-        transformer = self._model.transformer
-        heads = transformer.blocks[0].self_attn.num_heads
-        shape = (rows, heads, request.grid.volume, transformer.hidden_size // heads)
-        q = torch.randn(shape, device=self.device, dtype=self._model.dtype)
-        attention_for(request)(q, q, q, request.grid)
-        self._warm.add(kind)
+        kind = (request.grid, request.bsa if active else None, request.guidance_scale > 1, choice.name)
+        if kind not in self._warm:
+            warm_up(choice, self._model, request, attention_for(request), self.device)
+            self._warm.add(kind)
 
     def _decode(self, batch: Any, latents: Tensor, on_step: OnStep, elapsed: Callable[[], float]) -> np.ndarray:
         total = latents.shape[2]

@@ -34,11 +34,17 @@ class AttentionRecorder:
     """
 
     def __init__(
-        self, request: VideoRequest, layers: int, stored_bytes: int = STORED_BYTES, steps: int | None = None
+        self,
+        request: VideoRequest,
+        layers: int,
+        stored_bytes: int = STORED_BYTES,
+        steps: int | None = None,
+        block_order: bool = False,
     ) -> None:
         """request: with BSA; layers: attention calls per step; stored_bytes: bound on the selections; steps: that run,
-        None for those of the request."""
+        None for those of the request; block_order: in which queries and keys come, instead of raster order."""
         self._request = request
+        self._block_order = block_order
         self._shape = steps or request.steps, layers
         self._stored_bytes = stored_bytes
         self._q_layout = BlockLayout(request.grid, request.bsa.chunk_q)
@@ -48,7 +54,7 @@ class AttentionRecorder:
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def __call__(self, q: Tensor, k: Tensor, selection: BlockSelection) -> None:
-        """q, k: [B, H, S, D] in raster order, as the attention got them; selection: what it made of them."""
+        """q, k: [B, H, S, D], as the attention got them; selection: what it made of them."""
         began = self._now(q.device)
         if self._calls == 0:
             self._allocate(q)
@@ -103,8 +109,11 @@ class AttentionRecorder:
         self._other_heads = torch.tensor(others, dtype=torch.long, device=device)
         self._bits = 2 ** torch.arange(8, dtype=torch.uint8, device=device)
         self._key_block = self._k_layout.block_of_token(device)
+        if self._block_order:
+            self._key_block = self._key_block[self._k_layout.order(device)]
         # tokens of query block n: from _first[n] on, _sizes[n] of them
-        self._tokens = self._q_layout.block_of_token(torch.device("cpu")).argsort(stable=True).numpy()
+        order = self._q_layout.order(torch.device("cpu")).numpy()
+        self._tokens = np.arange(len(order)) if self._block_order else order
         self._sizes = self._q_layout.sizes(torch.device("cpu")).numpy()
         self._first = self._sizes.cumsum() - self._sizes
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from random_dit import random_dit, random_inputs
 
-from bsa import BSAConfig, block_sparse_attention
+from bsa import BlockLayout, BSAConfig, Grid, block_sparse_attention
 from pipeline import fused
 from pipeline.fast_forward import fast_forward
 from pipeline.forward import attend_dense, longcat_forward
@@ -72,8 +72,21 @@ def test_bfloat16_is_no_worse_than_the_plain_forward_in_bfloat16():
 
 def test_observer_sees_every_layer():
     model, seen = random_dit(), []
-    fast_forward(model, *random_inputs(model, (4, 8, 8)), BSAConfig(0.5), observe=seen.append)
-    assert [selection.indices.shape for selection in seen] == [(2, 4, 4, 2)] * 2
+    inputs = random_inputs(model, (4, 8, 8))
+    fast_forward(model, *inputs, BSAConfig(0.5), observe=lambda *call: seen.append(call))
+    assert [selection.indices.shape for _, _, selection in seen] == [(2, 4, 4, 2)] * 2
+    raster = []
+    layout = BlockLayout(Grid(4, 8, 8), Grid(4, 4, 4))
+
+    def attend(q, k, v, grid):
+        raster.append((q, k))
+        return block_sparse_attention(q, k, v, grid, BSAConfig(0.5))
+
+    longcat_forward(model, *inputs, attend)
+    for (q, k, _), expected in zip(seen, raster, strict=True):
+        order = layout.order(q.device)
+        # fp32 through up to two blocks.
+        assert relative_error(q, expected[0][:, :, order]) < 2e-6 and relative_error(k, expected[1][:, :, order]) < 2e-6
 
 
 def test_misuse_is_refused():

@@ -1,0 +1,89 @@
+"""Which forward runs a generation, and that the fast one makes the plain one's video, density and record."""
+
+import json
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from bsa import BSAConfig
+from pipeline.forwards import checked_forward, choose_forward
+from pipeline.record import AttentionRecord
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+SAME, MIXED = BSAConfig(0.5, None, (2, 4, 4), (2, 4, 4)), BSAConfig(0.5, None, (2, 4, 4), (2, 4, 8))
+
+
+@pytest.fixture
+def request_(tiny_pipeline):
+    return tiny_pipeline.info.request("x", height=80, width=96, num_frames=13, steps=2, seed=3)
+
+
+@pytest.fixture
+def gpu(tmp_path, monkeypatch):
+    """A GPU of which there are measurements, and the file with them."""
+    table = tmp_path / "tuned.json"
+    table.write_text(json.dumps({"NVIDIA Made-up": {}}))
+    monkeypatch.setattr("pipeline.forwards.TUNED", table)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA Made-up")
+    return table
+
+
+@pytest.mark.parametrize(
+    ("asked", "bsa", "device", "name", "reason"),
+    [
+        pytest.param("auto", SAME, CPU, "plain", "the device is cpu", id="cpu"),
+        pytest.param("auto", SAME, CUDA, "fast", "it was measured on NVIDIA Made-up", id="measured"),
+        pytest.param("auto", None, CUDA, "fast", "it was measured on NVIDIA Made-up", id="dense"),
+        pytest.param("auto", MIXED, CUDA, "plain", "chunks of 2x4x4 and 2x4x8", id="two-chunks"),
+        pytest.param("fast", SAME, CPU, "fast", "it was asked for", id="asked-fast"),
+        pytest.param("plain", SAME, CUDA, "plain", "it was asked for", id="asked-plain"),
+        pytest.param("plain", MIXED, CUDA, "plain", "it was asked for", id="asked-plain-two-chunks"),
+    ],
+)
+def test_the_choice_and_its_reason(request_, gpu, asked, bsa, device, name, reason):
+    choice = choose_forward(asked, replace(request_, bsa=bsa), device)
+    assert choice.name == name and reason in choice.reason
+
+
+def test_without_measurements_of_this_gpu_the_plain_forward_runs(request_, gpu):
+    gpu.write_text("{}")
+    choice = choose_forward("auto", request_, CUDA)
+    assert choice == ("plain", "the fast one has not been measured on NVIDIA Made-up")
+
+
+def test_what_was_asked_for_is_never_replaced(request_):
+    with pytest.raises(ValueError, match=r"chunks of 2x4x4 and 2x4x8 tokens; use the plain one, or auto"):
+        choose_forward("fast", replace(request_, bsa=MIXED), CPU)
+    with pytest.raises(ValueError, match=r"unknown forward 'quick'; choose one of auto, plain, fast"):
+        checked_forward("quick")
+
+
+@pytest.mark.parametrize("bsa", [pytest.param(None, id="dense"), pytest.param(SAME, id="sparse")])
+def test_both_forwards_make_the_same_video_and_record(tiny_pipeline, request_, tmp_path, caplog, monkeypatch, bsa):
+    request = replace(request_, bsa=bsa)
+    monkeypatch.setattr(tiny_pipeline, "record", True)
+    results, frames, records = [], [], []
+    with caplog.at_level(logging.INFO, "pipeline"):
+        for name in ("plain", "fast"):
+            monkeypatch.setattr(tiny_pipeline, "forward", name)
+            result, made = tiny_pipeline.generate_frames(request, output=tmp_path / f"{name}.mp4")
+            results.append(result)
+            frames.append(made.astype(int))
+            if bsa is not None:
+                records.append(AttentionRecord.load(tmp_path / f"{name}.attention.npz"))
+            assert f"The {name} forward runs because it was asked for" in caplog.text
+    # fp32 in another order; a level of 255 where a value lies on the edge between two.
+    assert np.abs(frames[0] - frames[1]).max() <= 1 and (frames[0] != frames[1]).mean() < 1e-3
+    plain, fast = results
+    assert plain.bsa_active == fast.bsa_active == (bsa is not None)
+    assert fast.density == pytest.approx(plain.density, rel=1e-9)
+    assert (fast.blocks_kept, fast.blocks_total) == (plain.blocks_kept, plain.blocks_total)
+    assert fast.versions == {**plain.versions, "forward": "fast"}
+    if bsa is not None:
+        assert (records[0].selections == records[1].selections).all()
+        for name in ("density", "recall", "block_recall"):
+            # fp32 sums of a few hundred probabilities
+            np.testing.assert_allclose(getattr(records[1], name), getattr(records[0], name), rtol=1e-3, atol=1e-5)
