@@ -54,6 +54,13 @@ def form_request(checkpoint: CheckpointInfo, values: Mapping[str, Any]) -> Video
     )
 
 
+def keep_by(bsa: BSAConfig) -> str:
+    """The form's choice of the rule by which this configuration keeps blocks."""
+    if bsa.cdf_threshold is None:
+        return TOP_K
+    return MASS if bsa.sparsity is None else TOP_K_AND_MASS
+
+
 def bsa_config(
     *, sparsity: float | None, cdf_threshold: float | None, chunk_q: Sequence[Any], chunk_k: Sequence[Any]
 ) -> BSAConfig:

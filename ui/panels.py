@@ -6,7 +6,7 @@ import gradio as gr
 
 from bsa import BSAConfig
 from pipeline import CheckpointInfo
-from ui.form import DENSE_ONLY, MASS, SIDE_BY_SIDE, SPARSE_ONLY, TOP_K, TOP_K_AND_MASS
+from ui.form import DENSE_ONLY, MASS, SIDE_BY_SIDE, SPARSE_ONLY, TOP_K, TOP_K_AND_MASS, keep_by
 
 # What the embedded checkpoint was trained on: shapes that move before a backdrop, and landscapes.
 EXAMPLES = {
@@ -83,9 +83,7 @@ def block_fields(default: BSAConfig) -> Fields:
                 )
     fields["keep_by"] = gr.Radio(
         [("Sparsity", TOP_K), ("CDF threshold", MASS), ("Both", TOP_K_AND_MASS)],
-        value={(True, False): TOP_K, (False, True): MASS}.get(
-            (default.sparsity is not None, default.cdf_threshold is not None), TOP_K_AND_MASS
-        ),
+        value=keep_by(default),
         label="Choose blocks by",
         info="Sparsity keeps a fixed number of blocks. The CDF threshold keeps the best blocks until their estimated "
         "attention adds up to it, so busy places keep more. Both keeps whichever is more.",

@@ -11,7 +11,7 @@ import gradio as gr
 from bsa import BSAConfig
 from pipeline import VideoRequest, cli_command, python_code, read_settings
 from ui.follow import notice_html
-from ui.form import DENSE_ONLY, MASS, SIDE_BY_SIDE, SPARSE_ONLY, TOP_K, TOP_K_AND_MASS, page_sentence
+from ui.form import DENSE_ONLY, SIDE_BY_SIDE, SPARSE_ONLY, keep_by, page_sentence
 from ui.jobs import VideoJob
 from ui.panels import Fields
 from ui.parts import QUIET, Drawn
@@ -55,8 +55,7 @@ def general_values(request: VideoRequest, side_by_side: bool) -> dict[str, Any]:
 
 
 def _attention_values(bsa: BSAConfig) -> dict[str, Any]:
-    rules = {(True, False): TOP_K, (False, True): MASS, (True, True): TOP_K_AND_MASS}
-    values: dict[str, Any] = {"keep_by": rules[bsa.sparsity is not None, bsa.cdf_threshold is not None]}
+    values: dict[str, Any] = {"keep_by": keep_by(bsa)}
     for name in ("sparsity", "cdf_threshold"):
         if getattr(bsa, name) is not None:
             values[name] = getattr(bsa, name)
