@@ -55,9 +55,9 @@ class TestPresets:
         if not ready:
             assert found["LongCat 480p"] == ("GPU memory (24 GiB are here)",)
 
-    def test_a_missing_stage_is_never_offered(self):
+    def test_refining_is_never_offered_without_its_adapter(self):
         for info, device in ((INFO, CPU), (LONGCAT, GPU)):
-            assert missing(info, device, 1000)["Refine"] == ("this project has no refinement stage",)
+            assert "the adapter lora/refinement_lora.safetensors" in missing(info, device, 1000)["Refine"]
 
     def test_needs_come_from_the_model_of_memory(self):
         # measured on an H200: 36.8 GiB for the transformer alone at 704x1280x93; 10.6 GiB of text encoder, 0.2 of VAE
