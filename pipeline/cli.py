@@ -25,6 +25,7 @@ from tqdm import tqdm
 from .compare import compare
 from .download import open_checkpoint
 from .estimate import check_fits, outlook
+from .forwards import choose_forward
 from .inspection import run_inspect
 from .longcat import LongCatPipeline, choose_device
 from .memory import out_of_memory
@@ -60,7 +61,9 @@ def run_generate(args: argparse.Namespace) -> dict[str, Any]:
     """Make or refine the video (or both) and return the report."""
     info = open_checkpoint(args.model_path, args.device)
     request = read_request(args, info)
-    check_fits(info, request, choose_device(args.device))
+    device = choose_device(args.device)
+    check_fits(info, request, device)
+    choose_forward(args.forward, request, device)
     output = args.output or _new_name(request.seed, ".mp4" if not args.compare else "")
     # loading may take minutes: everything that can be found wrong is found before
     if args.compare and output.suffix.lower() == ".mp4":
@@ -75,7 +78,11 @@ def run_generate(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"nothing to compare: {reason}")
 
     pipeline = LongCatPipeline.load(
-        info.path, args.device, on_message=lambda message: print(message, file=sys.stderr), record=args.record
+        info.path,
+        args.device,
+        on_message=lambda message: print(message, file=sys.stderr),
+        record=args.record,
+        forward=args.forward,
     )
     bar = _Bar()
     try:

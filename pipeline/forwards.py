@@ -37,8 +37,8 @@ def checked_forward(name: str) -> str:
 def choose_forward(asked: str, request: VideoRequest, device: torch.device) -> ForwardChoice:
     """ "auto" takes the fast forward on GPUs that bsa/tuned.json has measurements of, and the plain one elsewhere.
 
-    A dense and a sparse video get the same one, so that only the attention differs between them; but not where chunks of
-    queries and keys differ, which only the plain forward takes: ask for "plain" to compare such videos.
+    A dense and a sparse video get the same one, so that only the attention differs between them; but not where chunks
+    of queries and keys differ, which only the plain forward takes: ask for "plain" to compare such videos.
 
     Raises:
         ValueError: the fast forward was asked for and cannot run this request.
@@ -59,7 +59,8 @@ def choose_forward(asked: str, request: VideoRequest, device: torch.device) -> F
 
 
 def _obstacle(request: VideoRequest) -> str | None:
-    if request.bsa is None:
+    active, _ = request.bsa_status()
+    if not active:
         return None
     layouts = [BlockLayout(request.grid, chunk) for chunk in (request.bsa.chunk_q, request.bsa.chunk_k)]
     if layouts[0] == layouts[1]:

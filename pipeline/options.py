@@ -210,6 +210,12 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto, CUDA where there is a GPU)"
     )
+    run.add_argument(
+        "--forward",
+        choices=("auto", "plain", "fast"),
+        default="auto",
+        help="the transformer's forward (default: auto, the fast one on GPUs on which it was measured)",
+    )
 
 
 def _add_attention(parser: argparse.ArgumentParser) -> None:

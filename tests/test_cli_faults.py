@@ -64,6 +64,11 @@ ROOT = Path(__file__).parents[1]
         pytest.param(["--height", "1000000"], "memory", id="height-huge"),
         pytest.param(["--device", "cpu:9"], "unknown device 'cpu:9'; use auto, cpu, cuda or cuda:N", id="device-cpu-9"),
         pytest.param(["--device", "tpu"], "unknown device 'tpu'", id="device"),
+        pytest.param(
+            ["--forward", "fast", "--chunk-q", "2", "2", "2", "--chunk-k", "2", "2", "1"],
+            "queries and keys have chunks of 2x2x2 and 2x2x1 tokens; use the plain one, or auto",
+            id="forward",
+        ),
         pytest.param(["--colour", "red"], "unrecognized arguments: --colour red", id="option"),
     ],
 )
