@@ -134,9 +134,9 @@ class CheckpointInfo:
         if name is None or name in self.loras:
             return
         found = f"there are {', '.join(sorted(self.loras))}" if self.loras else "there is none"
-        file = ADAPTER_FILES.get(name, "its file")
+        file = ADAPTER_FILES.get(name, f"{name}.safetensors")
         raise ValueError(
-            f"{self.name} has no LoRA adapter {name!r} ({found}); put {file} into {self.path / 'lora'}"
+            f"{self.name} has no LoRA adapter {name!r} ({found}); put {file} into its folder lora"
         )
 
 

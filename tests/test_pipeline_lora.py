@@ -81,6 +81,11 @@ def test_latents_of_the_original(pipeline, monkeypatch, lora):
     assert_parity(final_latents(pipeline, request, monkeypatch), "distilled-lora")
 
 
+def test_the_fast_forward_adds_it_as_well(pipeline, monkeypatch):
+    monkeypatch.setattr(pipeline, "forward", "fast")
+    assert_parity(final_latents(pipeline, few_steps(pipeline, "distill"), monkeypatch), "distilled-lora")
+
+
 @pytest.mark.parametrize("name", ["distill", "converted"])
 def test_the_products_are_those_of_the_file(pipeline, name):
     transformer = pipeline._model.transformer
