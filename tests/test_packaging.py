@@ -50,7 +50,7 @@ class TestLock:
     def test_lists_every_package_that_is_imported(self) -> None:
         listed, owners = requirements("requirements.in"), packages_distributions()
         for path in tracked("*.py"):
-            ours = {neighbour.stem for folder in (ROOT, path.parent) for neighbour in folder.iterdir()}
+            ours = {neighbour.stem for folder in (ROOT, ROOT / "tests", path.parent) for neighbour in folder.iterdir()}
             for module in imported_modules(path) - ours - sys.stdlib_module_names:
                 names = {canonicalize_name(owner) for owner in owners.get(module, [module])}
                 assert names & set(listed), f"{path.relative_to(ROOT)} imports {module}; add it to requirements.in"
