@@ -20,13 +20,13 @@ from pipeline.fast_forward import _tables
 from pipeline.fp8 import Fp8Linear, Quantised, quantise
 
 
-def compared(ours, exact) -> dict:
+def compared(ours, exact, dtype) -> dict:
     if isinstance(ours, Quantised):
         unequal = (ours.values.view(torch.uint8) != exact.values.view(torch.uint8)).float().mean().item()
         scales = float(((ours.scales - exact.scales) / exact.scales).abs().max())
         return {"error": scales, "unequal": unequal, "right": unequal < 1e-3 and scales < 1e-5}
     error = float((ours.float() - exact.float()).norm() / exact.float().norm())
-    return {"error": error, "right": error < 2 * torch.finfo(ours.dtype).eps}
+    return {"error": error, "right": error < 2 * torch.finfo(dtype).eps}
 
 
 def kernel(ours, reference, given, passes, to_8_bits, device) -> dict:
@@ -37,7 +37,7 @@ def kernel(ours, reference, given, passes, to_8_bits, device) -> dict:
         first = changed.to(to, copy=True)
         rest = [y.to(to) if torch.is_tensor(y) and y.dtype == dtype else y for y in given[1:]]
         outs.append([first, function(first, *rest)])
-    found = [compared(*pair) for pair in zip(*outs, strict=True) if pair[0] is not None]
+    found = [compared(*pair, dtype) for pair in zip(*outs, strict=True) if pair[0] is not None]
     del outs
     worst = max(found, key=lambda row: (not row["right"], row["error"]))
     fused_ms = milliseconds(partial(ours, changed.clone(), *given[1:]), device)["ms"]

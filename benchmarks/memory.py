@@ -64,7 +64,7 @@ def main() -> None:
 
         def measure(run=run, card=card):
             with limited(card and card - CONTEXT_GIB, device):
-                return profiled(run, device, once_above=0)
+                return profiled(run, device, repeats=1, once_above=10)
 
         rows.measure(key, measure)
     del models
@@ -76,7 +76,7 @@ def main() -> None:
 
         def decode(tiled=tiled):
             with torch.no_grad(), limited(24 - CONTEXT_GIB, device):
-                return profiled(partial(decoder(device, tiled, args.smoke), latents), device, once_above=0)
+                return profiled(partial(decoder(device, tiled, args.smoke), latents), device, repeats=1, once_above=10)
 
         rows.measure(key, decode)
     rows.finish()
