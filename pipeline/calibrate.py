@@ -71,8 +71,7 @@ def _measure_block(model: Any, grid: Grid, device: torch.device, timer: _Timer) 
     transformer = model.transformer
     block, heads = transformer.blocks[0], transformer.blocks[0].self_attn.num_heads
     width = transformer.hidden_size
-    adaln = block.adaln_linear_1
-    time_width = getattr(adaln, "base_layer", adaln).weight.shape[1]
+    time_width = block.adaln_linear_1.weight.shape[1]
     x = torch.randn(1, grid.volume, width, device=device, dtype=model.dtype)
     t = torch.randn(1, grid.t, time_width, device=device)
     text = torch.randn(1, 40, width, device=device, dtype=model.dtype)

@@ -101,6 +101,8 @@ class VideoRequest:
 
         if self.lora is not None and not (isinstance(self.lora, str) and self.lora):
             raise ValueError(f"lora {self.lora!r} is not the name of an adapter; pass one such as 'distill', or None")
+        if self.lora == "refine" and self.refine is None:
+            raise ValueError("the adapter 'refine' is for refining a clip; choose a clip, or another adapter")
 
     def _check_refinement(self) -> None:
         if not isinstance(self.refine, Refinement):

@@ -182,4 +182,4 @@ class TestNames:
 
     def test_what_is_there_is_named(self, pipeline):
         with pytest.raises(ValueError, match="there are converted, distill"):
-            pipeline.info.request("x", lora="refine")
+            pipeline.info.request("x", lora="mine")

@@ -146,6 +146,7 @@ def good(**changes):
     ("make", "sentence"),
     [
         pytest.param(lambda: good(lora=None), "needs the LoRA adapter .* use lora 'refine'", id="no-adapter"),
+        pytest.param(lambda: good(refine=None, num_frames=25), "choose a clip, or another adapter", id="no-clip-given"),
         pytest.param(lambda: good(guidance_scale=4.0), "refines without guidance; use 1", id="guidance"),
         pytest.param(lambda: good(use_distill=True), "turn the few-step schedule off", id="distilled"),
         pytest.param(lambda: good(num_frames=25), "num_frames 25 is not what a refinement makes", id="odd"),
