@@ -1,11 +1,13 @@
 """What `training/` optimises is what FastVideo loads, name by name; and the scenes say what they show."""
 
+import json
 import random
 
 import pytest
 import torch
 
 from training import render as renderer
+from training import scores
 from training.data import held_out, sample_test_scenes, sample_training_scenes
 from training.dit import DiTConfig, LongCatDiT
 from training.evaluate import held_out_scenes, read_frames, shares, tensor
@@ -188,3 +190,15 @@ def test_a_video_file_is_read_as_it_was_written(tmp_path):
     frames = read_frames(tmp_path / "ramp.mp4")
     assert frames.shape == ramp.shape and abs(frames.astype(int) - ramp).mean() < 3  # lossy
     assert tensor(frames).shape == (1, 3, 5, 48, 32)
+
+
+def test_the_document_shows_the_stored_scores():
+    report = json.loads(scores.RESULTS.read_text())
+    assert scores.BEGIN + scores.table(report) + scores.END in scores.DOCUMENT.read_text(encoding="utf-8")
+    assert len(report["captions"]) == report["prompts"]
+    assert all(len(said) == report["prompts"] for guesses in report["guesses"].values() for said in guesses.values())
+
+
+def test_the_interval_of_a_share():
+    assert scores.interval(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)  # Wilson 1927, as in textbooks
+    assert scores.interval(1.0, 10)[1] == pytest.approx(1.0)
