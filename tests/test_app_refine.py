@@ -84,12 +84,13 @@ def test_the_few_step_preset_uses_the_adapter():
     assert adapter_choices(ADAPTED) == [("None", ""), ("distill", "distill"), ("refine", "refine")]
 
 
-class TestApi:
-    @pytest.fixture(scope="class")
-    def address(self, tmp_path_factory):
-        with running_page(FakePipeline(step_seconds=0), tmp_path_factory.mktemp("outputs"), ADAPTED) as address:
-            yield address
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    with running_page(FakePipeline(step_seconds=0), tmp_path_factory.mktemp("outputs"), ADAPTED) as address:
+        yield address
 
+
+class TestApi:
     @pytest.fixture
     def client(self, address):
         return Client(address, verbose=False)
