@@ -19,9 +19,10 @@ run: $(STAMP)  ## install what is missing and serve http://localhost:7860
 test: $(STAMP)  ## install what is missing and run every test that this machine can run
 	$(PY) -m pytest $(ARGS)
 
-bench: $(STAMP)  ## time sparse beside dense attention: on the GPU with its peers, or on the CPU
+bench: $(STAMP)  ## measure the GPU: kernels, peers, whole forwards, memory (into outputs/bench); or the CPU's attention
 	@if $(PY) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
-		$(PY) benchmarks/attention.py; else $(PY) benchmarks/attention_cpu.py; fi
+		PYTHON=$(PY) OUT=outputs/bench SECONDS_ALLOWED=3600 sh benchmarks/h200.sh check attention forward memory curve; \
+		else $(PY) benchmarks/attention_cpu.py; fi
 
 lint: $(TOOLS)/.installed  ## check the style with ruff
 	$(TOOLS)/bin/ruff check .

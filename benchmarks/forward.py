@@ -75,7 +75,7 @@ class Comparison:
             return {}
 
         run = partial(plain, model, self._given, self._bsa(name))
-        self._measure(f"plain, {name}", run, keep)
+        self._measure(f"plain, {name}", run, keep, once_above=15)
 
     def fast(self, name: str, form: str = "bf16", tuning: Tuning | None = None) -> None:
         what = f"fast, {name}" + ("" if form == "bf16" else f", {form}")
@@ -105,8 +105,8 @@ class Comparison:
 
         self._rows.measure(self._key | {"what": what}, measure)
 
-    def _measure(self, what, run, check, about=None) -> None:
-        options = {"repeats": REPEATS, "limit": LIMIT, "check": check}
+    def _measure(self, what, run, check, about=None, once_above=None) -> None:
+        options = {"repeats": REPEATS, "limit": LIMIT, "check": check, "once_above": once_above}
         self._rows.measure(self._key | {"what": what}, lambda: (about or {}) | profiled(run, self._device, **options))
 
 
