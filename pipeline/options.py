@@ -101,9 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
     grid.add_argument("--columns", metavar="NAME=VALUES", help="a second setting")
     run = sweep.add_argument_group("run")
     run.add_argument("--output", type=Path, metavar="FOLDER", help="default: a new name in outputs/")
-    run.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto, CUDA where there is a GPU)"
-    )
+    _add_device(run)
     sweep.set_defaults(compare=True)  # sparse even where the checkpoint does not ask for it
 
     info = commands.add_parser(
@@ -160,7 +158,6 @@ def _add_video(parser: argparse.ArgumentParser, *, prompt_required: bool) -> Non
         action=argparse.BooleanOptionalAction,
         help="the few-step schedule of LongCat's distilled model",
     )
-
     _add_lora(group, "LoRA adapter of the checkpoint to run with; distill is LongCat's for 16 steps (default: none)")
 
 
@@ -193,6 +190,12 @@ def _add_refinement(parser: argparse.ArgumentParser) -> None:
     _add_lora(group, "adapter to refine with (default: refine)")
 
 
+def _add_device(group: Any) -> None:
+    group.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto, CUDA where there is a GPU)"
+    )
+
+
 def _add_run(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("run")
     run.add_argument(
@@ -207,9 +210,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="the .mp4 file; with --compare a folder (default: a new name in outputs/)",
     )
-    run.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto, CUDA where there is a GPU)"
-    )
+    _add_device(run)
     run.add_argument(
         "--forward",
         choices=("auto", "plain", "fast"),
