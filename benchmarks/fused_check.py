@@ -12,12 +12,14 @@ import sys
 from functools import partial
 
 import torch
+from dit import DiTConfig, LongCatDiT, inputs
 from gpu import Rows, arguments, device_for, milliseconds
 
-from bsa import BlockLayout, Grid
+from bsa import BlockLayout, BSAConfig, Grid
 from pipeline import fp8, fused
-from pipeline.fast_forward import _tables
+from pipeline.fast_forward import _tables, fast_forward
 from pipeline.fp8 import Fp8Linear, Quantised, quantise
+from pipeline.offload import Offload
 
 
 def compared(ours, exact, dtype) -> dict:
@@ -66,6 +68,25 @@ def product(rows: int, inside: int, outside: int, bias: bool, dtype, device) -> 
     return row | {"right": row["error"] < 0.018}
 
 
+def small_forward(fp8_weights: bool, device) -> dict:
+    """A tiny model of twelve blocks, offloaded, against itself on the device; two passes, so that places are reused."""
+    small = DiTConfig(hidden_size=256, num_attention_heads=4, depth=12, caption_channels=32)
+    torch.manual_seed(0)
+    model = LongCatDiT(small).requires_grad_(False)
+    for weight in model.parameters():
+        if weight.ndim > 1:
+            weight.normal_(0, weight[0].numel() ** -0.5)
+    model = model.to(device, torch.bfloat16)
+    model = fp8.to_fp8(model) if fp8_weights else model
+    given, config = inputs(model, Grid(4, 10, 12), device), BSAConfig(0.5)
+    exact = fast_forward(model, *given, config)
+    offload = Offload(model, device)
+    for _ in range(2):
+        out = fast_forward(model, *given, config, offload=offload)
+    error = float((out - exact).norm() / exact.norm())
+    return {"error": error, "right": error < 1e-3}
+
+
 def main() -> int:
     parser = arguments(__doc__, "fused")
     args = parser.parse_args()
@@ -106,6 +127,8 @@ def main() -> int:
         rows.measure(
             {"what": f"8-bit product, {' x '.join(map(str, shape[:3]))}"}, partial(product, *shape, dtype, device)
         )
+    for name, weights in (("bf16", False), ("fp8", True)):
+        rows.measure({"what": f"offload, {name}, a small forward"}, partial(small_forward, weights, device))
     rows.finish()
     return 0 if all(row.get("right") for row in rows.rows) else 1
 
