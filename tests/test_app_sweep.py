@@ -156,6 +156,15 @@ def test_a_sweep_survives_a_restart_of_the_server(browser, tmp_path):
         expect_playing(page, "dense")
         expect_playing(page, "sparse")
         expect(button(page, "Run sweep")).to_be_enabled()
+        # a newer one takes its place in the tab, and the history brings it back
+        fill(page, "0.5")
+        button(page, "Run sweep").click()
+        expect(status(page)).to_contain_text("2 videos in")
+        expect(page.locator(".sweep-grid .clip")).to_have_count(1)
+        page.get_by_role("tab", name="History").click()
+        page.locator(".history-run").nth(1).get_by_role("button", name="Show this run").click()
+        expect(status(page)).to_contain_text("Stopped: 3 of 4 videos are done and kept")
+        expect(page.get_by_role("tab", name="Sweep")).to_have_attribute("aria-selected", "true")
 
 
 @pytest.mark.parametrize(

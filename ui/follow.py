@@ -24,6 +24,7 @@ from ui.stage import stage_view
 from ui.store import Store
 
 POLL_SECONDS = 0.1
+GONE = "This run is gone."
 SERVER = secrets.token_hex(4)  # another one means that the server was started again
 Changes = dict[Any, Any]  # component -> its new value; what is not named stays as it is
 
@@ -183,7 +184,7 @@ class Follower:
         """Put an earlier run on the stage, or the one that is being made back on it."""
         job = self.find(job_id, self.site.owner(request))
         if not isinstance(job, VideoJob):
-            return {self.notice: notice_html("This run is gone.", "error")}
+            return {self.notice: notice_html(GONE, "error")}
         if not job.over:
             self._aside.discard(request.session_hash)
             return {self.stage: stage_view(job)}

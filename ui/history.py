@@ -8,13 +8,14 @@ from typing import Any
 import gradio as gr
 
 from pipeline import VideoRequest
-from ui.follow import Changes, Follower, live_videos, notice_html
+from ui.follow import GONE, Changes, Follower, live_videos, notice_html
 from ui.jobs import VideoJob
 from ui.panels import Fields
 from ui.parts import QUIET, Drawn
 from ui.report import decibels
 from ui.settings import RESTORED_RUN, fill, form_values, remarks
 from ui.store import INTERRUPTED, Record
+from ui.sweep import SWEEP_TAB, SweepPanel
 
 PAGE = 24  # runs shown at first, and more with every press of "Show more"
 
@@ -26,7 +27,6 @@ PSNR = "PSNR {value}"
 SIZE = "{width} × {height}, {frames} frames, {steps} steps, seed {seed}"
 SPARSITY = "sparsity {value:g}"
 MASS = "CDF threshold {value:g}"
-GONE = "This run is gone."
 
 
 class History(Drawn):
@@ -37,9 +37,13 @@ class History(Drawn):
         super().__init__("history", ["history.js"], {"runs": [], "more": False, "shown": ""}, **kwargs)
 
 
-def history_panel(follower: Follower, fields: Fields) -> Callable[..., dict[str, Any]]:
-    """The gallery, and what its buttons do. Returns the function and components that show it anew:
-    `event.then(*refresh)`."""
+def history_panel(
+    follower: Follower, fields: Fields, sweep: SweepPanel, tabs: gr.Tabs
+) -> tuple[Callable[..., dict[str, Any]], list[Any], History]:
+    """The gallery, and what its buttons do; a sweep is shown in its own tab.
+
+    Returns the function and components that show the gallery anew: `event.then(*refresh)`.
+    """
     site, store, notice = follower.site, follower.store, follower.notice
     history = History()
     length = gr.State(PAGE)
@@ -48,7 +52,13 @@ def history_panel(follower: Follower, fields: Fields) -> Callable[..., dict[str,
         return history_view(follower, site.owner(request), shown, limit)
 
     def select(event: gr.EventData, request: gr.Request) -> Changes:
-        return follower.open(request, _id(event))
+        record = store.read(_id(event))
+        if record is None or record.kind != "sweep" or record.owner != site.owner(request):
+            return follower.open(request, _id(event))
+        try:
+            return sweep.open(request, record.id) | {tabs: gr.Tabs(selected=SWEEP_TAB)}
+        except ValueError as error:
+            return {notice: notice_html(str(error), "error")}
 
     def settings(event: gr.EventData, request: gr.Request) -> Changes:
         record = store.read(_id(event))
@@ -73,7 +83,7 @@ def history_panel(follower: Follower, fields: Fields) -> Callable[..., dict[str,
         return refresh(shown, limit + PAGE, request), limit + PAGE
 
     where = [follower.shown, length]
-    parts = [notice, follower.stage, follower.report, follower.shown]
+    parts = [notice, follower.stage, follower.report, follower.shown, tabs, *sweep.parts]
     history.select(select, None, parts, **QUIET).then(refresh, where, history, **QUIET)
     history.edit(settings, None, [notice, *fields.values()], **QUIET)
     history.delete(delete, where, history, **QUIET)
@@ -118,7 +128,7 @@ def run_view(record: Record) -> dict[str, Any]:
         "state": STATES.get(record.state, ""),
         "error": record.error,
         "posters": [[arm, posters[arm]] for arm in sorted(posters)][:2],
-        "playable": record.kind == "video" and any(arm in report for arm in ("dense", "sparse")),
+        "playable": any(report.get(name) for name in ("dense", "sparse", "videos")),
     }
     if isinstance(report.get("speedup"), int | float):
         speedup = report["speedup"]

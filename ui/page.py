@@ -32,7 +32,7 @@ from ui.site import Site
 from ui.stage import Stage
 from ui.static import asset
 from ui.store import DEFAULT_BUDGET, Store
-from ui.sweep import SweepPanel
+from ui.sweep import SWEEP_TAB, SweepPanel
 from ui.theme import theme
 from ui.visitor import Visitors
 from ui.worker import Worker
@@ -89,13 +89,13 @@ def build_page(
             with gr.Column(elem_id="results"):
                 stage = Stage()
                 live = LivePanel(site)
-                with gr.Tabs(elem_id="details", overflow_behavior="wrap"):
+                with gr.Tabs(elem_id="details", overflow_behavior="wrap") as tabs:
                     with gr.Tab("Result", id="result"):
                         report = box("report", report_panel({}, None))
                         code_panel(site, shown)
                     inspector_panel(site, shown)
                     history_tab = gr.Tab("History", id="history")
-                    with gr.Tab("Sweep", id="sweep_tab"):
+                    with gr.Tab("Sweep", id=SWEEP_TAB):
                         sweep = SweepPanel(site, store)
             with gr.Column(elem_id="settings"):
                 with gr.Group(elem_id="attention"):
@@ -149,7 +149,7 @@ def build_page(
 
         follower = Follower(site, store, visitor, watch, notice, stage, report, generate, stop, shown)
         with history_tab:
-            refresh = history_panel(follower, fields)
+            refresh = history_panel(follower, fields, sweep, tabs)
         history_tab.select(*refresh, **QUIET)
 
         async def press(request: gr.Request, ticket: Any, *values: Any) -> AsyncIterator[Changes]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from ui.follow import GONE
 from ui.form import new_seed
 from ui.jobs import VideoJob
 from ui.parts import QUIET, Drawn, box
@@ -17,6 +18,7 @@ from ui.store import Store
 from ui.sweep_job import SweepJob
 from ui.sweep_view import NONE, default_values, plan_html, problem, progress_view, read_sweep, sweep_view
 
+SWEEP_TAB = "sweep_tab"
 NAMES = {
     "Sparsity": "sparsity",
     "CDF threshold": "cdf_threshold",
@@ -28,6 +30,7 @@ HINT = (
     "One video for every pair of values, over the settings of the form; each is compared with a dense video of its own "
     "seed and steps. A chunk is written 4x4x4 (frames, rows, columns), or 4x4x4/4x4x8 for query/key."
 )
+RUNNING = "Another sweep is being made in that tab; stop it, or wait for its end, to see this one."
 
 
 class SweepGrid(Drawn):
@@ -47,7 +50,7 @@ class SweepPanel:
     def __init__(self, site: Site, store: Store) -> None:
         self.site = site
         self.store = store
-        self._last: dict[str, str] = {}  # owner -> id of the newest sweep
+        self._chosen: dict[str, str] = {}  # owner -> id of the sweep in the tab: the newest, or one from the history
         defaults = default_values(site.checkpoint.defaults["num_inference_steps"])
         choices = list(NAMES.items())
         gr.Markdown(HINT, elem_classes="hint")
@@ -85,7 +88,6 @@ class SweepPanel:
         """fields: the form by name. visitor: the browser's ticket. stage, report, shown: where a clip is opened."""
         axes = [self.row_name, self.row_values, self.column_name, self.column_values]
         inputs, names = [*axes, *fields.values()], list(fields)
-        follow = [self.grid, self.run, self.stop]
 
         def plan(*values: Any) -> str:
             return plan_html(self.site, values[:4], dict(zip(names, values[4:], strict=True)))
@@ -101,7 +103,7 @@ class SweepPanel:
                 self.site.worker.submit(job)
             except ValueError as error:
                 return gr.skip(), gr.skip(), gr.skip(), problem(error)
-            self._last[owner] = job.id
+            self._chosen[owner] = job.id
             return *self._follow(request, job), plan(*values)
 
         def press_stop(request: gr.Request) -> tuple:
@@ -124,11 +126,32 @@ class SweepPanel:
         watched = [*axes, *(field for name, field in fields.items() if name not in OF_ONE_VIDEO)]
         gr.on([field.change for field in watched], plan, inputs, self.plan, trigger_mode="always_last", **QUIET)
         shown.change(plan, inputs, self.plan, **QUIET)
-        self.run.click(press, [visitor, *inputs], [*follow, self.plan], **QUIET)
-        self.stop.click(press_stop, None, follow, **QUIET)
-        self.grid.retry(refresh, visitor, follow, **QUIET)
+        self.run.click(press, [visitor, *inputs], [*self.parts, self.plan], **QUIET)
+        self.stop.click(press_stop, None, self.parts, **QUIET)
+        self.grid.retry(refresh, visitor, self.parts, **QUIET)
         self.grid.select(open_cell, None, [stage, report, shown], **QUIET)
-        page.load(refresh, visitor, follow, **QUIET)
+        page.load(refresh, visitor, self.parts, **QUIET)
+
+    @property
+    def parts(self) -> list[Any]:
+        """What another sweep changes in the tab."""
+        return [self.grid, self.run, self.stop]
+
+    def open(self, request: gr.Request, job_id: str) -> dict[Any, Any]:
+        """Changes of the page that put an earlier sweep of this visitor into the tab.
+
+        Raises:
+            ValueError: it is gone, or another one is being made there.
+        """
+        owner = self.site.owner(request)
+        current = self._job(owner)
+        if current is not None and not current.over and current.id != job_id:
+            raise ValueError(RUNNING)
+        job = self._job(owner, job_id)
+        if job is None or job.id != job_id:
+            raise ValueError(GONE)
+        self._chosen[owner] = job_id
+        return dict(zip(self.parts, self._follow(request, job), strict=True))
 
     def _greet(self, request: gr.Request, ticket: Any) -> None:
         # On a page that is just being opened this may come before the page itself has greeted its visitor.
@@ -141,10 +164,10 @@ class SweepPanel:
         return view, gr.update(interactive=not live), gr.update(interactive=live)
 
     def _job(self, owner: str, named: Any = "") -> SweepJob | None:
-        """The named sweep of an owner, or the newest, also when an earlier server made it."""
-        if owner not in self._last:
-            self._last[owner] = self.store.newest(owner, "sweep")
-        for job_id in (named, self._last[owner]):
+        """The named sweep of an owner, or the one in the tab, also when an earlier server made it."""
+        if owner not in self._chosen:
+            self._chosen[owner] = self.store.newest(owner, "sweep")
+        for job_id in (named, self._chosen[owner]):
             job = self.site.worker.find(job_id, owner) if isinstance(job_id, str) and job_id else None
             if isinstance(job, SweepJob):
                 self.site.worker.adopt(job)  # a page asks every second, and would read it again each time
