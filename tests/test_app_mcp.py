@@ -63,10 +63,11 @@ def test_a_tool_is_described_by_its_docstring(tools, tool, words):
     assert words in tools[tool].description
 
 
-def test_parameters_have_types_and_defaults_and_only_the_prompt_is_required(tools):
+def test_parameters_have_types_defaults_and_words_and_only_the_prompt_is_required(tools):
     schema = tools["generate"].inputSchema
     assert schema["required"] == ["prompt"]
     assert schema["properties"]["width"].items() >= {"type": "integer", "default": 96}.items()
+    assert all(value["description"] for tool in tools.values() for value in tool.inputSchema["properties"].values())
     assert schema["properties"]["chunk_q"].items() >= {"type": "array", "default": [4, 4, 4]}.items()
 
 

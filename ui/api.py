@@ -288,6 +288,8 @@ def _publish(
         ],
         return_annotation=tuple[tuple(kind for _, kind in returns)] if len(returns) > 1 else returns[0][1],
     )
+    # MCP clients are told of a parameter what the docstring says of it
+    endpoint.__doc__ = "\n".join([handler.__doc__, "Args:", *(f"{name}: {text}" for name, _, _, text in table)])
     event = gr.api(
         endpoint,
         api_name=handler.__name__,

@@ -9,11 +9,16 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import takewhile
 
-from ui.eta import Durations, seconds_left
+from ui.eta import Durations, duration_text, seconds_left
 from ui.jobs import Job
 
 QUEUE_FULL = "{count} jobs are waiting and the limit is {limit}; try again when some of them are done"
 YOUR_QUEUE_FULL = "{count} jobs of yours are waiting and the limit is {limit}; stop one or let one finish first"
+WAIT_FOR_ONE = "Waiting for 1 other job…"
+WAIT_FOR_MANY = "Waiting for {ahead} other jobs…"
+WAIT_FOR_ONE_ABOUT = "Waiting for 1 other job, about {time}…"
+WAIT_FOR_MANY_ABOUT = "Waiting for {ahead} other jobs, about {time}…"
+STARTING = "Starting…"
 
 
 class JobQueue:
@@ -126,6 +131,16 @@ class JobQueue:
         turns = self._turns()
         jobs = [other for other, _ in turns]
         return list(dict.fromkeys(jobs[: jobs.index(job)])) if job in jobs else []
+
+    def waiting_text(self, job: Job) -> str:
+        """How many jobs run before this one does, and how long they take, where that can be told."""
+        ahead, seconds = len(self.before(job)), self.wait_seconds(job)
+        if not ahead:
+            return STARTING
+        if seconds is None:
+            return WAIT_FOR_ONE if ahead == 1 else WAIT_FOR_MANY.format(ahead=ahead)
+        text = WAIT_FOR_ONE_ABOUT if ahead == 1 else WAIT_FOR_MANY_ABOUT
+        return text.format(ahead=ahead, time=duration_text(seconds))
 
     def wait_seconds(self, job: Job) -> float | None:
         """Seconds until a waiting job runs; 0 for one that does, None when nothing like those before it has run."""

@@ -19,7 +19,6 @@ from pipeline import Cancelled, StepUpdate, inspect_checkpoint
 from pipeline.limits import Device
 from ui.engine import EngineDied, EngineProcess, InProcess, Load
 from ui.errands import Calibration, Loading
-from ui.eta import duration_text
 from ui.jobs import Generator, Job, tell
 from ui.queue import JobQueue
 from ui.sentences import sentence
@@ -41,11 +40,6 @@ BUSY = "{name} is making a video"
 BUSY_WAITING = "{name} is making a video, {waiting} waiting"
 CLOSING = "the server is shutting down; try again when it runs again"
 WAIT_FOR_LOADING = "{message}. Your video starts as soon as it is loaded."
-WAIT_FOR_ONE = "Waiting for 1 other job…"
-WAIT_FOR_MANY = "Waiting for {ahead} other jobs…"
-WAIT_FOR_ONE_ABOUT = "Waiting for 1 other job, about {time}…"
-WAIT_FOR_MANY_ABOUT = "Waiting for {ahead} other jobs, about {time}…"
-STARTING = "Starting…"
 
 
 class Worker:
@@ -184,16 +178,7 @@ class Worker:
         """Why a submitted job does not run yet."""
         if self.state == "loading":
             return WAIT_FOR_LOADING.format(message=self.message)
-        ahead = self.ahead(job)
-        if not ahead:
-            return STARTING
-        seconds = self.queue.wait_seconds(job)
-        if seconds is None:
-            return WAIT_FOR_ONE if ahead == 1 else WAIT_FOR_MANY.format(ahead=ahead)
-        about = duration_text(seconds)
-        return (
-            WAIT_FOR_ONE_ABOUT.format(time=about) if ahead == 1 else WAIT_FOR_MANY_ABOUT.format(ahead=ahead, time=about)
-        )
+        return self.queue.waiting_text(job)
 
     def status(self) -> dict[str, Any]:
         """The worker in one line: {"state": loading|ready|busy|failed, "message": sentence}."""
