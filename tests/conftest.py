@@ -1,10 +1,14 @@
 """Fixtures shared by the tests: the random checkpoint, written and loaded once per run, and the browser."""
 
+import signal
 import tempfile
 
 import pytest
 
 import pipeline  # noqa: F401  before any test imports PyTorch: it sets how threads wait
+
+# A shell's background job ignores Ctrl-C, and so would every program that a test starts in order to interrupt it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
