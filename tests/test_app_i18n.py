@@ -162,6 +162,7 @@ def test_a_chinese_browser_gets_a_chinese_page_that_can_be_switched(page):
     page.get_by_role("tab", name="历史").click()
     expect(page.locator(".history-prompt")).to_have_text("Stop")
     expect(page.locator(".history-title b")).to_have_text("稠密与稀疏")
+    expect(page.locator(".live-windows button")).to_have_text(["本次运行", "2 分钟", "15 分钟", "1 小时"])
 
     page.get_by_role("button", name="English", exact=True).click()
     expect(page.locator("html")).to_have_attribute("lang", "en")

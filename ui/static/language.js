@@ -9,7 +9,7 @@
   const FOREIGN = '[translate="no"], textarea, pre, code, script, style';
   const ATTRIBUTES = ['aria-label', 'aria-valuetext', 'title', 'placeholder', 'alt'];
   const LONGEST = 1000;
-  const WORD = /[A-Za-z]{2}/;
+  const WORD = /[A-Za-z]{2}|\d h\b/; // what may be English: two letters, or an hour
   const HOLE = /\{([#=]?)(\w+)\}/g;
   const CHINESE = /[\u4e00-\u9fff]/;
   // Where a text that is not in the catalogue as a whole may be cut, and what then stands between its parts.
