@@ -195,10 +195,10 @@ class Follower:
         return self.show(job)
 
     def press_stop(self, request: gr.Request, watched: Any) -> str:
-        """Stop the job that the page follows."""
+        """Stop the job that the page follows, or the visitor's oldest when the page has not yet heard its name."""
         owner = self.site.owner(request)
         named = watched.get("job") if isinstance(watched, dict) else ""
-        job = self.site.worker.find(named, owner) if named else None
+        job = self.site.worker.find(named, owner) if named else job_to_follow(self.site, owner, named)
         if job is None or job.over:
             return notice_html("Nothing is running.")
         self.site.worker.stop(job)
