@@ -96,7 +96,7 @@ class FakePipeline:
             update = StepUpdate("denoise", step, request.steps, seconds, lambda: frames[::4, ::8, ::8])
             on_step(update)
             while step == 1 and number > self._unheld:
-                time.sleep(0.05)
+                time.sleep(0.4)  # a busy browser must keep up with what is reported
                 self.reports_while_held += 1
                 on_step(update)
         denoise = time.monotonic() - started
