@@ -194,15 +194,18 @@ class Follower:
             self._aside.add(request.session_hash)
         return self.show(job)
 
-    def press_stop(self, request: gr.Request, watched: Any) -> str:
-        """Stop the job that the page follows, or the visitor's oldest when the page has not yet heard its name."""
+    def press_stop(self, request: gr.Request, watched: Any) -> Any:
+        """Stop the job that the page follows, or the visitor's oldest when the page has not yet heard its name.
+
+        What becomes of it is said by `follow` alone: said here as well, it could arrive after the job's end was told.
+        """
         owner = self.site.owner(request)
         named = watched.get("job") if isinstance(watched, dict) else ""
         job = self.site.worker.find(named, owner) if named else job_to_follow(self.site, owner, named)
         if job is None or job.over:
             return notice_html("Nothing is running.")
         self.site.worker.stop(job)
-        return notice_html("Stopping at the next step…")
+        return gr.skip()
 
     def _watch(self, request: gr.Request, job: Job | None = None) -> dict[str, Any]:
         following = {"job": job.id, "version": job.version} if job is not None else {"job": "", "version": 0}
