@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 import torch
 from app_server import until
 from fake_pipeline import FakePipeline
+from programs import interrupted_while_importing
 
 from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint, limits
 from pipeline import device as devices
@@ -40,25 +40,7 @@ print([name for name in {HEAVY} if name in sys.modules])
 
 @pytest.mark.parametrize("module", [pytest.param("pandas", id="gradio"), pytest.param("ui.page", id="page")])
 def test_interrupted_while_importing(tmp_path, module):
-    """A hook sends the signal just as that module is about to be imported."""
-    (tmp_path / "sitecustomize.py").write_text(f"""
-import signal, sys
-
-class Finder:
-    def find_spec(self, name, path=None, target=None):
-        if name == {module!r}:
-            signal.raise_signal(signal.SIGINT)
-
-sys.meta_path.insert(0, Finder())
-""")
-    done = subprocess.run(
-        [sys.executable, "app.py"],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = interrupted_while_importing(module, tmp_path, "app.py")
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from programs import interrupted_while_importing
 
 from pipeline.cli import main
 
@@ -120,25 +121,7 @@ def test_signals(tiny_checkpoint, tmp_path, monkeypatch, capsys, number, code):
     "module", [pytest.param("torch", id="package"), pytest.param("pipeline.inspection", id="command line")]
 )
 def test_interrupted_while_importing(tmp_path, module):
-    """A hook sends the signal just as that module is about to be imported."""
-    (tmp_path / "sitecustomize.py").write_text(f"""
-import signal, sys
-
-class Finder:
-    def find_spec(self, name, path=None, target=None):
-        if name == {module!r}:
-            signal.raise_signal(signal.SIGINT)
-
-sys.meta_path.insert(0, Finder())
-""")
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline", "info"],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = interrupted_while_importing(module, tmp_path, "-m", "pipeline", "info")
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 

@@ -1,13 +1,8 @@
 """The forward for large videos, against the plain one (which test_pipeline_parity.py holds against the original)."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from programs import run_interpreted
 from random_dit import random_dit, random_inputs
 
 from bsa import BlockLayout, BSAConfig, Grid, block_sparse_attention
@@ -109,12 +104,7 @@ FORWARDS = ("forward-dense", "forward-ragged")
 @pytest.fixture(scope="module")
 def interpreted():
     pytest.importorskip("triton")
-    program = Path(__file__).with_name("fused_interpreter.py")
-    env = {**os.environ, "OMP_NUM_THREADS": "2", "TRITON_INTERPRET": "1", "TORCHDYNAMO_DISABLE": "1"}
-    env["PYTHONPATH"] = os.pathsep.join(map(str, (program.parents[1], program.parent)))
-    done = subprocess.run([sys.executable, program], capture_output=True, text=True, env=env)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return run_interpreted("fused_interpreter.py")
 
 
 @pytest.mark.parametrize("name", (*KERNELS, *FORWARDS))

@@ -1,14 +1,11 @@
 """8-bit products of the transformer's blocks: numbers against float64, memory by arithmetic, what is refused."""
 
 import importlib.util
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from programs import run_interpreted
 from random_dit import random_dit, random_inputs
 from torch import nn
 
@@ -169,12 +166,7 @@ def test_what_cannot_be_converted_is_left_as_it_was():
 
 def test_interpreted_kernels_scale_the_rows_as_the_functions_in_pytorch():
     pytest.importorskip("triton")
-    program = Path(__file__).with_name("fp8_interpreter.py")
-    env = {**os.environ, "OMP_NUM_THREADS": "2", "TRITON_INTERPRET": "1", "TORCHDYNAMO_DISABLE": "1"}
-    env["PYTHONPATH"] = os.pathsep.join(map(str, (program.parents[1], program.parent)))
-    done = subprocess.run([sys.executable, program], capture_output=True, text=True, env=env)
-    assert done.returncode == 0, done.stderr[-3000:]
-    errors = json.loads(done.stdout.splitlines()[-1])
+    errors = run_interpreted("fp8_interpreter.py")
     assert set(errors) == {"norm", "residual-norm", "swiglu", "quantise"}
     # fp32 throughout, sums of 48 terms: the interpreter cannot round to 8 bits, so that step is left out on both sides.
     assert max(errors.values()) < 2e-6, errors
