@@ -69,8 +69,6 @@ def _existing(path: str | Path) -> Path:
 
 def _frames(path: Path) -> Iterator[tuple[bytes, tuple[int, int], float]]:
     """(rgb24 bytes, (height, width), frames per second) of each frame."""
-    import imageio_ffmpeg  # not everywhere, see pipeline.video
-
     damaged = f"the clip {path.name} cannot be decoded; copy or download it again"
     count = 0
     try:
