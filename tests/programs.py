@@ -14,7 +14,7 @@ ROOT = HERE.parent
 
 
 def interrupted_while_importing(module: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run Python in the repository; a hook, written to `folder`, sends SIGINT just as `module` is about to be imported."""
+    """Run Python in the repository; a hook, written to `folder`, sends SIGINT when `module` is about to be imported."""
     (folder / "sitecustomize.py").write_text(f"""
 import signal, sys
 

@@ -134,9 +134,10 @@ class JobQueue:
 
     def waiting_text(self, job: Job) -> str:
         """How many jobs run before this one does, and how long they take, where that can be told."""
-        ahead, seconds = len(self.before(job)), self.wait_seconds(job)
+        ahead = len(self.before(job))
         if not ahead:
             return STARTING
+        seconds = self.wait_seconds(job)
         if seconds is None:
             return WAIT_FOR_ONE if ahead == 1 else WAIT_FOR_MANY.format(ahead=ahead)
         text = WAIT_FOR_ONE_ABOUT if ahead == 1 else WAIT_FOR_MANY_ABOUT
