@@ -1,4 +1,8 @@
-"""Fixtures shared by the tests: the random checkpoint, written and loaded once per run, and the browser."""
+"""Fixtures shared by the tests: the random checkpoint, written and loaded once per run, and the browser.
+
+Tests in a browser are run once more when they fail, as Playwright's own runner does: a machine that is busy with other
+things may starve Chromium. The summary lists them, and one that fails twice has failed.
+"""
 
 import signal
 import tempfile
@@ -9,6 +13,21 @@ import pipeline  # noqa: F401  before any test imports PyTorch: it sets how thre
 
 # A shell's background job ignores Ctrl-C, and so would every program that a test starts in order to interrupt it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(config, items):
+    again = config.pluginmanager.hasplugin("rerunfailures")  # -p no:rerunfailures shows every failure
+    for item in items:
+        if in_browser(item):
+            item.add_marker("browser")
+            if again:
+                item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+def in_browser(item) -> bool:
+    """By its fixtures, or by its own mark `browser.needs_chromium` where it starts Chromium itself."""
+    reasons = [mark.kwargs.get("reason", "") for mark in item.own_markers]
+    return not {"browser", "page"}.isdisjoint(item.fixturenames) or any("no chromium" in reason for reason in reasons)
 
 
 @pytest.fixture(scope="session", autouse=True)
