@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -48,19 +49,60 @@ class Watch:
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
 
 
-def open_page(browser: Browser, address: str, watch: Watch | None = None, width: int = 1440, height: int = 900) -> Page:
-    page = browser.new_context(viewport={"width": width, "height": height}).new_page()
+def open_page(
+    browser: Browser, address: str, watch: Watch | None = None, width: int = 1440, height: int = 900, **context: Any
+) -> Page:
+    """The page in a context of its own, once its form has the values that it will have. context: further options."""
+    page = browser.new_context(viewport={"width": width, "height": height}, **context).new_page()
     page.set_default_timeout(WAIT_MS)
     if watch is not None:
         watch.attach(page, address)
     # "networkidle" never comes, because the page asks for readings every second
     page.goto(address, wait_until="domcontentloaded")
-    expect(button(page, "Generate")).to_be_enabled()
+    expect(page.locator("#generate")).to_be_enabled()
     return page
+
+
+def reload(page: Page) -> None:
+    """Load the page again and wait until its form has the values that it will have."""
+    page.reload(wait_until="domcontentloaded")
+    expect(page.locator("#generate")).to_be_enabled()
 
 
 def button(page: Page, name: str) -> Locator:
     return page.get_by_role("button", name=name, exact=True)
+
+
+def drawn(page: Page) -> None:
+    """What the page had to do until its next picture is done, and the picture is shown."""
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+def open_group(page: Page, name: str) -> None:
+    page.get_by_role("button", name=name).click()
+    drawn(page)
+
+
+def open_tab(page: Page, name: str) -> None:
+    page.get_by_role("tab", name=name, exact=True).click()
+    drawn(page)
+
+
+def fill(box: Locator, value: Any) -> None:
+    """Type a value and leave the field.
+
+    Gradio makes the fields of a group or a tab when it is opened, and gives them their values again just before they
+    are drawn: a script can type earlier than that, and would lose what it typed.
+    """
+    expect(box).to_be_visible()
+    drawn(box.page)
+    box.fill(str(value))
+    box.press("Tab")
+    expect(box).to_have_value(str(value))
+
+
+def fill_number(page: Page, label: str, value: float) -> None:
+    fill(page.get_by_label(label, exact=True), value)
 
 
 def notice(page: Page) -> Locator:

@@ -32,6 +32,19 @@ class FakeHub:
     pause: float = 0.0
     sent: dict[str, int] = field(default_factory=dict)
     ranges: list[str] = field(default_factory=list)
+    going: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.going.set()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While this lasts, no file comes to its end."""
+        self.going.clear()
+        try:
+            yield
+        finally:
+            self.going.set()
 
     def listing(self) -> dict:
         files = [path for path in self.root.rglob("*") if path.is_file()]
@@ -117,6 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not with_body:
             return
         piece = 64 * 1024
+        hub.going.wait()
         for begin in range(0, len(content), piece):
             if hub.break_after and total > hub.break_after and begin >= hub.break_after:
                 hub.break_after = 0

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 from app_server import running_page, until
-from browser import Watch, button, expect_playing, generate, needs_chromium, notice, open_page, video
+from browser import (
+    Watch,
+    button,
+    expect_playing,
+    fill_number,
+    generate,
+    needs_chromium,
+    notice,
+    open_group,
+    open_page,
+    video,
+)
 from fake_pipeline import FakePipeline
 from playwright.sync_api import expect
 
@@ -29,16 +40,6 @@ def page(browser, address):
     page = open_page(browser, address)
     yield page
     page.context.close()
-
-
-def fill_number(page, label, value):
-    field = page.get_by_label(label, exact=True)
-    field.fill(str(value))
-    field.press("Tab")
-
-
-def open_group(page, name):
-    page.get_by_role("button", name=name).click()
 
 
 def test_two_playing_videos_without_foreign_requests_or_complaints(browser, address):
@@ -201,12 +202,14 @@ def test_no_sideways_scrolling(browser, address, width):
     generate(page)
     for name in ("Chunk shapes and block selection", "Size, frames, steps, guidance, seed"):
         open_group(page, name)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    boxes = [page.locator(f'.tile[data-arm="{arm}"]').bounding_box() for arm in ("dense", "sparse")]
+    page.wait_for_function("width => document.documentElement.scrollWidth <= width", arg=width)
+    dense, sparse = page.evaluate(
+        "['dense', 'sparse'].map((arm) => document.querySelector(`.tile[data-arm=${arm}]`).getBoundingClientRect())"
+    )
     if width == 390:
-        assert boxes[1]["y"] >= boxes[0]["y"] + boxes[0]["height"], "the videos are not stacked"
+        assert sparse["y"] >= dense["y"] + dense["height"], "the videos are not stacked"
     else:
-        assert boxes[0]["y"] == boxes[1]["y"], "the videos are not side by side"
+        assert dense["y"] == sparse["y"], "the videos are not side by side"
     page.context.close()
 
 

@@ -14,7 +14,7 @@ import imageio_ffmpeg
 import psutil
 import pytest
 from app_server import free_port, until
-from browser import button, chromium, expect_playing, needs_chromium, notice, open_page
+from browser import button, chromium, expect_playing, fill_number, needs_chromium, notice, open_group, open_page
 from gradio_client import Client
 from playwright.sync_api import expect
 
@@ -61,10 +61,8 @@ def answers(url: str) -> bool:
 def test_press_generate_and_see_two_playing_videos(address):
     with chromium() as browser:
         page = open_page(browser, address)
-        page.get_by_role("button", name="Size, frames, steps, guidance, seed").click()
-        steps = page.get_by_label("number input for Denoising steps")
-        steps.fill(str(STEPS))
-        steps.press("Tab")
+        open_group(page, "Size, frames, steps, guidance, seed")
+        fill_number(page, "number input for Denoising steps", STEPS)
         button(page, "Generate").click()
         expect(notice(page)).to_contain_text("Done with seed", timeout=RUN_MS)
         expect_playing(page, "dense")

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from app_server import running_page, until
-from browser import button, chromium, expect_playing, needs_chromium, notice, open_page
+from browser import button, chromium, expect_playing, fill_number, needs_chromium, notice, open_group, open_page
 from fake_pipeline import FakePipeline
 from gradio_client import Client
 from gradio_client.exceptions import AppError
@@ -196,22 +196,18 @@ def test_the_plan_follows_the_form_and_refuses_in_time(tmp_path):
         outlook = page.locator("#plan .outlook")
         expect(outlook).to_contain_text("sparse")
         before = outlook.locator("dd").first.inner_text()
-        page.get_by_role("button", name="Size, frames, steps, guidance, seed").click()
-        frames = page.get_by_label("Frames", exact=True)
-        frames.fill("241")
-        frames.press("Tab")
+        open_group(page, "Size, frames, steps, guidance, seed")
+        fill_number(page, "Frames", 241)
         expect(outlook.locator("dd").first).not_to_have_text(before)
         expect(outlook.locator(".fits")).to_have_text("fits")
 
-        frames.fill("400001")
-        frames.press("Tab")
+        fill_number(page, "Frames", 400001)
         expect(page.locator("#plan")).to_contain_text("Cannot run. 256x256 with 400001 frames needs about")
         button(page, "Generate").click()
         expect(notice(page)).to_contain_text("256x256 with 400001 frames needs about")
         assert not list(tmp_path.glob("*/*.mp4"))
 
-        frames.fill("5")
-        frames.press("Tab")
+        fill_number(page, "Frames", 5)
         page.get_by_label("Prompt", exact=True).fill(next(iter(EXAMPLES.values())))
         button(page, "Generate").click()
         expect_playing(page, "sparse")

@@ -7,10 +7,21 @@ import shutil
 
 import pytest
 from app_server import running_page, until
-from browser import Watch, button, expect_playing, generate, needs_chromium, notice, open_page, video
+from browser import (
+    Watch,
+    button,
+    expect_playing,
+    fill_number,
+    generate,
+    needs_chromium,
+    notice,
+    open_group,
+    open_page,
+    video,
+)
 from fake_pipeline import FakePipeline
 from playwright.sync_api import expect
-from test_app_browser import EVIL, fill_number, open_group
+from test_app_browser import EVIL
 
 from pipeline import VideoRequest
 from ui.history import run_view
@@ -202,5 +213,5 @@ def test_no_sideways_scrolling(browser, address, width):
     make(page, "word" * 200, "Dense only")
     runs(page)
     page.set_viewport_size({"width": width, "height": 900})
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.wait_for_function("width => document.documentElement.scrollWidth <= width", arg=width)
     page.context.close()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from app_server import running_page
-from browser import WAIT_MS, Watch, needs_chromium, notice, open_page
+from browser import Watch, fill_number, needs_chromium, notice, open_group, open_page, reload
 from fake_pipeline import FakePipeline
 from playwright.sync_api import expect
 
@@ -97,9 +97,7 @@ def address(tmp_path_factory):
 @pytest.fixture
 def page(browser, address):
     """As somebody sees it whose browser is Chinese."""
-    page = browser.new_context(viewport={"width": 1440, "height": 900}, locale="zh-CN").new_page()
-    page.set_default_timeout(WAIT_MS)
-    page.goto(address, wait_until="domcontentloaded")
+    page = open_page(browser, address, locale="zh-CN")
     expect(page.get_by_role("button", name="生成", exact=True)).to_be_enabled()
     yield page
     page.context.close()
@@ -172,16 +170,15 @@ def test_a_chinese_browser_gets_a_chinese_page_that_can_be_switched(page):
     left = [line for line in page.locator("body").inner_text().splitlines() if CHINESE.search(line)]
     assert left == ["中文"]
 
-    page.reload(wait_until="domcontentloaded")
+    reload(page)
     expect(page.get_by_role("button", name="Generate", exact=True)).to_be_enabled()
     expect(page.locator("html")).to_have_attribute("lang", "en")
 
 
 @needs_chromium
 def test_refusals_keep_their_numbers_in_chinese(page):
-    page.get_by_role("button", name="尺寸、帧数、步数、引导强度、种子").click()
-    page.get_by_label("宽度", exact=True).fill("830")
-    page.get_by_label("宽度", exact=True).press("Tab")
+    open_group(page, "尺寸、帧数、步数、引导强度、种子")
+    fill_number(page, "宽度", 830)
     expect(page.locator("#plan")).to_contain_text("宽度 830 不是 16 的倍数；可用 816 或 832。")
 
 

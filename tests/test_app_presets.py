@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from app_server import running_page
-from browser import button, chromium, needs_chromium, open_page
+from browser import button, chromium, fill, needs_chromium, open_group, open_page
 from fake_hub import FakeHub, serving
 from fake_pipeline import FakePipeline
 from playwright.sync_api import expect
@@ -187,7 +187,7 @@ class TestModelChange:
 def test_a_preset_fills_the_form_and_the_others_say_what_is_missing(tmp_path):
     with running_page(FakePipeline(), tmp_path, INFO) as address, chromium() as browser:
         page = open_page(browser, address)
-        page.get_by_role("button", name="Presets and model").click()
+        open_group(page, "Presets and model")
         row = page.locator(".preset", has_text="LongCat 480p")
         expect(button(page, "LongCat 480p")).to_be_disabled()
         expect(row).to_contain_text("Needs LongCat-Video and")
@@ -196,26 +196,26 @@ def test_a_preset_fills_the_form_and_the_others_say_what_is_missing(tmp_path):
         expect(page.locator("#model")).to_have_count(0)
         button(page, "Low memory").click()
         expect(page.locator("#plan")).to_contain_text("8 × 10 × 10 = 800 tokens")
-        page.get_by_role("button", name="Size, frames, steps, guidance, seed").click()
+        open_group(page, "Size, frames, steps, guidance, seed")
         expect(page.get_by_label("Width", exact=True)).to_have_value("160")
 
 
 @needs_chromium
 def test_another_model_from_the_hub(tmp_path, hub, monkeypatch):
     monkeypatch.setattr(Worker, "load", Switching.load)
-    hub.pause = 0.02
     with running_page(FakePipeline(), tmp_path, INFO, model_switch=True, device="cpu") as address:
         with chromium() as browser:
             page = open_page(browser, address)
-            page.get_by_role("button", name="Presets and model").click()
+            open_group(page, "Presets and model")
             field = page.locator("#model").get_by_role("textbox")
-            field.fill("nobody/nothing")
+            fill(field, "nobody/nothing")
             button(page, "Load model").click()
             status = page.locator("#model-status")
             expect(status).to_contain_text("There is neither a folder nobody/nothing here nor")
-            field.fill(hub.repo)
-            button(page, "Load model").click()
-            expect(button(page, "Cancel")).to_be_enabled()
+            fill(field, hub.repo)
+            with hub.held():
+                button(page, "Load model").click()
+                expect(button(page, "Cancel")).to_be_enabled()
             expect(status).to_contain_text("is loaded. The form has its settings now.")
             expect(button(page, "Embedded tiny (CPU)")).to_be_disabled()
             # its own size, 64x64 with 29 frames

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import pytest
 from app_server import running_page, until
-from browser import WAIT_MS, button, expect_playing, generate, needs_chromium, notice, open_page, video
+from browser import (
+    WAIT_MS,
+    button,
+    expect_playing,
+    fill_number,
+    generate,
+    needs_chromium,
+    notice,
+    open_group,
+    open_page,
+    video,
+)
 from fake_pipeline import FakePipeline
 from gradio_client import Client
 from playwright.sync_api import expect
-from test_app_browser import fill_number, open_group
 
 pytestmark = needs_chromium
 
@@ -68,6 +78,7 @@ def running(page) -> None:
 
 
 def test_reload_follows_the_running_job_to_its_result(page, address, fake):
+    before = fake.steps_done
     with fake.held():
         begin(page, fake)
         prompt = fake.requests[-1].prompt
@@ -80,7 +91,7 @@ def test_reload_follows_the_running_job_to_its_result(page, address, fake):
     expect_playing(page, "dense")
     expect(page.locator("#report")).to_contain_text("Denoising")
     expect(button(page, "Generate")).to_be_enabled()
-    assert fake.steps_done == STEPS
+    assert fake.steps_done == before + STEPS
 
 
 def test_reload_after_the_end_shows_the_last_result(page, fake):
@@ -126,11 +137,9 @@ def test_a_closed_page_ends_nothing(browser, address, fake):
         page.context.close()
     until(lambda: not fake.running, "the end of the run")
     assert fake.steps_done == before + STEPS
-    context = browser.new_context(storage_state=state)
-    page = context.new_page()
-    opened(page, address)
+    page = open_page(browser, address, storage_state=state)
     expect_playing(page, "dense")
-    context.close()
+    page.context.close()
 
 
 def test_a_waiting_job_is_taken_up_too(page, browser, address, fake):
@@ -204,10 +213,8 @@ def test_results_survive_a_restart_of_the_server(browser, tmp_path):
         port = address.rpartition(":")[2]
         for origin in state["origins"]:
             origin["origin"] = f"http://127.0.0.1:{port}"
-        context = browser.new_context(storage_state=state)
-        page = context.new_page()
-        opened(page, address)
+        page = open_page(browser, address, storage_state=state)
         expect_playing(page, "dense")
         expect_playing(page, "sparse")
         expect(page.locator("#report")).to_contain_text("denoising speed-up")
-        context.close()
+        page.context.close()

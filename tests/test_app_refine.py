@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from app_server import running_page
-from browser import button, chromium, generate, needs_chromium, notice, open_page, video
+from browser import button, chromium, expect_playing, generate, needs_chromium, notice, open_group, open_page, video
 from fake_pipeline import CHECKPOINT, FakePipeline
 from gradio_client import Client
 from gradio_client.exceptions import AppError
@@ -135,7 +135,7 @@ def test_refine_the_clip_on_the_stage(tmp_path):
     pipeline = FakePipeline(step_seconds=0)
     with running_page(pipeline, tmp_path, ADAPTED) as address, chromium() as browser:
         page = open_page(browser, address)
-        page.get_by_role("button", name="Presets and model").click()
+        open_group(page, "Presets and model")
         row = page.locator(".preset", has_text="Makes a finer, larger clip")
         expect(row).to_contain_text("Missing here: a clip on the stage")
         generate(page)
@@ -146,6 +146,7 @@ def test_refine_the_clip_on_the_stage(tmp_path):
         expect(page.locator("#plan")).to_contain_text("12 × 6 × 9 = 648 tokens")
         generate(page)
         for arm in ("dense", "sparse"):
+            expect_playing(page, arm)
             assert video(page, arm).evaluate("video => [video.videoWidth, video.videoHeight]") == [144, 96]
         expect(page.locator("#report")).to_contain_text("clip.mp4, from noise level 0.5 of a schedule of 50 steps")
         dense, sparse = pipeline.requests[-2:]
@@ -166,7 +167,7 @@ def test_refine_the_clip_on_the_stage(tmp_path):
 def test_a_file_is_refined_or_refused_with_the_reason(tmp_path, clip):
     with running_page(FakePipeline(step_seconds=0), tmp_path / "out", ADAPTED) as address, chromium() as browser:
         page = open_page(browser, address)
-        page.get_by_role("button", name="Refine a clip").click()
+        open_group(page, "Refine a clip")
         page.locator("#refine-clip input[type=file]").set_input_files(clip.path)
         expect(notice(page)).to_contain_text("9 frames of 96 × 64 will become 18")
         page.get_by_label("Twice as many frames").click()
@@ -178,7 +179,7 @@ def test_a_file_is_refined_or_refused_with_the_reason(tmp_path, clip):
         expect(notice(page)).to_contain_text("is not an MP4 video")
     with running_page(FakePipeline(), tmp_path / "none") as address, chromium() as browser:
         page = open_page(browser, address)
-        page.get_by_role("button", name="Refine a clip").click()
+        open_group(page, "Refine a clip")
         page.locator("#refine-clip input[type=file]").set_input_files(clip.path)
         expect(notice(page)).to_contain_text("has no LoRA adapter 'refine' (there is none)")
         expect(page.locator("#refine-clip input[type=file]")).to_be_attached()  # taken off again

@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 from app_server import running_page, until
-from browser import Watch, button, expect_playing, needs_chromium, open_page
+from browser import Watch, button, expect_playing, fill, needs_chromium, open_page, open_tab, reload
 from fake_pipeline import FakePipeline
 from playwright.sync_api import Page, expect
 
@@ -32,13 +32,9 @@ class Fragile(FakePipeline):
         return super().generate_frames(request, on_step, output)
 
 
-def open_tab(page: Page) -> None:
-    page.get_by_role("tab", name="Sweep", exact=True).click()
-
-
-def fill(page: Page, rows: str, columns: str = "4x4x4") -> None:
-    page.get_by_label("Values of the rows").fill(rows)
-    page.get_by_label("Values of the columns").fill(columns)
+def write(page: Page, rows: str, columns: str = "4x4x4") -> None:
+    fill(page.get_by_label("Values of the rows"), rows)
+    fill(page.get_by_label("Values of the columns"), columns)
 
 
 def status(page: Page):
@@ -53,8 +49,8 @@ def test_a_grid_its_plot_its_files_and_a_clip_on_the_stage(browser, tmp_path):
     with running_page(Fragile(), tmp_path) as address:
         watch = Watch()
         page = open_page(browser, address, watch)
-        open_tab(page)
-        fill(page, "0.5, 0.75, 0.9", "2x4x4, 4x4x4")
+        open_tab(page, "Sweep")
+        write(page, "0.5, 0.75, 0.9", "2x4x4, 4x4x4")
         expect(page.locator("#sweep_plan")).to_contain_text("6 sparse and 1 dense videos")
         button(page, "Run sweep").click()
         expect(status(page)).to_contain_text("5 videos in")
@@ -74,7 +70,7 @@ def test_a_grid_its_plot_its_files_and_a_clip_on_the_stage(browser, tmp_path):
 
         # one point per measured video and the dense one; the numbers are told by focus and by name
         points = page.locator(".sweep-chart .point")
-        assert points.count() == 5
+        expect(points).to_have_count(5)
         names = [point.get_attribute("aria-label") for point in points.all()]
         assert sum(name.startswith("Dense:") for name in names) == 1
         page.locator('.sweep-chart .point[role="button"]').first.focus()
@@ -104,12 +100,12 @@ def test_a_reload_finds_the_running_sweep_and_stop_keeps_what_is_done(browser, t
     fake = FakePipeline()
     with running_page(fake, tmp_path) as address, fake.held(after=2):
         page = open_page(browser, address)
-        open_tab(page)
-        fill(page, "0.25, 0.5, 0.75", "2x4x4, 4x4x4")
+        open_tab(page, "Sweep")
+        write(page, "0.25, 0.5, 0.75", "2x4x4, 4x4x4")
         button(page, "Run sweep").click()
         expect(cell(page, 0, 0)).to_have_attribute("data-state", "done")
-        page.reload(wait_until="domcontentloaded")
-        open_tab(page)
+        reload(page)
+        open_tab(page, "Sweep")
         expect(cell(page, 0, 0)).to_have_attribute("data-state", "done")
         expect(button(page, "Run sweep")).to_be_disabled()
         button(page, "Stop sweep").click()
@@ -119,13 +115,13 @@ def test_a_reload_finds_the_running_sweep_and_stop_keeps_what_is_done(browser, t
         (document,) = tmp_path.glob("*/sweep.json")
         made = json.loads(document.read_text())
         assert len(made["cells"]) == 1
-        page.reload(wait_until="domcontentloaded")
-        open_tab(page)
+        reload(page)
+        open_tab(page, "Sweep")
         expect(cell(page, 0, 0)).to_have_attribute("data-state", "done")
         expect(status(page)).to_contain_text("Stopped: ")
         # somebody else sees nothing of it
         other = open_page(browser, address)
-        open_tab(other)
+        open_tab(other, "Sweep")
         other.wait_for_timeout(1500)
         expect(other.locator(".sweep-grid .clip")).to_have_count(0)
 
@@ -135,8 +131,8 @@ def test_a_sweep_survives_a_restart_of_the_server(browser, tmp_path):
     fake = FakePipeline()
     with fake.held(after=3), running_page(fake, tmp_path) as address:
         page = open_page(browser, address)
-        open_tab(page)
-        fill(page, "0.25, 0.5, 0.75")
+        open_tab(page, "Sweep")
+        write(page, "0.25, 0.5, 0.75")
         button(page, "Run sweep").click()
         expect(cell(page, 1, 0)).to_have_attribute("data-state", "done")
         state = page.context.storage_state()
@@ -144,9 +140,8 @@ def test_a_sweep_survives_a_restart_of_the_server(browser, tmp_path):
     with running_page(FakePipeline(), tmp_path) as address:
         for origin in state["origins"]:
             origin["origin"] = address
-        page = browser.new_context(storage_state=state).new_page()
-        page.goto(address, wait_until="domcontentloaded")
-        open_tab(page)
+        page = open_page(browser, address, storage_state=state)
+        open_tab(page, "Sweep")
         expect(status(page)).to_contain_text("Stopped: 3 of 4 videos are done and kept")
         for row, made in enumerate(["done", "done", "waiting"]):
             expect(cell(page, row, 0)).to_have_attribute("data-state", made)
@@ -157,7 +152,7 @@ def test_a_sweep_survives_a_restart_of_the_server(browser, tmp_path):
         expect_playing(page, "sparse")
         expect(button(page, "Run sweep")).to_be_enabled()
         # a newer one takes its place in the tab, and the history brings it back
-        fill(page, "0.5")
+        write(page, "0.5")
         button(page, "Run sweep").click()
         expect(status(page)).to_contain_text("2 videos in")
         expect(page.locator(".sweep-grid .clip")).to_have_count(1)
@@ -180,8 +175,8 @@ def test_a_bad_list_is_a_sentence(browser, idle, rows, columns, sentence):
     fake, address = idle
     page = open_page(browser, address)
     page.on("dialog", lambda dialog: pytest.fail(f"markup ran: {dialog.message}"))
-    open_tab(page)
-    fill(page, rows, columns)
+    open_tab(page, "Sweep")
+    write(page, rows, columns)
     expect(page.locator("#sweep_plan [role=alert]")).to_contain_text(sentence)
     button(page, "Run sweep").click()
     expect(page.locator("#sweep_plan [role=alert]")).to_contain_text(sentence)
