@@ -17,11 +17,13 @@ ASIDE = """() => {
     const [a, b] = ['dense', 'sparse'].map((arm) => document.querySelector(`.tile[data-arm="${arm}"] video`));
     return { aside: Math.abs(a.currentTime - b.currentTime), at: a.currentTime };
 }"""
-WATCH = """async (seconds) => {
+# Reads for so many seconds, and on until so many different values of a name were seen: a busy machine shows few frames.
+WATCH = """async ([seconds, name, different]) => {
     const read = %s;
     const seen = [];
-    const end = performance.now() + 1000 * seconds;
-    while (performance.now() < end) {
+    const start = performance.now();
+    const since = () => (performance.now() - start) / 1000;
+    while (since() < seconds || (since() < 60 && new Set(seen.map((one) => one[name])).size < different)) {
         seen.push(read());
         await new Promise(requestAnimationFrame);
     }

@@ -1,5 +1,6 @@
 // |dense - sparse| of the frame on show, amplified. Pixels are kept by frame number and only equal numbers are
-// compared, so that a clip that is presented a frame late does not show up as a difference.
+// compared, so that a clip that is presented a frame late does not show up as a difference. The number is the
+// picture's own: in a busy browser a clip has moved on by the time that its callback is run.
 function heatMap(canvas, clips, sync, told) {
   const WIDEST = 640;
   const KEPT = 4;
@@ -21,11 +22,25 @@ function heatMap(canvas, clips, sync, told) {
     const width = Math.min(WIDEST, video.videoWidth);
     const height = Math.max(1, Math.round((video.videoHeight * width) / video.videoWidth));
     if (scratch.canvas.width !== width || scratch.canvas.height !== height) Object.assign(scratch.canvas, { width, height });
-    scratch.drawImage(video, 0, 0, width, height);
+    const picture = pictureOf(video);
+    scratch.drawImage(picture || video, 0, 0, width, height);
+    if (picture) {
+      frame = sync.frameAt(picture.timestamp / 1e6 + 0.5 / sync.fps);
+      picture.close();
+    }
     pixels[i].delete(frame);
     pixels[i].set(frame, scratch.getImageData(0, 0, width, height));
     if (pixels[i].size > KEPT) pixels[i].delete(pixels[i].keys().next().value);
     paint(frame);
+  }
+
+  // null where the browser has no VideoFrame, or none of this clip yet
+  function pictureOf(video) {
+    try {
+      return new VideoFrame(video);
+    } catch {
+      return null;
+    }
   }
 
   function paint(frame) {
