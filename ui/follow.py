@@ -102,19 +102,20 @@ class Follower:
         owner, kept = self.greet(request, ticket)
         named = watched.get("job") if isinstance(watched, dict) else ""
         fresh = not (isinstance(watched, dict) and watched.get("ticket"))
-        yield kept | {self.generate: gr.update(interactive=True)}
         job = job_to_follow(self.site, owner, named)
         if job is not None:
-            if fresh:
-                yield fill(job)
+            yield kept | (fill(job) if fresh else {})
             async for changes in self.follow(request, job):
                 yield changes
             return
+        # All at once: what is typed when Generate can be pressed is not overwritten by a form that comes later.
+        changes = kept | {self.generate: gr.update(interactive=True)}
         job = self.site.worker.find(named, owner) if named else None
         if job is not None:
-            yield self.ended(request, job)
+            changes |= self.ended(request, job)
         elif fresh and (job := self.last(owner)) is not None:
-            yield fill(job) | self.show(job)
+            changes |= fill(job) | self.show(job)
+        yield changes
 
     def last(self, owner: str) -> VideoJob | None:
         """The owner's newest run of which a video is left."""

@@ -38,7 +38,8 @@ class LivePanel(Drawn):
                 visitors.greet(request, ticket)
             return {"ticket": visitors.ticket(request), "job": job, "since": time.time()}
 
-        gr.on([page.load, visitor.change, shown.change], look, [visitor, shown], self, **QUIET)
+        changes = [page.load, visitor.change, shown.change]
+        gr.on(changes, look, [visitor, shown], self, trigger_mode="always_last", **QUIET)  # none is lost to one before
 
 
 def poll_function(site: Site) -> Any:

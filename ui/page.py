@@ -122,24 +122,18 @@ def build_page(
             return plan_panel(site.checkpoint, dict(zip(names, values, strict=True)), site.estimates)
 
         plan.value = show_plan(*(field.value for field in inputs))
+        # Each video, and the calibration of a new machine, change what the plan expects of the next one. One event for
+        # all of them: of two, the older answer could come last.
+        edited = [fields[name].change for name in names if name not in OF_ONE_VIDEO]
         gr.on(
-            [fields[name].change for name in names if name not in OF_ONE_VIDEO],
-            show_plan,
-            inputs,
-            plan,
-            trigger_mode="always_last",
-            **QUIET,
-        )
-        # Each video, and the calibration of a new machine, change what the plan expects of the next one.
-        shown.change(show_plan, inputs, plan, **QUIET)
-        page.load(show_plan, inputs, plan, **QUIET)
-        page.load(preset_list.view, [shown, fields["refine"]], preset_list.parts, **QUIET)
-        measured.tick(
+            [page.load, *edited, shown.change, measured.tick],
             lambda *values: (show_plan(*values), gr.Timer(active=site.estimates.pending)),
             inputs,
             [plan, measured],
+            trigger_mode="always_last",
             **QUIET,
         )
+        preset_list.connect(page, shown)
         fields["keep_by"].change(
             lambda keep_by: (gr.update(interactive=keep_by != MASS), gr.update(visible=keep_by != TOP_K)),
             fields["keep_by"],

@@ -28,7 +28,7 @@ class PresetList:
     def __init__(self, site: Site, fields: Fields, clips: ClipChooser, shown: gr.State) -> None:
         self._site = site
         self._clips = clips
-        self._lora = fields["lora"]
+        self._lora, self._refine = fields["lora"], fields["refine"]
         self._presets = presets()
         self._rows: list[tuple[gr.Button, gr.HTML]] = []
         situation = self._situation()
@@ -42,8 +42,11 @@ class PresetList:
                 clips.on_press(button, shown)
             else:
                 button.click(_filler(site, fields, preset), [fields["mode"]], list(fields.values()), **QUIET)
-        # whether there is a clip to refine changes with the stage and with the form
-        gr.on([shown.change, fields["refine"].change], self.view, [shown, fields["refine"]], self.parts, **QUIET)
+
+    def connect(self, page: gr.Blocks, shown: gr.State) -> None:
+        """A clip to refine comes with the stage or the form, and another model may have come before the page did."""
+        changes = [page.load, shown.change, self._refine.change]
+        gr.on(changes, self.view, [shown, self._refine], self.parts, trigger_mode="always_last", **QUIET)
 
     @property
     def parts(self) -> list[Any]:

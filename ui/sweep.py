@@ -124,8 +124,8 @@ class SweepPanel:
 
         self.plan.value = plan(*(field.value for field in inputs))
         watched = [*axes, *(field for name, field in fields.items() if name not in OF_ONE_VIDEO)]
-        gr.on([field.change for field in watched], plan, inputs, self.plan, trigger_mode="always_last", **QUIET)
-        shown.change(plan, inputs, self.plan, **QUIET)
+        changes = [*(field.change for field in watched), shown.change]
+        gr.on(changes, plan, inputs, self.plan, trigger_mode="always_last", **QUIET)
         self.run.click(press, [visitor, *inputs], [*self.parts, self.plan], **QUIET)
         self.stop.click(press_stop, None, self.parts, **QUIET)
         self.grid.retry(refresh, visitor, self.parts, **QUIET)
