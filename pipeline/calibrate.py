@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bsa import BSAConfig, Grid, block_sparse_attention
 
@@ -68,9 +68,14 @@ def _measure_decoder(model: Any, height: int, width: int, device: torch.device, 
 
 
 def _measure_block(model: Any, grid: Grid, device: torch.device, timer: _Timer) -> list[dict[str, Any]]:
-    transformer = model.transformer
-    block, heads = transformer.blocks[0], transformer.blocks[0].self_attn.num_heads
-    width = transformer.hidden_size
+    blocks = iter(model.transformer.blocks) if model.offload is None else model.offload.blocks(1)
+    points = _measure_one(next(blocks), model, grid, device, timer)
+    next(blocks, None)  # where it was brought from, it goes back
+    return points
+
+
+def _measure_one(block: nn.Module, model: Any, grid: Grid, device: torch.device, timer: _Timer) -> list[dict[str, Any]]:
+    heads, width = block.self_attn.num_heads, model.transformer.hidden_size
     time_width = block.adaln_linear_1.weight.shape[1]
     x = torch.randn(1, grid.volume, width, device=device, dtype=model.dtype)
     t = torch.randn(1, grid.t, time_width, device=device)

@@ -25,11 +25,11 @@ from tqdm import tqdm
 from .compare import compare
 from .download import open_checkpoint
 from .estimate import check_fits, outlook
-from .forwards import choose_forward
+from .forwards import check_weights, choose_forward
 from .inspection import run_inspect
 from .longcat import LongCatPipeline, choose_device
 from .memory import out_of_memory
-from .options import build_parser, read_request
+from .options import build_parser, read_request, read_weights
 from .request import Cancelled, Comparison, StepUpdate, VideoResult
 from .sentences import one_line
 from .sweep_cli import run_sweep_command
@@ -59,11 +59,14 @@ class _Bar:
 
 def run_generate(args: argparse.Namespace) -> dict[str, Any]:
     """Make or refine the video (or both) and return the report."""
-    info = open_checkpoint(args.model_path, args.device)
+    weights = read_weights(args)
+    weights.check_forward(args.forward)
+    info = open_checkpoint(args.model_path, args.device, weights)
     request = read_request(args, info)
     device = choose_device(args.device)
-    check_fits(info, request, device)
-    choose_forward(args.forward, request, device)
+    check_weights(weights, args.forward, device)
+    check_fits(info, request, device, weights)
+    choose_forward(args.forward, request, device, weights)
     output = args.output or _new_name(request.seed, ".mp4" if not args.compare else "")
     # loading may take minutes: everything that can be found wrong is found before
     if args.compare and output.suffix.lower() == ".mp4":
@@ -83,6 +86,7 @@ def run_generate(args: argparse.Namespace) -> dict[str, Any]:
         on_message=lambda message: print(message, file=sys.stderr),
         record=args.record,
         forward=args.forward,
+        **weights.arguments,
     )
     bar = _Bar()
     try:
@@ -113,7 +117,8 @@ def _new_name(seed: int, suffix: str) -> Path:
 
 def run_info(args: argparse.Namespace) -> dict[str, Any]:
     """Describe the checkpoint and the request, and return the description."""
-    info = open_checkpoint(args.model_path)
+    weights = read_weights(args)
+    info = open_checkpoint(args.model_path, weights=weights)
     request = read_request(args, info)
     active, reason = request.bsa_status()
     report: dict[str, Any] = {
@@ -135,7 +140,7 @@ def run_info(args: argparse.Namespace) -> dict[str, Any]:
             "key_blocks": plan.k_blocks.volume,
             "key_blocks_kept": plan.kept,
         }
-    report |= outlook(info, request, choose_device("auto"), Path("outputs"))
+    report |= weights.versions | outlook(info, request, choose_device("auto"), Path("outputs"), weights)
     if args.json != "-":
         for name, value in report.items():
             print(f"{name.replace('_', ' '):16} {_shown(name, value)}")

@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,11 @@ from typing import Any
 from tqdm import tqdm
 
 from .checkpoint import CONFIGS, WEIGHTS, CheckpointInfo, inspect_checkpoint
-from .cost import element_size
-from .limits import Device, available_memory
+from .cost import ModelShape
+from .limits import Device
 from .request import Cancelled
+from .room import check_room
+from .weights import AS_STORED, Weights
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _OTHER_FORMATS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".msgpack", ".h5")  # of the same weights
@@ -40,10 +42,6 @@ NOT_LONGCAT = "{repo} is not a LongCat checkpoint in FastVideo's layout: {reason
 NO_SPACE = (
     "{repo} takes {needed:.1f} GiB more and {free:.1f} GiB are free in {folder}; free some, or set HF_HOME to another "
     "disk"
-)
-NO_MEMORY = (
-    "the weights of {repo} take {needed:.1f} GiB on {device} and {available:.1f} GiB are available; use a larger "
-    "device, or a smaller checkpoint"
 )
 NOT_WRITTEN = "{repo} could not be saved: {reason}; check space and permissions"
 
@@ -66,7 +64,11 @@ def is_hub_id(text: str) -> bool:
 
 
 def fetch_checkpoint(
-    text: str, device: Device | None = None, on_progress: OnProgress = lambda progress: None, held: int = 0
+    text: str,
+    device: Device | None = None,
+    on_progress: OnProgress = lambda progress: None,
+    held: int = 0,
+    weights: Weights = AS_STORED,
 ) -> Path:
     """The folder of the checkpoint that `text` names, a local folder or a hub id, fetched if need be.
 
@@ -74,6 +76,7 @@ def fetch_checkpoint(
         device: where it will run; its memory is checked before anything large is fetched. None skips that.
         held: bytes of it that will be free by then, because the model that has them now makes room.
         on_progress: called about every 10 MB; may raise `Cancelled`. What was fetched is kept, and resumed later.
+        weights: how they will be kept in that memory.
 
     Raises:
         ValueError: no such model, no access, no connection, not a LongCat checkpoint, too little disk or memory. One
@@ -85,10 +88,10 @@ def fetch_checkpoint(
             raise ValueError(NEITHER.format(text=repr(text)))
         return inspect_checkpoint(text).path
     with _sentences(text):
-        return _fetch(text, device, on_progress, held)
+        return _fetch(text, device, on_progress, held, weights)
 
 
-def open_checkpoint(text: str | Path, device: str = "auto") -> CheckpointInfo:
+def open_checkpoint(text: str | Path, device: str = "auto", weights: Weights = AS_STORED) -> CheckpointInfo:
     """`inspect_checkpoint` for a command line: what is a hub id is fetched first, with a bar on stderr."""
     if not is_hub_id(str(text)):
         return inspect_checkpoint(text)
@@ -100,10 +103,10 @@ def open_checkpoint(text: str | Path, device: str = "auto") -> CheckpointInfo:
             bar.total = progress.total
             bar.update(progress.done - bar.n)
 
-        return inspect_checkpoint(fetch_checkpoint(str(text), choose_device(device), show))
+        return inspect_checkpoint(fetch_checkpoint(str(text), choose_device(device), show, weights=weights))
 
 
-def _fetch(repo: str, device: Device | None, on_progress: OnProgress, held: int) -> Path:
+def _fetch(repo: str, device: Device | None, on_progress: OnProgress, held: int, weights: Weights) -> Path:
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
@@ -125,8 +128,7 @@ def _fetch(repo: str, device: Device | None, on_progress: OnProgress, held: int)
     missing = sum(files[file.filename] for file in plan if file.will_download)
     _check_disk(repo, missing, Path(plan[0].local_path))
     if device is not None and missing:
-        weights = [name for name in files if name.endswith(".safetensors") and not name.startswith("lora/")]
-        _check_memory(HfApi(), repo, revision, weights, device, available_memory(device) + held)
+        check_room(_shape(HfApi(), repo, revision, files), repo, device, weights, held)
 
     total = sum(files.values())
     done = total - missing
@@ -171,14 +173,18 @@ def _check_disk(repo: str, missing: int, target: Path) -> None:
         raise ValueError(NO_SPACE.format(repo=repo, needed=missing / 2**30, free=free / 2**30, folder=folder))
 
 
-def _check_memory(api: Any, repo: str, revision: str, files: list[str], device: Device, available: int) -> None:
-    """From the headers of the weight files, of which only the first kilobytes are asked for."""
-    headers = (api.parse_safetensors_file_metadata(repo, name, revision=revision) for name in files)
-    needed = sum(sum(header.parameter_count.values()) for header in headers) * element_size(device)
-    if needed > available:
-        raise ValueError(
-            NO_MEMORY.format(repo=repo, needed=needed / 2**30, available=available / 2**30, device=device.type)
-        )
+def _shape(api: Any, repo: str, revision: str, files: Iterable[str]) -> ModelShape:
+    """From the headers of the weight files, of which only the first kilobytes are asked for, and the configurations."""
+    from huggingface_hub import hf_hub_download
+
+    configs, parameters = {}, {}
+    for part in WEIGHTS:
+        config = hf_hub_download(repo, f"{part}/config.json", revision=revision)
+        configs[part] = json.loads(Path(config).read_text(encoding="utf-8"))
+        shards = [name for name in files if name.startswith(f"{part}/") and name.endswith(".safetensors")]
+        headers = (api.parse_safetensors_file_metadata(repo, name, revision=revision) for name in shards)
+        parameters[part] = sum(sum(header.parameter_count.values()) for header in headers)
+    return ModelShape.of(repo, configs, parameters)
 
 
 def _bar(before: int, total: int, file: str, on_progress: OnProgress) -> type:

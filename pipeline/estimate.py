@@ -26,6 +26,8 @@ from .fit import Run, density_of, kept_run, weigh, weighted_median
 from .ledger import Ledger
 from .limits import Device, available_memory, gpu_of, refuse
 from .request import VideoRequest, VideoResult
+from .room import check_room, smaller_weights
+from .weights import AS_STORED, Weights
 
 logger = logging.getLogger("pipeline")
 
@@ -63,18 +65,23 @@ class Estimator:
 
     Args:
         store: JSON file that keeps the measurements; None keeps them in memory only.
+        weights: how those of the model are kept. Measurements are not shared between ways.
 
     Raises:
         ValueError: the checkpoint's configurations cannot be read.
     """
 
-    def __init__(self, info: CheckpointInfo, device: Device, store: Path | None = None) -> None:
+    def __init__(
+        self, info: CheckpointInfo, device: Device, store: Path | None = None, weights: Weights = AS_STORED
+    ) -> None:
         self.info = info
         self.device = device
+        self.weights = weights
         self._shape = cost.ModelShape.read(info)
         self._rates = cost.reference_rates(device)
         self._lock = threading.Lock()
-        self._ledger = Ledger(store, f"{device_name(device)} | {info.name} {info.parameters} | {_versions()}")
+        name = " ".join((info.name, str(info.parameters), *weights.options))
+        self._ledger = Ledger(store, f"{device_name(device)} | {name} | {_versions()}")
         self._take_in()
 
     @property
@@ -105,12 +112,12 @@ class Estimator:
         except (ValueError, KeyError, TypeError, ArithmeticError) as error:
             logger.warning("the measurements of earlier runs cannot be used: %r", error)
             idle, self._points, runs = [], [], []
-        self._fixed = idle[0] if idle else cost.fixed_bytes(self._shape, self.device)
+        self._fixed = idle[0] if idle else cost.fixed_bytes(self._shape, self.device, self.weights)
         for run in runs:
             run.ratios = {
                 phase: run.seconds[phase] / self._counted(phase, run.request, run.density) for phase in PHASES
             }
-            activations = cost.activation_bytes(self._shape, run.request, self.device)
+            activations = cost.activation_bytes(self._shape, run.request, self.device, self.weights)
             run.ratios["memory"] = (run.memory - self._fixed) / activations
         self._runs = runs
 
@@ -121,7 +128,7 @@ class Estimator:
             seconds=self._seconds(request, runs) if runs or self._points else None,
             memory=self._memory(request, runs),
             memory_label="CUDA allocated" if self.device.type == "cuda" else "process RSS",
-            memory_least=cost.least_bytes(self._shape, request, self.device),
+            memory_least=cost.least_bytes(self._shape, request, self.device, self.weights),
             basis=self._basis(runs),
         )
 
@@ -136,7 +143,12 @@ class Estimator:
         """
         available = available_memory(self.device) if available is None else available
         if self._needed(request) > available:
-            refuse(request, self._needed, available, self.device)
+            shape, device = self._shape, self.device
+
+            def fits(way: Weights) -> bool:
+                return cost.least_bytes(shape, request, device, way) <= available
+
+            refuse(request, self._needed, available, device, smaller_weights(shape, device, self.weights, fits))
 
     def _needed(self, request: VideoRequest) -> int:
         estimate = self.estimate(request)
@@ -212,7 +224,7 @@ class Estimator:
     # -- memory ---------------------------------------------------------------------------------------------------
 
     def _memory(self, request: VideoRequest, runs: list[Run]) -> int:
-        activations = cost.activation_bytes(self._shape, request, self.device)
+        activations = cost.activation_bytes(self._shape, request, self.device, self.weights)
         ratio = weighted_median(
             (run.ratios["memory"], weight)
             for run, weight in zip(runs, weigh(request, runs, "memory"))
@@ -233,16 +245,9 @@ def measure(pipeline: Any) -> list[dict[str, Any]]:
     return measure(pipeline)
 
 
-def check_load(info: CheckpointInfo, device: Device) -> None:
-    """Refuse a checkpoint whose weights cannot fit, before one is read. Raises ValueError with the numbers."""
-    needed = cost.weight_bytes(cost.ModelShape.read(info), device)
-    available = available_memory(device)
-    if needed > available:
-        kind = "bfloat16" if device.type == "cuda" else "fp32"
-        raise ValueError(
-            f"the weights of {info.name} take {needed / 2**30:,.1f} GiB in {kind} and {available / 2**30:,.1f} GiB of "
-            f"memory are available on {device}; use a larger device, or a smaller checkpoint"
-        )
+def check_load(info: CheckpointInfo, device: Device, weights: Weights = AS_STORED) -> None:
+    """Refuse a checkpoint whose weights cannot fit, before one is read. Raises ValueError with numbers and a remedy."""
+    check_room(cost.ModelShape.read(info), info.name, device, weights)
 
 
 def device_name(device: Device) -> str:
@@ -258,22 +263,27 @@ def _versions() -> str:
     return " ".join(f"{package} {metadata.version(package)}" for package in ("torch", "triton", "fastvideo"))
 
 
-def check_fits(info: CheckpointInfo, request: VideoRequest, device: Device) -> None:
+def check_fits(info: CheckpointInfo, request: VideoRequest, device: Device, weights: Weights = AS_STORED) -> None:
     """Refuse before loading: weights or a video that cannot fit. Raises ValueError with the numbers and a way out."""
-    check_load(info, device)
-    Estimator(info, device).check(request)
+    check_load(info, device, weights)
+    Estimator(info, device, weights=weights).check(request)
 
 
-def outlook(info: CheckpointInfo, request: VideoRequest, device: Device, folder: Path) -> dict[str, Any]:
+def outlook(
+    info: CheckpointInfo, request: VideoRequest, device: Device, folder: Path, weights: Weights = AS_STORED
+) -> dict[str, Any]:
     """What a request should take on a device, from the measurements kept in `folder`; plain values, ready for JSON.
 
-    "seconds_expected" is None without measurements; memory is in bytes.
+    "seconds_expected" is None without measurements; memory is in bytes; "memory_in_host" is there where weights are
+    offloaded to it.
     """
-    found = Estimator(info, device, folder / FILE_NAME).estimate(request)
+    found = Estimator(info, device, folder / FILE_NAME, weights).estimate(request)
+    in_host = cost.host_bytes(cost.ModelShape.read(info), device, weights)
     seconds = found.seconds and {phase: round(value, 3) for phase, value in found.seconds.items()}
     return {
         "seconds_expected": seconds,
         "memory_expected": found.memory,
         "memory_available": available_memory(device),
+        **({"memory_in_host": in_host} if in_host else {}),
         "estimated_from": found.basis,
     }

@@ -13,20 +13,22 @@ import contextlib
 import json
 import logging
 import os
-import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from .lora import LoraSwitch
+from .offload import Offload
+from .placement import Visiting, place
+from .quiet import quiet
 from .request import MAX_PROMPT_TOKENS, VideoRequest
 from .schedule import longcat_sigmas
+from .stored import check_complete, stored_keys, stored_precision
+from .weights import AS_STORED, Weights
 
 NO_LOOPBACK = (
     "FastVideo's layers need torch.distributed, which finds no network interface of its own here; turn the loopback "
@@ -48,33 +50,54 @@ class FastVideoLongCat:
     """LongCat's components as FastVideo loads them.
 
     `dtype` is the transformer's; `zero_text_padding` says how it was trained to see padded text; `lora` puts adapters
-    on it; `encodes` says whether the VAE has an encoder.
+    on it; `encodes` says whether the VAE has an encoder; `offload` brings the transformer's blocks, or is None.
     """
 
-    def __init__(self, path: Path, device: torch.device, loras: Mapping[str, Path] | None = None) -> None:
-        """Load all weights from `path` to `device`: fp32 on the CPU, bfloat16 on CUDA.
+    def __init__(
+        self,
+        path: Path,
+        device: torch.device,
+        loras: Mapping[str, Path] | None = None,
+        weights: Weights = AS_STORED,
+    ) -> None:
+        """Load all weights from `path` to `device`: fp32 on the CPU, bfloat16 on CUDA, and as `weights` says.
 
         loras: adapter name -> file, none of which is loaded before it is used.
 
         Raises:
-            ValueError: the weights do not fit FastVideo's LongCat classes, or another device is in use.
+            ValueError: the weights do not fit FastVideo's LongCat classes or cannot be quantised, or another device is
+                in use.
             RuntimeError: this FastVideo is not the version that the adapter knows.
         """
+        self.offload: Offload | None = None
+        self._visiting: Visiting | None = None
         with _quiet():
             _prepare_process(device)
-            self._load(path, device)
+            self._load(path, device, weights)
+        if weights:
+            self._place(weights)
         self.lora = LoraSwitch(self.transformer, loras or {})
 
-    def _load(self, path: Path, device: torch.device) -> None:
+    def _load(self, path: Path, device: torch.device, weights: Weights) -> None:
         from fastvideo.configs.pipelines.longcat import LongCatT2V480PConfig
         from fastvideo.fastvideo_args import FastVideoArgs
         from fastvideo.pipelines.basic.longcat.longcat_pipeline import LongCatPipeline
 
+        class HostLongCatPipeline(LongCatPipeline):
+            """Its offload options do not help: without FSDP, the transformer's loader goes by the device alone."""
+
+            def load_modules(self, *args: Any, **kwargs: Any) -> Any:
+                with _loading_to_host():
+                    return super().load_modules(*args, **kwargs)
+
         config = LongCatT2V480PConfig()
         precision = "bf16" if device.type == "cuda" else "fp32"
         config.dit_precision = config.vae_precision = precision
+        if weights and device.type == "cuda":
+            # As stored, they are the files' own pages; in another dtype they would all lie in memory at one time.
+            config.dit_precision = stored_precision(path / "transformer")
         config.text_encoder_precisions = (precision,)
-        self.encodes = any(key.startswith("encoder.") for key in _stored_keys(path / "vae"))
+        self.encodes = any(key.startswith("encoder.") for key in stored_keys(path / "vae"))
         config.vae_config.load_encoder = self.encodes
         self._args = FastVideoArgs.from_kwargs(
             model_path=str(path),
@@ -91,7 +114,7 @@ class FastVideoLongCat:
             pin_cpu_memory=False,
         )
         try:
-            self._pipeline = LongCatPipeline(str(path), self._args)
+            self._pipeline = (HostLongCatPipeline if weights else LongCatPipeline)(str(path), self._args)
             self._pipeline.post_init()
         except torch.OutOfMemoryError:
             raise
@@ -111,7 +134,18 @@ class FastVideoLongCat:
         # The original takes a missing key as false, FastVideo as true.
         transformer_config = json.loads((path / "transformer" / "config.json").read_text(encoding="utf-8"))
         self.zero_text_padding = bool(transformer_config.get("text_tokens_zero_pad", False))
-        _check_vae_complete(self._vae, path / "vae")
+        check_complete(self._vae, path / "vae")
+
+    def _place(self, weights: Weights) -> None:
+        """Bring what was loaded to host memory to where it runs."""
+        encoder: nn.Module = self._pipeline.modules["text_encoder"]
+        if weights.offload:
+            self._visiting = Visiting(encoder, encoder.encoder.block, self.device)
+        else:
+            encoder.to(self.device)
+        self._vae.to(self.device)
+        self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.offload = place(self.transformer, self.device, self.dtype, weights)
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a prompt as the text encoder would see it without truncation."""
@@ -144,7 +178,8 @@ class FastVideoLongCat:
         return self._pipeline.input_validation_stage(batch, self._args)
 
     def encode_text(self, batch: Any) -> TextStates:
-        batch = self._pipeline.prompt_encoding_stage(batch, self._args)
+        with contextlib.nullcontext() if self._visiting is None else self._visiting.there():
+            batch = self._pipeline.prompt_encoding_stage(batch, self._args)
         states, masks = list(batch.prompt_embeds), list(batch.prompt_attention_mask)
         if batch.do_classifier_free_guidance:
             states = batch.negative_prompt_embeds + states
@@ -201,30 +236,9 @@ class FastVideoLongCat:
         return self._pipeline.decoding_stage.decode(latents, self._args)
 
 
-class _Muted:
-    """A text stream that drops what one thread writes and passes on what others do."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream, self._thread = stream, threading.get_ident()
-
-    def write(self, text: str) -> int:
-        return len(text) if threading.get_ident() == self._thread else self._stream.write(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Swallow what FastVideo prints while loading (kernel notes, a bar per file), unless its log is asked for.
-
-    Only this thread's output: a server may load in the background and print its address meanwhile.
-    """
-    if "FASTVIDEO_LOGGING_LEVEL" in os.environ:
-        yield
-        return
-    with contextlib.redirect_stdout(_Muted(sys.stdout)), contextlib.redirect_stderr(_Muted(sys.stderr)):
-        yield
+def _quiet() -> contextlib.AbstractContextManager[None]:
+    """Without what FastVideo prints while loading (kernel notes, a bar per file), unless its log is asked for."""
+    return contextlib.nullcontext() if "FASTVIDEO_LOGGING_LEVEL" in os.environ else quiet()
 
 
 def _noise(request: VideoRequest, channels: int) -> Tensor:
@@ -281,6 +295,19 @@ def _support_cpu() -> None:
     CpuPlatform.get_attn_backend_cls = classmethod(lambda *_: "fastvideo.attention.backends.sdpa.SDPABackend")
 
 
+@contextlib.contextmanager
+def _loading_to_host() -> Iterator[None]:
+    """While this lasts, FastVideo takes the CPU for its device."""
+    from fastvideo.distributed import parallel_state
+
+    function = _expect(parallel_state, "get_local_torch_device")
+    before, function.__code__ = function.__code__, (lambda: torch.device("cpu")).__code__
+    try:
+        yield
+    finally:
+        function.__code__ = before
+
+
 def _expect(owner: Any, name: str) -> Any:
     if not hasattr(owner, name):
         raise RuntimeError(
@@ -288,19 +315,3 @@ def _expect(owner: Any, name: str) -> Any:
             "install the versions of requirements.txt"
         )
     return getattr(owner, name)
-
-
-def _check_vae_complete(vae: nn.Module, folder: Path) -> None:
-    # FastVideo loads the VAE non-strictly: a missing weight would stay random without a word.
-    if missing := sorted(set(vae.state_dict()) - _stored_keys(folder)):
-        raise ValueError(
-            f"{folder} lacks {len(missing)} weights of the VAE, such as {missing[0]}; copy or download it again"
-        )
-
-
-def _stored_keys(folder: Path) -> set[str]:
-    stored: set[str] = set()
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as tensors:
-            stored.update(tensors.keys())
-    return stored

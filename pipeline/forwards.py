@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from bsa import BlockLayout
 from bsa.variants import TUNED
 
 from .attention import DenseAttention, SparseAttention
 from .fast_forward import fast_forward
 from .forward import longcat_forward
+from .fp8 import check_device
 from .request import VideoRequest
+from .weights import AS_STORED, Weights, mixed_chunks
 
 FORWARDS = ("auto", "plain", "fast")
 
@@ -34,20 +37,34 @@ def checked_forward(name: str) -> str:
     return name
 
 
-def choose_forward(asked: str, request: VideoRequest, device: torch.device) -> ForwardChoice:
-    """ "auto" takes the fast forward on GPUs that bsa/tuned.json has measurements of, and the plain one elsewhere.
+def check_weights(weights: Weights, forward: str, device: torch.device) -> None:
+    """Raises ValueError where such weights cannot run: with the plain forward, or in 8 bits on a GPU without them."""
+    weights.check_forward(checked_forward(forward))
+    if weights.quantization is not None and device.type == "cuda":
+        check_device(device)
+
+
+def choose_forward(
+    asked: str, request: VideoRequest, device: torch.device, weights: Weights = AS_STORED
+) -> ForwardChoice:
+    """ "auto" takes the fast forward where the weights need it and on GPUs that bsa/tuned.json has measurements of, and
+    the plain one elsewhere.
 
     A dense and a sparse video get the same one, so that only the attention differs between them; but not where chunks
     of queries and keys differ, which only the plain forward takes: ask for "plain" to compare such videos.
 
     Raises:
-        ValueError: the fast forward was asked for and cannot run this request.
+        ValueError: the fast forward was asked for, or the weights need it, and it cannot run this request.
     """
-    obstacle = _obstacle(request)
+    weights.check_forward(asked)
+    weights.check(request)
+    obstacle = mixed_chunks(request)
     if asked == "fast" and obstacle:
         raise ValueError(f"the fast forward cannot run this request because {obstacle}; use the plain one, or auto")
     if asked != "auto":
         return ForwardChoice(asked, "it was asked for")
+    if weights:
+        return ForwardChoice("fast", f"{weights} needs it")
     if device.type != "cuda":
         return ForwardChoice("plain", f"the device is {device.type}")
     gpu = torch.cuda.get_device_name(device)
@@ -56,16 +73,6 @@ def choose_forward(asked: str, request: VideoRequest, device: torch.device) -> F
     if obstacle:
         return ForwardChoice("plain", obstacle)
     return ForwardChoice("fast", f"it was measured on {gpu}")
-
-
-def _obstacle(request: VideoRequest) -> str | None:
-    active, _ = request.bsa_status()
-    if not active:
-        return None
-    layouts = [BlockLayout(request.grid, chunk) for chunk in (request.bsa.chunk_q, request.bsa.chunk_k)]
-    if layouts[0] == layouts[1]:
-        return None
-    return f"queries and keys have chunks of {request.bsa.chunk_q} and {request.bsa.chunk_k} tokens"
 
 
 def forward_for(
@@ -81,7 +88,8 @@ def forward_for(
     active, _ = request.bsa_status()
     config = request.bsa if active else None
     observe = attention.observe if active else None
-    return lambda *inputs: fast_forward(transformer, *inputs, config, zero_text_padding=padding, observe=observe)
+    options = {"zero_text_padding": padding, "observe": observe, "offload": model.offload}
+    return lambda *inputs: fast_forward(transformer, *inputs, config, **options)
 
 
 def warm_up(choice: ForwardChoice, model: Any, request: VideoRequest, attention: Any, device: torch.device) -> None:
@@ -112,6 +120,8 @@ class _FirstBlock:
     def __init__(self, model: Any) -> None:
         self.transformer = _OneBlock(model.transformer)
         self.zero_text_padding = model.zero_text_padding
+        offload = model.offload
+        self.offload = None if offload is None else SimpleNamespace(blocks=partial(offload.blocks, 1))
 
 
 class _OneBlock:

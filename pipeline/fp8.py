@@ -79,8 +79,8 @@ class Fp8Linear(nn.Module):
         return torch._scaled_mm(values, self.weight.T, scales, self.scales.T, **options)
 
 
-def to_fp8(transformer: nn.Module) -> nn.Module:
-    """Replace the linear layers of the blocks, `LAYERS`, by `Fp8Linear` in place; returns the transformer.
+def to_fp8(transformer: nn.Module, blocks: slice = slice(None)) -> nn.Module:
+    """Replace the linear layers of its `blocks`, `LAYERS`, by `Fp8Linear` in place; returns the transformer.
 
     One layer at a time, so that 16-bit and 8-bit weights never lie side by side. A transformer too large for the GPU
     can be converted on the CPU and moved then. Converting one twice changes nothing.
@@ -91,7 +91,7 @@ def to_fp8(transformer: nn.Module) -> nn.Module:
     """
     found = [
         (f"blocks.{number}.{name}", block.get_submodule(parent), child)
-        for number, block in enumerate(transformer.blocks)
+        for number, block in list(enumerate(transformer.blocks))[blocks]
         for name in LAYERS
         for parent, child in (name.split("."),)
         if not isinstance(block.get_submodule(name), Fp8Linear)

@@ -13,6 +13,7 @@ import psutil
 
 from .request import LATENT_FRAMES, TOKEN_PIXELS, VideoRequest
 from .resources import GpuReading, read_resources
+from .weights import Weights
 
 # Where a container's limit and use are told: cgroup 2, then cgroup 1.
 _CGROUPS = (
@@ -99,13 +100,23 @@ def _container_room(files: tuple[str, str, str]) -> int | None:
         return None
 
 
-def refuse(request: VideoRequest, needed: Callable[[VideoRequest], int], available: int, device: Device) -> None:
-    """Raise the ValueError that says what `request` needs, what there is, and what would fit."""
+def refuse(
+    request: VideoRequest,
+    needed: Callable[[VideoRequest], int],
+    available: int,
+    device: Device,
+    way: Weights | None = None,
+) -> None:
+    """Raise the ValueError that says what `request` needs, what there is, and what would fit.
+
+    way: how the model would have to be loaded for the request as it is.
+    """
     what = "GPU memory" if device.type == "cuda" else "memory"
     size = f"{request.width}x{request.height} with {_frames(request.num_frames)}"
     raise ValueError(
         f"{size} needs about {_gib(needed(request))} of {what} and {_gib(available)} are available; "
-        f"{nearest_fit(request, needed, available)}"
+        + nearest_fit(request, needed, available)
+        + ("" if way is None else f"; it fits as it is with {way}")
     )
 
 

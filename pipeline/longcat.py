@@ -22,7 +22,7 @@ from .clock import Clock
 from .denoising import denoise
 from .estimate import Estimator, check_load
 from .forward import trim_text
-from .forwards import ForwardChoice, checked_forward, choose_forward, forward_for, warm_up
+from .forwards import ForwardChoice, check_weights, checked_forward, choose_forward, forward_for, warm_up
 from .limits import available_memory, held_memory
 from .preview import LatentColours
 from .record import record_path
@@ -32,6 +32,7 @@ from .request import MAX_PROMPT_TOKENS, StepUpdate, VideoRequest, VideoResult
 from .resources import PeakMemory
 from .settings import describe
 from .video import prepare_output, write_video
+from .weights import AS_STORED, Weights
 
 logger = logging.getLogger("pipeline")
 
@@ -71,6 +72,7 @@ class LongCatPipeline:
     record: whether a sparse generation also writes what it attended to, as `<stem>.attention.npz` beside the video
         (see `pipeline.record`). May be set at any time; changes no video, and its time is not counted.
     forward: "plain", "fast" or "auto", see `choose_forward`. May be set at any time.
+    weights: how those of the model are kept.
     """
 
     def __init__(
@@ -81,16 +83,18 @@ class LongCatPipeline:
         colours: LatentColours,
         record: bool = False,
         forward: str = "auto",
+        weights: Weights = AS_STORED,
     ) -> None:
         self.info = info
         self.device = device
         self.record = record
         self.forward = checked_forward(forward)
+        self.weights = weights
         self._model = model
         self._colours = colours
         self._lock = threading.Lock()
         self._warm: set[tuple] = set()
-        self._estimator = Estimator(info, device)
+        self._estimator = Estimator(info, device, weights=weights)
 
     @classmethod
     def load(
@@ -100,6 +104,8 @@ class LongCatPipeline:
         on_message: Callable[[str], None] | None = None,
         record: bool = False,
         forward: str = "auto",
+        quantization: str | None = None,
+        offload: bool = False,
     ) -> LongCatPipeline:
         """Load the checkpoint folder `path`.
 
@@ -107,28 +113,36 @@ class LongCatPipeline:
             device: "auto" (CUDA where there is a GPU), "cpu", "cuda" or "cuda:N".
             on_message: called with a short sentence before each slow part.
             record, forward: see the class.
+            quantization: "fp8" for 8-bit weights and products in the transformer's blocks, half the memory, which
+                changes the videos; on CUDA from compute capability 8.9 on.
+            offload: keep the transformer's blocks and the text encoder in host memory, from where they visit the GPU
+                for their turn; changes no video. On the CPU it saves nothing.
+                Both need the fast forward.
 
         Raises:
-            ValueError: the folder is not a complete LongCat checkpoint, the device does not exist, or its memory
-                cannot hold the weights.
+            ValueError: the folder is not a complete LongCat checkpoint, the device does not exist or cannot run such
+                weights, or its memory or the host's cannot hold them.
             RuntimeError: the installed FastVideo is not the expected one.
         """
         say = on_message or (lambda message: None)
-        checked_forward(forward)
+        weights = Weights(quantization, offload)
+        weights.check_forward(checked_forward(forward))
         info = inspect_checkpoint(path)
         colours = LatentColours.from_config(info.defaults)
         chosen = choose_device(device)
-        check_load(info, chosen)
+        check_weights(weights, forward, chosen)
+        check_load(info, chosen, weights)
         say("Importing FastVideo")
         from .fastvideo_adapter import FastVideoLongCat
 
-        say(f"Loading {info.name} ({info.parameters / 1e6:,.1f} M parameters) to {chosen}")
-        model = FastVideoLongCat(info.path.resolve(), chosen, info.loras)
+        kept = f" with {weights}" if weights else ""
+        say(f"Loading {info.name} ({info.parameters / 1e6:,.1f} M parameters) to {chosen}{kept}")
+        model = FastVideoLongCat(info.path.resolve(), chosen, info.loras, weights)
         if colours is None:
             # no colours stored with the checkpoint: measure them on its own VAE
             colours = LatentColours.fit(model.decode_frame, model.transformer.in_channels, chosen)
         logger.info("Loaded %s (%s transformer parameters) to %s", info.name, f"{info.parameters:,}", chosen)
-        return cls(info, chosen, model, colours, record, forward)
+        return cls(info, chosen, model, colours, record, forward, weights)
 
     def generate(
         self, request: VideoRequest, on_step: OnStep | None = None, output: Path | str | None = None
@@ -187,7 +201,7 @@ class LongCatPipeline:
         else:
             logger.info("Block Sparse Attention (BSA) is not used: %s", reason)
 
-        choice = choose_forward(self.forward, request, self.device)
+        choice = choose_forward(self.forward, request, self.device, self.weights)
         logger.info("The %s forward runs because %s", *choice)
         model.lora.use(request.lora)
         self._warm_up(request, choice)
@@ -235,7 +249,7 @@ class LongCatPipeline:
             with clock.phase("decode") as elapsed:
                 frames = self._decode(batch, latents, on_step, elapsed)
 
-        density, versions = attention.density(), _versions(self.device)
+        density, versions = attention.density(), _versions(self.device) | self.weights.versions
         if choice.name != "plain":
             versions["forward"] = choice.name  # the same video up to rounding, but not bit for bit
         frames = frames[: request.num_frames]  # without the padding of a refinement

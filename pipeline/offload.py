@@ -52,15 +52,19 @@ class Offload:
         """Host memory of all blocks."""
         return sum(len(stored.host) for stored in self._stored)
 
-    def blocks(self) -> Iterator[nn.Module]:
-        """The blocks in order, each with its weights on the device until the next one is asked for."""
-        ready = [torch.cuda.Event() for _ in self._stored] if self._cuda else []
+    def blocks(self, count: int | None = None) -> Iterator[nn.Module]:
+        """The blocks in order, each with its weights on the device until the next one is asked for.
+
+        count: how many of them, from the first one on; None for all.
+        """
+        passing = self._stored[:count]
+        ready = [torch.cuda.Event() for _ in passing] if self._cuda else []
         if self._cuda:
             # The places may still be read by kernels of an earlier pass.
             self._copies.wait_stream(torch.cuda.current_stream(self._device))
         self._fetch(0, ready)
-        for number, stored in enumerate(self._stored):
-            if number + 1 < len(self._stored):
+        for number, stored in enumerate(passing):
+            if number + 1 < len(passing):
                 self._fetch(number + 1, ready)
             if self._cuda:
                 torch.cuda.current_stream(self._device).wait_event(ready[number])

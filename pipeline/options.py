@@ -16,6 +16,7 @@ from .request import VideoRequest
 from .sentences import one_line
 from .settings import read_settings
 from .sweep_axes import LABELS
+from .weights import QUANTIZATIONS, Weights
 
 DESCRIPTION = """\
 LongCat text-to-video with dense or Block Sparse Attention (BSA), on an NVIDIA GPU or a CPU.
@@ -102,6 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     run = sweep.add_argument_group("run")
     run.add_argument("--output", type=Path, metavar="FOLDER", help="default: a new name in outputs/")
     _add_device(run)
+    _add_weights(sweep)
     sweep.set_defaults(compare=True)  # sparse even where the checkpoint does not ask for it
 
     info = commands.add_parser(
@@ -113,6 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_checkpoint(info)
     _add_video(info, prompt_required=False)
     _add_attention(info)
+    _add_weights(info)
     for command in (generate, refine, sweep, info, add_inspect(commands)):
         command.add_argument(
             "--json",
@@ -217,6 +220,22 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="the transformer's forward (default: auto, the fast one on GPUs on which it was measured)",
     )
+    _add_weights(parser)
+
+
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("memory", "For GPUs that the model does not fit into. Both run the fast forward.")
+    group.add_argument(
+        "--quantization",
+        choices=QUANTIZATIONS,
+        help="weights and products of the transformer's blocks in 8 bits: half the memory, and a slightly different "
+        "video; a GPU needs compute capability 8.9 (default: as stored)",
+    )
+    group.add_argument(
+        "--offload",
+        action="store_true",
+        help="keep blocks and text encoder in host memory, from where they visit the GPU; the same video",
+    )
 
 
 def _add_attention(parser: argparse.ArgumentParser) -> None:
@@ -258,6 +277,11 @@ def _chunk(option: str, parts: list[str]) -> Grid:
     if len(words) != 3 or not all(word.isdecimal() and len(word) < 10 for word in words):
         raise ValueError(f"{option} {' '.join(parts)!r} is not three whole numbers; use for example {option} 4 4 4")
     return Grid(*map(int, words))
+
+
+def read_weights(args: argparse.Namespace) -> Weights:
+    """How the model is to be kept in memory."""
+    return Weights(args.quantization, args.offload)
 
 
 def read_bsa(args: argparse.Namespace, default: BSAConfig | None) -> BSAConfig | None:

@@ -12,12 +12,24 @@ from . import cost
 from .checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo
 from .limits import Device
 from .request import TOKEN_PIXELS, VideoRequest
+from .weights import AS_STORED, Weights
 
 # LongCat-Video as published: 13.6 B parameters in the transformer, 5.7 B in UMT5-XXL, 0.13 B in Wan's VAE.
 LONGCAT_SHAPE = cost.ModelShape(
-    hidden=4096, depth=48, heads=32, ffn=11008, parameters=19_400_000_000, decoder_width=96, decoder_patch=1
+    hidden=4096,
+    depth=48,
+    heads=32,
+    ffn=11008,
+    modulation=512,
+    transformer=13_580_000_000,
+    text_encoder=5_680_000_000,
+    text_visit=1_240_000_000,
+    vae=130_000_000,
+    decoder_width=96,
+    decoder_patch=1,
 )
 _FULL_SIZE = 10**9  # parameters from which a transformer is taken for LongCat-Video's own
+_LEAST = Weights("fp8", offload=True)
 _HEADROOM = 1.1  # of the modelled peak, because no run has confirmed it
 
 NO_LONGCAT = "LongCat-Video's 13.6 B checkpoint"
@@ -25,18 +37,21 @@ NOT_EMBEDDED = "the embedded checkpoint"
 NOT_DISTILLED = "the adapter lora/cfg_step_lora.safetensors"
 NO_GPU = "a GPU"
 SMALL_GPU = "GPU memory ({total:.0f} GiB are here)"
+OPTIONS = "a start with {options}"
 NO_REFINEMENT = "the adapter lora/refinement_lora.safetensors"
 NO_CLIP = "a clip on the stage or in Refine a clip"
 
 
 @dataclass(frozen=True)
 class Situation:
-    """What presets are judged by. total: bytes of the device's memory. clip: whether there is one to refine."""
+    """What presets are judged by. total: bytes of the device's memory. clip: whether there is one to refine. weights:
+    how those of the model are kept."""
 
     checkpoint: CheckpointInfo
     device: Device
     total: int
     clip: bool = False
+    weights: Weights = AS_STORED
 
     @property
     def full_size(self) -> bool:
@@ -47,7 +62,7 @@ class Situation:
 class Preset:
     """One choice.
 
-    about: what it is for, in a sentence. needs: what it needs, in words.
+    about: what it is for, in a sentence. needs: from the situation to what it needs, in words.
     values: from the checkpoint to the request's fields that it sets; `bsa` None is dense attention.
     missing: from the situation to what of that is not here, nothing when it can be had.
     refines: whether it is for a clip, and `CheckpointInfo.refinement` has the values.
@@ -55,7 +70,7 @@ class Preset:
 
     name: str
     about: str
-    needs: str
+    needs: Callable[[Situation], str] = field(repr=False)
     values: Callable[[CheckpointInfo], dict[str, Any]] = field(repr=False)
     missing: Callable[[Situation], tuple[str, ...]] = field(repr=False)
     refines: bool = False
@@ -67,7 +82,7 @@ def presets() -> tuple[Preset, ...]:
         Preset(
             "Embedded tiny (CPU)",
             "The small model of this project, at its own size.",
-            "the embedded checkpoint, no GPU",
+            lambda here: "the embedded checkpoint, no GPU",
             _own_settings,
             lambda here: () if _is_embedded(here.checkpoint) else (NOT_EMBEDDED,),
         ),
@@ -84,14 +99,14 @@ def presets() -> tuple[Preset, ...]:
         Preset(
             "Distilled 16 steps",
             "Few steps and no guidance: a sixth of the work.",
-            "LongCat's adapter for few steps or a distilled checkpoint",
+            lambda here: "LongCat's adapter for few steps or a distilled checkpoint",
             _few_steps,
             lambda here: () if _few_steps(here.checkpoint)["use_distill"] else (NOT_DISTILLED,),
         ),
         Preset(
             "Refine",
             "Makes a finer, larger clip of one, as LongCat goes from 480p to 720p.",
-            "LongCat's adapter for refinement and a clip",
+            lambda here: "LongCat's adapter for refinement and a clip",
             lambda info: {},
             _missing_to_refine,
             refines=True,
@@ -99,34 +114,48 @@ def presets() -> tuple[Preset, ...]:
         Preset(
             "Low memory",
             "Smaller and shorter; BSA saves time, not memory.",
-            "nothing more",
+            _needs_when_small,
             _small_settings,
-            lambda here: (),
+            _missing_when_small,
         ),
     )
 
 
 def _longcat(name: str, about: str, values: dict[str, Any]) -> Preset:
-    needed = longcat_bytes(VideoRequest(prompt="-", fps=15, **values))
+    request = VideoRequest(prompt="-", fps=15, **values)
 
     def missing(here: Situation) -> tuple[str, ...]:
         model = () if here.full_size else (NO_LONGCAT,)
         if here.device.type != "cuda":
             return (*model, NO_GPU)
-        return model if here.total >= needed else (*model, SMALL_GPU.format(total=here.total / 2**30))
+        return (*model, *_missing_memory(request, here))
 
-    needs = f"LongCat-Video and {needed / 2**30:.0f} GiB of GPU memory"
+    def needs(here: Situation) -> str:
+        return f"LongCat-Video and {longcat_bytes(request, here.weights) / 2**30:.0f} GiB of GPU memory"
+
     return Preset(name, about, needs, lambda info: values, missing)
+
+
+def _missing_memory(request: VideoRequest, here: Situation) -> tuple[str, ...]:
+    """What LongCat-Video lacks for a request on this GPU: nothing, options, or memory."""
+
+    def fits(weights: Weights) -> bool:
+        return longcat_bytes(request, weights) <= here.total
+
+    if fits(here.weights):
+        return ()
+    way = next(filter(fits, here.weights.smaller()), None)
+    return (SMALL_GPU.format(total=here.total / 2**30) if way is None else OPTIONS.format(options=way),)
 
 
 class _Gpu:
     type, index = "cuda", 0
 
 
-def longcat_bytes(request: VideoRequest) -> int:
-    """GPU memory that LongCat-Video's published checkpoint takes for a request, in bfloat16 with nothing offloaded."""
-    fixed = cost.fixed_bytes(LONGCAT_SHAPE, _Gpu)
-    return int(_HEADROOM * (fixed + cost.activation_bytes(LONGCAT_SHAPE, request, _Gpu)))
+def longcat_bytes(request: VideoRequest, weights: Weights = AS_STORED) -> int:
+    """GPU memory that LongCat-Video's published checkpoint takes for a request."""
+    fixed = cost.fixed_bytes(LONGCAT_SHAPE, _Gpu, weights)
+    return int(_HEADROOM * (fixed + cost.activation_bytes(LONGCAT_SHAPE, request, _Gpu, weights)))
 
 
 def _is_embedded(info: CheckpointInfo) -> bool:
@@ -162,3 +191,23 @@ def _small_settings(info: CheckpointInfo) -> dict[str, Any]:
     own = _own_settings(info)
     sides = {name: max(1, round(own[name] * 5 / 8 / TOKEN_PIXELS)) * TOKEN_PIXELS for name in ("width", "height")}
     return {**own, **sides, "num_frames": (own["num_frames"] // 8) * 4 + 1}
+
+
+def _small_request(here: Situation) -> VideoRequest | None:
+    """Of "Low memory" where memory is short: LongCat-Video on a GPU."""
+    if not here.full_size or here.device.type != "cuda":
+        return None
+    return here.checkpoint.request("-", **_small_settings(here.checkpoint))
+
+
+def _needs_when_small(here: Situation) -> str:
+    request = _small_request(here)
+    if request is None:
+        return "nothing more"
+    least = longcat_bytes(request, _LEAST) / 2**30
+    return f"{longcat_bytes(request, here.weights) / 2**30:.0f} GiB of GPU memory, and {least:.0f} GiB with {_LEAST}"
+
+
+def _missing_when_small(here: Situation) -> tuple[str, ...]:
+    request = _small_request(here)
+    return () if request is None else _missing_memory(request, here)

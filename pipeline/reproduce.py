@@ -11,9 +11,18 @@ from bsa import BSAConfig
 
 from .checkpoint import EMBEDDED_CHECKPOINT
 from .request import VideoRequest
+from .weights import AS_STORED, Weights
 
 
-def cli_command(request: VideoRequest, *, model_path: Path, device: str, compare: bool, output: str) -> str:
+def cli_command(
+    request: VideoRequest,
+    *,
+    model_path: Path,
+    device: str,
+    compare: bool,
+    output: str,
+    weights: Weights = AS_STORED,
+) -> str:
     """A command for a POSIX shell that makes `request` again, bit for bit on the same kind of device.
 
     Every setting is named, so that the defaults of the checkpoint and of later releases do not matter.
@@ -45,6 +54,7 @@ def cli_command(request: VideoRequest, *, model_path: Path, device: str, compare
         words.append("--spatial-only")
     words += ["--dense"] if request.bsa is None else _attention(request.bsa)
     words += ["--compare"] if compare else []
+    words += weights.options
     words += [f"--device={shlex.quote(device)}", f"--output={shlex.quote(output)}"]
     return " ".join(words)
 
@@ -55,9 +65,18 @@ def _attention(bsa: BSAConfig) -> list[str]:
     return words + [f"--chunk-q={'x'.join(map(str, bsa.chunk_q))}", f"--chunk-k={'x'.join(map(str, bsa.chunk_k))}"]
 
 
-def python_code(request: VideoRequest, *, model_path: Path, device: str, compare: bool, output: str) -> str:
+def python_code(
+    request: VideoRequest,
+    *,
+    model_path: Path,
+    device: str,
+    compare: bool,
+    output: str,
+    weights: Weights = AS_STORED,
+) -> str:
     """A Python program that makes `request` again, bit for bit on the same kind of device."""
     path = "" if model_path == EMBEDDED_CHECKPOINT else f"{str(model_path)!r}, "
+    kept = "".join(f", {name}={value!r}" for name, value in weights.arguments.items())
     values = ((field.name, getattr(request, field.name)) for field in fields(request))
     settings = "".join(f"    {name}={_literal(value)},\n" for name, value in values)
     if compare:
@@ -72,7 +91,7 @@ def python_code(request: VideoRequest, *, model_path: Path, device: str, compare
         ("from bsa import BSAConfig\n" if request.bsa is not None else "")
         + f"from pipeline import {names}\n"
         + ("from pipeline.refine import Refinement\n\n" if request.refine is not None else "\n")
-        + f"pipeline = LongCatPipeline.load({path}device={device!r})\n"
+        + f"pipeline = LongCatPipeline.load({path}device={device!r}{kept})\n"
         + f"request = VideoRequest(\n{settings})\n{run}\n"
     )
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from .download import open_checkpoint
+from .forwards import check_weights
 from .longcat import LongCatPipeline, OnStep, choose_device
-from .options import read_request
+from .options import read_request, read_weights
 from .sweep import Sweep, SweepRun, run_sweep
 from .sweep_axes import parse_axis
 from .sweep_result import SweepResult, SweepVideo
@@ -24,19 +25,24 @@ def run_sweep_command(args: argparse.Namespace, on_step: OnStep, output: TextIO)
     """
     if args.dense:
         raise ValueError("--dense leaves nothing to sweep; leave it out, every sweep has its dense videos")
-    info = open_checkpoint(args.model_path, args.device)
+    weights = read_weights(args)
+    info = open_checkpoint(args.model_path, args.device, weights)
     rows = parse_axis(args.rows)
     columns = None if args.columns is None else parse_axis(args.columns)
     sweep = Sweep(read_request(args, info), rows, columns)
-    choose_device(args.device)
+    check_weights(weights, "auto", choose_device(args.device))
     folder = args.output or Path("outputs") / time.strftime("%Y%m%d-%H%M%S-sweep")
     runs = sweep.runs()
+    for run in runs:
+        weights.check(run.request)
     prepare_output(folder / runs[0].name)
 
     def on_begin(run: SweepRun) -> None:
         print(f"video {runs.index(run) + 1} of {len(runs)}: {_title(sweep, run)}", file=sys.stderr)
 
-    pipeline = LongCatPipeline.load(info.path, args.device, on_message=lambda message: print(message, file=sys.stderr))
+    pipeline = LongCatPipeline.load(
+        info.path, args.device, on_message=lambda message: print(message, file=sys.stderr), **weights.arguments
+    )
     result = run_sweep(pipeline, sweep, on_step, folder, on_begin=on_begin)
     print(_table(result), file=output)
     print(f"written to {folder}: sweep.csv, sweep.json and the videos", file=output)

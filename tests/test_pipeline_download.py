@@ -10,7 +10,7 @@ import pytest
 from fake_hub import FakeHub, serving
 from huggingface_hub import constants
 
-from pipeline import Cancelled, download, inspect_checkpoint
+from pipeline import Cancelled, download, inspect_checkpoint, room
 from pipeline.cli import main
 from pipeline.download import fetch_checkpoint, is_hub_id
 
@@ -144,8 +144,8 @@ def test_a_full_disk_is_found_before_fetching(hub, monkeypatch):
 
 
 def test_too_little_memory_is_found_from_the_headers(hub, checkpoint, monkeypatch):
-    monkeypatch.setattr(download, "available_memory", lambda device: 1000)
-    with pytest.raises(ValueError, match=r"the weights of someone/longcat take 0\.0 GiB on cpu"):
+    monkeypatch.setattr(room, "available_memory", lambda device: 1000)
+    with pytest.raises(ValueError, match=r"the weights of someone/longcat take 0\.0 GiB in fp32 and 0\.0 GiB"):
         fetch_checkpoint(hub.repo, CPU)
     largest = max(file.stat().st_size for file in checkpoint.rglob("*.safetensors"))
     assert all(sent < max(largest, 200_001) for sent in hub.sent.values())

@@ -20,6 +20,7 @@ from pipeline import (
     estimate,
     inspect_checkpoint,
     limits,
+    room,
 )
 from pipeline.cli import main
 from pipeline.estimate import Estimator, check_fits, check_load, measure
@@ -283,7 +284,7 @@ class TestMemory:
             estimator.check(request(), 3 * 2**30)
 
     def test_weights_that_cannot_fit_are_refused_before_loading(self, monkeypatch):
-        monkeypatch.setattr(estimate, "available_memory", lambda device: 2**20)
+        monkeypatch.setattr(room, "available_memory", lambda device: 2**20)
         with pytest.raises(ValueError, match=r"the weights of longcat-tiny take 0\.\d GiB in fp32 and 0\.0 GiB"):
             check_load(INFO, CPU)
         with pytest.raises(ValueError, match="the weights of longcat-tiny"):

@@ -17,6 +17,7 @@ import numpy as np
 from pipeline import StepUpdate, VideoRequest, VideoResult
 from pipeline.child import LOADING
 from pipeline.device import DeviceName
+from pipeline.weights import Weights
 from ui.child import CUDA_LOST, Child, EngineDied
 from ui.jobs import Generator
 
@@ -94,6 +95,11 @@ class EngineProcess:
     def path(self) -> Path:
         """The checkpoint that `start` loads."""
         return Path(self._arguments["path"])
+
+    @property
+    def weights(self) -> Weights:
+        """How the model's weights are kept."""
+        return Weights(self._arguments.get("quantization"), self._arguments.get("offload", False))
 
     def generate_frames(
         self, request: VideoRequest, on_step: Callable[[StepUpdate], None] | None, output: Path
@@ -185,6 +191,7 @@ class InProcess:
     pid = os.getpid()
     path = Path()
     why = NOT_RUNNING
+    weights = Weights()
 
     def __init__(self, load: Load) -> None:
         self.on_exit: Callable[[], None] = lambda: None

@@ -36,7 +36,7 @@ class PresetList:
             missing = preset.missing(situation)
             with gr.Row(elem_classes="preset"):
                 button = gr.Button(preset.name, size="sm", interactive=not missing, min_width=80)
-                text = box(value=_text(preset, missing))
+                text = box(value=_text(preset, missing, situation))
             self._rows.append((button, text))
             if preset.refines:
                 clips.on_press(button, shown)
@@ -58,12 +58,13 @@ class PresetList:
         situation, changes = self._situation(clip=found is not None), []
         for preset in self._presets:
             missing = preset.missing(situation)
-            changes += [gr.update(interactive=not missing), _text(preset, missing)]
+            changes += [gr.update(interactive=not missing), _text(preset, missing, situation)]
         return [*changes, gr.update(choices=adapter_choices(self._site.checkpoint))]
 
     def _situation(self, clip: bool = False) -> Situation:
         estimates = self._site.estimates
-        return Situation(self._site.checkpoint, estimates.device, estimates.total(), clip)
+        weights = self._site.worker.weights
+        return Situation(self._site.checkpoint, estimates.device, estimates.total(), clip, weights)
 
 
 def _filler(site: Site, fields: Fields, preset: Preset):
@@ -74,7 +75,7 @@ def _filler(site: Site, fields: Fields, preset: Preset):
     return fill_form
 
 
-def _text(preset: Preset, missing: tuple[str, ...]) -> str:
+def _text(preset: Preset, missing: tuple[str, ...], here: Situation) -> str:
     absent = f"<b>{escape(MISSING.format(missing=', '.join(missing)))}</b>" if missing else ""
-    needs = escape(NEEDS.format(needs=preset.needs))
+    needs = escape(NEEDS.format(needs=preset.needs(here)))
     return f'<p class="preset-text">{escape(preset.about)} <span>{needs}</span> {absent}</p>'

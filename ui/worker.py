@@ -17,6 +17,7 @@ from typing import Any
 
 from pipeline import Cancelled, StepUpdate, inspect_checkpoint
 from pipeline.limits import Device
+from pipeline.weights import Weights
 from ui.engine import EngineDied, EngineProcess, InProcess, Load
 from ui.errands import Calibration, Loading
 from ui.jobs import Generator, Job, tell
@@ -198,6 +199,11 @@ class Worker:
     def device(self) -> Device | None:
         """What the loaded model runs on; None while none is loaded."""
         return None if self._pipeline is None else self._pipeline.device
+
+    @property
+    def weights(self) -> Weights:
+        """How the model's weights are kept."""
+        return self._engine.weights
 
     def torch_memory(self) -> dict[str, int] | None:
         """{"allocated", "reserved"}: bytes of PyTorch's CUDA allocator, the latest known; None on a CPU."""
