@@ -26,6 +26,7 @@ from starlette.middleware import Middleware
 
 from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint
 from pipeline.device import expected_device
+from pipeline.weights import QUANTIZATIONS, Weights
 from ui import Look, Worker, build_page
 from ui.engine import EngineProcess
 from ui.guard import Guard
@@ -61,7 +62,9 @@ def _main(arguments: list[str] | None) -> int:
 
     # `docker stop` and process managers end a server so; a default handler would skip the closing below
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    engine = EngineProcess("pipeline.child:load_longcat", path=str(checkpoint.path), device=options.device)
+    weights = Weights(options.quantization, options.offload)
+    where = {"path": str(checkpoint.path), "device": options.device}
+    engine = EngineProcess("pipeline.child:load_longcat", **where, **weights.arguments)
     worker = Worker(engine, output_dir, checkpoint.name).start()
     try:
         budget = int(options.disk_budget * 1e9)
@@ -196,6 +199,16 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model-path", type=Path, default=EMBEDDED_CHECKPOINT, help="LongCat checkpoint in FastVideo's layout")
     add("--device", default="auto", help="auto, cuda, cuda:1 or cpu")
+    add(
+        "--quantization",
+        choices=QUANTIZATIONS,
+        help="weights and products of the transformer's blocks in 8 bits: half the memory, and slightly different videos",
+    )
+    add(
+        "--offload",
+        action="store_true",
+        help="keep blocks and text encoder in host memory, for GPUs that the model does not fit into",
+    )
     add("--output-dir", type=Path, default=Path("outputs"), help="folder for videos and reports")
     add("--disk-budget", type=gigabytes, default="5", help="GB that results may take; then the oldest are removed")
     add(

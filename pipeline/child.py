@@ -58,11 +58,14 @@ class RemoteError(RuntimeError):
         return self.text
 
 
-def load_longcat(say: Callable[[str], None], path: str, device: str) -> Any:
-    """What the page's engine runs. It records attention, for the page to show it."""
+def load_longcat(say: Callable[[str], None], path: str, device: str, **weights: Any) -> Any:
+    """What the page's engine runs. It records attention, for the page to show it.
+
+    weights: how they are kept, see `LongCatPipeline.load`.
+    """
     from .longcat import LongCatPipeline
 
-    return LongCatPipeline.load(path, device=device, on_message=say, record=True)
+    return LongCatPipeline.load(path, device=device, on_message=say, record=True, **weights)
 
 
 def named(target: str) -> Callable[..., Any]:

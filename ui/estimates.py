@@ -42,7 +42,8 @@ class Estimates:
     def use(self, checkpoint: CheckpointInfo) -> None:
         """Estimate for this checkpoint from now on, the one that the worker loads or has loaded."""
         try:
-            self._estimator = Estimator(checkpoint, self.device, self._worker.output_dir / FILE_NAME)
+            store = self._worker.output_dir / FILE_NAME
+            self._estimator = Estimator(checkpoint, self.device, store, self._worker.weights)
         except ValueError as error:
             log.info("no estimates: %s", error)
             self._estimator = None
@@ -77,7 +78,8 @@ class Estimates:
         return size
 
     def check(self, request: VideoRequest) -> None:
-        """Raises ValueError when the request cannot fit into the device's memory."""
+        """Raises ValueError when the request cannot fit into the device's memory, or run with the model's weights."""
+        self._worker.weights.check(request)
         estimator, available = self._estimator, self.available()
         if estimator is not None and available is not None:
             estimator.check(request, available)

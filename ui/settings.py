@@ -10,6 +10,7 @@ import gradio as gr
 
 from bsa import BSAConfig
 from pipeline import VideoRequest, cli_command, python_code, read_settings
+from pipeline.weights import Weights
 from ui.follow import notice_html
 from ui.form import DENSE_ONLY, SIDE_BY_SIDE, SPARSE_ONLY, keep_by, page_sentence
 from ui.jobs import VideoJob
@@ -21,6 +22,9 @@ RESTORED = "The settings of {video} are in the form. Press Generate to make it a
 RESTORED_RUN = "The settings of that run are in the form. Press Generate to make it again."
 OTHER_VERSIONS = "It was made with {made}, and here is {here}: the result may differ a little."
 OTHER_CHECKPOINT = "It was made with the checkpoint {made}, and here is {here}: the result will be another video."
+OTHER_QUANTIZATION = (
+    "It was made with the quantization {made}, and this server runs with {here}: the result will differ a little."
+)
 OTHER_FPS = "It has {fps} frames a second; the form has no field for that, and this checkpoint uses {here}."
 OTHER_CLIP = "It was refined from {clip}, which is not here: choose that clip under Refine a clip."
 LARGE_SEED = "Its seed {seed} has more digits than the form can hold; the command line can use it."
@@ -85,6 +89,9 @@ def remarks(site: Site, fields: Fields, request: VideoRequest, versions: dict[st
         said.append(OTHER_FPS.format(fps=request.fps, here=defaults["fps"]))
     if request.seed > LARGEST_SEED:
         said.append(LARGE_SEED.format(seed=request.seed))
+    quantized, ours = Weights.from_versions(versions).quantization, site.worker.weights.quantization
+    if quantized != ours:
+        said.append(OTHER_QUANTIZATION.format(made=quantized or "none", here=ours or "none"))
     here = {name: metadata.version(name) for name in PACKAGES}
     other = [name for name in PACKAGES if versions.get(name, here[name]) != here[name]]
     if other:
@@ -129,9 +136,11 @@ def code_panel(site: Site, shown: gr.State) -> None:
 def code_of(site: Site, job: VideoJob) -> dict[str, str]:
     """{"cli", "python"}: code that makes the job's videos again; "cli" may be a sentence in "why" instead."""
     made = next(iter(job.results.values()), None)
-    device = "auto" if made is None else made.versions.get("device", "auto").partition(":")[0]
+    versions = {} if made is None else made.versions
+    device = versions.get("device", "auto").partition(":")[0]
     output = f"again-{job.id}" if job.side_by_side else f"again-{job.id}.mp4"
     options = {"model_path": site.checkpoint.path, "device": device, "compare": job.side_by_side, "output": output}
+    options["weights"] = Weights.from_versions(versions)
     code = {"python": python_code(job.request, **options)}
     try:
         return code | {"cli": cli_command(job.request, **options)}
