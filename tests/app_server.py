@@ -15,7 +15,7 @@ from pipeline import CheckpointInfo
 from ui import Worker, build_page
 from ui.engine import EngineProcess
 
-WAIT_SECONDS = 60  # far above what any of this takes, only against hanging
+WAIT_SECONDS = 120  # far above what any of this takes, only against hanging
 
 
 @contextmanager

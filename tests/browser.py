@@ -16,7 +16,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 needs_chromium = pytest.mark.skipif(
     CHROMIUM is None, reason="no chromium on the PATH, and only a system build plays H.264: apt-get install chromium"
 )
-WAIT_MS = 60_000  # far above what any of this takes, only against hanging
+WAIT_MS = 120_000  # far above what any of this takes, only against hanging
 expect.set_options(timeout=WAIT_MS)
 
 

@@ -25,15 +25,17 @@ class GpuPipeline:
     """Holds the weights; denoising takes 11 GiB more dense and 10 GiB sparse, decoding 4 GiB."""
 
     def __init__(self, driver: StubDriver, step_seconds: float) -> None:
-        from fake_pipeline import FakePipeline
+        from fake_pipeline import SampledPipeline
 
-        self._fake = FakePipeline(step_seconds=step_seconds)
+        self._samples = 0
+        self._fake = SampledPipeline(lambda: self._samples, step_seconds)
         self._driver = driver
         self._torch = {"allocated": WEIGHTS, "reserved": WEIGHTS, "uuid": driver.values["1.uuid"].removeprefix("GPU-")}
         self.device = self._fake.device
         self._hold(0, 0)
 
     def torch_memory(self):
+        self._samples += 1  # it is asked for each
         return self._torch
 
     def generate_frames(self, request, on_step, output):

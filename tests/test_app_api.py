@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -81,16 +80,16 @@ class TestApi:
         assert report["psnr"] is None
         assert report["ssim"] == pytest.approx(1)
 
-    def test_progress_counts_steps(self, client):
-        job = client.submit("a red ball", steps=40, api_name="/compare")
-        seen = set()
-        while not job.done():
-            for unit in job.status().progress_data or []:
-                seen.add((unit.desc, unit.length))
-            time.sleep(0.02)
+    def test_progress_counts_steps(self, client, fake):
+        def told():
+            return [(unit.desc, unit.length) for unit in job.status().progress_data or []]
+
+        with fake.held():
+            job = client.submit("a red ball", steps=40, api_name="/compare")
+            until(lambda: ("dense: denoising", 40) in told(), "the dense video's steps")
+            with fake.held():  # the next one, then
+                until(lambda: ("sparse: denoising", 40) in told(), "the sparse video's steps")
         job.result()
-        assert ("dense: denoising", 40) in seen
-        assert ("sparse: denoising", 40) in seen
 
     def test_cancel_stops_the_pipeline(self, client, fake):
         before = fake.steps_done

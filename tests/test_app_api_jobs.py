@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -52,14 +51,14 @@ class TestSweep:
         assert len(list(csv.DictReader(Path(table).open()))) == 6
         assert report["state"] == "done"
 
-    def test_progress_names_the_video(self, client):
-        job = client.submit("a red ball", steps=40, row_values=[0.5], api_name="/sweep")
-        seen = set()
-        while not job.done():
-            seen |= {unit.desc.partition(" ·")[0] for unit in job.status().progress_data or []}
-            time.sleep(0.02)
+    def test_progress_names_the_video(self, client, fake):
+        def told():
+            return [unit.desc.partition(" ·")[0] for unit in job.status().progress_data or []]
+
+        with fake.held(after=1):
+            job = client.submit("a red ball", steps=40, row_values=[0.5], api_name="/sweep")
+            until(lambda: "Video 2 of 2: sparsity 0.5" in told(), "the second video")
         job.result()
-        assert "Video 2 of 2: sparsity 0.5" in seen
 
     def test_a_cancelled_sweep_returns_what_is_done(self, client, fake):
         before = len(fake.requests)

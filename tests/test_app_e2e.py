@@ -21,7 +21,7 @@ from playwright.sync_api import expect
 from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint
 
 STEPS = 2  # enough to go through every stage; the quality of the video is checked elsewhere
-RUN_MS = 120_000  # far above what two short generations take on two cores, only against hanging
+RUN_MS = 300_000  # far above what two short generations take on two cores, only against hanging
 
 
 @pytest.fixture(scope="module")

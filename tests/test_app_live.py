@@ -13,10 +13,12 @@ import pynvml
 import pytest
 from app_server import free_port, running_page, until
 from browser import Watch, generate, needs_chromium, open_page
-from fake_pipeline import FakePipeline
+from fake_pipeline import SampledPipeline
 from playwright.sync_api import expect
 from stub_driver import needs_compiler
 from test_app_e2e import answers
+
+from pipeline.resources import ResourceSampler
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,10 @@ def host(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pynvml, "nvmlInit", fail)
-        with running_page(FakePipeline(step_seconds=0.1), tmp_path_factory.mktemp("host")) as address:
+        samples, sample = [], ResourceSampler._sample
+        patch.setattr(ResourceSampler, "_sample", lambda *given: (sample(*given), samples.append(given)))
+        pipeline = SampledPipeline(lambda: len(samples), step_seconds=0.1)
+        with running_page(pipeline, tmp_path_factory.mktemp("host")) as address:
             yield address
 
 

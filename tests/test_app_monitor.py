@@ -6,7 +6,7 @@ import json
 
 import pytest
 from app_server import until
-from fake_pipeline import CHECKPOINT, FakePipeline
+from fake_pipeline import CHECKPOINT, SampledPipeline
 
 from bsa import BSAConfig
 from pipeline import VideoRequest
@@ -30,7 +30,8 @@ REQUEST = VideoRequest(
 
 @pytest.fixture
 def site(tmp_path):
-    worker = Worker(lambda say: FakePipeline(step_seconds=0.05), tmp_path, "fake").start()
+    pipeline = SampledPipeline(lambda: site.monitor.sampler.latest.time, step_seconds=0.05)
+    worker = Worker(lambda say: pipeline, tmp_path, "fake").start()
     site = Site(CHECKPOINT, worker)
     assert site.monitor.sampler.latest is not None
     yield site

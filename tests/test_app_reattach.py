@@ -191,7 +191,7 @@ def post(address: str, function: dict, event_data: dict) -> str:
 
     body = {"fn_index": function["id"], "session_hash": "stranger", "event_data": event_data}
     body["data"] = [None] * len(function["inputs"])
-    return httpx.post(f"{address}/gradio_api/run/predict", json=body, timeout=30).text
+    return httpx.post(f"{address}/gradio_api/run/predict", json=body, timeout=120).text
 
 
 def test_the_apps_own_files_are_not_served(address, outputs):

@@ -124,7 +124,7 @@ class TestApi:
 
     def test_example(self, address):
         example = Path(__file__).parents[1] / "examples" / "api_refine.py"
-        done = subprocess.run([sys.executable, example, address], capture_output=True, text=True, timeout=120)
+        done = subprocess.run([sys.executable, example, address], capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr
         assert "34 frames of 144 x 96 in" in done.stdout
 
