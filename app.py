@@ -202,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--quantization",
         choices=QUANTIZATIONS,
-        help="weights and products of the transformer's blocks in 8 bits: half the memory, and slightly different videos",
+        help="weights and products of the transformer's blocks in 8 bits: half the memory, slightly different videos",
     )
     add(
         "--offload",
