@@ -181,3 +181,22 @@ def test_a_bad_list_is_a_sentence(browser, idle, rows, columns, sentence):
     button(page, "Run sweep").click()
     expect(page.locator("#sweep_plan [role=alert]")).to_contain_text(sentence)
     assert not fake.requests
+
+
+def test_another_setting_brings_its_list_and_leaving_the_choice_brings_none(browser, idle):
+    _, address = idle
+    page = open_page(browser, address)
+    open_tab(page, "Sweep")
+    rows, values = page.get_by_label("Rows", exact=True), page.get_by_label("Values of the rows")
+    fill(values, "0.125")
+    rows.focus()
+    page.keyboard.press("Tab")
+    expect(values).to_be_focused()
+    fill(page.get_by_label("Values of the columns"), "bad")
+    expect(page.locator("#sweep_plan [role=alert]")).to_contain_text("Chunk 'bad'")  # the server has answered since
+    expect(values).to_have_value("0.125")
+    rows.click()
+    page.get_by_role("option", name="Seed").click()
+    expect(values).not_to_have_value("0.125")
+    expect(rows).to_have_value("Seed")
+    page.context.close()

@@ -75,7 +75,7 @@ class SweepPanel:
             self.stop = gr.Button("Stop sweep", variant="stop", interactive=False, elem_id="sweep_stop")
         self.grid = SweepGrid(self._look_function())
         for name, values in ((self.row_name, self.row_values), (self.column_name, self.column_values)):
-            name.input(
+            name.change(  # not input, which comes also when the field is left, and would undo what was typed
                 lambda chosen: gr.update(value=defaults.get(chosen, ""), interactive=chosen != NONE),
                 name,
                 values,
