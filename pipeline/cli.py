@@ -271,7 +271,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _report_failure(error: Exception) -> int:
     if isinstance(error, torch.OutOfMemoryError):
-        print("error: the GPU ran out of memory; use a smaller size, fewer frames, or --device cpu", file=sys.stderr)
+        remedy = "use a smaller size, fewer frames, --offload, or --device cpu"
+        print(f"error: the GPU ran out of memory; {remedy}", file=sys.stderr)
         return 1
     if out_of_memory(error):
         print("error: the host's memory does not suffice; use a smaller size or fewer frames", file=sys.stderr)
