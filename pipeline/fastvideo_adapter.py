@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 
 from .lora import LoraSwitch
-from .memory import release_memory
 from .offload import Offload
 from .placement import Visiting, place
 from .quiet import quiet
@@ -147,7 +146,7 @@ class FastVideoLongCat:
         self._vae.to(self.device)
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.offload = place(self.transformer, self.device, self.dtype, weights)
-        release_memory()  # what rounding left behind
+        torch.cuda.empty_cache()  # of what rounding left behind
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a prompt as the text encoder would see it without truncation."""

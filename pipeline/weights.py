@@ -69,7 +69,7 @@ class Weights:
     def check_forward(self, forward: str) -> None:
         """Raises ValueError for the plain forward, which cannot run with them."""
         if self and forward == "plain":
-            raise ValueError(f"the plain forward runs without {self} only; use the fast one or auto, or leave them out")
+            raise ValueError(f"the plain forward cannot run with {self}; use the fast one or auto, or leave {self} out")
 
     def check(self, request: VideoRequest) -> None:
         """Raises ValueError for a request that only the plain forward can run."""

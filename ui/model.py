@@ -93,9 +93,7 @@ class ModelChange:
             self._progress = progress
 
         estimates = self._site.estimates
-        return fetch_checkpoint(
-            name, estimates.device, note, held=estimates.held(), weights=self._site.worker.weights
-        )
+        return fetch_checkpoint(name, estimates.device, note, held=estimates.held(), weights=self._site.worker.weights)
 
     def _fetched(self, name: str) -> tuple[str, float | None]:
         progress = self._progress
