@@ -73,7 +73,7 @@ def kernel(case: Case, variant) -> dict:
     layout = case.layout
 
     def run():
-        attend_tokens(q, k, v, case.selection, layout, layout, case.scale, filled, padded=False, variant=variant)
+        attend_tokens(q, k, v, case.selection, layout, layout, case.scale, filled, variant=variant)
 
     run()
     error = case.error(out)
@@ -160,7 +160,7 @@ def warm(name: str) -> str:
             from bsa.triton_kernel import attend_tokens
 
             given = selection, case.layout, case.layout, case.scale, filled
-            attend_tokens(q, k, v, *given, padded=False, variant=VARIANTS[name])
+            attend_tokens(q, k, v, *given, variant=VARIANTS[name])
     torch.cuda.synchronize()
     return name
 

@@ -14,20 +14,19 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import sys
 import time
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bsa import BlockLayout, BlockSelection, BSAConfig, Grid, block_sparse_attention, select_blocks
+from bsa.attention import tuning_of
+from bsa.selection import select_pooled
 
 C64, C128, C105 = Grid(4, 4, 4), Grid(4, 4, 8), Grid(3, 5, 7)
 TOP_K = BSAConfig(0.9375)
@@ -114,18 +113,20 @@ def selection_agreement(q, k, selection, q_layout, k_layout, config) -> float:
 
 
 def check(case: Case, device: str, heads: int, sample: int) -> dict:
-    from bsa.triton_kernel import attend_blocks
+    from bsa.triton_kernel import attend_tokens
+    from bsa.triton_order import from_order, to_order
 
     start = time.perf_counter()
     dtype, config = getattr(torch, case.dtype), case.config
     q, k, v = random_qkv(heads, case.grid.volume, case.dim, dtype, device)
     q_layout, k_layout = BlockLayout(case.grid, case.chunk_q), BlockLayout(case.grid, case.chunk_k)
-    q_blocks, k_blocks, v_blocks = q_layout.to_blocks(q), k_layout.to_blocks(k), k_layout.to_blocks(v)
-    scale = case.dim**-0.5
-    selection = select_blocks(q_blocks, k_blocks, q_layout, k_layout, config, scale)
-    poisoned = torch.full_like(q_blocks, float("nan"))
-    attend_blocks(q_blocks, k_blocks, v_blocks, selection, q_layout, k_layout, scale, out=poisoned)
-    out = q_layout.from_blocks(poisoned)
+    (q_order, q_means), (k_order, k_means) = to_order(q, q_layout), to_order(k, k_layout)
+    v_order, _ = to_order(v, k_layout, means=False)
+    scale, tuning = case.dim**-0.5, tuning_of(q, q_layout, k_layout)
+    selection = select_pooled(q_means, k_means, k_layout, config, scale, fused=tuning.fused_top_k)
+    poisoned = torch.full_like(q_order, float("nan"))
+    attend_tokens(q_order, k_order, v_order, selection, q_layout, k_layout, scale, poisoned, variant=tuning.variant)
+    out = from_order(poisoned, q_layout)
     public = block_sparse_attention(q, k, v, case.grid, config, backend="triton")
     error, rounded = sampled_errors(q, k, v, out, selection, q_layout, k_layout, sample)
     # Half precision: no worse than rounding every step. fp32: the sums' order differs, so a fixed small bound.
@@ -146,72 +147,9 @@ def check(case: Case, device: str, heads: int, sample: int) -> dict:
         "every_row_written": written,
         "public_op_identical": bool(torch.equal(out, public)),
         "seconds": time.perf_counter() - start,
+        "variant": tuning.variant.name,
         "passed": written and error <= limit and agreement > 0.999 and bool(torch.equal(out, public)),
     }
-
-
-def median_ms(function, device: str, repeats: int) -> float:
-    for _ in range(2):
-        function()
-    times = []
-    for _ in range(repeats):
-        if device == "cuda":
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            function()
-            end.record()
-            end.synchronize()
-            times.append(begin.elapsed_time(end))
-        else:
-            begin = time.perf_counter()
-            function()
-            times.append(1e3 * (time.perf_counter() - begin))
-    return statistics.median(times)
-
-
-def cudnn_only(device: str):
-    if device != "cuda":
-        return nullcontext()
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    return sdpa_kernel(SDPBackend.CUDNN_ATTENTION)
-
-
-@torch.inference_mode()
-def time_op(grid: Grid, heads: int, dim: int, dtype: torch.dtype, device: str, repeats: int, dense: bool) -> list[dict]:
-    """Medians for dense attention, the whole op and its parts at sparsity 0.9375, 4x4x4 chunks."""
-    from bsa.triton_kernel import attend_blocks
-
-    config, scale = TOP_K, dim**-0.5
-    q, k, v = random_qkv(heads, grid.volume, dim, dtype, device)
-    layout = BlockLayout(grid, config.chunk_q)
-    q_blocks, k_blocks, v_blocks = layout.to_blocks(q), layout.to_blocks(k), layout.to_blocks(v)
-    selection = select_blocks(q_blocks, k_blocks, layout, layout, config, scale)
-    dense_flops = 4 * heads * grid.volume**2 * dim
-    # Padding rows and columns are computed too, but only useful work is counted.
-    sizes = layout.sizes(q.device).double()
-    pairs = float((sizes[selection.indices].sum(-1) * sizes).sum())
-    rows = [
-        ("whole op", lambda: block_sparse_attention(q, k, v, grid, config, backend="triton"), pairs * 4 * dim),
-        (
-            "kernel",
-            lambda: attend_blocks(q_blocks, k_blocks, v_blocks, selection, layout, layout, scale),
-            pairs * 4 * dim,
-        ),
-        ("selection", lambda: select_blocks(q_blocks, k_blocks, layout, layout, config, scale), None),
-        ("one layout copy in", lambda: layout.to_blocks(q), None),
-        ("layout copy out", lambda: layout.from_blocks(q_blocks), None),
-    ]
-    results = []
-    if dense:
-        with cudnn_only(device):
-            ms = median_ms(lambda: F.scaled_dot_product_attention(q, k, v), device, max(1, repeats // 4))
-        results.append({"what": "dense SDPA, cuDNN", "ms": ms, "tflops": dense_flops / ms / 1e9})
-    for name, function, flops in rows:
-        ms = median_ms(function, device, repeats)
-        results.append({"what": name, "ms": ms, "tflops": flops / ms / 1e9 if flops else None})
-    shape = {"grid": str(grid), "heads": heads, "dim": dim, "dtype": str(dtype).removeprefix("torch.")}
-    return [{**shape, **row} for row in results]
 
 
 def main() -> int:
@@ -252,23 +190,12 @@ def main() -> int:
             flush=True,
         )
 
-    timing = []
-    dtype = torch.float32 if cpu else torch.bfloat16
-    grids = [Grid(4, 8, 8), Grid(4, 9, 8)] if toy else [Grid(24, 44, 80), Grid(24, 45, 80)]
-    for number, grid in enumerate(grids):
-        shape = {"heads": 2, "dim": 32} if toy else {"heads": 32, "dim": 128}
-        timing += time_op(grid, **shape, dtype=dtype, device=args.device, repeats=3 if cpu else 20, dense=number == 0)
-    print(f"\n{'shape':40} {'what':20} {'ms':>9} {'TFLOP/s':>9}")
-    for row in timing:
-        shape = f"{row['grid']} {row['heads']} heads d{row['dim']} {row['dtype']}"
-        print(f"{shape:40} {row['what']:20} {row['ms']:9.3f} " + (f"{row['tflops']:9.1f}" if row["tflops"] else ""))
-
     passed = all(row["passed"] for row in checks)
     seconds = time.perf_counter() - began
     print(f"\n{sum(row['passed'] for row in checks)} of {len(checks)} cases passed in {seconds:.0f} s")
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        report = {**machine, "passed": passed, "seconds": seconds, "checks": checks, "timing": timing}
+        report = {**machine, "passed": passed, "seconds": seconds, "checks": checks}
         args.output.write_text(json.dumps(report, indent=1) + "\n")
     return 0 if passed else 1
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from bsa.config import BSAConfig, Grid, as_grid
 from bsa.layout import BlockLayout
-from bsa.selection import BlockSelection, select_blocks, without_autocast
+from bsa.selection import BlockSelection, select_blocks, select_pooled, without_autocast
+from bsa.variants import Tuning, tuning_for
 
 logger = logging.getLogger("bsa")
 
@@ -53,29 +54,45 @@ def block_sparse_attention(
     q_layout, k_layout = BlockLayout(grid, config.chunk_q), BlockLayout(grid, config.chunk_k)
 
     with without_autocast(q.device):
-        q_blocks, k_blocks = q_layout.to_blocks(q), k_layout.to_blocks(k)
-        selection = select_blocks(q_blocks, k_blocks, q_layout, k_layout, config, scale)
-        match backend:
-            case "reference":
+        if backend == "triton":
+            out, selection = _attend_with_triton(q, k, v, q_layout, k_layout, config, scale)
+        else:
+            q_blocks, k_blocks = q_layout.to_blocks(q), k_layout.to_blocks(k)
+            selection = select_blocks(q_blocks, k_blocks, q_layout, k_layout, config, scale)
+            if backend == "reference":
                 from bsa.reference import masked_attention
 
                 out = masked_attention(q, k, v, selection, q_layout, k_layout, scale)
-            case "torch":
+            else:
                 from bsa.gather import gathered_attention
 
-                uniform = config.cdf_threshold is None
-                v_blocks = k_layout.to_blocks(v)
+                v_blocks, uniform = k_layout.to_blocks(v), config.cdf_threshold is None
                 out = q_layout.from_blocks(
                     gathered_attention(q_blocks, k_blocks, v_blocks, selection, q_layout, k_layout, scale, uniform)
                 )
-            case "triton":
-                from bsa.triton_kernel import attend_blocks
-
-                v_blocks = k_layout.to_blocks(v)
-                out = q_layout.from_blocks(
-                    attend_blocks(q_blocks, k_blocks, v_blocks, selection, q_layout, k_layout, scale)
-                )
     return (out, selection) if return_selection else out
+
+
+def _attend_with_triton(q, k, v, q_layout, k_layout, config, scale) -> tuple[Tensor, BlockSelection]:
+    """Into block order, which has no padding, and back; the means of the blocks come with it."""
+    from bsa.triton_kernel import attend_tokens
+    from bsa.triton_order import from_order, to_order
+
+    tuning = tuning_of(q, q_layout, k_layout)
+    (q, q_means), (k, k_means) = to_order(q, q_layout), to_order(k, k_layout)
+    v, _ = to_order(v, k_layout, means=False)
+    selection = select_pooled(q_means, k_means, k_layout, config, scale, fused=tuning.fused_top_k)
+    out = torch.empty_like(q)
+    attend_tokens(q, k, v, selection, q_layout, k_layout, scale, out, variant=tuning.variant)
+    return from_order(out, q_layout), selection
+
+
+def tuning_of(q: Tensor, q_layout: BlockLayout, k_layout: BlockLayout) -> Tuning:
+    """The kernels that were measured to be best for these queries, [..., D], on their GPU."""
+    if not q.is_cuda:
+        return Tuning()
+    dtype, gpu = str(q.dtype).removeprefix("torch."), torch.cuda.get_device_name(q.device)
+    return tuning_for(gpu, dtype, q.shape[-1], q_layout.chunk.volume, k_layout.chunk.volume)
 
 
 def checked_scale(scale: float | None, head_dim: int) -> float:

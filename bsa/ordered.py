@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bsa.attention import check_alike, checked_scale, resolve_backend
+from bsa.attention import check_alike, checked_scale, resolve_backend, tuning_of
 from bsa.config import BSAConfig
 from bsa.layout import BlockLayout
 from bsa.selection import BlockSelection, select_pooled, without_autocast
-from bsa.variants import Tuning, tuning_for
+from bsa.variants import Tuning
 
 
 def block_order_attention(
@@ -43,7 +43,7 @@ def block_order_attention(
     scale = checked_scale(scale, q.shape[-1])
     backend = resolve_backend(backend, q, k, v, known=("auto", "triton", "torch"))
     with without_autocast(q.device):
-        tuning = tuning or (_tuning(q, layout) if backend == "triton" else Tuning())
+        tuning = tuning or (tuning_of(q, layout, layout) if backend == "triton" else Tuning())
         blocks = tuple(map(layout.blocks_from_order, (q, k))) if means is None or backend == "torch" else ()
         q_means, k_means = means or tuple(map(layout.pool, blocks))
         selection = select_pooled(q_means, k_means, layout, config, scale, fused=tuning.fused_top_k)
@@ -52,7 +52,7 @@ def block_order_attention(
 
             out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
             q, k, v, filled = (x.transpose(1, 2) for x in (q, k, v, out))
-            attend_tokens(q, k, v, selection, layout, layout, scale, filled, padded=False, variant=tuning.variant)
+            attend_tokens(q, k, v, selection, layout, layout, scale, filled, variant=tuning.variant)
         else:
             from bsa.gather import gathered_attention
 
@@ -60,13 +60,6 @@ def block_order_attention(
             q, k, v = (x.contiguous() for x in (*blocks, layout.blocks_from_order(v)))
             out = layout.order_from_blocks(gathered_attention(q, k, v, selection, layout, layout, scale, uniform))
     return (out, selection) if return_selection else out
-
-
-def _tuning(q: Tensor, layout: BlockLayout) -> Tuning:
-    if not q.is_cuda:
-        return Tuning()
-    dtype, chunk = str(q.dtype).removeprefix("torch."), layout.chunk.volume
-    return tuning_for(torch.cuda.get_device_name(q.device), dtype, q.shape[-1], chunk, chunk)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, config: BSAConfig) -> None:

@@ -17,6 +17,8 @@ from torch import Tensor
 from bsa.config import BSAConfig
 from bsa.layout import BlockLayout
 
+MAX_KEY_BLOCKS = 16384  # of the fused top-k: one row must fit into one program's registers
+
 
 class BlockSelection(NamedTuple):
     """Key blocks per query block, ascending within the valid prefix of length ``counts``.
@@ -63,10 +65,11 @@ def select_pooled(
     """`select_blocks` from the block means, fp32 [B, H, NQ, D] and [B, H, NK, D].
 
     fused: pick the top k with one Triton kernel, which writes the lists in the order that the attention kernels
-        want, and never hold more than a part of the score matrix. Ties then go to the lower block number. Top-k only.
+        want, and never hold more than a part of the score matrix. Ties then go to the lower block number. Where it
+        cannot be (a threshold, or rows of more than `MAX_KEY_BLOCKS`), the rows are sorted.
     """
     with without_autocast(q_means.device):
-        if fused and config.cdf_threshold is None:
+        if fused and config.cdf_threshold is None and k_means.shape[2] <= MAX_KEY_BLOCKS:
             from bsa.triton_select import top_k_blocks
 
             return top_k_blocks(q_means, k_means, k_layout, config.top_k(k_means.shape[2]), scale)

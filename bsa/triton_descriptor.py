@@ -20,20 +20,22 @@ from bsa.triton_kernel import SIZES, _online_softmax_update, _shared_memory, lau
 
 
 @triton.jit
-def _tile_row(row_indices, starts, step, first_row, CHUNK: tl.constexpr, TILE: tl.constexpr, PADDED: tl.constexpr):
+def _tile_row(row_indices, starts, step, first_row, CHUNK: tl.constexpr, TILE: tl.constexpr, REGULAR: tl.constexpr):
     """First matrix row of a step's tile."""
     TILES: tl.constexpr = CHUNK // TILE
     block = tl.load(row_indices + step // TILES)
-    return first_row + (block * CHUNK if PADDED else tl.load(starts + block)) + (step % TILES) * TILE
+    return first_row + (block * CHUNK if REGULAR else tl.load(starts + block)) + (step % TILES) * TILE
 
 
 @triton.jit
 def _whole_range(
     acc, row_max, row_sum, q, k_desc, v_desc, row_indices, starts, count, k_row, k_column, v_row, v_column, scale_log2,
-    CHUNK: tl.constexpr, TILE: tl.constexpr, PADDED: tl.constexpr,
+    backwards, CHUNK: tl.constexpr, TILE: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
-    for step in range(0, count * (CHUNK // TILE)):
-        row = _tile_row(row_indices, starts, step, 0, CHUNK, TILE, PADDED)
+    steps = count * (CHUNK // TILE)
+    for step in range(0, steps):
+        place = step + backwards * (steps - 1 - 2 * step)
+        row = _tile_row(row_indices, starts, place, 0, CHUNK, TILE, REGULAR)
         k = k_desc.load([k_row + row, k_column])
         # [TILE_Q, TILE]
         scores = tl.dot(q, tl.trans(k))
@@ -45,7 +47,7 @@ def _whole_range(
 @triton.jit
 def _cut_range(
     acc, row_max, row_sum, q, k_desc, v_desc, row_indices, starts, sizes, first, last,
-    k_row, k_column, v_row, v_column, scale_log2, CHUNK: tl.constexpr, TILE: tl.constexpr, PADDED: tl.constexpr,
+    k_row, k_column, v_row, v_column, scale_log2, CHUNK: tl.constexpr, TILE: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """Blocks that the edge of the grid cuts short: keys past the block's size are masked, empty tiles skipped."""
     TILES: tl.constexpr = CHUNK // TILE
@@ -53,7 +55,7 @@ def _cut_range(
     for step in range(first * TILES, last * TILES):
         size = tl.load(sizes + tl.load(row_indices + step // TILES)) - (step % TILES) * TILE
         if size > 0:
-            row = _tile_row(row_indices, starts, step, 0, CHUNK, TILE, PADDED)
+            row = _tile_row(row_indices, starts, step, 0, CHUNK, TILE, REGULAR)
             k = k_desc.load([k_row + row, k_column])
             scores = tl.dot(q, tl.trans(k))
             scores = tl.where(tokens[None, :] < size, scores, float("-inf"))
@@ -62,16 +64,21 @@ def _cut_range(
     return acc, row_max, row_sum
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=(*SIZES, "wave"))
 def _attend_descriptors_kernel(
     q_ptr, k_desc, v_desc, out_ptr, indices_ptr, whole_counts_ptr, counts_ptr,
     q_starts_ptr, q_sizes_ptr, k_starts_ptr, k_sizes_ptr,
     q_batch, q_head, out_batch, out_head, k_row_batch, k_row_head, k_column_head, v_row_batch, v_row_head,
-    v_column_head, heads, q_blocks, width, scale_log2,
+    v_column_head, heads, q_blocks, width, wave, scale_log2,
     Q_TOKEN: tl.constexpr, OUT_TOKEN: tl.constexpr, DIM: tl.constexpr, CHUNK_Q: tl.constexpr, CHUNK_K: tl.constexpr,
-    TILE_Q: tl.constexpr, TILE_K: tl.constexpr, PADDED: tl.constexpr, RAGGED_Q: tl.constexpr, RAGGED_K: tl.constexpr,
+    TILE_Q: tl.constexpr, TILE_K: tl.constexpr, REGULAR: tl.constexpr, RAGGED_Q: tl.constexpr, RAGGED_K: tl.constexpr,
+    Q_IN_REGISTERS: tl.constexpr, SERPENTINE: tl.constexpr,
 ):  # fmt: skip
-    """As `_attend_blocks_kernel`; k_desc and v_desc: matrices with tiles [TILE_K, DIM]."""
+    """As `_attend_blocks_kernel`; k_desc and v_desc: matrices with tiles [TILE_K, DIM].
+
+    SERPENTINE: ``wave`` programs in turn go through their lists forwards and backwards, so that those that begin read
+    what those that end have left in the L2 cache.
+    """
     TILES_Q: tl.constexpr = CHUNK_Q // TILE_Q
     batch = tl.program_id(1) // heads
     head = tl.program_id(1) % heads
@@ -87,11 +94,14 @@ def _attend_descriptors_kernel(
 
     rows = start + tl.arange(0, TILE_Q)
     dims = tl.arange(0, DIM)
-    token = (q_block * CHUNK_Q if PADDED else tl.load(q_starts_ptr + q_block)).to(tl.int64)
+    token = (q_block * CHUNK_Q if REGULAR else tl.load(q_starts_ptr + q_block)).to(tl.int64)
     inside = rows[:, None] < q_size
     # [TILE_Q, DIM]
     q_tile = q_ptr + batch.to(tl.int64) * q_batch + head.to(tl.int64) * q_head + token * Q_TOKEN
     q = tl.load(q_tile + rows[:, None] * Q_TOKEN + dims[None, :], mask=inside, other=0.0)
+    if Q_IN_REGISTERS:
+        # Triton leaves a loaded factor of a product in shared memory, but the result of one in registers. Exact.
+        q = tl.dot(q, (dims[:, None] == dims[None, :]).to(q.dtype)).to(q.dtype)
 
     acc = tl.zeros([TILE_Q, DIM], tl.float32)
     row_max = tl.full([TILE_Q], float("-inf"), tl.float32)
@@ -100,14 +110,17 @@ def _attend_descriptors_kernel(
     v_row, v_column = batch * v_row_batch + head * v_row_head, head * v_column_head
     row_indices = indices_ptr + line * width
     whole = tl.load(whole_counts_ptr + line)
+    backwards = 0
+    if SERPENTINE:
+        backwards = (tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)) // wave % 2
     acc, row_max, row_sum = _whole_range(
         acc, row_max, row_sum, q, k_desc, v_desc, row_indices, k_starts_ptr, whole,
-        k_row, k_column, v_row, v_column, scale_log2, CHUNK_K, TILE_K, PADDED,
+        k_row, k_column, v_row, v_column, scale_log2, backwards, CHUNK_K, TILE_K, REGULAR,
     )  # fmt: skip
     if RAGGED_K:
         acc, row_max, row_sum = _cut_range(
             acc, row_max, row_sum, q, k_desc, v_desc, row_indices, k_starts_ptr, k_sizes_ptr, whole,
-            tl.load(counts_ptr + line), k_row, k_column, v_row, v_column, scale_log2, CHUNK_K, TILE_K, PADDED,
+            tl.load(counts_ptr + line), k_row, k_column, v_row, v_column, scale_log2, CHUNK_K, TILE_K, REGULAR,
         )  # fmt: skip
 
     # A query block with an empty list attends to nothing: zeros, not 0 / 0.
@@ -129,7 +142,7 @@ def descriptor_obstacle(
     return None
 
 
-def attend_with_descriptors(q, k, v, selection, q_layout, k_layout, scale, out, padded, variant) -> None:
+def attend_with_descriptors(q, k, v, selection, q_layout, k_layout, scale, out, variant) -> None:
     """`attend_tokens` for a variant with descriptors. ValueError for tensors that it cannot take."""
     batch, heads, _, head_dim = q.shape
     device = q.device
@@ -145,15 +158,25 @@ def attend_with_descriptors(q, k, v, selection, q_layout, k_layout, scale, out, 
         raise ValueError(f"the variant {variant.name} cannot run because {obstacle}; use the baseline variant")
     for name in ("DIM", "PRECISION"):
         launch.pop(name)
+    regular = not (q_layout.ragged or k_layout.ragged)
+    if not regular:
+        launch["num_stages"] += 2  # what looking a block's place up costs the pipeline
+    if variant.max_registers is not None:
+        launch["maxnreg"] = variant.max_registers
     _attend_descriptors_kernel[(q_blocks * (chunk_q // launch["TILE_Q"]), batch * heads)](
         q, k_desc, v_desc, out, selection.indices, selection.whole_counts, selection.counts,
         q_layout.starts(device), q_layout.sizes(device), k_layout.starts(device), k_layout.sizes(device),
         *q.stride()[:2], *out.stride()[:2], *k_rows, *v_rows,
-        heads, q_blocks, selection.indices.shape[-1], scale * math.log2(math.e),
+        heads, q_blocks, selection.indices.shape[-1], _wave(device), scale * math.log2(math.e),
         Q_TOKEN=q.stride(2), OUT_TOKEN=out.stride(2), DIM=head_dim, CHUNK_Q=chunk_q, CHUNK_K=chunk_k,
-        PADDED=padded or not (q_layout.ragged or k_layout.ragged),
-        RAGGED_Q=q_layout.ragged, RAGGED_K=k_layout.ragged, **launch,
+        REGULAR=regular, RAGGED_Q=q_layout.ragged, RAGGED_K=k_layout.ragged, Q_IN_REGISTERS=variant.q_in_registers,
+        SERPENTINE=variant.serpentine, **launch,
     )  # fmt: skip
+
+
+def _wave(device: torch.device) -> int:
+    """Programs that run at a time: two on each multiprocessor."""
+    return 2 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 
 def _as_matrix(x: Tensor, tile: int) -> tuple[TensorDescriptor | None, tuple[int, int, int]]:

@@ -41,7 +41,7 @@ def _online_softmax_update(acc, row_max, row_sum, scores, values, scale_log2, PR
 def _attend_range(
     acc, row_max, row_sum, q, k_head, v_head, row_indices, starts, sizes, first, last, scale_log2,
     K_TOKEN: tl.constexpr, V_TOKEN: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, CHUNK: tl.constexpr,
-    TILE: tl.constexpr, PADDED: tl.constexpr, RAGGED: tl.constexpr, PRECISION: tl.constexpr,
+    TILE: tl.constexpr, REGULAR: tl.constexpr, RAGGED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Entries first..last of one row of the index list. RAGGED: read each block's size, else all are whole."""
     TILES: tl.constexpr = (CHUNK + TILE - 1) // TILE
@@ -51,7 +51,7 @@ def _attend_range(
     for step in range(first * TILES, last * TILES):
         block = tl.load(row_indices + step // TILES)
         start = (step % TILES) * TILE
-        token = (block * CHUNK if PADDED else tl.load(starts + block)).to(tl.int64) + start
+        token = (block * CHUNK if REGULAR else tl.load(starts + block)).to(tl.int64) + start
         # [TILE, DIM]
         k_tile = k_head + token * K_TOKEN + rows[:, None] * K_TOKEN + dims[None, :]
         v_tile = v_head + token * V_TOKEN + rows[:, None] * V_TOKEN + dims[None, :]
@@ -84,13 +84,13 @@ def _attend_blocks_kernel(
     q_batch, q_head, k_batch, k_head, v_batch, v_head, out_batch, out_head, heads, q_blocks, width, scale_log2,
     Q_TOKEN: tl.constexpr, K_TOKEN: tl.constexpr, V_TOKEN: tl.constexpr, OUT_TOKEN: tl.constexpr,
     HEAD_DIM: tl.constexpr, DIM: tl.constexpr, CHUNK_Q: tl.constexpr, CHUNK_K: tl.constexpr,
-    TILE_Q: tl.constexpr, TILE_K: tl.constexpr, PADDED: tl.constexpr, RAGGED_Q: tl.constexpr, RAGGED_K: tl.constexpr,
+    TILE_Q: tl.constexpr, TILE_K: tl.constexpr, REGULAR: tl.constexpr, RAGGED_Q: tl.constexpr, RAGGED_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: TILE_Q queries of one query block of one head, against that block's key list.
 
-    q, k, v, out: [B, H, tokens, HEAD_DIM] by their strides, with unit stride in the last place. PADDED: block n
-    begins at token n * CHUNK (also where all blocks are whole); else at starts[n].
+    q, k, v, out: [B, H, tokens, HEAD_DIM] by their strides, with unit stride in the last place. REGULAR: all
+    blocks are whole, so that block n begins at token n * CHUNK; else at starts[n].
     indices: [BH, q_blocks, width], whole key blocks first; whole_counts and counts: [BH, q_blocks].
     """
     TILES_Q: tl.constexpr = (CHUNK_Q + TILE_Q - 1) // TILE_Q
@@ -108,7 +108,7 @@ def _attend_blocks_kernel(
 
     rows = start + tl.arange(0, TILE_Q)
     dims = tl.arange(0, DIM)
-    token = (q_block * CHUNK_Q if PADDED else tl.load(q_starts_ptr + q_block)).to(tl.int64)
+    token = (q_block * CHUNK_Q if REGULAR else tl.load(q_starts_ptr + q_block)).to(tl.int64)
     # [TILE_Q, DIM]
     inside = (rows[:, None] < q_size) & (dims[None, :] < HEAD_DIM)
     q_tile = q_ptr + batch * q_batch + head * q_head + token * Q_TOKEN + rows[:, None] * Q_TOKEN + dims[None, :]
@@ -123,13 +123,13 @@ def _attend_blocks_kernel(
     whole = tl.load(whole_counts_ptr + row)
     acc, row_max, row_sum = _attend_range(
         acc, row_max, row_sum, q, k_ptr, v_ptr, row_indices, k_starts_ptr, k_sizes_ptr, 0, whole, scale_log2,
-        K_TOKEN, V_TOKEN, HEAD_DIM, DIM, CHUNK_K, TILE_K, PADDED, False, PRECISION,
+        K_TOKEN, V_TOKEN, HEAD_DIM, DIM, CHUNK_K, TILE_K, REGULAR, False, PRECISION,
     )  # fmt: skip
     if RAGGED_K:
         acc, row_max, row_sum = _attend_range(
             acc, row_max, row_sum, q, k_ptr, v_ptr, row_indices, k_starts_ptr, k_sizes_ptr, whole,
             tl.load(counts_ptr + row), scale_log2,
-            K_TOKEN, V_TOKEN, HEAD_DIM, DIM, CHUNK_K, TILE_K, PADDED, True, PRECISION,
+            K_TOKEN, V_TOKEN, HEAD_DIM, DIM, CHUNK_K, TILE_K, REGULAR, True, PRECISION,
         )  # fmt: skip
 
     # A query block with an empty list attends to nothing: zeros, not 0 / 0.
@@ -137,27 +137,6 @@ def _attend_blocks_kernel(
     out_tile = out_ptr + batch * out_batch + head * out_head + token * OUT_TOKEN
     out_tile += rows[:, None] * OUT_TOKEN + dims[None, :]
     tl.store(out_tile, out.to(out_ptr.dtype.element_ty), mask=inside)
-
-
-def attend_blocks(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    selection: BlockSelection,
-    q_layout: BlockLayout,
-    k_layout: BlockLayout,
-    scale: float,
-    out: Tensor | None = None,
-    variant: Variant | None = None,
-) -> Tensor:
-    """q, k, v: contiguous block-major [B, H, N, C, D] on CUDA; scale > 0. Returns (or fills) ``out``, shaped like q.
-
-    Padding rows of ``out`` are left unwritten. Head dims 16 to 256 in bf16, fp16 or fp32.
-    """
-    out = torch.empty_like(q) if out is None else out
-    flat = (x.flatten(2, 3) for x in (q, k, v))
-    attend_tokens(*flat, selection, q_layout, k_layout, scale, out.flatten(2, 3), padded=True, variant=variant)
-    return out
 
 
 def attend_tokens(
@@ -170,12 +149,11 @@ def attend_tokens(
     scale: float,
     out: Tensor,
     *,
-    padded: bool,
     variant: Variant | None = None,
 ) -> None:
-    """Fills ``out``; q, k, v, out: [B, H, tokens, D] with unit stride in the last place, any other strides.
+    """Fills ``out``; q, k, v, out: [B, H, S, D] in block order, unit stride in the last place, any other strides.
 
-    padded: the tokens of block-major tensors, padding included; else block order, without padding.
+    Head dims 16 to 256 in bf16, fp16 or fp32; scale > 0.
     variant: the kernel and its tiles; None is the baseline. ValueError where it cannot take these tensors.
     """
     variant = variant or BASELINE
@@ -185,10 +163,10 @@ def attend_tokens(
         run = _attend_with_pointers
     selection = _whole_blocks_first(selection, k_layout)
     with torch.cuda.device(q.device) if q.is_cuda else contextlib.nullcontext():
-        run(q, k, v, selection, q_layout, k_layout, scale, out, padded, variant)
+        run(q, k, v, selection, q_layout, k_layout, scale, out, variant)
 
 
-def _attend_with_pointers(q, k, v, selection, q_layout, k_layout, scale, out, padded, variant):
+def _attend_with_pointers(q, k, v, selection, q_layout, k_layout, scale, out, variant):
     batch, heads, _, head_dim = q.shape
     q_blocks, chunk_q, chunk_k = q_layout.blocks.volume, q_layout.chunk.volume, k_layout.chunk.volume
     launch = launch_options(q.dtype, head_dim, chunk_q, chunk_k, _shared_memory(q.device), variant)
@@ -200,7 +178,7 @@ def _attend_with_pointers(q, k, v, selection, q_layout, k_layout, scale, out, pa
         *(stride for x in tensors for stride in x.stride()[:2]),
         heads, q_blocks, selection.indices.shape[-1], scale * math.log2(math.e),
         *(x.stride(2) for x in tensors),
-        HEAD_DIM=head_dim, CHUNK_Q=chunk_q, CHUNK_K=chunk_k, PADDED=padded or not (q_layout.ragged or k_layout.ragged),
+        HEAD_DIM=head_dim, CHUNK_Q=chunk_q, CHUNK_K=chunk_k, REGULAR=not (q_layout.ragged or k_layout.ragged),
         RAGGED_Q=q_layout.ragged, RAGGED_K=k_layout.ragged, **launch,
     )  # fmt: skip
 

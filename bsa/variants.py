@@ -13,6 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 
 TUNED = Path(__file__).with_name("tuned.json")
+# One processor under several names: they differ in memory, power and clocks, not in what a kernel sees of them.
+SAME_CHIP = ("H100", "H200", "GH200")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,9 @@ class Variant:
 
     descriptors: key and value tiles come through tensor descriptors (TMA, from compute capability 9.0 on).
     tile_q, tile_k: tokens per tile, at most; small chunks get smaller tiles.
+    q_in_registers: the query tile leaves shared memory, which then has room for more programs or tiles of keys.
+    serpentine: neighbouring waves of programs go through their lists in opposite directions.
+    max_registers: of a thread; fewer let more programs share a multiprocessor. None leaves it to the compiler.
     """
 
     name: str
@@ -29,6 +34,9 @@ class Variant:
     tile_k: int
     num_warps: int
     num_stages: int
+    q_in_registers: bool = False
+    max_registers: int | None = None
+    serpentine: bool = False
 
 
 BASELINE = Variant("pointers-64x64-w4-s3", False, 64, 64, 4, 3)
@@ -42,8 +50,13 @@ VARIANTS = {
         Variant("pointers-128x64-w8-s3", False, 128, 64, 8, 3),
         Variant("descriptors-64x64-w4-s3", True, 64, 64, 4, 3),
         Variant("descriptors-64x64-w4-s5", True, 64, 64, 4, 5),
+        Variant("descriptors-64x64-w4-s5-q", True, 64, 64, 4, 5, True),
+        Variant("descriptors-64x64-w4-s5-qz", True, 64, 64, 4, 5, True, None, True),
+        # 65 KB and 168 registers: three programs on a multiprocessor of Hopper
+        Variant("descriptors-64x64-w4-s3-q168", True, 64, 64, 4, 3, True, 168),
         Variant("descriptors-64x32-w4-s3", True, 64, 32, 4, 3),
         Variant("descriptors-64x32-w4-s5", True, 64, 32, 4, 5),
+        Variant("descriptors-64x32-w4-s7-q168", True, 64, 32, 4, 7, True, 168),
         Variant("descriptors-128x64-w8-s3", True, 128, 64, 8, 3),
         Variant("descriptors-128x64-w8-s5", True, 128, 64, 8, 5),
         Variant("descriptors-128x128-w8-s3", True, 128, 128, 8, 3),
@@ -64,14 +77,24 @@ def tuning_key(dtype: str, head_dim: int, chunk_q: int, chunk_k: int) -> str:
     return f"{dtype} d{head_dim} q{chunk_q} k{chunk_k}"
 
 
+def measured_as(gpu: str) -> str | None:
+    """The GPU in tuned.json whose measurements count for one of this name: itself, or another with the same chip."""
+    known = json.loads(TUNED.read_text(encoding="utf-8"))
+    if gpu in known:
+        return gpu
+    if not any(name in gpu.split() for name in SAME_CHIP):
+        return None
+    return next((other for other in known if any(name in other.split() for name in SAME_CHIP)), None)
+
+
 @lru_cache(maxsize=256)
 def tuning_for(gpu: str, dtype: str, head_dim: int, chunk_q: int, chunk_k: int) -> Tuning:
-    """The measured choice for a GPU's name as PyTorch gives it; the baseline where nothing was measured.
+    """The measured choice for a GPU's name as PyTorch gives it (see `measured_as`), else the baseline.
 
     TRITON_AUTOTUNE_ENABLE=0 in the environment means the baseline everywhere. Nothing is ever tuned on first use.
     """
     if os.environ.get("TRITON_AUTOTUNE_ENABLE") == "0":
         return Tuning()
-    entry = json.loads(TUNED.read_text(encoding="utf-8")).get(gpu, {})
+    entry = json.loads(TUNED.read_text(encoding="utf-8")).get(measured_as(gpu), {})
     entry = entry.get(tuning_key(dtype, head_dim, chunk_q, chunk_k))
     return Tuning() if entry is None else Tuning(VARIANTS[entry["variant"]], entry["fused_top_k"])

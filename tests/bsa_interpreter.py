@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from bsa import BlockLayout, BSAConfig, Grid, block_sparse_attention, select_blocks
+from bsa import BlockLayout, BSAConfig, Grid, block_sparse_attention
 from bsa.selection import select_pooled
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
@@ -39,23 +39,40 @@ def with_nan_behind(x):
 
 
 def kernel_error(case):
-    """Relative error of the kernel against the dense-mask reference in fp64 on the same selection."""
+    """Relative error of the operation's parts against the dense-mask reference in fp64 on the same selection."""
     from bsa.reference import masked_attention
-    from bsa.triton_kernel import attend_blocks
+    from bsa.triton_kernel import attend_tokens
+    from bsa.triton_order import from_order, to_order
 
     grid = Grid(*case["grid"])
     config = BSAConfig(case.get("sparsity"), case.get("cdf"), case["chunk_q"], case["chunk_k"])
     shape = (case.get("batch", 1), case.get("heads", 2), grid.volume, case["dim"])
     q, k, v = random_qkv(shape, DTYPES[case.get("dtype", "fp32")])
     q_layout, k_layout = BlockLayout(grid, config.chunk_q), BlockLayout(grid, config.chunk_k)
-    q_blocks, k_blocks, v_blocks = q_layout.to_blocks(q), k_layout.to_blocks(k), k_layout.to_blocks(v)
+    (q_order, q_means), (k_order, k_means) = to_order(q, q_layout), to_order(k, k_layout)
+    v_order, _ = to_order(v, k_layout, means=False)
     scale = case["dim"] ** -0.5
-    selection = select_blocks(q_blocks, k_blocks, q_layout, k_layout, config, scale)
-    k_blocks, v_blocks = with_nan_behind(k_blocks), with_nan_behind(v_blocks)
-    poisoned = torch.full_like(q_blocks, float("nan"))
-    attend_blocks(q_blocks, k_blocks, v_blocks, selection, q_layout, k_layout, scale, out=poisoned)
+    selection = select_pooled(q_means, k_means, k_layout, config, scale)
+    k_order, v_order = with_nan_behind(k_order), with_nan_behind(v_order)
+    poisoned = torch.full_like(q_order, float("nan"))
+    attend_tokens(q_order, k_order, v_order, selection, q_layout, k_layout, scale, poisoned)
     expected = masked_attention(q.double(), k.double(), v.double(), selection, q_layout, k_layout, scale)
-    return relative_error(q_layout.from_blocks(poisoned), expected)
+    return relative_error(from_order(poisoned, q_layout), expected)
+
+
+def layout_error(case):
+    """Largest difference of the one-pass order and means to those of the layout, for strided input of any dtype."""
+    from bsa.triton_order import from_order, to_order
+
+    layout = BlockLayout(Grid(*case["grid"]), Grid(*case["chunk"]))
+    x, _, _ = random_qkv((2, layout.grid.volume, 3, case["dim"]), DTYPES[case.get("dtype", "fp32")])
+    x = x.transpose(1, 2)  # heads inside the tokens, as a projection leaves them
+    ordered, means = to_order(x, layout)
+    back = from_order(ordered, layout)
+    pooled = layout.pool(layout.to_blocks(x))
+    assert torch.equal(ordered, x[:, :, layout.order(x.device)]) and torch.equal(back, x)
+    assert means.dtype == torch.float32 and to_order(x, layout, means=False)[1] is None
+    return float((means - pooled).abs().max())
 
 
 def order_error(case):
@@ -74,7 +91,7 @@ def order_error(case):
     out = torch.full_like(q, float("nan"))
     tensors = (x.transpose(1, 2) for x in (q, with_nan_behind(k), with_nan_behind(v)))
     variant = VARIANTS[case["variant"]]
-    attend_tokens(*tensors, selection, layout, layout, scale, out.transpose(1, 2), padded=False, variant=variant)
+    attend_tokens(*tensors, selection, layout, layout, scale, out.transpose(1, 2), variant=variant)
     back = layout.place_of_token(q.device)
     raster = (x[:, back].transpose(1, 2).double() for x in (q, k, v))
     expected = masked_attention(*raster, selection, layout, layout, scale)
@@ -122,7 +139,8 @@ def upstream_error(case):
 
 
 if __name__ == "__main__":
-    run = {"kernel": kernel_error, "upstream": upstream_error, "order": order_error, "top-k": top_k_error}
+    run = {"kernel": kernel_error, "upstream": upstream_error, "order": order_error}
+    run |= {"top-k": top_k_error, "layout": layout_error}
     for line in sys.stdin:
         case = json.loads(line)
         print(json.dumps({"id": case["id"], "error": run[case["kind"]](case)}), flush=True)

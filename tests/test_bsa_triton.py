@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bsa import BlockLayout, BSAConfig, Grid, block_sparse_attention, select_blocks
+from bsa import BlockLayout, BSAConfig, Grid, block_sparse_attention
 from bsa.reference import masked_attention
+from bsa.selection import select_pooled
 
 pytest.importorskip("triton")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -40,11 +41,14 @@ UPSTREAM = {
     }.items()
 }
 D64, D32, P64 = "descriptors-64x64-w4-s3", "descriptors-64x32-w4-s3", "pointers-64x64-w4-s3"
+Q64 = "descriptors-64x64-w4-s5-qz"
 ORDER = {
     "descriptors": {**FULL, "grid": (4, 8, 8), "chunk": (4, 4, 4), "dim": 32, "variant": D64},
     "descriptors-ragged": {"sparsity": 0.4, "grid": (4, 5, 10), "chunk": (4, 4, 4), "dim": 16, "variant": D64},
     "descriptors-two-tiles": {"sparsity": 0.4, "grid": (5, 4, 10), "chunk": (4, 4, 4), "dim": 16, "variant": D32},
     "descriptors-batch": {**FULL, "batch": 2, "grid": (4, 5, 4), "chunk": (2, 2, 4), "dim": 16, "variant": D64},
+    "descriptors-q-in-registers": {**FULL, "grid": (4, 8, 8), "chunk": (4, 4, 4), "dim": 32, "variant": Q64},
+    "descriptors-q-ragged": {"sparsity": 0.4, "grid": (5, 6, 9), "chunk": (4, 4, 4), "dim": 16, "variant": Q64},
     "pointers-ragged": {"sparsity": 0.4, "grid": (3, 5, 7), "chunk": (2, 3, 4), "dim": 17, "variant": P64},
     "pointers-fused-top-k": {**FULL, "fused": True, "grid": (4, 5, 6), "chunk": (2, 2, 4), "dim": 16, "variant": P64},
     "pointers-threshold": {"cdf": 0.6, "grid": (3, 5, 6), "chunk": (2, 2, 4), "dim": 16, "variant": P64},
@@ -55,6 +59,11 @@ TOP_K = {
     "everything": {"sparsity": 0.0, "grid": (3, 5, 6), "chunk": (2, 2, 4)},
     "ties": {"sparsity": 0.5, "grid": (3, 5, 6), "chunk": (2, 2, 4), "ties": True},
 }
+LAYOUTS = {
+    "whole": {"grid": (4, 8, 8), "chunk": (4, 4, 4), "dim": 16},
+    "ragged-two-steps": {"grid": (5, 5, 9), "chunk": (4, 4, 8), "dim": 17},
+    "odd-fp16": {"grid": (3, 7, 10), "chunk": (3, 5, 7), "dim": 40, "dtype": "fp16"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +73,7 @@ def interpreted_errors():
     cases += [{"id": name, "kind": "upstream", **case} for name, case in UPSTREAM.items()]
     cases += [{"id": f"order-{name}", "kind": "order", **case} for name, case in ORDER.items()]
     cases += [{"id": f"top-k-{name}", "kind": "top-k", **case} for name, case in TOP_K.items()]
+    cases += [{"id": f"layout-{name}", "kind": "layout", **case} for name, case in LAYOUTS.items()]
     process = subprocess.run(
         [sys.executable, Path(__file__).with_name("bsa_interpreter.py")],
         input="\n".join(map(json.dumps, cases)),
@@ -94,6 +104,11 @@ def test_interpreted_kernels_on_block_order_match_fp64(interpreted_errors, name)
     assert interpreted_errors(f"order-{name}") < 2e-6
 
 
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_block_order_and_means_in_one_pass(interpreted_errors, name):
+    assert interpreted_errors(f"layout-{name}") < 1e-6  # means: fp32 sums in another order
+
+
 @pytest.mark.parametrize("name", TOP_K)
 def test_fused_top_k_keeps_the_same_blocks(interpreted_errors, name):
     # No two scores of the random rows are within rounding of each other; with ties the kept mass must agree.
@@ -120,19 +135,23 @@ GPU_ROWS = [
 @needs_gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize(("grid", "chunk_q", "chunk_k", "dim", "rule"), GPU_ROWS)
-def test_kernel_on_a_gpu_is_as_close_to_fp64_as_rounded_math(grid, chunk_q, chunk_k, dim, rule, dtype):
-    from bsa.triton_kernel import attend_blocks
+def test_kernels_on_a_gpu_are_as_close_to_fp64_as_rounded_math(grid, chunk_q, chunk_k, dim, rule, dtype):
+    from bsa.attention import tuning_of
+    from bsa.triton_kernel import attend_tokens
+    from bsa.triton_order import from_order, to_order
 
     torch.manual_seed(0)
     grid, config = Grid(*grid), BSAConfig(**{"sparsity": None, **rule}, chunk_q=chunk_q, chunk_k=chunk_k)
     q, k, v = (torch.randn(2, 3, grid.volume, dim, device="cuda").to(dtype) for _ in range(3))
-    q_layout, k_layout = BlockLayout(grid, config.chunk_q), BlockLayout(grid, config.chunk_k)
-    blocks = q_layout.to_blocks(q), k_layout.to_blocks(k), k_layout.to_blocks(v)
-    selection = select_blocks(*blocks[:2], q_layout, k_layout, config, dim**-0.5)
-    poisoned = torch.full_like(blocks[0], float("nan"))
-    attend_blocks(*blocks, selection, q_layout, k_layout, dim**-0.5, out=poisoned)
-    exact = masked_attention(q.double(), k.double(), v.double(), selection, q_layout, k_layout, dim**-0.5)
-    error = (q_layout.from_blocks(poisoned).double() - exact).norm() / exact.norm()
+    layouts = BlockLayout(grid, config.chunk_q), BlockLayout(grid, config.chunk_k)
+    (q_order, q_means), (k_order, k_means) = map(to_order, (q, k), layouts)
+    v_order, _ = to_order(v, layouts[1], means=False)
+    tuning = tuning_of(q, *layouts)
+    selection = select_pooled(q_means, k_means, layouts[1], config, dim**-0.5, fused=tuning.fused_top_k)
+    poisoned = torch.full_like(q_order, float("nan"))
+    attend_tokens(q_order, k_order, v_order, selection, *layouts, dim**-0.5, poisoned, variant=tuning.variant)
+    exact = masked_attention(q.double(), k.double(), v.double(), selection, *layouts, dim**-0.5)
+    error = (from_order(poisoned, layouts[0]).double() - exact).norm() / exact.norm()
     # Half precision: weights rounded once, result rounded once. fp32: sums of under a thousand terms.
     assert error < (2e-6 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps)
 
