@@ -64,6 +64,14 @@ def _residual_norm_kernel(
                 _store_row(out_ptr, scales_ptr, place, batch * tokens + token, out, inside, LARGEST, FP8)
 
 
+@triton.jit
+def _angles(cos_ptr, sin_ptr, start, size, row, half):
+    """Rotary angles [rows, half a head] of a block's tokens."""
+    place = (start + row[:, None]) * half.shape[0] + half[None, :]
+    inside = row[:, None] < size
+    return tl.load(cos_ptr + place, mask=inside, other=0.0), tl.load(sin_ptr + place, mask=inside, other=0.0)
+
+
 @triton.jit(do_not_specialize=("tokens", "blocks"))
 def _head_norm_kernel(
     x_ptr, weight_ptr, cos_ptr, sin_ptr, starts_ptr, sizes_ptr, means_ptr, tokens, blocks, eps,
@@ -72,9 +80,10 @@ def _head_norm_kernel(
 ):  # fmt: skip
     """RMSNorm per head, rotary embedding and the mean of each block, in place on x [B, tokens, HEADS, DIM].
 
-    One program: one block of tokens, GROUP heads, so that the block's rotary angles are in L1 for all but the first.
+    One program: one block of tokens, GROUP heads. The rotary angles of a block that is one tile stay in registers.
     """
     HALF: tl.constexpr = DIM // 2
+    ONE_TILE: tl.constexpr = CHUNK <= TILE
     block = tl.program_id(0)
     batch = tl.program_id(2).to(tl.int64)
     start = tl.load(starts_ptr + block) if LAYOUT else block * CHUNK
@@ -84,6 +93,8 @@ def _head_norm_kernel(
     # Neighbouring channels are a pair.
     weight_even = tl.load(weight_ptr + 2 * half).to(tl.float32)
     weight_odd = tl.load(weight_ptr + 2 * half + 1).to(tl.float32)
+    if ROPE and ONE_TILE:
+        cos, sin = _angles(cos_ptr, sin_ptr, start, size, tl.arange(0, TILE), half)
     for step in range(GROUP):
         head = tl.program_id(1) * GROUP + step
         total = tl.zeros([DIM], tl.float32)
@@ -99,9 +110,8 @@ def _head_norm_kernel(
             even = even * scale[:, None] * weight_even[None, :]
             odd = odd * scale[:, None] * weight_odd[None, :]
             if ROPE:
-                angle = (start + row[:, None]) * HALF + half[None, :]
-                cos = tl.load(cos_ptr + angle, mask=inside, other=0.0)
-                sin = tl.load(sin_ptr + angle, mask=inside, other=0.0)
+                if not ONE_TILE:
+                    cos, sin = _angles(cos_ptr, sin_ptr, start, size, row, half)
                 even, odd = even * cos - odd * sin, odd * cos + even * sin
             out = tl.reshape(tl.join(even, odd), [TILE, DIM]).to(x_ptr.dtype.element_ty)
             tl.store(x_ptr + place, out, mask=inside)
@@ -178,12 +188,13 @@ def head_norm_(
     means = torch.empty(batch, heads, blocks, dim, dtype=torch.float32, device=x.device) if ordered else None
     cos, sin = (x, x) if rope is None else rope
     group = 8 if heads % 8 == 0 else 1
+    tile = min(64, triton.next_power_of_2(chunk))
     starts, sizes = (layout.starts(x.device), layout.sizes(x.device)) if ordered else (x, x)
     with _on(x):
         _head_norm_kernel[(blocks, heads // group, batch)](
             x, weight, cos, sin, starts, sizes, means if ordered else x, tokens, blocks, 1e-6,
-            HEADS=heads, DIM=dim, CHUNK=chunk, TILE=16, GROUP=group,
-            ROPE=rope is not None, LAYOUT=ordered, num_warps=4,
+            HEADS=heads, DIM=dim, CHUNK=chunk, TILE=tile, GROUP=group,
+            ROPE=rope is not None, LAYOUT=ordered, num_warps=max(4, tile // 8),
         )  # fmt: skip
     return means
 
