@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bsa.variants import TUNED
+from bsa.variants import measured_as
 
 from .attention import DenseAttention, SparseAttention
 from .fast_forward import fast_forward
@@ -68,11 +67,12 @@ def choose_forward(
     if device.type != "cuda":
         return ForwardChoice("plain", f"the device is {device.type}")
     gpu = torch.cuda.get_device_name(device)
-    if gpu not in json.loads(TUNED.read_text(encoding="utf-8")):
+    measured = measured_as(gpu)
+    if measured is None:
         return ForwardChoice("plain", f"the fast one has not been measured on {gpu}")
     if obstacle:
         return ForwardChoice("plain", obstacle)
-    return ForwardChoice("fast", f"it was measured on {gpu}")
+    return ForwardChoice("fast", f"it was measured on {measured}" + ("" if measured == gpu else ", the same chip"))
 
 
 def forward_for(

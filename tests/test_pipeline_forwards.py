@@ -26,7 +26,7 @@ def gpu(tmp_path, monkeypatch):
     """A GPU of which there are measurements, and the file with them."""
     table = tmp_path / "tuned.json"
     table.write_text(json.dumps({"NVIDIA Made-up": {}}))
-    monkeypatch.setattr("pipeline.forwards.TUNED", table)
+    monkeypatch.setattr("bsa.variants.TUNED", table)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA Made-up")
     return table
 
@@ -52,6 +52,15 @@ def test_without_measurements_of_this_gpu_the_plain_forward_runs(request_, gpu):
     gpu.write_text("{}")
     choice = choose_forward("auto", request_, CUDA)
     assert choice == ("plain", "the fast one has not been measured on NVIDIA Made-up")
+
+
+def test_another_gpu_with_the_same_chip_counts(request_, gpu, monkeypatch):
+    gpu.write_text(json.dumps({"NVIDIA H100 80GB HBM3": {}}))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    reason = "it was measured on NVIDIA H100 80GB HBM3, the same chip"
+    assert choose_forward("auto", request_, CUDA) == ("fast", reason)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA B200")
+    assert choose_forward("auto", request_, CUDA).name == "plain"
 
 
 def test_what_was_asked_for_is_never_replaced(request_):
