@@ -42,7 +42,8 @@ def main() -> None:
     add_pool_arguments(parser, clips=8000)
     parser.add_argument("--start", type=Path, required=True, help="folder of train_dit")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=4.0)
+    parser.add_argument("--minutes", type=float, default=4.0, help="of training, the clips not counted")
+    parser.add_argument("--wall", type=float, help="minutes in all instead, the clips and compilation counted")
     parser.add_argument("--guidance", type=float, default=2.5)
     parser.add_argument("--lr", type=float, default=6e-4)
     parser.add_argument("--seed", type=int, default=5)
@@ -59,7 +60,7 @@ def main() -> None:
     optimiser = Optimiser([student.text_encoder, student.transformer], args.lr, ema=0.997)
     empty_ids, empty_mask = (x.to(device).expand(args.batch, -1) for x in encode(tokenizer, [""]))
     schedules = [shifted_sigmas(steps, device) for steps in STEPS]
-    for progress in run.steps(args.minutes):
+    for progress in run.steps(args.minutes, args.wall):
         x, ids, mask = pool.batch(args.batch, args.frames)
         sigmas = rng.choice(schedules)
         place = torch.randint(len(sigmas) - 1, (args.batch,), device=device)

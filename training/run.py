@@ -28,16 +28,20 @@ class Run:
         self._recent: list[Tensor] = []
         self.began, self.count, self.curve = time.time(), 0, []
 
-    def steps(self, minutes: float) -> Iterator[float | None]:
+    def steps(self, minutes: float, wall: float | None = None) -> Iterator[float | None]:
+        """wall: minutes after the run began at which the last step ends, in place of `minutes` after the first ones."""
         warm = None
-        while warm is None or time.time() - warm < 60 * minutes:
-            yield None if warm is None else (time.time() - warm) / (60 * minutes)
+        seconds = 60 * minutes
+        while warm is None or time.time() - warm < seconds:
+            yield None if warm is None else (time.time() - warm) / seconds
             self.count += 1
             if self.count == WARM_UP_STEPS:
                 if self._cuda:
                     torch.cuda.synchronize()
                 print(f"compiled after {time.time() - self.began:.0f} s", flush=True)
                 warm = time.time()
+                if wall is not None:
+                    seconds = max(1.0, self.began + 60 * wall - warm)
 
     def log(self, *losses: Tensor) -> None:
         """Keep the losses of one step; their means over `every` steps make the curve."""

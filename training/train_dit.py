@@ -47,15 +47,27 @@ def text_config(vocab_size: int) -> UMT5Config:
 
 
 def build(vocab_size: int, device: str, start: Path | None, compiled: bool) -> TextToVideo:
-    """The two networks, fresh or from `start`/model*.safetensors."""
+    """The two networks, fresh or with `stored_weights(start)`."""
     stages = EAGER
     if compiled:
         stages = Stages(torch.compile(before_attention, dynamic=False), torch.compile(after_attention, dynamic=False))
     model = TextToVideo(UMT5EncoderModel(text_config(vocab_size)), LongCatDiT(), stages).to(device)
     if start:
-        state = {k: v for file in sorted(start.glob("model-*.safetensors")) for k, v in load_file(file).items()}
-        model.load_state_dict(state, strict=True)
+        model.load_state_dict(stored_weights(start), strict=True)
     return model.train()
+
+
+def stored_weights(start: Path) -> dict[str, torch.Tensor]:
+    """Both networks' weights by name, from a run's folder or from a checkpoint that `training.export` wrote."""
+    if not (start / "model_index.json").exists():
+        return {k: v for file in sorted(start.glob("model-*.safetensors")) for k, v in load_file(file).items()}
+    state = {
+        f"{part}.{k}": v
+        for part in ("text_encoder", "transformer")
+        for file in sorted((start / part).glob("*.safetensors"))
+        for k, v in load_file(file).items()
+    }
+    return state | {"text_encoder.encoder.embed_tokens.weight": state["text_encoder.shared.weight"]}  # tied
 
 
 def save(model: TextToVideo, folder: Path, dtype: torch.dtype = torch.bfloat16, limit: int = 16_500_000) -> None:
@@ -96,10 +108,14 @@ def flow_loss(model: TextToVideo, pool: Pool, empty, batch: int, frames: int, at
 
 
 def load_vae(folder: Path, device: str):
-    """The trained VAE and its latent statistics (mean, deviation)."""
+    """The trained VAE and its latent statistics (mean, deviation), of a run or of an exported checkpoint."""
+    if (folder / "model_index.json").exists():
+        weights, statistics = folder / "vae" / "diffusion_pytorch_model.safetensors", folder / "vae" / "config.json"
+    else:
+        weights, statistics = folder / "vae.safetensors", folder / "vae.json"
     vae = VideoVAE().to(device).eval()
-    vae.load_state_dict(load_file(folder / "vae.safetensors"))
-    report = json.loads((folder / "vae.json").read_text())
+    vae.load_state_dict(load_file(weights))
+    report = json.loads(statistics.read_text())
     return vae, tuple(torch.tensor(report[f"latents_{name}"], device=device) for name in ("mean", "std"))
 
 
@@ -107,8 +123,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_pool_arguments(parser, clips=12000)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--start", type=Path, help="folder of an earlier run to go on from")
+    parser.add_argument("--start", type=Path, help="folder of an earlier run, or a checkpoint, to go on from")
     parser.add_argument("--minutes", type=float, default=4.0, help="of training, the clips not counted")
+    parser.add_argument("--wall", type=float, help="minutes in all instead, the clips and compilation counted")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--decay", type=float, default=0.4, help="share of the time in which the rate falls")
     parser.add_argument("--ema", type=float, default=0.999)
@@ -124,7 +141,7 @@ def main() -> None:
     model = build(len(tokenizer), device, args.start, compiled=not args.eager)
     optimiser = Optimiser([model.text_encoder, model.transformer], args.lr, args.ema)
     empty = tuple(x.to(device) for x in encode(tokenizer, [""]))
-    for progress in run.steps(args.minutes):
+    for progress in run.steps(args.minutes, args.wall):
         attend = draw_attention(rng, args.dense)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             loss = flow_loss(model, pool, empty, args.batch, args.frames, attend)
