@@ -39,16 +39,19 @@ class Models:
 
     def __call__(self, form: str) -> tuple[LongCatDiT, Offload | None]:
         if form != self._form:
-            self._form = self._made = None
-            gc.collect()
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
+            self.drop()
             model = build(self._device, self._smoke)
             if "fp8" in form:
                 to_fp8(model)
             self._made = model, Offload(model, self._device) if "offload" in form else None
             self._form = form
         return self._made
+
+    def drop(self) -> None:
+        self._form = self._made = None
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def build(device: torch.device, smoke: bool) -> LongCatDiT:

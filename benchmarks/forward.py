@@ -9,7 +9,6 @@ attention kernels that bsa/tuned.json names for this GPU; "FastVideo" is its own
 to the plain forward in fp32, on 2,048 tokens.
 """
 
-import copy
 from functools import partial
 
 import torch
@@ -118,18 +117,18 @@ def numerics(rows: Rows, models: Models, device, grid: Grid, config: BSAConfig, 
         return
     model, _ = models("bf16")
     given = inputs(model, grid, device)
-    exact_model = copy.deepcopy(model).float()
     torch.backends.cudnn.allow_tf32 = False  # the patch embedding is a convolution
     exact_given = [x.float() if torch.is_tensor(x) else x for x in given]
-    exact = {name: plain(exact_model, exact_given, bsa) for name, bsa in (("dense", None), ("sparse", config))}
-    del exact_model
+    model.float()  # in place, and then made anew: both side by side would need 76 GiB
+    exact = {name: plain(model, exact_given, bsa) for name, bsa in (("dense", None), ("sparse", config))}
+    del model
+    models.drop()
     runs = {
         "plain": lambda bsa: plain(models("bf16")[0], given, bsa),
         "fast": lambda bsa: fast_forward(models("bf16")[0], *given, bsa),
         "FastVideo": lambda bsa: forward_of(models("bf16")[0], device)(given, bsa),
         "fast, fp8": lambda bsa: fast_forward(models("fp8")[0], *given, bsa),
     }
-    del model
     for what in names:
         for name, bsa in (("dense", None), ("sparse", config)):
             if smoke and what == "FastVideo" and bsa is not None:

@@ -40,7 +40,7 @@ def device_for(parser: argparse.ArgumentParser, smoke: bool) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         parser.error("no CUDA device here; --smoke tests this program on the CPU")
-    return torch.device("cuda")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def machine(device: torch.device) -> dict:

@@ -75,7 +75,7 @@ for step in "$@"; do
         say warm
         timeout -k 5 "$(end_in)" "$python" benchmarks/attention.py --part warm $dry || status=1
         say kernel_check
-        timeout -k 5 "$(end_in)" "$python" benchmarks/kernel_check.py --output "$out/kernel_check_h200.json" \
+        timeout -k 5 "$(end_in)" "$python" benchmarks/kernel_check.py --output "$out/kernel_check.json" \
             ${dry:+--device cpu} || status=1
         measure fused_check fused
         ;;

@@ -35,7 +35,7 @@ def grid(sizes: list[int]) -> str:
 
 
 def kernel_correctness() -> str:
-    d = load("kernel_check_h200")
+    d = load("kernel_check")
     lines = []
     for c in d["checks"]:
         rule = [f"sparsity {c['sparsity']}"] if c["sparsity"] is not None else []
@@ -43,27 +43,14 @@ def kernel_correctness() -> str:
         lines.append(
             f"| {grid(c['grid'])}{', ragged' if c['ragged'] else ''} | {grid(c['chunk_q'])} / {grid(c['chunk_k'])} "
             f"| {c['dim']} | {c['dtype']} | {', '.join(rule)} | {c['error']:.2e} | {c['rounded_math_error']:.2e} "
-            f"| {'yes' if c['passed'] else 'NO'} |"
+            f"| {c['variant']} | {'yes' if c['passed'] else 'NO'} |"
         )
     intro = f"{d['device']}, {d['date'][:10]}, torch {d['torch']}, triton {d['triton']}.\n\n"
     head = (
-        "| token grid | chunk q / k | head size | dtype | selection | error | same math, rounded each step | passed |"
+        "| token grid | chunk q / k | head size | dtype | selection | error | same math, rounded each step "
+        "| kernel | passed |"
     )
     return intro + rows(head, lines)
-
-
-def kernel_times() -> str:
-    d = load("kernel_check_h200")
-    lines = []
-    for r in d["timing"]:
-        rate = f"{r['tflops']:.0f}" if r["tflops"] else ""
-        lines.append(f"| {r['grid']} | {r['what']} | {r['ms']:.2f} ms | {rate} |")
-    first = d["timing"][0]
-    intro = (
-        f"{d['device']}, {d['date'][:10]}, torch {d['torch']}, triton {d['triton']}; {first['heads']} heads of "
-        f"{first['dim']}, {first['dtype']}, sparsity 0.9375, chunks 4x4x4; medians.\n\n"
-    )
-    return intro + rows("| token grid | what | time | TFLOP/s |", lines)
 
 
 def attention_cpu() -> str:
@@ -138,16 +125,69 @@ def _gpu_rows(name: str, columns: dict[str, str], keep: Callable[[dict], bool] =
     if not (kept := [row for row in d["rows"] if keep(row)]):
         raise FileNotFoundError(f"{name}.json has no such rows yet")
     for r in kept:
-        cells = [f"{v:.3g}" if isinstance(v := r.get(key), float) else str("" if v is None else v) for key in columns]
+        cells = [number(r.get(key)) for key in columns]
         lines.append(f"| {' | '.join(cells)} | {r.get('failed', '').replace('|', '/')} |")
-    where = ", ".join(f"{key} {d[key]}" for key in ("torch", "triton", "fastvideo") if d.get(key))
     head = "| " + " | ".join(columns.values()) + " | failed |"
-    return f"{d['device']}, {d['date'][:10]}, {where}.\n\n" + rows(head, lines)
+    return f"{_machine(d)}\n\n" + rows(head, lines)
 
 
-def attention_gpu() -> str:
-    columns = {"grid": "token grid", "chunk": "chunk", "sparsity": "sparsity", "what": "what", "ms": "ms"}
-    return _gpu_rows("attention_gpu", columns | {"tflops": "TFLOP/s", "error": "error"})
+def _machine(d: dict) -> str:
+    where = ", ".join(f"{key} {d[key]}" for key in ("torch", "triton", "fastvideo") if d.get(key))
+    return f"{d['device']}, {d['date'][:10]}, {where}."
+
+
+def number(value: object) -> str:
+    """Three digits, more in front of the decimal point; "" for None."""
+    if not isinstance(value, float):
+        return "" if value is None else str(value)
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _pivot(name: str, kept: list[dict], line: str, columns: list[str], cell: Callable[[dict], str]) -> str:
+    """Rows by `line`, columns by the values of `columns` together."""
+    if not kept:
+        raise FileNotFoundError(f"{name}.json has no such rows yet")
+    heads = list(dict.fromkeys(", ".join(str(row[key]) for key in columns) for row in kept))
+    cells: dict[str, dict[str, str]] = {}
+    for row in kept:
+        cells.setdefault(str(row[line]), {})[", ".join(str(row[key]) for key in columns)] = cell(row)
+    lines = [f"| {what} | {' | '.join(found.get(head, '') for head in heads)} |" for what, found in cells.items()]
+    return f"{_machine(load(name))}\n\n" + rows(f"| {line} | {' | '.join(heads)} |", lines)
+
+
+def _timed(row: dict) -> str:
+    if "failed" in row:
+        return f"no: {row['failed'].strip().rstrip(':').replace('|', '/')}"
+    return f"{number(row['ms'])} ms" + (f", {row['tflops']:.0f}" if row.get("tflops") else "")
+
+
+def attention_peers() -> str:
+    kept = [r for r in load("attention_gpu")["rows"] if r["sparsity"] == 0.9375 and r["chunk"] == "4x4x4"]
+    kept = [r for r in kept if not r["what"].startswith(("kernel", "selection"))]
+    return _pivot("attention_gpu", kept, "what", ["grid"], _timed)
+
+
+def attention_variants() -> str:
+    kept = [r for r in load("attention_gpu")["rows"] if r["what"].startswith(("kernel", "selection"))]
+    return _pivot("attention_gpu", kept, "what", ["grid", "chunk"], _timed)
+
+
+def attention_sweep() -> str:
+    found = load("attention_gpu")["rows"]
+    dense = {r["grid"]: r["ms"] for r in found if r["what"] == "dense, cuDNN" and "ms" in r}
+    kept = [r for r in found if r["what"] == "ours, means given" and r["grid"] == "24x44x80"]
+    return _pivot(
+        "attention_gpu",
+        sorted(kept, key=lambda r: r["sparsity"]),
+        "chunk",
+        ["sparsity"],
+        lambda r: _timed(r) + (f", {dense[r['grid']] / r['ms']:.1f}x" if r["grid"] in dense else ""),
+    )
+
+
+def kernel_limits() -> str:
+    kept = load("kernel_limits")["rows"]
+    return _pivot("kernel_limits", kept, "what", ["list"], lambda r: f"{_timed(r)}, {r['tb_per_s']:.1f} TB/s")
 
 
 def fused() -> str:
@@ -196,9 +236,10 @@ def pictures() -> dict[Path, str]:
         return {}
 
 
-MEASURED = (kernel_correctness, kernel_times, attention_cpu, embedded_checkpoint, page_start, page_load)
-GPU = (attention_gpu, fused, forward, numerics, memory, cost_curve)
-TABLES = {f.__name__: f for f in (*MEASURED, *GPU)}
+MEASURED = (kernel_correctness, attention_cpu, embedded_checkpoint, page_start, page_load)
+ATTENTION = (attention_peers, attention_variants, attention_sweep, kernel_limits)
+GPU = (fused, forward, numerics, memory, cost_curve)
+TABLES = {f.__name__: f for f in (*MEASURED, *ATTENTION, *GPU)}
 
 
 def table(name: str) -> str:

@@ -77,12 +77,12 @@ def test_tables_and_plot_are_made_from_results_and_from_nothing_else(tmp_path, m
     monkeypatch.setattr(tables, "DOCS", tmp_path / "docs")
     (tmp_path / "results").mkdir()
     (tmp_path / "docs" / "images").mkdir(parents=True)
-    names = ("forward", "numerics", "memory", "cost_curve", "fused", "attention_gpu")
+    names = ("forward", "numerics", "memory", "cost_curve", "fused", "attention_peers", "attention_sweep")
     page = tmp_path / "docs" / "page.md"
     page.write_text("\n".join(f"<!-- table: {name} -->\n<!-- end -->" for name in names))
     monkeypatch.setattr(sys, "argv", ["tables.py"])
     assert tables.main() == 0
-    assert page.read_text().count("Not measured yet.") == 6 and not list((tmp_path / "docs" / "images").iterdir())
+    assert page.read_text().count("Not measured yet.") == 7 and not list((tmp_path / "docs" / "images").iterdir())
 
     small = {"size": "small", "grid": "8x16x16", "what": "fast, dense", "error": 0.0123}
     results = {
@@ -92,7 +92,11 @@ def test_tables_and_plot_are_made_from_results_and_from_nothing_else(tmp_path, m
         ],
         "cost_curve": curve((2, 4, 8), (1, 8, 90)),
         "fused": [{"what": "swiglu", "ms": 0.5, "right": True}],
-        "attention_gpu": [{"grid": "24x44x80", "what": "ours", "ms": 15.1}],
+        "attention_gpu": [
+            attention_row("24x44x80", "ours, means given", ms=15.1, tflops=480.4),
+            attention_row("24x44x80", "dense, cuDNN", ms=1812.0, tflops=640.0),
+            attention_row("24x45x80", "dense, cuDNN", failed="AssertionError: "),
+        ],
     }
     for name, rows in results.items():
         (tmp_path / "results" / f"{name}.json").write_text(json.dumps({**ABOUT, "rows": rows}))
@@ -100,7 +104,10 @@ def test_tables_and_plot_are_made_from_results_and_from_nothing_else(tmp_path, m
     text = page.read_text()
     assert "Not measured yet." not in text
     for part in (
-        "fast, sparse | 3.46e+03",
+        "fast, sparse | 3,457",
+        "| ours, means given | 15.1 ms, 480 |  |",
+        "| dense, cuDNN | 1,812 ms, 640 | no: AssertionError |",
+        "| 4x4x4 | 15.1 ms, 480, 120.0x |",
         "8x16x16 | fast, dense | 0.0123",
         "Out / of memory",
         "about 3,162 tokens on",
@@ -112,6 +119,10 @@ def test_tables_and_plot_are_made_from_results_and_from_nothing_else(tmp_path, m
     assert tables.main() == 0
     plot.write_text("another")
     assert tables.main() == 1 and plot.read_text() == "another"
+
+
+def attention_row(grid, what, **found):
+    return {"grid": grid, "chunk": "4x4x4", "sparsity": 0.9375, "what": what, **found}
 
 
 def kernel_row(grid, name, ms=None, chunk="4x4x4"):
