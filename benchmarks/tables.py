@@ -202,6 +202,14 @@ def forward() -> str:
     return _gpu_rows("forward", columns | {"kernel": "kernel"}, lambda row: row["size"] != "small")
 
 
+def forward_profile() -> str:
+    d = load("forward_profile")
+    total = sum(row["ms"] for row in d["rows"])
+    lines = [f"| {row['what']} | {number(row['ms'])} | {100 * row['ms'] / total:.1f} % |" for row in d["rows"]]
+    lines.append(f"| **all** | {number(total)} | |")
+    return f"{_machine(d)}\n\n" + rows("| kernels | ms | share |", lines)
+
+
 def numerics() -> str:
     columns = {"grid": "token grid", "what": "what", "error": "distance to fp32"}
     return _gpu_rows("forward", columns, lambda row: row["size"] == "small")
@@ -238,7 +246,7 @@ def pictures() -> dict[Path, str]:
 
 MEASURED = (kernel_correctness, attention_cpu, embedded_checkpoint, page_start, page_load)
 ATTENTION = (attention_peers, attention_variants, attention_sweep, kernel_limits)
-GPU = (fused, forward, numerics, memory, cost_curve)
+GPU = (fused, forward, forward_profile, numerics, memory, cost_curve)
 TABLES = {f.__name__: f for f in (*MEASURED, *ATTENTION, *GPU)}
 
 

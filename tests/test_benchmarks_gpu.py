@@ -21,7 +21,9 @@ def module(name):
     return loaded
 
 
-curve_plot, gpu, tables, tune = map(module, ("curve_plot", "gpu", "tables", "tune"))
+curve_plot, forward_profile, gpu, tables, tune = map(
+    module, ("curve_plot", "forward_profile", "gpu", "tables", "tune")
+)
 SVG = "{http://www.w3.org/2000/svg}"
 ABOUT = {"device": "NVIDIA Made-up", "date": "2026-01-01T00:00:00+00:00", "torch": "0", "triton": "0"}
 
@@ -119,6 +121,17 @@ def test_tables_and_plot_are_made_from_results_and_from_nothing_else(tmp_path, m
     assert tables.main() == 0
     plot.write_text("another")
     assert tables.main() == 1 and plot.read_text() == "another"
+
+
+def test_a_profile_is_summed_by_kind():
+    kernels = [("nvjet_sm90_a", 2.0), ("_attend_descriptors_kernel", 1.5), ("sm80_xmma_gemm_f32f32", 0.25)]
+    kernels += [("nvjet_sm90_b", 1.0), ("Memset (Device)", 9.0)]
+    assert [(row["what"], row["ms"]) for row in forward_profile.by_kind(kernels)] == [
+        ("matrix products", 3.0),
+        ("block sparse attention", 1.5),
+        ("fp32 products: block scores, modulation, last layer", 0.25),
+        ("everything else", 9.0),
+    ]
 
 
 def attention_row(grid, what, **found):
