@@ -21,8 +21,8 @@ def module(name):
     return loaded
 
 
-curve_plot, forward_profile, gpu, tables, tune = map(
-    module, ("curve_plot", "forward_profile", "gpu", "tables", "tune")
+curve_plot, gpu, tables, tune, forward_profile = map(
+    module, ("curve_plot", "gpu", "tables", "tune", "forward_profile")
 )
 SVG = "{http://www.w3.org/2000/svg}"
 ABOUT = {"device": "NVIDIA Made-up", "date": "2026-01-01T00:00:00+00:00", "torch": "0", "triton": "0"}
