@@ -137,8 +137,7 @@ class TestOnGpus:
         expect(cells).to_have_text(["28.50", "40.05", "39.00", "−1.05 (−2.6%)"])
         expect(row(page, "PyTorch allocated").locator("td").nth(1)).to_have_text("37.00")
         expect(live.locator(".arm-name")).to_have_text(["Dense", "Sparse"])
-        colour = live.locator(".curve.used").evaluate("curve => getComputedStyle(curve).stroke")
-        assert colour == "rgb(203, 213, 225)", "the dark page's colour"
+        expect(live.locator(".curve.used")).to_have_css("stroke", "rgb(203, 213, 225)")  # the dark page's colour
 
         say(gpu1_fault=15)
         expect(live.locator(".live-note")).to_contain_text("GPU 1: no reading, NVML says: GPU is lost")

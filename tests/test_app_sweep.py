@@ -55,6 +55,7 @@ def test_a_grid_its_plot_its_files_and_a_clip_on_the_stage(browser, tmp_path):
         button(page, "Run sweep").click()
         expect(status(page)).to_contain_text("5 videos in")
         expect(status(page)).to_contain_text("2 could not be made")
+        expect(page.locator(".sweep")).to_have_attribute("data-state", "done")  # drawn for the last time
         expect(cell(page, 0, 0).locator(".fact")).to_contain_text("×")
         expect(cell(page, 2, 1)).to_contain_text("out of memory")
         expect(cell(page, 2, 1)).to_be_disabled()
