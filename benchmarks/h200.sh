@@ -84,11 +84,17 @@ for step in "$@"; do
         tune
         measure attention attention_gpu --part peers
         measure attention attention_gpu --part sweep
+        if [ -z "$dry" ]; then
+            measure kernel_limits kernel_limits
+        fi
         ;;
     forward)
         tune
         measure forward forward
         measure forward forward --numerics
+        if [ -z "$dry" ]; then
+            measure forward_profile forward_profile
+        fi
         ;;
     memory)
         tune
