@@ -61,7 +61,7 @@ def _main(arguments: list[str] | None) -> int:
         return 2
 
     # `docker stop` and process managers end a server so; a default handler would skip the closing below
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     weights = Weights(options.quantization, options.offload)
     where = {"path": str(checkpoint.path), "device": options.device}
     engine = EngineProcess("pipeline.child:load_longcat", **where, **weights.arguments)
@@ -85,6 +85,7 @@ def _main(arguments: list[str] | None) -> int:
         return 1
     finally:
         worker.close()
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 

@@ -1,5 +1,6 @@
 """The page's model with 8-bit and offloaded weights: the options of the server, its presets, code and remarks."""
 
+import signal
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -41,8 +42,10 @@ def test_the_server_hands_its_options_to_the_engine(options, expected, tmp_path,
     monkeypatch.setattr(app, "build_page", lambda checkpoint, worker, *_, **__: built.append(worker.weights))
     monkeypatch.setattr(app, "serve", lambda *_, **__: None)
     monkeypatch.setattr(Worker, "start", lambda self: self)
+    before = signal.getsignal(signal.SIGTERM)
     assert app.main([*options, "--device", "cpu", "--output-dir", str(tmp_path)]) == 0
     assert built == [expected]
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_the_engine_makes_videos_with_them(engine, tmp_path):
