@@ -11,7 +11,6 @@ Written to the part of the language that Triton 3.6 to 3.9 share: plain pointers
 
 from __future__ import annotations
 
-import contextlib
 import math
 
 import torch
@@ -19,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bsa.launch import on_device
 from bsa.layout import BlockLayout
 from bsa.selection import BlockSelection
 from bsa.variants import BASELINE, Variant
@@ -162,7 +162,7 @@ def attend_tokens(
     else:
         run = _attend_with_pointers
     selection = _whole_blocks_first(selection, k_layout)
-    with torch.cuda.device(q.device) if q.is_cuda else contextlib.nullcontext():
+    with on_device(q):
         run(q, k, v, selection, q_layout, k_layout, scale, out, variant)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from bsa.launch import on_device
 from bsa.layout import BlockLayout
 
 _ROWS = 64  # tokens per step of a program
@@ -61,7 +60,7 @@ def to_order(x: Tensor, layout: BlockLayout, means: bool = True) -> tuple[Tensor
     out = torch.empty(x.shape, dtype=x.dtype, device=device)
     pooled = torch.empty(batch, heads, blocks, dim, dtype=torch.float32, device=device) if means else None
     chunk = layout.chunk.volume
-    with _on(x):
+    with on_device(x):
         _to_order_kernel[(blocks, batch * heads)](
             x, out, out if pooled is None else pooled, layout.order(device), layout.starts(device),
             layout.sizes(device), *x.stride()[:3], tokens, heads, blocks,
@@ -75,13 +74,9 @@ def from_order(x: Tensor, layout: BlockLayout) -> Tensor:
     """Contiguous block order [B, H, S, D] back to contiguous raster order."""
     batch, heads, tokens, dim = x.shape
     out = torch.empty_like(x)
-    with _on(x):
+    with on_device(x):
         _from_order_kernel[(triton.cdiv(tokens, _ROWS), batch * heads)](
             x, out, layout.order(x.device), tokens,
             HEAD_DIM=dim, DIM=triton.next_power_of_2(dim), ROWS=_ROWS, num_warps=4,
         )  # fmt: skip
     return out
-
-
-def _on(x: Tensor):
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

@@ -7,13 +7,12 @@ grid cuts short behind the whole ones. Scores are fp32 and their order is exact;
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from bsa.launch import on_device
 from bsa.layout import BlockLayout
 from bsa.selection import MAX_KEY_BLOCKS, BlockSelection
 
@@ -87,7 +86,7 @@ def top_k_blocks(q_means: Tensor, k_means: Tensor, k_layout: BlockLayout, kept: 
     log_sizes, cut = sizes.float().log(), (sizes < k_layout.chunk.volume).int()
     columns = triton.next_power_of_2(k_blocks)
     at_once = max(1, _SCORE_BYTES // (4 * q_blocks * k_blocks))
-    with torch.cuda.device(device) if q_means.is_cuda else contextlib.nullcontext():
+    with on_device(q_means):
         for first in range(0, len(q_means), at_once):
             part = slice(first, first + at_once)
             scores = q_means[part] @ k_means[part].mT

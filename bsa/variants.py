@@ -82,9 +82,11 @@ def measured_as(gpu: str) -> str | None:
     known = json.loads(TUNED.read_text(encoding="utf-8"))
     if gpu in known:
         return gpu
-    if not any(name in gpu.split() for name in SAME_CHIP):
-        return None
-    return next((other for other in known if any(name in other.split() for name in SAME_CHIP)), None)
+    return next(filter(_same_chip, known), None) if _same_chip(gpu) else None
+
+
+def _same_chip(gpu: str) -> bool:
+    return any(name in gpu.split() for name in SAME_CHIP)
 
 
 @lru_cache(maxsize=256)

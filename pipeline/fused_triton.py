@@ -5,14 +5,13 @@ Forward only. Everything between the load and the store is fp32. `fused.py` hold
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from bsa import BlockLayout
+from bsa.launch import on_device
 
 from .fp8 import LARGEST, Quantised
 
@@ -164,7 +163,7 @@ def residual_norm_(
     # Absent tensors stand in as x: the kernel never reads them.
     gate_strides = (0, 0) if gate is None else _strides(gate, batch)
     gain_strides = (0, 0) if gain is None else _strides(gain, batch)
-    with _on(x):
+    with on_device(x):
         _residual_norm_kernel[(triton.cdiv(tokens, _ROWS), batch)](
             x, x if branch is None else branch, x if gate is None else gate, x if out is None else out,
             x if scales is None else scales, x if gain is None else gain, x if shift is None else shift,
@@ -190,7 +189,7 @@ def head_norm_(
     group = 8 if heads % 8 == 0 else 1
     tile = min(64, triton.next_power_of_2(chunk))
     starts, sizes = (layout.starts(x.device), layout.sizes(x.device)) if ordered else (x, x)
-    with _on(x):
+    with on_device(x):
         _head_norm_kernel[(blocks, heads // group, batch)](
             x, weight, cos, sin, starts, sizes, means if ordered else x, tokens, blocks, 1e-6,
             HEADS=heads, DIM=dim, CHUNK=chunk, TILE=tile, GROUP=group,
@@ -203,7 +202,7 @@ def swiglu_(a: Tensor, b: Tensor, fp8: bool = False) -> Tensor | Quantised:
     """See `fused.swiglu_`."""
     if fp8:
         return _quantise(a, b)
-    with _on(a):
+    with on_device(a):
         _swiglu_kernel[(triton.cdiv(a.numel(), 4096),)](a, b, a.numel(), BLOCK=4096, num_warps=8)
     return a
 
@@ -217,7 +216,7 @@ def _quantise(a: Tensor, b: Tensor | None) -> Quantised:
     out, scales = _empty(a)
     size = a.shape[-1]
     block = triton.next_power_of_2(size)
-    with _on(a):
+    with on_device(a):
         _quantise_kernel[(scales.numel(),)](
             a, a if b is None else b, out, scales, SIZE=size, BLOCK=block, LARGEST=LARGEST, SWIGLU=b is not None,
             num_warps=min(16, max(1, block // 512)),
@@ -232,7 +231,3 @@ def _empty(x: Tensor) -> Quantised:
 
 def _strides(x: Tensor, batch: int) -> tuple[int, int]:
     return (x.stride(0) if x.shape[0] == batch > 1 else 0), (x.stride(1) if x.shape[1] > 1 else 0)
-
-
-def _on(x: Tensor):
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
