@@ -26,7 +26,7 @@ from starlette.middleware import Middleware
 
 from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint
 from pipeline.device import expected_device
-from pipeline.weights import QUANTIZATIONS, Weights
+from pipeline.options import add_weights, read_weights
 from ui import Look, Worker, build_page
 from ui.engine import EngineProcess
 from ui.guard import Guard
@@ -62,9 +62,8 @@ def _main(arguments: list[str] | None) -> int:
 
     # `docker stop` and process managers end a server so; a default handler would skip the closing below
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    weights = Weights(options.quantization, options.offload)
     where = {"path": str(checkpoint.path), "device": options.device}
-    engine = EngineProcess("pipeline.child:load_longcat", **where, **weights.arguments)
+    engine = EngineProcess("pipeline.child:load_longcat", **where, **read_weights(options).arguments)
     worker = Worker(engine, output_dir, checkpoint.name).start()
     try:
         budget = int(options.disk_budget * 1e9)
@@ -200,16 +199,6 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model-path", type=Path, default=EMBEDDED_CHECKPOINT, help="LongCat checkpoint in FastVideo's layout")
     add("--device", default="auto", help="auto, cuda, cuda:1 or cpu")
-    add(
-        "--quantization",
-        choices=QUANTIZATIONS,
-        help="weights and products of the transformer's blocks in 8 bits: half the memory, slightly different videos",
-    )
-    add(
-        "--offload",
-        action="store_true",
-        help="keep blocks and text encoder in host memory, for GPUs that the model does not fit into",
-    )
     add("--output-dir", type=Path, default=Path("outputs"), help="folder for videos and reports")
     add("--disk-budget", type=gigabytes, default="5", help="GB that results may take; then the oldest are removed")
     add(
@@ -235,6 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-upload", type=mebibytes, default=256, metavar="MIB", help="size of one uploaded file, in MiB")
     add("--mcp", action="store_true", help="offer the API to MCP clients at /gradio_api/mcp/; not with a login")
     add("--share", action="store_true", help="open a public link through gradio.live too; needs the internet")
+    add_weights(parser)
     return parser
 
 

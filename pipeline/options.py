@@ -103,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     run = sweep.add_argument_group("run")
     run.add_argument("--output", type=Path, metavar="FOLDER", help="default: a new name in outputs/")
     _add_device(run)
-    _add_weights(sweep)
+    add_weights(sweep)
     sweep.set_defaults(compare=True)  # sparse even where the checkpoint does not ask for it
 
     info = commands.add_parser(
@@ -115,7 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_checkpoint(info)
     _add_video(info, prompt_required=False)
     _add_attention(info)
-    _add_weights(info)
+    add_weights(info)
     for command in (generate, refine, sweep, info, add_inspect(commands)):
         command.add_argument(
             "--json",
@@ -220,16 +220,17 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="the transformer's forward (default: auto, the fast one on GPUs on which it was measured)",
     )
-    _add_weights(parser)
+    add_weights(parser)
 
 
-def _add_weights(parser: argparse.ArgumentParser) -> None:
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """The options that `read_weights` reads, for the command line and the page's server alike."""
     group = parser.add_argument_group("memory", "For GPUs that the model does not fit into. Both run the fast forward.")
     group.add_argument(
         "--quantization",
         choices=QUANTIZATIONS,
-        help="weights and products of the transformer's blocks in 8 bits: half the memory, and a slightly different "
-        "video; a GPU needs compute capability 8.9 (default: as stored)",
+        help="weights and products of the transformer's blocks in 8 bits, not as stored: half the memory, and a "
+        "slightly different video; a GPU needs compute capability 8.9",
     )
     group.add_argument(
         "--offload",
