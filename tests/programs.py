@@ -35,6 +35,14 @@ sys.meta_path.insert(0, Finder())
     )
 
 
+def run_program(program: str, *arguments: str | Path) -> None:
+    """Run a program of this folder, whose imports are the repository's and this process's."""
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, HERE / program, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def run_interpreted(program: str) -> Any:
     """What a program of this folder prints as its last line, JSON, with Triton's interpreter in place of a GPU."""
     env = os.environ | {"OMP_NUM_THREADS": "2", "TRITON_INTERPRET": "1", "TORCHDYNAMO_DISABLE": "1"}

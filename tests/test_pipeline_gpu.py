@@ -1,29 +1,22 @@
 """The whole pipeline on a GPU, with the shipped checkpoint: see gpu_pipeline.py, which runs in processes of its own."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from programs import run_program
 
 from pipeline.compare import psnr
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
-HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("devices")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])}
     for device in ("cuda", "cpu"):
-        command = [sys.executable, HERE / "gpu_pipeline.py", device, folder]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment)
-        assert done.returncode == 0, done.stderr[-3000:]
+        run_program("gpu_pipeline.py", device, folder)
     return folder
 
 

@@ -1,25 +1,18 @@
 """8-bit and offloaded weights on a GPU, with the shipped checkpoint: see gpu_weights.py, which runs by itself."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from programs import run_program
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
-HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory):
     file = tmp_path_factory.mktemp("weights") / "facts.json"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, HERE / "gpu_weights.py", "cuda", file]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_program("gpu_weights.py", "cuda", file)
     return {entry["way"]: entry for entry in json.loads(file.read_text())}
 
 
