@@ -13,8 +13,8 @@ import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
 
+import attention_peers as peers
 import torch
-import torch.nn.functional as F
 from gpu import Rows, arguments, device_for, milliseconds
 
 from bsa import BlockLayout, BSAConfig, Grid, block_order_attention, block_sparse_attention
@@ -110,44 +110,6 @@ def selection(case: Case, fused: bool) -> dict:
     return {**milliseconds(run, case.device), "agreement": same}
 
 
-def dense(case: Case, name: str) -> dict:
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    q, k, v = case.raster()
-    backend = {"cuDNN": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION, "math": SDPBackend.MATH}[name]
-    with sdpa_kernel(backend):
-        timed = milliseconds(lambda: F.scaled_dot_product_attention(q, k, v), case.device, repeats=5)
-    return {**timed, "tflops": 4 * q.shape[1] * q.shape[2] ** 2 * q.shape[3] / timed["ms"] / 1e9}
-
-
-def flex(case: Case) -> dict:
-    """FlexAttention over the same blocks; only for grids without ragged blocks, whose tokens its blocks cannot name."""
-    from torch.nn.attention.flex_attention import BlockMask, flex_attention
-
-    if case.layout.ragged:
-        raise ValueError("FlexAttention's blocks are all of one size")
-    chunk, counts = case.layout.chunk.volume, case.selection.counts
-    indices = torch.zeros(*counts.shape, case.layout.blocks.volume, dtype=torch.int32, device=case.device)
-    indices[..., : case.selection.indices.shape[-1]] = case.selection.indices
-    nothing = torch.zeros_like(counts), torch.zeros_like(indices)  # all blocks are whole: none needs a mask inside
-    mask = BlockMask.from_kv_blocks(*nothing, counts, indices, BLOCK_SIZE=(chunk, chunk))
-    compiled = torch.compile(flex_attention) if case.device.type == "cuda" else flex_attention
-    # Its own tiles would be larger than the blocks.
-    options = {"kernel_options": {"BLOCK_M": min(chunk, 128), "BLOCK_N": 64}} if case.device.type == "cuda" else {}
-    q, k, v = (x.transpose(1, 2).contiguous() for x in (case.q, case.k, case.v))
-    timed = milliseconds(lambda: compiled(q, k, v, block_mask=mask, **options), case.device)
-    return {**timed, "tflops": case.flops / timed["ms"] / 1e9}
-
-
-def upstream(case: Case) -> dict:
-    from fastvideo.third_party.longcat_video.block_sparse_attention.bsa_interface import flash_attn_bsa_3d
-
-    q, k, v = case.raster()
-    params, grid = case.config.to_bsa_params(), tuple(case.grid)
-    timed = milliseconds(lambda: flash_attn_bsa_3d(q, k, v, grid, grid, **params), case.device)
-    return {**timed, "tflops": case.flops / timed["ms"] / 1e9}
-
-
 def warm(name: str) -> str:
     """Compile one variant for everything that the parts run, in a process of its own."""
     device = torch.device("cuda")
@@ -165,10 +127,16 @@ def warm(name: str) -> str:
     return name
 
 
+def warm_peer(name: str) -> str:
+    peers.flashinfer(Case(Grid(8, 8, 8), CHUNKS[0], 0.5, *REAL, torch.device("cuda")), name)
+    return f"FlashInfer, {name}"
+
+
 def warm_all() -> None:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(len(VARIANTS), os.cpu_count() or 1), mp_context=context) as pool:
-        for done in [pool.submit(warm, name) for name in VARIANTS]:
+        jobs = [pool.submit(warm_peer, name) for name in peers.FLASHINFER]
+        for done in jobs + [pool.submit(warm, name) for name in VARIANTS]:
             error = done.exception()
             print("compiled " + done.result() if error is None else f"failed: {error}", flush=True)
 
@@ -218,12 +186,17 @@ def main() -> None:
                 measure(what, lambda case=case, means=means: operation(case, None, backend, means))
             measure("ours, baseline", lambda case=case: operation(case, Tuning(), backend, False))
             for name in ("math",) if smoke else ("cuDNN", "flash") if part == "peers" else ():
-                measure(f"dense, {name}", lambda case=case, name=name: dense(case, name))
+                measure(f"dense, {name}", lambda case=case, name=name: peers.dense(case, name))
             if part == "peers":
                 measure("ours, raster order", lambda case=case: raster_operation(case, backend))
-                if not smoke:  # its Triton kernel needs a GPU
-                    measure("FastVideo BSA", lambda case=case: upstream(case))
-                measure("FlexAttention", lambda case=case: flex(case))
+                measure("FlexAttention", lambda case=case: peers.flex(case))
+                if smoke:  # the others' kernels need a GPU
+                    continue
+                measure("FastVideo BSA", lambda case=case: peers.fastvideo(case))
+                for name in peers.FLASHINFER:
+                    measure(f"FlashInfer, {name}", lambda case=case, name=name: peers.flashinfer(case, name))
+                for what, splits in peers.CUDNN.items():
+                    measure(what, lambda case=case, splits=splits: peers.cudnn(case, splits))
     rows.finish()
 
 

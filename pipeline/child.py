@@ -177,11 +177,15 @@ class _Child:
             log.error("task %d failed\n%s", task, "".join(traceback.format_exception(error)))
         lost = fatal(error)
         small = portable(error)
+        if lost:
+            # Whatever would be freed from here on may ask CUDA, which fails again, where it ends the process. So the
+            # other side is told first, and ends it.
+            self._send(task, "error", (small, True))
+            threading.Event().wait()
         traceback.clear_frames(error.__traceback__)  # their variables hold what filled the memory
         error.__traceback__ = error.__cause__ = error.__context__ = None
-        if not lost:
-            release_memory()
-        self._send(task, "error", (small, lost))
+        release_memory()
+        self._send(task, "error", (small, False))
 
     def _listen(self) -> None:
         """Take what is asked, and end this process when nobody is left to ask."""

@@ -66,11 +66,16 @@ class Resources:
         return values
 
 
-def read_resources() -> Resources:
-    """Read GPUs, host and this process now. Never raises: `note` says what is missing and why."""
+def read_resources(pid: int | None = None, used: Mapping[str, Any] | None = None) -> Resources:
+    """Read GPUs, host and a process now. Never raises: `note` says what is missing and why.
+
+    pid, used: another process, and what `torch_memory` says there; None for this one.
+    """
+    if pid is None:
+        pid, used = os.getpid(), torch_memory(None)
     nvml = Nvml()
     try:
-        return _Machine(nvml).read(os.getpid(), torch_memory(None))
+        return _Machine(nvml).read(pid, used)
     finally:
         nvml.close()
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from fake_pipeline import CHECKPOINT
+from programs import ROOT
 
 import app
 from pipeline import CheckpointInfo
@@ -34,6 +40,38 @@ def running_page(pipeline, output_dir: Path, checkpoint: CheckpointInfo = CHECKP
     finally:
         page.close(verbose=False)
         worker.close()
+
+
+@contextmanager
+def running_program(folder: Path, *command: str | Path) -> Iterator[tuple[subprocess.Popen, str]]:
+    """Run a program that serves the page, with app.py's options after its own; give its process and its address.
+
+    Its output goes to FOLDER/log, the videos to FOLDER/outputs.
+    """
+    address = f"http://127.0.0.1:{(port := free_port())}"
+    options = ["--port", str(port), "--output-dir", folder / "outputs"]
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, *command, *options],
+            cwd=ROOT,
+            env=os.environ | {"GRADIO_SERVER_NAME": "127.0.0.1"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            until(lambda: answers(address) or server.poll() is not None, f"{command[0]} to answer")
+            assert server.poll() is None, (folder / "log").read_text()
+            yield server, address
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        return urllib.request.urlopen(url).status == 200
+    except (urllib.error.URLError, ConnectionError):
+        return False
 
 
 def free_port() -> int:

@@ -22,11 +22,18 @@ class Unpicklable(Exception):
         self.hook = lambda: None
 
 
+class Lost:
+    """What cannot be freed once the GPU's context is lost, such as pinned memory: trying ends the process."""
+
+    def __del__(self) -> None:
+        os.abort()
+
+
 ERRORS = {
     "refuse": ValueError("width 1 is odd; try 2"),
     "break": Unpicklable("kernel broke"),
     "out of memory": type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 9 GiB"),
-    "illegal access": RuntimeError("CUDA error: an illegal memory access was encountered"),
+    "illegal access": RuntimeError("CUDA error: an illegal memory access was encountered\nSearch for it in the manual"),
     "launch": type("AcceleratorError", (RuntimeError,), {})("unspecified launch failure"),
     "bad value": RuntimeError("CUDA error: invalid argument"),
     "full": OSError(28, "No space left on device"),
@@ -52,6 +59,7 @@ def _fail(prompt: str) -> None:
         os._exit(3)
     if prompt == "die by crash":
         ctypes.string_at(0)
+    held = Lost() if prompt == "illegal access" else None  # noqa: F841
     if prompt in ERRORS:
         raise ERRORS[prompt]
 

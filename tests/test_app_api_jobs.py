@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from app_server import WAIT_SECONDS, running_page, until
 from fake_pipeline import CHECKPOINT, FakePipeline
@@ -14,6 +15,7 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint
+from ui.engine import InProcess
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -94,7 +96,7 @@ class TestJobs:
             job = client.submit("a", job_id="mine", api_name="/generate")
             until(lambda: fake.running, "the job to run")
             assert client.predict("mine", api_name="/cancel") == {"job_id": "mine", "state": "stopping"}
-            with pytest.raises(AppError, match="the job was stopped"):
+            with pytest.raises(AppError, match="^the job was stopped$"):
                 job.result(timeout=WAIT_SECONDS)
 
     def test_nobody_cancels_or_inspects_anothers_job(self, client, address, fake):
@@ -160,6 +162,16 @@ class TestReadings:
         now = client.predict(api_name="/resources")
         assert 0 < now["process_rss"] < now["host_total"]
         assert now["worker"]["state"] in ("ready", "busy")
+
+    def test_resources_are_those_of_the_engine(self, client, monkeypatch):
+        """Not of the process that answers."""
+        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+            monkeypatch.setattr(InProcess, "pid", other.pid)
+            monkeypatch.setattr(InProcess, "torch_memory", lambda self: {"allocated": 5, "reserved": 6, "uuid": "x"})
+            now = client.predict(api_name="/resources")
+            other.communicate(b"\n")
+        assert 0 < now["process_rss"] < psutil.Process().memory_info().rss
+        assert (now["torch_allocated"], now["torch_reserved"], now["torch_memory"]["reserved"]) == (5, 6, 6)
 
     def test_estimate_without_a_model_says_so(self, client):
         with pytest.raises(AppError, match="does not say how large it is"):

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import imageio_ffmpeg
 import psutil
 import pytest
-from app_server import free_port, until
+from app_server import running_program, until
 from browser import button, chromium, expect_playing, fill_number, needs_chromium, notice, open_group, open_page
 from gradio_client import Client
 from playwright.sync_api import expect
@@ -26,35 +22,13 @@ RUN_MS = 300_000  # far above what two short generations take on two cores, only
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("app")
-    url = f"http://127.0.0.1:{(port := free_port())}"
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen(
-            [sys.executable, "app.py", "--port", str(port), "--device", "cpu", "--output-dir", str(folder / "outputs")],
-            cwd=Path(__file__).parents[1],
-            env=os.environ | {"GRADIO_SERVER_NAME": "127.0.0.1"},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            until(lambda: answers(url) or server.poll() is not None, "app.py to answer")
-            assert server.poll() is None, (folder / "log").read_text()
-            yield server, url
-        finally:
-            server.terminate()
-            server.wait()
+    with running_program(tmp_path_factory.mktemp("app"), "app.py", "--device", "cpu") as running:
+        yield running
 
 
 @pytest.fixture
 def address(server):
     return server[1]
-
-
-def answers(url: str) -> bool:
-    try:
-        return urllib.request.urlopen(url).status == 200
-    except (urllib.error.URLError, ConnectionError):
-        return False
 
 
 @needs_chromium

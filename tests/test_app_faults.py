@@ -118,7 +118,12 @@ class TestDeath:
             pytest.param("die by kill", "the engine was killed while it worked, which is what", id="SIGKILL"),
             pytest.param("die by crash", "the engine crashed (SIGSEGV) and starts again", id="SIGSEGV"),
             pytest.param("die by exit", "the engine ended unexpectedly (exit code 3)", id="exit"),
-            pytest.param("illegal access", "the GPU reported an error that nothing but a new", id="illegal access"),
+            pytest.param(
+                "illegal access",
+                "the GPU reported an error that nothing but a new engine recovers from (CUDA error: an illegal memory "
+                "access was encountered); the engine starts again",
+                id="illegal access",
+            ),
             pytest.param("launch", "the GPU reported an error that nothing but a new", id="launch failure"),
         ],
     )

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pynvml
 import pytest
-from app_server import free_port, running_page, until
+from app_server import answers, free_port, running_page, until
 from browser import Watch, generate, needs_chromium, open_page
 from fake_pipeline import SampledPipeline
 from playwright.sync_api import expect
 from stub_driver import needs_compiler
-from test_app_e2e import answers
 
 from pipeline.resources import ResourceSampler
 

@@ -65,3 +65,35 @@ def test_gpu_benchmarks_run_in_small_on_the_cpu(tmp_path, program, options, expe
     rows = json.loads(output.read_text())["rows"]
     assert expected <= {row["what"] for row in rows}
     assert not [row for row in rows if "failed" in row]
+
+
+def test_the_peers_run_in_small_and_one_that_cannot_says_why(tmp_path):
+    output = tmp_path / "rows.json"
+    command = [sys.executable, ROOT / "benchmarks" / "attention.py", "--smoke", "--part", "peers", "--output", output]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = json.loads(output.read_text())["rows"]
+    whole, ragged = (row for row in rows if row["what"] == "FlexAttention")
+    assert whole["error"] < 1e-5
+    assert "all of one size" in ragged["failed"]
+    assert [row for row in rows if "failed" in row] == [ragged]
+
+
+@pytest.mark.parametrize(
+    ("peer", "package", "given"),
+    [("flashinfer", "flashinfer", "fa3"), ("cudnn", "cudnn", 1), ("cudnn", "cudnn", "auto")],
+)
+def test_a_peer_whose_package_is_missing_is_a_failed_row(tmp_path, peer, package, given):
+    program = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "benchmarks")!r})
+sys.modules[{package!r}] = None
+import attention, attention_peers, gpu, torch
+case = attention.Case(attention.Grid(4, 8, 8), attention.CHUNKS[0], 0.5, *attention.SMOKE, torch.device("cpu"))
+args = gpu.arguments("rows", "rows").parse_args(["--output", {str(tmp_path / "rows.json")!r}])
+gpu.Rows(args, case.device).measure({{"what": {peer!r}}}, lambda: attention_peers.{peer}(case, {given!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    [row] = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert package in row["failed"] and row["failed"].startswith("ModuleNotFoundError")

@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 import gradio as gr
 import numpy as np
-import psutil
 
 from bsa import BSAConfig
 from pipeline import Axis, CheckpointInfo, Sweep, VideoRequest, read_resources
@@ -170,13 +169,10 @@ def add_api(page: gr.Blocks, site: Site) -> None:
     async def resources() -> dict[str, Any]:
         """Memory and load now: of every GPU (NVML), of the host, and of the process that the model runs in. Bytes,
         percent, degrees Celsius and watts; null where the machine does not say."""
-        reading = asdict(await asyncio.to_thread(read_resources))
-        try:
-            memory = psutil.Process(site.worker.engine_pid).memory_info().rss
-        except psutil.Error:
-            memory = None
-        status = {"worker": site.worker.status(), "torch_memory": site.worker.torch_memory()}
-        return plain(reading | {"process_rss": memory} | status)
+        worker = site.worker
+        memory = worker.torch_memory()
+        reading = await asyncio.to_thread(read_resources, worker.engine_pid, memory)
+        return plain(asdict(reading) | {"worker": worker.status(), "torch_memory": memory})
 
     async def cancel(job_id: str) -> dict[str, str]:
         """Stop a job of yours, at once while it waits and at its next step when it runs. Jobs are yours when the same
@@ -270,10 +266,10 @@ def _publish(
     async def endpoint(*values: Any) -> Any:
         try:
             return await handler(**{name: value for (name, *_), value in zip(table, values, strict=True)})
+        except gr.Error:  # first, because Gradio's is a ValueError too, and its text as such has quotes
+            raise
         except ValueError as error:
             raise gr.Error(one_line(error), print_exception=False) from None
-        except gr.Error:
-            raise
         except Exception as error:
             log.exception("/%s failed", handler.__name__)
             raise gr.Error(sentence(error), print_exception=False) from None

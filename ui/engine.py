@@ -17,6 +17,7 @@ import numpy as np
 from pipeline import StepUpdate, VideoRequest, VideoResult
 from pipeline.child import LOADING
 from pipeline.device import DeviceName
+from pipeline.sentences import one_line
 from pipeline.weights import Weights
 from ui.child import CUDA_LOST, Child, EngineDied
 from ui.jobs import Generator
@@ -171,7 +172,8 @@ def _follow(child: Child, task: int, on_message: Callable[[str, Any], None]) -> 
         if kind == "error":
             error, lost = content
             if lost:
-                child.why = CUDA_LOST.format(error=" ".join(str(error).split())[:200])
+                first = next(iter(str(error).splitlines()), "")  # PyTorch's hints for developers follow
+                child.why = CUDA_LOST.format(error=one_line(first))
                 child.kill()
                 continue
             raise refusal or error
