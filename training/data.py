@@ -90,10 +90,16 @@ def make_pool(
     return Pool(torch.cat(latents), torch.cat(ids).to(device), torch.cat(masks).to(device))
 
 
-def open_pool(args, tokenizer, load_vae) -> Pool:
-    """The clips of `args.pool_file` if it exists, else `args.pool` new ones, which are kept there if it is given."""
-    if args.pool_file and args.pool_file.exists():
-        return Pool(**load_file(args.pool_file, device=args.device))
+def open_pool(args, tokenizer, load_vae, rank: int = 0, processes: int = 1) -> Pool:
+    """The clips of `args.pool_file` if it exists, else `args.pool` new ones, which are kept there if it is given.
+
+    Of several processes each has its share of the clips, in a file of its own.
+    """
+    file = args.pool_file
+    if file and processes > 1:
+        file = file.with_stem(f"{file.stem}-{rank}")
+    if file and file.exists():
+        return Pool(**load_file(file, device=args.device))
     vae, statistics = load_vae(args.vae, args.device)
     frames, pixels = args.size
     draw = render if args.eager else torch.compile(render, dynamic=False)
@@ -101,25 +107,25 @@ def open_pool(args, tokenizer, load_vae) -> Pool:
         vae,
         tokenizer,
         statistics,
-        args.pool,
-        100 + args.seed,
+        args.pool // processes,
+        100 + args.seed + 1000 * rank,
         args.device,
         (frames, pixels, pixels),
-        batch=min(16, args.pool),
+        batch=min(16, args.pool // processes),
         draw=draw,
     )
-    if args.pool_file:
-        save_file(vars(pool), args.pool_file)
+    if file:
+        save_file(vars(pool), file)
     return pool
 
 
 def add_pool_arguments(parser: argparse.ArgumentParser, clips: int) -> None:
     """The options that `open_pool` and both transformer programs read."""
     parser.add_argument("--vae", type=Path, required=True, help="folder of train_vae")
-    parser.add_argument("--pool", type=int, default=clips, help="clips to render")
+    parser.add_argument("--pool", type=int, default=clips, help="clips to render, all processes together")
     parser.add_argument("--pool-file", type=Path, help="keep the clips here, or read them from here")
     parser.add_argument("--size", type=int, nargs=2, default=(FRAMES, HEIGHT), help="frames and pixels of a clip")
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=32, help="clips in a step of one process")
     parser.add_argument("--frames", type=int, default=16, help="latent frames per clip")
     parser.add_argument("--dense", type=float, default=0.4, help="share of steps with dense attention")
     parser.add_argument("--device", default="cuda")

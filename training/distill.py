@@ -20,6 +20,7 @@ import torch
 from pipeline.denoising import guide
 from training.data import add_pool_arguments, open_pool
 from training.optim import Optimiser, trapezoid
+from training.parallel import is_first, join
 from training.run import Run
 from training.sampling import euler, shifted_sigmas
 from training.tokenizer import encode, train_tokenizer
@@ -49,12 +50,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=5)
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(args.seed)
+    rank, processes = join()
+    torch.manual_seed(args.seed + 1000 * rank)
     torch.set_float32_matmul_precision("high")
     rng, device = random.Random(args.seed), args.device
     tokenizer = train_tokenizer()
     run = Run(device, every=50)
-    pool = open_pool(args, tokenizer, load_vae)
+    pool = open_pool(args, tokenizer, load_vae, rank, processes)
     student = build(len(tokenizer), device, args.start, compiled=not args.eager)
     teacher = copy.deepcopy(student).eval().requires_grad_(False)
     optimiser = Optimiser([student.text_encoder, student.transformer], args.lr, ema=0.997)
@@ -78,8 +80,9 @@ def main() -> None:
         optimiser.step(trapezoid(progress, 0.02, 0.6))
         run.log(loss)
     optimiser.load_average()
-    save(student, args.output)
-    run.report(args.output / "distill.json", args)
+    if is_first():
+        save(student, args.output)
+        run.report(args.output / "distill.json", args, processes=processes)
 
 
 if __name__ == "__main__":

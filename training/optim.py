@@ -1,9 +1,11 @@
-"""Optimiser of the transformer: Muon for the matrices of the blocks, AdamW for everything else."""
+"""Optimiser of the model: Muon for the matrices of the transformer's blocks, AdamW for everything else."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+from training.parallel import average
 
 
 def _orthogonalise(g: Tensor) -> Tensor:
@@ -47,7 +49,10 @@ class Muon(torch.optim.Optimizer):
 
 
 class Optimiser:
-    """Muon and AdamW under one learning rate, with gradient clipping and an exponential moving average."""
+    """Muon and AdamW under one learning rate, with gradient clipping and an exponential moving average.
+
+    Of several processes (`training.parallel`) each must make one of its own, at the same time: weights are made alike.
+    """
 
     def __init__(self, modules: list[nn.Module], lr: float, ema: float = 0.999):
         named = [(name, p) for module in modules for name, p in module.named_parameters()]
@@ -55,6 +60,7 @@ class Optimiser:
         chosen = {id(p) for p in matrices}
         rest = [p for _, p in named if id(p) not in chosen]
         self.parameters = [p for _, p in named]
+        average(self.parameters)
         self.muon = Muon(matrices, lr)
         fused = self.parameters[0].is_cuda
         self.adam = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.99), weight_decay=0.0, fused=fused)
@@ -67,6 +73,7 @@ class Optimiser:
         for optimiser in (self.muon, self.adam):
             for group in optimiser.param_groups:
                 group["lr"] = self.base_lr * scale
+        average([p.grad for p in self.parameters])
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.muon.step()
         self.adam.step()
@@ -83,9 +90,8 @@ class Optimiser:
 
 
 def _is_block_matrix(name: str) -> bool:
-    return (name.startswith("blocks.") and "adaln" not in name) or (
-        name.startswith("encoder.block.") and "relative_attention_bias" not in name
-    )
+    # not the text encoder's: T5 has no scale or norm in its attention, whose scores Muon lets grow until all is one-hot
+    return name.startswith("blocks.") and "adaln" not in name
 
 
 def trapezoid(progress: float | None, warmup: float = 0.02, decay: float = 0.4) -> float:

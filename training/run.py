@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from training.parallel import agree, is_first
 
 WARM_UP_STEPS = 3  # the steps that compile
 
@@ -32,13 +35,14 @@ class Run:
         """wall: minutes after the run began at which the last step ends, in place of `minutes` after the first ones."""
         warm = None
         seconds = 60 * minutes
-        while warm is None or time.time() - warm < seconds:
-            yield None if warm is None else (time.time() - warm) / seconds
+        while (progress := None if warm is None else agree((time.time() - warm) / seconds)) is None or progress < 1:
+            yield progress
             self.count += 1
             if self.count == WARM_UP_STEPS:
                 if self._cuda:
                     torch.cuda.synchronize()
-                print(f"compiled after {time.time() - self.began:.0f} s", flush=True)
+                if is_first():
+                    print(f"compiled after {time.time() - self.began:.0f} s", flush=True)
                 warm = time.time()
                 if wall is not None:
                     seconds = max(1.0, self.began + 60 * wall - warm)
@@ -50,7 +54,8 @@ class Run:
             means = [round(value, 5) for value in torch.stack(self._recent).mean(0).tolist()]
             self.curve.append([self.count + 1, round(time.time() - self.began, 1), *means])
             self._recent.clear()
-            print("step {} {} s loss".format(*self.curve[-1]), *means, flush=True)
+            if is_first():
+                print("step {} {} s loss".format(*self.curve[-1]), *means, flush=True)
 
     def report(self, path: Path, arguments: argparse.Namespace, **more) -> None:
         """Write steps, seconds, arguments and the curve ([step, seconds, losses...]) as JSON. Paths are left out."""
@@ -65,5 +70,7 @@ class Run:
             **more,
             "curve": self.curve,
         }
-        path.write_text(json.dumps(content, indent=1) + "\n")
+        numbers = re.compile(r"\[\s+([-\d.,\s]+?)\s+\]")  # a point of the curve, which goes on one line
+        text = numbers.sub(lambda found: f"[{' '.join(found[1].split())}]", json.dumps(content, indent=1))
+        path.write_text(text + "\n")
         print(f"{self.count} steps in {content['seconds']} s", flush=True)

@@ -22,8 +22,9 @@ from pipeline.forward import EAGER, Attend, Stages, after_attention, attend_dens
 from training.data import Pool, add_pool_arguments, open_pool
 from training.dit import LongCatDiT
 from training.optim import Optimiser, trapezoid
+from training.parallel import is_first, join
 from training.run import Run
-from training.sampling import SHIFT, TextToVideo, attend_sparse
+from training.sampling import TextToVideo, attend_sparse, draw_sigmas
 from training.tokenizer import encode, train_tokenizer
 from training.vae import VideoVAE
 
@@ -95,12 +96,11 @@ def draw_attention(rng: random.Random, dense: float) -> Attend:
 
 
 def flow_loss(model: TextToVideo, pool: Pool, empty, batch: int, frames: int, attend, drop: float = 0.1):
-    """Mean squared error of the predicted velocity at a logit-normal, shifted noise level."""
+    """Mean squared error of the predicted velocity at noise levels of `draw_sigmas`."""
     x, ids, mask = pool.batch(batch, frames)
     dropped = torch.rand(batch, 1, device=x.device) < drop
     ids, mask = torch.where(dropped, empty[0], ids), torch.where(dropped, empty[1], mask)
-    sigma = torch.sigmoid(torch.randn(batch, device=x.device))
-    sigma = SHIFT * sigma / (1 + (SHIFT - 1) * sigma)
+    sigma = draw_sigmas(batch, x.device)
     noise = torch.randn_like(x)
     noisy = torch.lerp(x, noise, sigma.view(-1, 1, 1, 1, 1))
     velocity = model.velocity(noisy, sigma, model.encode(ids, mask), mask, attend)
@@ -132,12 +132,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(args.seed)
+    rank, processes = join()
+    torch.manual_seed(args.seed + 1000 * rank)
     torch.set_float32_matmul_precision("high")
     rng, device = random.Random(args.seed), args.device
     tokenizer = train_tokenizer()
     run = Run(device)
-    pool = open_pool(args, tokenizer, load_vae)
+    pool = open_pool(args, tokenizer, load_vae, rank, processes)
     model = build(len(tokenizer), device, args.start, compiled=not args.eager)
     optimiser = Optimiser([model.text_encoder, model.transformer], args.lr, args.ema)
     empty = tuple(x.to(device) for x in encode(tokenizer, [""]))
@@ -149,8 +150,9 @@ def main() -> None:
         optimiser.step(trapezoid(progress, 0.01 if args.start else 0.03, args.decay))
         run.log(loss)
     optimiser.load_average()
-    save(model, args.output)
-    run.report(args.output / "dit.json", args)
+    if is_first():
+        save(model, args.output)
+        run.report(args.output / "dit.json", args, processes=processes)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,121 @@
+"""What the text encoder makes of word order, the noise levels of the training, and training in several processes."""
+
+import os
+import random
+
+import pytest
+import torch
+
+from pipeline import EMBEDDED_CHECKPOINT
+from training.optim import Optimiser
+from training.parallel import agree, average, is_first, join
+from training.sampling import PURE_NOISE, draw_sigmas
+from training.tokenizer import encode, train_tokenizer
+from training.train_dit import build
+from training.train_encoder import ORDERED, captions, fresh_attention, without_order
+
+ORDERS = ["a red square moves from left to right", "a red square moves from right to left"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def shipped(tokenizer):
+    return build(len(tokenizer), "cpu", EMBEDDED_CHECKPOINT, compiled=False).eval()
+
+
+@pytest.fixture
+def velocity(shipped, tokenizer):
+    noise = torch.randn(1, 16, 16, 16, 16, generator=torch.Generator().manual_seed(1))
+
+    @torch.no_grad()
+    def predict(prompt: str) -> torch.Tensor:
+        ids, mask = encode(tokenizer, [prompt])
+        return shipped.velocity(noise, torch.ones(1), shipped.encode(ids, mask), mask)
+
+    return predict
+
+
+@pytest.mark.parametrize("prompt", ORDERS)
+def test_the_shipped_model_tells_from_left_to_right_from_its_opposite(velocity, prompt):
+    """Where nothing but noise is given, its estimate is nearer to that of the same direction in plain words."""
+    directions = {name: velocity(f"a red square moves to the {name}") for name in ("left", "right")}
+    said = velocity(prompt)
+    distances = {name: (said - estimate).norm().item() for name, estimate in directions.items()}
+    right = prompt.split()[-1]
+    assert distances[right] < 0.5 * max(distances.values())
+
+
+def test_a_fresh_attention_tells_orders_apart_and_is_not_one_hot(shipped, tokenizer):
+    torch.manual_seed(0)
+    encoder = fresh_attention(shipped.text_encoder)
+    ids, mask = encode(tokenizer, ORDERS)
+    left, right = (int((ids[0] == word).nonzero()[0]) for word in (ids[0, 5], ids[0, 7]))
+    seen: list[torch.Tensor] = []
+
+    def look(module, args, out):
+        heads = (module.q(args[0]), module.k(args[0]))
+        q, k = (x.unflatten(-1, (4, -1)).transpose(1, 2) for x in heads)
+        seen.append((q @ k.mT).std())
+
+    for block in encoder.encoder.block:
+        block.layer[0].SelfAttention.register_forward_hook(look)
+    with torch.no_grad():
+        out = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    assert len(seen) == 3 and max(seen) < 3
+    assert (out[0, left] - out[1, right]).norm() > 1e-3 * out[0, left].norm()  # one word at two places
+
+
+def test_captions_of_which_the_order_matters():
+    batch = next(captions(random.Random(1), ORDERED + 8, jumbled=0.5))
+    assert len(batch) == ORDERED + 8
+    assert all(("from left to right" in text) != ("from right to left" in text) for text in batch[-ORDERED:])
+    assert without_order(ORDERS[0]) == "a red square moves from right to right"
+    assert without_order(ORDERS[1]) == "a red square moves from left to left"
+    assert without_order("swings left and right") == "swings left and right"
+
+
+def test_muon_leaves_the_text_encoder_alone(shipped):
+    optimiser = Optimiser([shipped.text_encoder, shipped.transformer], 1e-3)
+    theirs = {id(p) for group in optimiser.muon.param_groups for p in group["params"]}
+    assert theirs and not theirs & {id(p) for p in shipped.text_encoder.parameters()}
+
+
+def test_many_noise_levels_are_near_one():
+    torch.manual_seed(0)
+    sigma = draw_sigmas(20_000, "cpu")
+    assert sigma.min() > 0 and sigma.max() == 1
+    assert (sigma == 1).float().mean() == pytest.approx(PURE_NOISE, abs=0.005)
+    assert (sigma > 0.97).float().mean() == pytest.approx(0.31, abs=0.02)  # 0.294 of the normal part, and pure noise
+    assert (sigma < 0.5).float().mean() == pytest.approx(0.08, abs=0.01)
+
+
+def _process(rank: int, folder: str) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": os.environ["TEST_PORT"]}
+    assert join() == (rank, 2) and is_first() == (rank == 0)
+    tensors = [torch.full((2, 3), float(rank)), torch.tensor([4.0 * rank])]
+    average(tensors)
+    layer = torch.nn.Linear(2, 1)  # drawn differently in each
+    torch.nn.init.constant_(layer.weight, float(rank))
+    weight = Optimiser([layer], 0.1).parameters[0].detach().clone()
+    torch.save([*tensors, weight, torch.tensor(agree(10.0 + rank))], f"{folder}/{rank}.pt")
+
+
+def test_two_processes_average_and_agree(tmp_path, monkeypatch):
+    from app_server import free_port
+
+    monkeypatch.setenv("TEST_PORT", str(free_port()))
+    torch.multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        ones, two, weight, agreed = torch.load(tmp_path / f"{rank}.pt")
+        assert (ones == 0.5).all() and two == 2 and (weight == 0.5).all() and agreed == 10
+
+
+def test_alone_nothing_is_averaged():
+    tensor = torch.tensor([3.0])
+    average([tensor])
+    assert tensor == 3 and agree(7.0) == 7 and is_first() and join() == (0, 1)
