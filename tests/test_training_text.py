@@ -99,9 +99,9 @@ def _process(rank: int, folder: str) -> None:
     assert join() == (rank, 2) and is_first() == (rank == 0)
     tensors = [torch.full((2, 3), float(rank)), torch.tensor([4.0 * rank])]
     average(tensors)
-    layer = torch.nn.Linear(2, 1)  # drawn differently in each
-    torch.nn.init.constant_(layer.weight, float(rank))
-    weight = Optimiser([layer], 0.1).parameters[0].detach().clone()
+    model = torch.nn.ModuleDict({"blocks": torch.nn.Linear(2, 1)})  # its weight is Muon's, its bias AdamW's
+    torch.nn.init.constant_(model["blocks"].weight, float(rank))
+    weight = Optimiser([model], 0.1).parameters[0].detach().clone()
     torch.save([*tensors, weight, torch.tensor(agree(10.0 + rank))], f"{folder}/{rank}.pt")
 
 
