@@ -15,6 +15,7 @@ from torch import Tensor
 from training.render import pack, render
 from training.scenes import Scene, sample_scene
 from training.tokenizer import encode
+from training.vae import load_vae
 
 FRAMES, HEIGHT, WIDTH = 61, 256, 256
 
@@ -90,7 +91,7 @@ def make_pool(
     return Pool(torch.cat(latents), torch.cat(ids).to(device), torch.cat(masks).to(device))
 
 
-def open_pool(args, tokenizer, load_vae, rank: int = 0, processes: int = 1) -> Pool:
+def open_pool(args, tokenizer, rank: int = 0, processes: int = 1) -> Pool:
     """The clips of `args.pool_file` if it exists, else `args.pool` new ones, which are kept there if it is given.
 
     Of several processes each has its share of the clips, in a file of its own.

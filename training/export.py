@@ -20,8 +20,8 @@ from training.dit import DiTConfig
 from training.render import pack, render
 from training.sampling import SHIFT
 from training.tokenizer import train_tokenizer
-from training.train_dit import build, load_vae
-from training.vae import VideoVAE
+from training.train_dit import build
+from training.vae import VideoVAE, load_vae
 
 SHARD = "9MB"
 MODEL_INDEX = {

@@ -9,7 +9,6 @@ model knows sparse attention as LongCat does. Runs for a fixed time and goes on 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from pathlib import Path
 
@@ -26,7 +25,6 @@ from training.parallel import is_first, join
 from training.run import Run
 from training.sampling import TextToVideo, attend_sparse, draw_sigmas
 from training.tokenizer import encode, train_tokenizer
-from training.vae import VideoVAE
 
 SPARSITIES = (0.5, 0.75, 0.75, 0.75, 0.875, 0.875, 0.875, 0.9375, 0.9375)
 CHUNKS = ((4, 4, 4), (4, 4, 4), (2, 4, 4), (4, 4, 8), (2, 8, 8), (1, 8, 8))
@@ -107,18 +105,6 @@ def flow_loss(model: TextToVideo, pool: Pool, empty, batch: int, frames: int, at
     return (velocity - (x - noise)).square().mean()
 
 
-def load_vae(folder: Path, device: str):
-    """The trained VAE and its latent statistics (mean, deviation), of a run or of an exported checkpoint."""
-    if (folder / "model_index.json").exists():
-        weights, statistics = folder / "vae" / "diffusion_pytorch_model.safetensors", folder / "vae" / "config.json"
-    else:
-        weights, statistics = folder / "vae.safetensors", folder / "vae.json"
-    vae = VideoVAE().to(device).eval()
-    vae.load_state_dict(load_file(weights))
-    report = json.loads(statistics.read_text())
-    return vae, tuple(torch.tensor(report[f"latents_{name}"], device=device) for name in ("mean", "std"))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_pool_arguments(parser, clips=12000)
@@ -138,7 +124,7 @@ def main() -> None:
     rng, device = random.Random(args.seed), args.device
     tokenizer = train_tokenizer()
     run = Run(device)
-    pool = open_pool(args, tokenizer, load_vae, rank, processes)
+    pool = open_pool(args, tokenizer, rank, processes)
     model = build(len(tokenizer), device, args.start, compiled=not args.eager)
     optimiser = Optimiser([model.text_encoder, model.transformer], args.lr, args.ema)
     empty = tuple(x.to(device) for x in encode(tokenizer, [""]))

@@ -6,20 +6,19 @@ python -m training.train_vae --minutes 4 --output OUT
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from training.data import FRAMES, sample_training_scenes
 from training.optim import trapezoid
 from training.render import pack, render
 from training.run import Run
-from training.vae import VideoVAE
+from training.vae import VideoVAE, load_vae
 
 
 def edges(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,8 +62,9 @@ def measure(vae: VideoVAE, device: str, size: int, clips: int = 32) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=4.0)
+    parser.add_argument("--wall", type=float, help="minutes in all instead, compilation counted")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--start", type=Path, help="vae.safetensors to go on from")
+    parser.add_argument("--start", type=Path, help="folder of an earlier run, or a checkpoint, to go on from")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--frames", type=int, default=13)
@@ -76,15 +76,16 @@ def main() -> None:
     parser.add_argument("--eager", action="store_true", help="do not compile")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
+    if args.decoder_only and not args.start:
+        parser.error("--decoder-only keeps an encoder; name its folder with --start")
     args.output.mkdir(parents=True, exist_ok=True)
 
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")
     rng = random.Random(args.seed)
     cuda = args.device == "cuda"
-    vae = VideoVAE().to(args.device)
-    if args.start:
-        vae.load_state_dict(load_file(args.start))
+    vae, statistics = load_vae(args.start, args.device) if args.start else (VideoVAE().to(args.device), None)
+    vae.train()
     if args.decoder_only:
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
@@ -105,7 +106,7 @@ def main() -> None:
 
     average = [p.detach().clone() for p in trained]
     run = Run(args.device)
-    for progress in run.steps(args.minutes):
+    for progress in run.steps(args.minutes, args.wall):
         with torch.autocast(args.device, torch.bfloat16, enabled=cuda):
             loss, l1, kl = objective(vae, clips(), args.kl)
         loss.backward()
@@ -122,8 +123,7 @@ def main() -> None:
     save_file({k: v.contiguous() for k, v in vae.state_dict().items()}, args.output / "vae.safetensors")
     measured = measure(vae, args.device, args.size)
     if args.decoder_only:  # what was trained on these latents knows them by the statistics of then
-        before = json.loads(args.start.with_suffix(".json").read_text())
-        measured |= {name: before[name] for name in ("latents_mean", "latents_std")}
+        measured |= {f"latents_{name}": values.tolist() for name, values in zip(("mean", "std"), statistics)}
     run.report(args.output / "vae.json", args, **measured)
 
 

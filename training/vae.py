@@ -8,10 +8,13 @@ to each other. Architecture: Wan 2.1 (arXiv 2503.20314) with the pixel-unshuffle
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 
@@ -206,3 +209,15 @@ class VideoVAE(nn.Module):
         p = self.config.patch_size
         x = self.decoder(self.post_quant_conv(z)).unflatten(1, (3, p, p))  # [B, 3, r, q, T, h, w]
         return x.permute(0, 1, 4, 5, 3, 6, 2).flatten(5, 6).flatten(3, 4)
+
+
+def load_vae(folder: Path, device: str) -> tuple[VideoVAE, tuple[Tensor, Tensor]]:
+    """The trained VAE and its latent statistics (mean, deviation), of a run or of an exported checkpoint."""
+    if (folder / "model_index.json").exists():
+        weights, statistics = folder / "vae" / "diffusion_pytorch_model.safetensors", folder / "vae" / "config.json"
+    else:
+        weights, statistics = folder / "vae.safetensors", folder / "vae.json"
+    vae = VideoVAE().to(device).eval()
+    vae.load_state_dict(load_file(weights))
+    report = json.loads(statistics.read_text())
+    return vae, tuple(torch.tensor(report[f"latents_{name}"], device=device) for name in ("mean", "std"))
