@@ -30,7 +30,7 @@ from training.data import sample_test_scenes
 from training.judge import NAMES, VIEW, Judge
 from training.render import pack, render
 from training.scenes import Scene
-from training.vae import VideoVAE
+from training.vae import load_vae
 
 SEED = 20_000  # of the prompts
 RENDERS = 256  # held-out scenes on which the classifier itself is tested
@@ -71,8 +71,7 @@ def through_vae(
 ) -> None:
     """Render each scene at `size` (frames, height, width), encode, decode and write it, where it is missing."""
     missing = [n for n in range(len(scenes)) if not (folder / f"{n:03}-render.mp4").exists()]
-    vae = VideoVAE().to(device).eval()
-    vae.load_state_dict(load_file(checkpoint / "vae" / "diffusion_pytorch_model.safetensors"))
+    vae, _ = load_vae(checkpoint, device)
     for number in missing:
         video = vae.decode(vae.encode(render(pack([scenes[number]], device), *size))[0])[0].clamp(-1, 1)
         frames = ((video + 1) * 127.5).round().byte().permute(1, 2, 3, 0).cpu().numpy()

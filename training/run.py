@@ -33,19 +33,20 @@ class Run:
 
     def steps(self, minutes: float, wall: float | None = None) -> Iterator[float | None]:
         """wall: minutes after the run began at which the last step ends, in place of `minutes` after the first ones."""
-        warm = None
+        warm = progress = None
         seconds = 60 * minutes
-        while (progress := None if warm is None else agree((time.time() - warm) / seconds)) is None or progress < 1:
+        while progress is None or progress < 1:
             yield progress
             self.count += 1
             if self.count == WARM_UP_STEPS:
                 if self._cuda:
                     torch.cuda.synchronize()
-                if is_first():
-                    print(f"compiled after {time.time() - self.began:.0f} s", flush=True)
+                _say(f"compiled after {time.time() - self.began:.0f} s")
                 warm = time.time()
                 if wall is not None:
                     seconds = max(1.0, self.began + 60 * wall - warm)
+            if warm is not None:
+                progress = agree((time.time() - warm) / seconds)
 
     def log(self, *losses: Tensor) -> None:
         """Keep the losses of one step; their means over `every` steps make the curve."""
@@ -54,8 +55,7 @@ class Run:
             means = [round(value, 5) for value in torch.stack(self._recent).mean(0).tolist()]
             self.curve.append([self.count + 1, round(time.time() - self.began, 1), *means])
             self._recent.clear()
-            if is_first():
-                print("step {} {} s loss".format(*self.curve[-1]), *means, flush=True)
+            _say("step {} {} s loss".format(*self.curve[-1]), *means)
 
     def report(self, path: Path, arguments: argparse.Namespace, **more) -> None:
         """Write steps, seconds, arguments and the curve ([step, seconds, losses...]) as JSON. Paths are left out."""
@@ -73,4 +73,9 @@ class Run:
         numbers = re.compile(r"\[\s+([-\d.,\s]+?)\s+\]")  # a point of the curve, which goes on one line
         text = numbers.sub(lambda found: f"[{' '.join(found[1].split())}]", json.dumps(content, indent=1))
         path.write_text(text + "\n")
-        print(f"{self.count} steps in {content['seconds']} s", flush=True)
+        _say(f"{self.count} steps in {content['seconds']} s")
+
+
+def _say(*words: object) -> None:
+    if is_first():
+        print(*words, flush=True)
