@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from torch.distributed import TCPStore
 
 from pipeline import EMBEDDED_CHECKPOINT
 from training.optim import Optimiser
@@ -93,9 +94,9 @@ def test_many_noise_levels_are_near_one():
     assert (sigma < 0.5).float().mean() == pytest.approx(0.08, abs=0.01)
 
 
-def _process(rank: int, folder: str) -> None:
+def _process(rank: int, folder: str, port: int) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": os.environ["TEST_PORT"]}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     assert join() == (rank, 2) and is_first() == (rank == 0)
     tensors = [torch.full((2, 3), float(rank)), torch.tensor([4.0 * rank])]
     average(tensors)
@@ -105,11 +106,10 @@ def _process(rank: int, folder: str) -> None:
     torch.save([*tensors, weight, torch.tensor(agree(10.0 + rank))], f"{folder}/{rank}.pt")
 
 
-def test_two_processes_average_and_agree(tmp_path, monkeypatch):
-    from app_server import free_port
-
-    monkeypatch.setenv("TEST_PORT", str(free_port()))
-    torch.multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)
+def test_two_processes_average_and_agree(tmp_path):
+    # the store is here, as it is torchrun's, and not the first process's: nobody can take its port in between
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    torch.multiprocessing.spawn(_process, (str(tmp_path), store.port), nprocs=2)
     for rank in range(2):
         ones, two, weight, agreed = torch.load(tmp_path / f"{rank}.pt")
         assert (ones == 0.5).all() and two == 2 and (weight == 0.5).all() and agreed == 10
