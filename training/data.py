@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from training.parallel import place
 from training.render import pack, render
 from training.scenes import Scene, sample_scene
 from training.tokenizer import encode
@@ -91,16 +92,18 @@ def make_pool(
     return Pool(torch.cat(latents), torch.cat(ids).to(device), torch.cat(masks).to(device))
 
 
-def open_pool(args, tokenizer, rank: int = 0, processes: int = 1) -> Pool:
+def open_pool(args, tokenizer) -> Pool:
     """The clips of `args.pool_file` if it exists, else `args.pool` new ones, which are kept there if it is given.
 
     Of several processes each has its share of the clips, in a file of its own.
     """
     file = args.pool_file
+    rank, processes = place()
     if file and processes > 1:
         file = file.with_stem(f"{file.stem}-{rank}")
     if file and file.exists():
-        return Pool(**load_file(file, device=args.device))
+        # moved after loading: safetensors takes "cuda" for the first GPU, torch for this process's
+        return Pool(**{name: tensor.to(args.device) for name, tensor in load_file(file).items()})
     vae, statistics = load_vae(args.vae, args.device)
     frames, pixels = args.size
     draw = render if args.eager else torch.compile(render, dynamic=False)
@@ -131,3 +134,4 @@ def add_pool_arguments(parser: argparse.ArgumentParser, clips: int) -> None:
     parser.add_argument("--dense", type=float, default=0.4, help="share of steps with dense attention")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--eager", action="store_true", help="do not compile")
+    parser.add_argument("--keep-encoder", action="store_true", help="leave the text encoder as it is")

@@ -24,7 +24,7 @@ from training.parallel import is_first, join
 from training.run import Run
 from training.sampling import euler, shifted_sigmas
 from training.tokenizer import encode, train_tokenizer
-from training.train_dit import build, draw_attention, save
+from training.train_dit import build, draw_attention, save, trained_parts
 
 STEPS = (8, 10, 12, 16)
 
@@ -56,10 +56,10 @@ def main() -> None:
     rng, device = random.Random(args.seed), args.device
     tokenizer = train_tokenizer()
     run = Run(device, every=50)
-    pool = open_pool(args, tokenizer, rank, processes)
+    pool = open_pool(args, tokenizer)
     student = build(len(tokenizer), device, args.start, compiled=not args.eager)
     teacher = copy.deepcopy(student).eval().requires_grad_(False)
-    optimiser = Optimiser([student.text_encoder, student.transformer], args.lr, ema=0.997)
+    optimiser = Optimiser(trained_parts(student, args.keep_encoder), args.lr, ema=0.997)
     empty_ids, empty_mask = (x.to(device).expand(args.batch, -1) for x in encode(tokenizer, [""]))
     schedules = [shifted_sigmas(steps, device) for steps in STEPS]
     for progress in run.steps(args.minutes, args.wall):

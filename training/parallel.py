@@ -6,6 +6,7 @@ torchrun everything here does nothing.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Sequence
 
@@ -23,12 +24,18 @@ def join() -> tuple[int, int]:
         dist.init_process_group("cpu:gloo,cuda:nccl")
     else:
         dist.init_process_group("gloo")
-    return dist.get_rank(), dist.get_world_size()
+    atexit.register(dist.destroy_process_group)
+    return place()
+
+
+def place() -> tuple[int, int]:
+    """This process's number and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def is_first() -> bool:
     """Whether this process is the one that prints and saves."""
-    return not dist.is_initialized() or dist.get_rank() == 0
+    return place()[0] == 0
 
 
 def agree(value: float) -> float:

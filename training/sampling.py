@@ -14,7 +14,7 @@ from pipeline.schedule import longcat_sigmas
 SHIFT = 8.0  # of the timesteps; goes into scheduler_config.json
 # Where a shape is and where it goes is settled while nearly everything is noise: over the many tokens of one object
 # even a thousandth of the signal stands out. So training must see those levels often: logit(sigma) ~ N(MEAN, STD).
-LOGIT_MEAN, LOGIT_STD = 2.5, 1.8
+LOGIT_MEAN, LOGIT_STD = 2.2, 2.0
 PURE_NOISE = 0.02  # share of the clips at sigma 1, where sampling starts
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import UMT5Config, UMT5EncoderModel
 
 from bsa import BSAConfig
@@ -85,6 +86,12 @@ def save(model: TextToVideo, folder: Path, dtype: torch.dtype = torch.bfloat16, 
         save_file(part, folder / f"model-{i}.safetensors")
 
 
+def trained_parts(model: TextToVideo, keep_encoder: bool) -> list[nn.Module]:
+    """The networks to train. An encoder that reads word order can lose it again in training, so it can be kept."""
+    model.text_encoder.requires_grad_(not keep_encoder)
+    return [model.transformer] if keep_encoder else [model.text_encoder, model.transformer]
+
+
 def draw_attention(rng: random.Random, dense: float) -> Attend:
     """Dense with probability `dense`, else block sparse with a random sparsity and chunk shape."""
     if rng.random() < dense:
@@ -124,9 +131,9 @@ def main() -> None:
     rng, device = random.Random(args.seed), args.device
     tokenizer = train_tokenizer()
     run = Run(device)
-    pool = open_pool(args, tokenizer, rank, processes)
+    pool = open_pool(args, tokenizer)
     model = build(len(tokenizer), device, args.start, compiled=not args.eager)
-    optimiser = Optimiser([model.text_encoder, model.transformer], args.lr, args.ema)
+    optimiser = Optimiser(trained_parts(model, args.keep_encoder), args.lr, args.ema)
     empty = tuple(x.to(device) for x in encode(tokenizer, [""]))
     for progress in run.steps(args.minutes, args.wall):
         attend = draw_attention(rng, args.dense)
