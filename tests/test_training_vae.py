@@ -3,7 +3,6 @@
 import json
 import sys
 from argparse import Namespace
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +13,6 @@ from training import data, train_vae
 from training.tokenizer import train_tokenizer
 from training.train_vae import MOTION_WEIGHT, loss_of, motion_of
 from training.vae import VAEConfig, VideoVAE
-
-KL = 0.0
 
 
 @pytest.fixture
@@ -50,18 +47,16 @@ class _Shifted(VideoVAE):
 
 
 def test_an_error_of_what_moves_costs_more(jump):
-    still, moving = (loss_of(_Shifted(jump, (0, 0, frame, 4, 4)), jump, KL) for frame in (4, 2))
+    still, moving = (loss_of(_Shifted(jump, (0, 0, frame, 4, 4)), jump, kl_weight=0) for frame in (4, 2))
     assert still[1] == moving[1] > 0  # the plain L1 is reported
     assert 1.5 < moving[0] / still[0] < 1 + MOTION_WEIGHT  # their neighbours' differences count as the neighbours do
 
 
 @pytest.mark.parametrize("decoder_only", [True, False])
 def test_training_goes_on_from_the_checkpoint(tmp_path, monkeypatch, decoder_only):
-    words = (
-        f"--device cpu --eager --frames 5 --size 32 --crop 32 --batch 1 --minutes 0.01 --start {EMBEDDED_CHECKPOINT}"
-    )
-    words += " --decoder-only" if decoder_only else ""
-    monkeypatch.setattr(sys, "argv", ["train_vae", *words.split(), "--output", str(tmp_path)])
+    options = "--device cpu --eager --frames 5 --size 32 --crop 32 --batch 1 --minutes 0.01".split()
+    options += ["--start", str(EMBEDDED_CHECKPOINT), "--output", str(tmp_path), *["--decoder-only"] * decoder_only]
+    monkeypatch.setattr(sys, "argv", ["train_vae", *options])
     train_vae.main()
     before = load_file(EMBEDDED_CHECKPOINT / "vae" / "diffusion_pytorch_model.safetensors")
     after, report = load_file(tmp_path / "vae.safetensors"), json.loads((tmp_path / "vae.json").read_text())
@@ -79,7 +74,7 @@ def test_each_process_keeps_its_own_clips(tmp_path, monkeypatch, number):
     args.device, args.eager, args.seed = "cpu", True, 1
     made = data.open_pool(args, train_tokenizer(captions=3000))
     assert made.latents.shape == (2, 16, 2, 4, 4)
-    assert [file.name for file in Path(tmp_path).iterdir()] == [f"pool-{number}.safetensors"]
+    assert [file.name for file in tmp_path.iterdir()] == [f"pool-{number}.safetensors"]
     monkeypatch.setattr(data, "make_pool", None)  # now it must read them
     again = data.open_pool(args, None)
     assert torch.equal(again.latents, made.latents) and torch.equal(again.ids, made.ids)

@@ -144,7 +144,9 @@ def main() -> None:
     save_file({k: v.contiguous() for k, v in vae.state_dict().items()}, args.output / "vae.safetensors")
     measured = measure(vae, args.device, args.size)
     if args.decoder_only:  # what was trained on these latents knows them by the statistics of then
-        measured |= {f"latents_{name}": values.tolist() for name, values in zip(("mean", "std"), statistics)}
+        measured |= {
+            f"latents_{name}": values.tolist() for name, values in zip(("mean", "std"), statistics, strict=True)
+        }
     run.report(args.output / "vae.json", args, **measured)
 
 
