@@ -6,6 +6,7 @@ Uses the checkpoint's own settings. Writes benchmarks/results/embedded_checkpoin
 docs/images/embedded/; run it on an otherwise idle machine, then benchmarks/tables.py.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -48,6 +49,7 @@ def sheet(dense: np.ndarray, sparse: np.ndarray) -> Image.Image:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     pipeline = LongCatPipeline.load()
     small = pipeline.info.request("warm-up", steps=1)
     pipeline.generate_frames(replace(small, num_frames=5))

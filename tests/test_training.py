@@ -16,7 +16,7 @@ from training.optim import Muon, trapezoid
 from training.render import pack, render
 from training.sampling import euler, sample, shifted_sigmas
 from training.scenes import COLOURS, sample_scene
-from training.tokenizer import TEXT_TOKENS, encode, train_tokenizer
+from training.tokenizer import TEXT_TOKENS, encode, load_tokenizer, train_tokenizer
 from training.vae import VAEConfig, VideoVAE
 
 
@@ -78,12 +78,12 @@ def asset():
     return EMBEDDED_CHECKPOINT
 
 
-def test_embedded_tokenizer_is_the_one_that_training_makes(asset):
+def test_training_reads_captions_as_the_pipeline_does(asset):
     from transformers import AutoTokenizer
 
-    shipped, made = AutoTokenizer.from_pretrained(asset / "tokenizer"), train_tokenizer()
+    shipped, read = AutoTokenizer.from_pretrained(asset / "tokenizer"), load_tokenizer()
     text = "Two red balls, 你好 🎈 over THE sea"
-    assert shipped(text)["input_ids"] == made(text)["input_ids"]
+    assert shipped(text)["input_ids"] == read(text)["input_ids"]
 
 
 def test_tokenizer_keeps_words_whole_and_falls_back_to_bytes(tokenizer):

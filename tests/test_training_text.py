@@ -11,7 +11,7 @@ from pipeline import EMBEDDED_CHECKPOINT
 from training.optim import Optimiser
 from training.parallel import agree, average, is_first, join, place
 from training.sampling import PURE_NOISE, draw_sigmas
-from training.tokenizer import encode, train_tokenizer
+from training.tokenizer import encode, load_tokenizer
 from training.train_dit import build, trained_parts
 from training.train_encoder import ORDERED, captions, fresh_attention, without_order
 
@@ -20,7 +20,7 @@ ORDERS = ["a red square moves from left to right", "a red square moves from righ
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer()
+    return load_tokenizer()
 
 
 @pytest.fixture(scope="module")

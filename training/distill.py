@@ -20,11 +20,11 @@ import torch
 from pipeline.denoising import guide
 from training.data import add_pool_arguments, open_pool
 from training.optim import Optimiser, trapezoid
-from training.parallel import is_first, join
+from training.parallel import join
 from training.run import Run
 from training.sampling import euler, shifted_sigmas
-from training.tokenizer import encode, train_tokenizer
-from training.train_dit import build, draw_attention, save, trained_parts
+from training.tokenizer import encode, load_tokenizer
+from training.train_dit import build, draw_attention, finish, trained_parts
 
 STEPS = (8, 10, 12, 16)
 
@@ -54,7 +54,7 @@ def main() -> None:
     torch.manual_seed(args.seed + 1000 * rank)
     torch.set_float32_matmul_precision("high")
     rng, device = random.Random(args.seed), args.device
-    tokenizer = train_tokenizer()
+    tokenizer = load_tokenizer()
     run = Run(device, every=50)
     pool = open_pool(args, tokenizer)
     student = build(len(tokenizer), device, args.start, compiled=not args.eager)
@@ -74,15 +74,13 @@ def main() -> None:
                 both = torch.cat([empty_mask, mask])
                 text = teacher.encode(torch.cat([empty_ids, ids]), both)
             goal = teach(teacher, noisy, sigma, (sigma + target) / 2, target, text, both, args.guidance)
-            velocity = student.velocity(noisy, sigma, student.encode(ids, mask), mask, attend)
+            read = text[args.batch :] if args.keep_encoder else student.encode(ids, mask)
+            velocity = student.velocity(noisy, sigma, read, mask, attend)
             loss = (velocity - goal).square().mean()
         loss.backward()
         optimiser.step(trapezoid(progress, 0.02, 0.6))
         run.log(loss)
-    optimiser.load_average()
-    if is_first():
-        save(student, args.output)
-        run.report(args.output / "distill.json", args, processes=processes)
+    finish(student, optimiser, run, "distill.json", args, processes)
 
 
 if __name__ == "__main__":

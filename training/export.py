@@ -19,7 +19,7 @@ from training.data import FRAMES, HEIGHT, WIDTH, sample_training_scenes
 from training.dit import DiTConfig
 from training.render import pack, render
 from training.sampling import SHIFT
-from training.tokenizer import train_tokenizer
+from training.tokenizer import load_tokenizer
 from training.train_dit import build
 from training.vae import VideoVAE, load_vae
 
@@ -91,7 +91,7 @@ def main() -> None:
     args = parser.parse_args()
     out = args.output
     vae, statistics = load_vae(args.vae, "cpu")
-    tokenizer = train_tokenizer()
+    tokenizer = load_tokenizer()
     model = build(len(tokenizer), "cpu", args.start, compiled=False)
     factors, bias = rgb_factors(vae, statistics)
 

@@ -1,4 +1,9 @@
-"""Train the fast tokenizer of longcat-tiny on captions of the grammar; unknown text falls back to bytes."""
+"""The fast tokenizer of longcat-tiny: trained once, on captions of the grammar; unknown text falls back to bytes.
+
+The weights belong to its numbers, so everything after reads the embedded one, whatever becomes of the grammar.
+
+    python -m training.tokenizer --output assets/longcat-tiny/tokenizer
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from training.scenes import sample_scene
 
 TEXT_TOKENS = 48  # of a training caption; longer ones are cut
+EMBEDDED = Path(__file__).parents[1] / "assets" / "longcat-tiny" / "tokenizer"
 
 
 def train_tokenizer(captions: int = 20000, seed: int = 7) -> PreTrainedTokenizerFast:
@@ -32,6 +38,15 @@ def train_tokenizer(captions: int = 20000, seed: int = 7) -> PreTrainedTokenizer
     )
     tokenizer.train_from_iterator((sample_scene(rng).caption for _ in range(captions)), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return _fast(tokenizer)
+
+
+def load_tokenizer(folder: Path = EMBEDDED) -> PreTrainedTokenizerFast:
+    """The tokenizer that `train_tokenizer` once made."""
+    return _fast(Tokenizer.from_file(str(folder / "tokenizer.json")))
+
+
+def _fast(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
     )
@@ -44,6 +59,6 @@ def encode(tokenizer: PreTrainedTokenizerFast, captions: list[str]):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for tokenizer.json")
     train_tokenizer().save_pretrained(parser.parse_args().output)

@@ -25,7 +25,7 @@ from training.optim import Optimiser, trapezoid
 from training.parallel import is_first, join
 from training.run import Run
 from training.sampling import TextToVideo, attend_sparse, draw_sigmas
-from training.tokenizer import encode, train_tokenizer
+from training.tokenizer import encode, load_tokenizer
 
 SPARSITIES = (0.5, 0.75, 0.75, 0.75, 0.875, 0.875, 0.875, 0.9375, 0.9375)
 CHUNKS = ((4, 4, 4), (4, 4, 4), (2, 4, 4), (4, 4, 8), (2, 8, 8), (1, 8, 8))
@@ -92,6 +92,14 @@ def trained_parts(model: TextToVideo, keep_encoder: bool) -> list[nn.Module]:
     return [model.transformer] if keep_encoder else [model.text_encoder, model.transformer]
 
 
+def finish(model: TextToVideo, optimiser: Optimiser, run: Run, report: str, args, processes: int) -> None:
+    """Write the averaged weights and the run's report into `args.output`."""
+    optimiser.load_average()
+    if is_first():
+        save(model, args.output)
+        run.report(args.output / report, args, processes=processes)
+
+
 def draw_attention(rng: random.Random, dense: float) -> Attend:
     """Dense with probability `dense`, else block sparse with a random sparsity and chunk shape."""
     if rng.random() < dense:
@@ -129,7 +137,7 @@ def main() -> None:
     torch.manual_seed(args.seed + 1000 * rank)
     torch.set_float32_matmul_precision("high")
     rng, device = random.Random(args.seed), args.device
-    tokenizer = train_tokenizer()
+    tokenizer = load_tokenizer()
     run = Run(device)
     pool = open_pool(args, tokenizer)
     model = build(len(tokenizer), device, args.start, compiled=not args.eager)
@@ -142,10 +150,7 @@ def main() -> None:
         loss.backward()
         optimiser.step(trapezoid(progress, 0.01 if args.start else 0.03, args.decay))
         run.log(loss)
-    optimiser.load_average()
-    if is_first():
-        save(model, args.output)
-        run.report(args.output / "dit.json", args, processes=processes)
+    finish(model, optimiser, run, "dit.json", args, processes)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from transformers import UMT5EncoderModel
 from training.data import sample_training_scenes
 from training.optim import trapezoid
 from training.run import Run
-from training.tokenizer import encode, train_tokenizer
+from training.tokenizer import encode, load_tokenizer
 from training.train_dit import build, save
 
 READ_AS = {"from left to right": "from right to right", "from right to left": "from left to left"}
@@ -99,7 +99,7 @@ def main() -> None:
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
-    tokenizer = train_tokenizer()
+    tokenizer = load_tokenizer()
     model = build(len(tokenizer), args.device, args.start, compiled=False).eval()
     trained = model.text_encoder
     if args.encoder:
