@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from pipeline import EMBEDDED_CHECKPOINT
 from training import data, train_vae
-from training.tokenizer import train_tokenizer
+from training.tokenizer import load_tokenizer
 from training.train_vae import MOTION_WEIGHT, loss_of, motion_of
 from training.vae import VAEConfig, VideoVAE
 
@@ -72,7 +72,7 @@ def test_each_process_keeps_its_own_clips(tmp_path, monkeypatch, number):
     monkeypatch.setattr(data, "place", lambda: (number, 2))
     args = Namespace(pool_file=tmp_path / "pool.safetensors", pool=4, size=(5, 32), vae=EMBEDDED_CHECKPOINT)
     args.device, args.eager, args.seed = "cpu", True, 1
-    made = data.open_pool(args, train_tokenizer(captions=3000))
+    made = data.open_pool(args, load_tokenizer())
     assert made.latents.shape == (2, 16, 2, 4, 4)
     assert [file.name for file in tmp_path.iterdir()] == [f"pool-{number}.safetensors"]
     monkeypatch.setattr(data, "make_pool", None)  # now it must read them

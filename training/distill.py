@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=5)
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    rank, processes = join()
+    rank, _ = join()
     torch.manual_seed(args.seed + 1000 * rank)
     torch.set_float32_matmul_precision("high")
     rng, device = random.Random(args.seed), args.device
@@ -80,7 +80,7 @@ def main() -> None:
         loss.backward()
         optimiser.step(trapezoid(progress, 0.02, 0.6))
         run.log(loss)
-    finish(student, optimiser, run, "distill.json", args, processes)
+    finish(student, optimiser, run, "distill.json", args)
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def _object(rng: random.Random, shape: str, colour: str, size: str, motion: str,
 
     What comes round again begins alike in every scene: swaying in the middle and to the right, circling at the top and
     clockwise, spinning clockwise and slowly enough for the corners to be followed. A small model that has to choose
-    among several courses of one prompt mixes them.
+    among several courses of one prompt mixes them. Only bouncing begins anywhere on its course.
     """
     number = dict.fromkeys(OBJECT_FIELDS, 0.0)
     base = SIZES[size] * rng.uniform(0.93, 1.07)

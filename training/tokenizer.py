@@ -2,7 +2,7 @@
 
 The weights belong to its numbers, so everything after reads the embedded one, whatever becomes of the grammar.
 
-    python -m training.tokenizer --output assets/longcat-tiny/tokenizer
+    python -m training.tokenizer --output OUT   # a new one, which needs new weights
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from pipeline import EMBEDDED_CHECKPOINT
 from training.scenes import sample_scene
 
 TEXT_TOKENS = 48  # of a training caption; longer ones are cut
-EMBEDDED = Path(__file__).parents[1] / "assets" / "longcat-tiny" / "tokenizer"
 
 
 def train_tokenizer(captions: int = 20000, seed: int = 7) -> PreTrainedTokenizerFast:
@@ -41,9 +41,9 @@ def train_tokenizer(captions: int = 20000, seed: int = 7) -> PreTrainedTokenizer
     return _fast(tokenizer)
 
 
-def load_tokenizer(folder: Path = EMBEDDED) -> PreTrainedTokenizerFast:
-    """The tokenizer that `train_tokenizer` once made."""
-    return _fast(Tokenizer.from_file(str(folder / "tokenizer.json")))
+def load_tokenizer() -> PreTrainedTokenizerFast:
+    """The embedded tokenizer, which `train_tokenizer` once made."""
+    return _fast(Tokenizer.from_file(str(EMBEDDED_CHECKPOINT / "tokenizer" / "tokenizer.json")))
 
 
 def _fast(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:

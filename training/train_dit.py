@@ -22,7 +22,7 @@ from pipeline.forward import EAGER, Attend, Stages, after_attention, attend_dens
 from training.data import Pool, add_pool_arguments, open_pool
 from training.dit import LongCatDiT
 from training.optim import Optimiser, trapezoid
-from training.parallel import is_first, join
+from training.parallel import is_first, join, place
 from training.run import Run
 from training.sampling import TextToVideo, attend_sparse, draw_sigmas
 from training.tokenizer import encode, load_tokenizer
@@ -92,12 +92,12 @@ def trained_parts(model: TextToVideo, keep_encoder: bool) -> list[nn.Module]:
     return [model.transformer] if keep_encoder else [model.text_encoder, model.transformer]
 
 
-def finish(model: TextToVideo, optimiser: Optimiser, run: Run, report: str, args, processes: int) -> None:
+def finish(model: TextToVideo, optimiser: Optimiser, run: Run, report: str, args) -> None:
     """Write the averaged weights and the run's report into `args.output`."""
     optimiser.load_average()
     if is_first():
         save(model, args.output)
-        run.report(args.output / report, args, processes=processes)
+        run.report(args.output / report, args, processes=place()[1])
 
 
 def draw_attention(rng: random.Random, dense: float) -> Attend:
@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    rank, processes = join()
+    rank, _ = join()
     torch.manual_seed(args.seed + 1000 * rank)
     torch.set_float32_matmul_precision("high")
     rng, device = random.Random(args.seed), args.device
@@ -150,7 +150,7 @@ def main() -> None:
         loss.backward()
         optimiser.step(trapezoid(progress, 0.01 if args.start else 0.03, args.decay))
         run.log(loss)
-    finish(model, optimiser, run, "dit.json", args, processes)
+    finish(model, optimiser, run, "dit.json", args)
 
 
 if __name__ == "__main__":
