@@ -1,6 +1,7 @@
 """What `training/` optimises is what FastVideo loads, name by name; and the scenes say what they show."""
 
 import json
+import math
 import random
 
 import pytest
@@ -15,7 +16,7 @@ from training.judge import NAMES, Judge, draw, labels, view
 from training.optim import Muon, trapezoid
 from training.render import pack, render
 from training.sampling import euler, sample, shifted_sigmas
-from training.scenes import COLOURS, sample_scene
+from training.scenes import COLOURS, OBJECT_FIELDS, sample_scene
 from training.tokenizer import TEXT_TOKENS, encode, load_tokenizer, train_tokenizer
 from training.vae import VAEConfig, VideoVAE
 
@@ -137,6 +138,32 @@ def test_the_shape_has_the_colour_that_the_caption_names():
         pixel = (render(pack([scene]), 1, 64, 64)[0, :, 0, row, column] + 1) / 2
         named = torch.tensor(COLOURS[scene.attributes["colour0"]])
         assert torch.nn.functional.cosine_similarity(pixel, named, dim=0) > 0.9
+
+
+@pytest.mark.parametrize(
+    "motion, alike, direction",
+    [
+        pytest.param("bounce", {"phase": 0.0}, "frequency", id="bounces from the floor"),
+        pytest.param("spin", {"angle": 0.0}, "spin", id="spins from upright, one way round"),
+        pytest.param(
+            "circle", {"phase": math.pi / 2, "y0": 0.0}, "frequency", id="circles from the top, one way round"
+        ),
+        pytest.param("sway", {"phase": -math.pi / 2}, "frequency", id="sways from the middle"),
+    ],
+)
+def test_what_comes_round_again_begins_alike_and_goes_one_way(motion, alike, direction):
+    """Of several courses for one prompt the model makes a mixture."""
+    scenes = (sample_scene(random.Random(seed)) for seed in range(600))
+    objects = [
+        dict(zip(OBJECT_FIELDS, scene.numbers["objects"], strict=False))
+        for scene in scenes
+        if scene.attributes.get("motion0") == motion
+    ]
+    assert len(objects) >= 20
+    for name, value in alike.items():
+        assert {o[name] for o in objects} == {value}
+    speeds = [o[direction] for o in objects]
+    assert max(map(abs, speeds)) < 1.12 * min(map(abs, speeds)) and len({speed > 0 for speed in speeds}) == 1
 
 
 def test_schedule_ends_clean_and_an_exact_velocity_lands_on_the_clean_latent():

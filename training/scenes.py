@@ -25,6 +25,7 @@ COLOURS = {
     "white": (0.96, 0.96, 0.96),
 }
 MOTIONS = ("right", "left", "up", "down", "bounce", "spin", "grow", "shrink", "circle", "sway", "pulse")
+SHARES = (1, 1, 1, 1, 1, 3, 1, 1, 1.5, 1, 1)  # of the motions: a turning shape is new in every frame
 BACKDROPS = {
     "white": (0.93, 0.93, 0.92),
     "grey": (0.55, 0.56, 0.58),
@@ -103,8 +104,8 @@ def _object(rng: random.Random, shape: str, colour: str, size: str, motion: str,
     """Numbers of one shape. `column` fixes its horizontal place when two share the frame.
 
     What comes round again begins alike in every scene: swaying in the middle and to the right, circling at the top and
-    clockwise, spinning clockwise and slowly enough for the corners to be followed. A small model that has to choose
-    among several courses of one prompt mixes them. Only bouncing begins anywhere on its course.
+    clockwise, bouncing on the floor, spinning upright, clockwise and by half a turn. A small model that has to choose
+    among several courses of one prompt mixes them.
     """
     number = dict.fromkeys(OBJECT_FIELDS, 0.0)
     base = SIZES[size] * rng.uniform(0.93, 1.07)
@@ -129,9 +130,9 @@ def _object(rng: random.Random, shape: str, colour: str, size: str, motion: str,
         number["vy"], number["y0"] = sign * 2 * reach * rng.uniform(0.85, 1.0), 0.0
     elif motion == "bounce":
         number["y0"], number["bounce"] = -0.88 + base, rng.uniform(0.65, 0.95)
-        number |= {"frequency": rng.uniform(1.1, 1.5), "phase": rng.uniform(0, 2 * math.pi)}
+        number["frequency"] = rng.uniform(1.45, 1.55)
     elif motion == "spin":
-        number["spin"] = -2 * math.pi * rng.uniform(0.6, 0.7)
+        number |= {"angle": 0.0, "spin": -math.pi * rng.uniform(0.98, 1.02)}
     elif motion in ("grow", "shrink"):
         rate = rng.uniform(1.1, 1.4)
         number["growth"] = rate if motion == "grow" else -rate
@@ -222,7 +223,7 @@ def _shape_scene(rng: random.Random, count: int) -> Scene:
         colours = [c for c in colours if math.dist(COLOURS[c], numbers["colour_a"]) > 0.35]
     phrases, objects, shapes = [], [], []
     for i, colour in enumerate(rng.sample(colours, count)):
-        shape, motion = rng.choice(SHAPES), rng.choice(MOTIONS)
+        shape, motion = rng.choice(SHAPES), rng.choices(MOTIONS, SHARES)[0]
         if shape in ("ball", "ring") and motion == "spin":  # a disc shows no rotation
             shape = rng.choice(("square", "triangle", "star", "heart", "cross"))
         size = rng.choices(tuple(SIZES), (2, 4, 2) if count == 1 else (2, 3, 0))[0]
@@ -231,6 +232,7 @@ def _shape_scene(rng: random.Random, count: int) -> Scene:
         adjective = f"{_say(rng, size)} " if size else ""
         phrases.append(f"{_article(f'{adjective}{colour} {_say(rng, shape)}')} {_say(rng, motion)}")
         attributes |= {f"shape{i}": shape, f"colour{i}": colour, f"motion{i}": motion, f"size{i}": size}
+        attributes[f"phrase{i}"] = phrases[i]
     numbers["objects"][: len(objects)] = objects
     numbers["shape"][: len(shapes)] = shapes
     caption = rng.choice((" and ", ", ", " while ")).join(phrases)
@@ -293,6 +295,6 @@ def _decorate(rng: random.Random, caption: str) -> str:
 
 
 def sample_scene(rng: random.Random) -> Scene:
-    """Draw a scene: 60 % one shape, 18 % two shapes, 22 % landscapes."""
-    kind = rng.choices((1, 2, 0), (60, 18, 22))[0]
+    """Draw a scene: 54 % one shape, 28 % two shapes, 18 % landscapes."""
+    kind = rng.choices((1, 2, 0), (54, 28, 18))[0]
     return _landscape_scene(rng) if kind == 0 else _shape_scene(rng, kind)
