@@ -11,10 +11,21 @@ from pipeline import EMBEDDED_CHECKPOINT
 from training.optim import Optimiser
 from training.parallel import agree, average, is_first, join, place
 from training.sampling import PURE_NOISE, draw_sigmas
+from training.scenes import COLOURS, MOTIONS, SHAPES, sample_scene
 from training.tokenizer import encode, load_tokenizer
 from training.train_dit import build, trained_parts
-from training.train_encoder import ORDERED, captions, fresh_attention, without_order
+from training.train_encoder import (
+    FACTS,
+    ORDERED,
+    Binding,
+    captions,
+    fresh_attention,
+    phrases,
+    two_shapes,
+    without_order,
+)
 
+COLOUR_NAMES = tuple(COLOURS)
 ORDERS = ["a red square moves from left to right", "a red square moves from right to left"]
 
 
@@ -77,6 +88,46 @@ def test_captions_of_which_the_order_matters():
     assert without_order(ORDERS[0]) == "a red square moves from right to right"
     assert without_order(ORDERS[1]) == "a red square moves from left to left"
     assert without_order("swings left and right") == "swings left and right"
+
+
+def test_the_words_of_a_phrase_and_what_they_are_to_tell(tokenizer):
+    scenes = [
+        scene
+        for scene in (sample_scene(random.Random(seed)) for seed in range(60))
+        if scene.attributes["kind"] != "landscape"
+    ]
+    inside, truth = phrases(tokenizer, scenes)
+    ids, _ = encode(tokenizer, [scene.caption for scene in scenes])
+    told = iter(zip(*(truth[name].tolist() for name in ("colour", "shape", "motion", "place")), strict=True))
+    for row, scene in enumerate(scenes):
+        a = scene.attributes
+        objects = [i for i in range(2) if f"phrase{i}" in a]
+        words = tokenizer.decode(ids[row, inside[row]]).lower()
+        assert words == " ".join(a[f"phrase{i}"] for i in objects)
+        for i in objects:
+            for _ in tokenizer.tokenize(a[f"phrase{i}"]):
+                colour, shape, motion, place = next(told)
+                said = COLOUR_NAMES[colour], SHAPES[shape], MOTIONS[motion], place
+                assert said == (a[f"colour{i}"], a[f"shape{i}"], a[f"motion{i}"], i)
+    assert next(told, None) is None
+
+
+def test_a_word_that_points_to_its_facts_tells_them():
+    binding, facts = Binding(64), {name: torch.tensor([0, 1]) for name in FACTS}
+    with torch.no_grad():
+        for i, directions in enumerate(binding.directions.values()):
+            directions.copy_(torch.eye(64)[12 * i : 12 * i + len(directions)])
+    words = torch.stack([sum(directions[i] for directions in binding.directions.values()) for i in range(2)])
+    loss, right = binding(words, facts)
+    assert right == 1 and loss < 0.01
+    loss, right = binding(words.flip(0), facts)
+    assert right == 0 and loss > 10
+
+
+def test_most_scenes_to_bind_have_two_objects():
+    drawn = two_shapes(random.Random(2))
+    kinds = [next(drawn).attributes["kind"] for _ in range(300)]
+    assert set(kinds) == {"shapes1", "shapes2"} and kinds.count("shapes2") > 180
 
 
 def test_muon_leaves_the_text_encoder_alone(shipped):

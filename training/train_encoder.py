@@ -7,6 +7,10 @@ biases begin small again, the rest as it is. The target of every token is what t
 captions with "from left to right" that of "from right to right", which the transformer draws as a motion to the
 right.
 
+With --binding every word of an object's phrase learns to tell what the whole phrase says, and whether it is the first
+object or the second. Cross-attention does not know where a word stands: without that "a blue square rises and an orange
+triangle falls" is a bag of words, of which the transformer makes two blue things that fall.
+
     python -m training.train_encoder --start OUT --minutes 8 --output OUT2
 """
 
@@ -18,13 +22,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from transformers import UMT5EncoderModel
 
 from training.data import sample_training_scenes
 from training.optim import trapezoid
 from training.run import Run
-from training.tokenizer import encode, load_tokenizer
+from training.scenes import COLOURS, MOTIONS, SHAPES, SIZES, Scene
+from training.tokenizer import TEXT_TOKENS, encode, load_tokenizer
 from training.train_dit import build, save
 
 READ_AS = {"from left to right": "from right to right", "from right to left": "from left to left"}
@@ -55,6 +61,50 @@ def jumble(rng: random.Random, caption: str, words: list[str]) -> str:
     return " ".join(said)
 
 
+FACTS = {"colour": tuple(COLOURS), "shape": SHAPES, "motion": MOTIONS, "size": tuple(SIZES), "place": ("0", "1")}
+
+
+class Binding(nn.Module):
+    """Reads off every word of an object's phrase what `FACTS` say of the object.
+
+    By the cosine to one direction for each value, so that the facts have to be a visible part of a word's vector.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.directions = nn.ParameterDict({name: torch.randn(len(values), dim) for name, values in FACTS.items()})
+
+    def forward(self, words: Tensor, truth: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Cross-entropy, summed over the facts, and the share of them told right. Words [N, dim], truth int64 [N]."""
+        losses, right = [], []
+        for name, directions in self.directions.items():
+            told = 30 * F.normalize(words, dim=-1) @ F.normalize(directions, dim=-1).T
+            losses.append(F.cross_entropy(told, truth[name]))
+            right.append((told.argmax(-1) == truth[name]).float().mean())
+        return torch.stack(losses).sum(), torch.stack(right).mean()
+
+
+def phrases(tokenizer, scenes: list[Scene]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Which tokens belong to an object's phrase, bool [B, TEXT_TOKENS], and the facts of these, int64 [N] each."""
+    captions = [scene.caption for scene in scenes]
+    offsets = tokenizer(
+        captions, padding="max_length", truncation=True, max_length=TEXT_TOKENS, return_offsets_mapping=True
+    )["offset_mapping"]
+    inside, facts = torch.zeros(len(scenes), TEXT_TOKENS, dtype=torch.bool), {name: [] for name in FACTS}
+    for row, scene in enumerate(scenes):
+        a, spans = scene.attributes, []
+        for i in (i for i in range(2) if f"phrase{i}" in a):
+            start = scene.caption.lower().index(a[f"phrase{i}"])
+            spans.append((start, start + len(a[f"phrase{i}"]), i))
+        for token, (_, end) in enumerate(offsets[row]):
+            for start, stop, i in spans:
+                if start < end <= stop:
+                    inside[row, token] = True
+                    for name, values in FACTS.items():
+                        facts[name].append(i if name == "place" else values.index(a[f"{name}{i}"]))
+    return inside, {name: torch.tensor(indices) for name, indices in facts.items()}
+
+
 def captions(rng: random.Random, count: int, jumbled: float) -> Iterator[list[str]]:
     """Batches of training captions, a share jumbled; the last `ORDERED` are such that `without_order` changes."""
     ordered: list[str] = []
@@ -67,6 +117,15 @@ def captions(rng: random.Random, count: int, jumbled: float) -> Iterator[list[st
             ordered += [caption for caption in drawn if without_order(caption) != caption]
         yield batch + ordered[:ORDERED]
         del ordered[:ORDERED]
+
+
+def two_shapes(rng: random.Random) -> Iterator[Scene]:
+    """Training scenes with objects, two of three with two of them, without end."""
+    while True:
+        scenes = sample_training_scenes(rng, 256)
+        two = [scene for scene in scenes if scene.attributes["kind"] == "shapes2"]
+        one = [scene for scene in scenes if scene.attributes["kind"] == "shapes1"]
+        yield from two + one[: len(two) // 2]
 
 
 def fresh_attention(trained: UMT5EncoderModel) -> UMT5EncoderModel:
@@ -91,6 +150,7 @@ def main() -> None:
     parser.add_argument(
         "--jumbled", type=float, default=0.0, help="share of jumbled captions; first none, to learn order"
     )
+    parser.add_argument("--binding", type=float, default=0.0, help="weight of telling what an object's phrase says")
     parser.add_argument("--output", type=Path, required=True, help="gets both networks, the transformer as it was")
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--batch", type=int, default=96)
@@ -108,6 +168,10 @@ def main() -> None:
         encoder = fresh_attention(trained).to(args.device).train()
     optimiser = torch.optim.AdamW(encoder.parameters(), lr=LR, betas=(0.9, 0.98), weight_decay=0.0)
     run, batches = Run(args.device, every=50), captions(random.Random(args.seed), args.batch, args.jumbled)
+    binding = Binding(encoder.config.d_model).to(args.device)
+    if args.binding:
+        optimiser.add_param_group({"params": list(binding.parameters())})
+        bound = two_shapes(random.Random(args.seed + 1))
     for progress in run.steps(args.minutes):
         batch = next(batches)
         ids, mask = (x.to(args.device) for x in encode(tokenizer, batch))
@@ -117,14 +181,26 @@ def main() -> None:
         with torch.no_grad():
             target = trained(input_ids=same, attention_mask=mask).last_hidden_state[mask.bool()]
         got = encoder(input_ids=ids, attention_mask=mask).last_hidden_state[mask.bool()]
-        loss = (got - target).square().mean() / target.square().mean()
+        loss, said = (got - target).square().mean() / target.square().mean(), []
+        if args.binding:
+            scenes = [next(bound) for _ in range(args.batch // 2)]
+            inside, truth = phrases(tokenizer, scenes)
+            ids, mask = (x.to(args.device) for x in encode(tokenizer, [scene.caption for scene in scenes]))
+            longest = int(mask.sum(1).max())
+            words = encoder(input_ids=ids[:, :longest], attention_mask=mask[:, :longest]).last_hidden_state
+            with torch.no_grad():
+                same = trained(input_ids=ids[:, :longest], attention_mask=mask[:, :longest]).last_hidden_state
+            valid = mask[:, :longest].bool()
+            loss = loss + (words - same)[valid].square().mean() / same[valid].square().mean()
+            told, right = binding(words[inside[:, :longest]], truth)
+            said = [told, right]
         for group in optimiser.param_groups:
             group["lr"] = LR * trapezoid(progress, 0.05, 0.6)
-        loss.backward()
+        (loss + args.binding * sum(said[:1])).backward()
         nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
-        run.log(loss)
+        run.log(loss, *said)
     model.text_encoder = encoder.eval()
     save(model, args.output)
     run.report(args.output / "encoder.json", args)
