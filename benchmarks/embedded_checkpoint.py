@@ -1,4 +1,4 @@
-"""Makes six prompts dense and sparse with the embedded checkpoint: times, similarity, and a contact sheet of each pair.
+"""Makes seven prompts dense and sparse with the embedded checkpoint: times, similarity, contact sheets.
 
     python benchmarks/embedded_checkpoint.py
 
@@ -34,6 +34,7 @@ PROMPTS = (
     "a cyan ring moves from left to right over the sea at night",
     "an orange triangle rises in front of snowy mountains during the day",
     "day turns to night over desert dunes",
+    "a blue square rises and an orange triangle falls on a cream background",
 )
 RESULTS = ROOT / "benchmarks" / "results" / "embedded_checkpoint.json"
 IMAGES = ROOT / "docs" / "images" / "embedded"

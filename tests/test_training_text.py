@@ -1,5 +1,6 @@
 """What the text encoder makes of word order, the noise levels of the training, and training in several processes."""
 
+import functools
 import os
 import random
 
@@ -39,12 +40,14 @@ def shipped(tokenizer):
     return build(len(tokenizer), "cpu", EMBEDDED_CHECKPOINT, compiled=False).eval()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def velocity(shipped, tokenizer):
-    noise = torch.randn(1, 16, 16, 16, 16, generator=torch.Generator().manual_seed(1))
+    """What a prompt makes of noise alone: latents of 16 frames, half as high and wide as trained, or `size`."""
 
+    @functools.cache
     @torch.no_grad()
-    def predict(prompt: str) -> torch.Tensor:
+    def predict(prompt: str, size: int = 16) -> torch.Tensor:
+        noise = torch.randn(1, 16, 16, size, size, generator=torch.Generator().manual_seed(1))
         ids, mask = encode(tokenizer, [prompt])
         return shipped.velocity(noise, torch.ones(1), shipped.encode(ids, mask), mask)
 
@@ -59,6 +62,27 @@ def test_the_shipped_model_tells_from_left_to_right_from_its_opposite(velocity, 
     distances = {name: (said - estimate).norm().item() for name, estimate in directions.items()}
     right = prompt.split()[-1]
     assert distances[right] < 0.5 * max(distances.values())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param("a blue square falls and an orange triangle rises", id="motions swapped"),
+        pytest.param("a blue triangle rises and an orange square falls", id="shapes swapped"),
+        pytest.param("an orange square rises and a blue triangle falls", id="colours swapped"),
+    ],
+)
+def test_the_shipped_model_tells_two_objects_from_the_same_words_swapped(velocity, other):
+    """The same in other words is nearer. As a bag of words, what is swapped is the same."""
+    said, same, swapped = (
+        velocity(f"{text} on a cream background", size=32)
+        for text in (
+            "a blue square rises and an orange triangle falls",
+            "a blue square rises, an orange triangle falls",
+            other,
+        )
+    )
+    assert (said - same).norm() < 0.5 * (said - swapped).norm()
 
 
 def test_a_fresh_attention_tells_orders_apart_and_is_not_one_hot(shipped, tokenizer):

@@ -203,7 +203,8 @@ def main() -> None:
         run.log(loss, *said)
     model.text_encoder = encoder.eval()
     save(model, args.output)
-    run.report(args.output / "encoder.json", args)
+    columns = ["step", "seconds", "imitation", *(("facts", "share told") if args.binding else ())]
+    run.report(args.output / "encoder.json", args, curve_columns=columns)
 
 
 if __name__ == "__main__":
