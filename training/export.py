@@ -38,7 +38,7 @@ GENERATION = {
     "height": HEIGHT,
     "width": WIDTH,
     "num_frames": FRAMES,
-    "num_inference_steps": 10,
+    "num_inference_steps": 8,
     "guidance_scale": 1.0,
     "fps": 15,
     "use_distill": True,
