@@ -12,7 +12,7 @@ from pipeline import EMBEDDED_CHECKPOINT
 from training.optim import Optimiser
 from training.parallel import agree, average, is_first, join, place
 from training.sampling import PURE_NOISE, draw_sigmas
-from training.scenes import COLOURS, MOTIONS, SHAPES, sample_scene
+from training.scenes import sample_scene
 from training.tokenizer import encode, load_tokenizer
 from training.train_dit import build, trained_parts
 from training.train_encoder import (
@@ -26,7 +26,6 @@ from training.train_encoder import (
     without_order,
 )
 
-COLOUR_NAMES = tuple(COLOURS)
 ORDERS = ["a red square moves from left to right", "a red square moves from right to left"]
 
 
@@ -131,7 +130,7 @@ def test_the_words_of_a_phrase_and_what_they_are_to_tell(tokenizer):
         for i in objects:
             for _ in tokenizer.tokenize(a[f"phrase{i}"]):
                 colour, shape, motion, place = next(told)
-                said = COLOUR_NAMES[colour], SHAPES[shape], MOTIONS[motion], place
+                said = FACTS["colour"][colour], FACTS["shape"][shape], FACTS["motion"][motion], place
                 assert said == (a[f"colour{i}"], a[f"shape{i}"], a[f"motion{i}"], i)
     assert next(told, None) is None
 

@@ -27,15 +27,17 @@ from torch import Tensor, nn
 from transformers import UMT5EncoderModel
 
 from training.data import sample_training_scenes
+from training.judge import NAMES
 from training.optim import trapezoid
 from training.run import Run
-from training.scenes import COLOURS, MOTIONS, SHAPES, SIZES, Scene
+from training.scenes import SIZES, Scene
 from training.tokenizer import TEXT_TOKENS, encode, load_tokenizer
 from training.train_dit import build, save
 
 READ_AS = {"from left to right": "from right to right", "from right to left": "from left to left"}
 ORDERED = 24  # captions of a batch in which the order of words matters
 LR = 1.5e-3
+FACTS = NAMES | {"size": tuple(SIZES), "place": ("0", "1")}  # of an object, with their values
 
 
 def without_order(caption: str) -> str:
@@ -59,9 +61,6 @@ def jumble(rng: random.Random, caption: str, words: list[str]) -> str:
         elif len(said) > 1:
             del said[place]
     return " ".join(said)
-
-
-FACTS = {"colour": tuple(COLOURS), "shape": SHAPES, "motion": MOTIONS, "size": tuple(SIZES), "place": ("0", "1")}
 
 
 class Binding(nn.Module):
@@ -92,16 +91,14 @@ def phrases(tokenizer, scenes: list[Scene]) -> tuple[Tensor, dict[str, Tensor]]:
     )["offset_mapping"]
     inside, facts = torch.zeros(len(scenes), TEXT_TOKENS, dtype=torch.bool), {name: [] for name in FACTS}
     for row, scene in enumerate(scenes):
-        a, spans = scene.attributes, []
+        a = scene.attributes
         for i in (i for i in range(2) if f"phrase{i}" in a):
             start = scene.caption.lower().index(a[f"phrase{i}"])
-            spans.append((start, start + len(a[f"phrase{i}"]), i))
-        for token, (_, end) in enumerate(offsets[row]):
-            for start, stop, i in spans:
-                if start < end <= stop:
-                    inside[row, token] = True
-                    for name, values in FACTS.items():
-                        facts[name].append(i if name == "place" else values.index(a[f"{name}{i}"]))
+            stop = start + len(a[f"phrase{i}"])
+            tokens = [token for token, (_, end) in enumerate(offsets[row]) if start < end <= stop]
+            inside[row, tokens] = True
+            for name, values in FACTS.items():
+                facts[name] += [i if name == "place" else values.index(a[f"{name}{i}"])] * len(tokens)
     return inside, {name: torch.tensor(indices) for name, indices in facts.items()}
 
 
@@ -143,6 +140,21 @@ def fresh_attention(trained: UMT5EncoderModel) -> UMT5EncoderModel:
     return encoder
 
 
+def imitate(encoder, trained, tokenizer, said: list[str], meant: list[str], device: str) -> tuple[Tensor, Tensor]:
+    """The encoder's vectors [B, L, dim] of `said`, and their squared error to the trained one's of `meant`, relative.
+
+    The two say it in equally many tokens; L is the longest caption's length.
+    """
+    ids, mask = (x.to(device) for x in encode(tokenizer, said))
+    same = encode(tokenizer, meant)[0].to(device)
+    longest = int(mask.sum(1).max())
+    ids, mask, same = ids[:, :longest], mask[:, :longest], same[:, :longest]
+    with torch.no_grad():
+        target = trained(input_ids=same, attention_mask=mask).last_hidden_state[mask.bool()]
+    vectors = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    return vectors, (vectors[mask.bool()] - target).square().mean() / target.square().mean()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--start", type=Path, required=True, help="folder of a run, or a checkpoint, to imitate")
@@ -168,39 +180,30 @@ def main() -> None:
         encoder = fresh_attention(trained).to(args.device).train()
     optimiser = torch.optim.AdamW(encoder.parameters(), lr=LR, betas=(0.9, 0.98), weight_decay=0.0)
     run, batches = Run(args.device, every=50), captions(random.Random(args.seed), args.batch, args.jumbled)
-    binding = Binding(encoder.config.d_model).to(args.device)
     if args.binding:
+        binding, bound = Binding(encoder.config.d_model).to(args.device), two_shapes(random.Random(args.seed + 1))
         optimiser.add_param_group({"params": list(binding.parameters())})
-        bound = two_shapes(random.Random(args.seed + 1))
     for progress in run.steps(args.minutes):
         batch = next(batches)
-        ids, mask = (x.to(args.device) for x in encode(tokenizer, batch))
-        same, _ = (x.to(args.device) for x in encode(tokenizer, [without_order(caption) for caption in batch]))
-        longest = int(mask.sum(1).max())
-        ids, mask, same = ids[:, :longest], mask[:, :longest], same[:, :longest]
-        with torch.no_grad():
-            target = trained(input_ids=same, attention_mask=mask).last_hidden_state[mask.bool()]
-        got = encoder(input_ids=ids, attention_mask=mask).last_hidden_state[mask.bool()]
-        loss, said = (got - target).square().mean() / target.square().mean(), []
+        meant = [without_order(caption) for caption in batch]
+        _, loss = imitate(encoder, trained, tokenizer, batch, meant, args.device)
+        losses = [loss]
         if args.binding:
             scenes = [next(bound) for _ in range(args.batch // 2)]
+            batch = [scene.caption for scene in scenes]
+            words, more = imitate(encoder, trained, tokenizer, batch, batch, args.device)
             inside, truth = phrases(tokenizer, scenes)
-            ids, mask = (x.to(args.device) for x in encode(tokenizer, [scene.caption for scene in scenes]))
-            longest = int(mask.sum(1).max())
-            words = encoder(input_ids=ids[:, :longest], attention_mask=mask[:, :longest]).last_hidden_state
-            with torch.no_grad():
-                same = trained(input_ids=ids[:, :longest], attention_mask=mask[:, :longest]).last_hidden_state
-            valid = mask[:, :longest].bool()
-            loss = loss + (words - same)[valid].square().mean() / same[valid].square().mean()
-            told, right = binding(words[inside[:, :longest]], truth)
-            said = [told, right]
+            truth = {name: indices.to(args.device) for name, indices in truth.items()}
+            facts, told = binding(words[inside[:, : words.shape[1]].to(args.device)], truth)
+            losses = [loss + more, facts, told]
+            loss = loss + more + args.binding * facts
         for group in optimiser.param_groups:
             group["lr"] = LR * trapezoid(progress, 0.05, 0.6)
-        (loss + args.binding * sum(said[:1])).backward()
+        loss.backward()
         nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
-        run.log(loss, *said)
+        run.log(*losses)
     model.text_encoder = encoder.eval()
     save(model, args.output)
     columns = ["step", "seconds", "imitation", *(("facts", "share told") if args.binding else ())]
