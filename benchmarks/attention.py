@@ -66,7 +66,7 @@ class Case:
 
 
 def kernel(case: Case, variant) -> dict:
-    from bsa.triton_kernel import attend_tokens
+    from bsa.kernels.attend import attend_tokens
 
     out = torch.full_like(case.q, float("nan"))
     q, k, v, filled = (x.transpose(1, 2) for x in (case.q, case.k, case.v, out))
@@ -119,7 +119,7 @@ def warm(name: str) -> str:
             out = torch.empty_like(case.q)
             q, k, v, filled = (x.transpose(1, 2) for x in (case.q, case.k, case.v, out))
             selection = select_pooled(*case.means, case.layout, case.config, case.scale, fused=True)
-            from bsa.triton_kernel import attend_tokens
+            from bsa.kernels.attend import attend_tokens
 
             given = selection, case.layout, case.layout, case.scale, filled
             attend_tokens(q, k, v, *given, variant=VARIANTS[name])

@@ -113,8 +113,8 @@ def selection_agreement(q, k, selection, q_layout, k_layout, config) -> float:
 
 
 def check(case: Case, device: str, heads: int, sample: int) -> dict:
-    from bsa.triton_kernel import attend_tokens
-    from bsa.triton_order import from_order, to_order
+    from bsa.kernels.attend import attend_tokens
+    from bsa.kernels.order import from_order, to_order
 
     start = time.perf_counter()
     dtype, config = getattr(torch, case.dtype), case.config
@@ -160,7 +160,7 @@ def main() -> int:
     args = parser.parse_args()
     cpu = args.device == "cpu"
     if cpu:
-        os.environ["TRITON_INTERPRET"] = "1"  # read when bsa.triton_kernel first imports Triton
+        os.environ["TRITON_INTERPRET"] = "1"  # read when bsa.kernels.pointers first imports Triton
     elif not torch.cuda.is_available():
         parser.error("no CUDA device here; --device cpu checks this program on toy grids")
     import triton

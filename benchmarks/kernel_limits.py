@@ -18,8 +18,8 @@ from gpu import Rows, arguments, device_for, milliseconds
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from bsa import Grid
-from bsa.selection import BlockSelection
-from bsa.triton_kernel import attend_tokens
+from bsa.block_selection import BlockSelection
+from bsa.kernels.attend import attend_tokens
 from bsa.variants import VARIANTS
 
 

@@ -15,9 +15,10 @@ from bsa.config import BlockPlan, BSAConfig, Grid
 
 if TYPE_CHECKING:
     from bsa.attention import block_sparse_attention
+    from bsa.block_selection import BlockSelection
     from bsa.layout import BlockLayout
     from bsa.ordered import block_order_attention
-    from bsa.selection import BlockSelection, select_blocks
+    from bsa.selection import select_blocks
 
 __all__ = [
     "BSAConfig",

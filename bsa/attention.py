@@ -10,9 +10,10 @@ import os
 import torch
 from torch import Tensor
 
+from bsa.block_selection import BlockSelection
 from bsa.config import BSAConfig, Grid, as_grid
 from bsa.layout import BlockLayout
-from bsa.selection import BlockSelection, select_blocks, select_pooled, without_autocast
+from bsa.selection import select_blocks, select_pooled, without_autocast
 from bsa.variants import Tuning, tuning_for
 
 logger = logging.getLogger("bsa")
@@ -75,8 +76,8 @@ def block_sparse_attention(
 
 def _attend_with_triton(q, k, v, q_layout, k_layout, config, scale) -> tuple[Tensor, BlockSelection]:
     """Into block order, which has no padding, and back; the means of the blocks come with it."""
-    from bsa.triton_kernel import attend_tokens
-    from bsa.triton_order import from_order, to_order
+    from bsa.kernels.attend import attend_tokens
+    from bsa.kernels.order import from_order, to_order
 
     tuning = tuning_of(q, q_layout, k_layout)
     (q, q_means), (k, k_means) = to_order(q, q_layout), to_order(k, k_layout)

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bsa.block_selection import BlockSelection
 from bsa.layout import BlockLayout
-from bsa.selection import BlockSelection
 
 # Gathered keys and values per CPU step: small enough to be read back from cache, large enough that the
 # threads seldom wait for each other.

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from bsa.attention import check_alike, checked_scale, resolve_backend, tuning_of
+from bsa.block_selection import BlockSelection
 from bsa.config import BSAConfig
 from bsa.layout import BlockLayout
-from bsa.selection import BlockSelection, select_pooled, without_autocast
+from bsa.selection import select_pooled, without_autocast
 from bsa.variants import Tuning
 
 
@@ -48,7 +49,7 @@ def block_order_attention(
         q_means, k_means = means or tuple(map(layout.pool, blocks))
         selection = select_pooled(q_means, k_means, layout, config, scale, fused=tuning.fused_top_k)
         if backend == "triton":
-            from bsa.triton_kernel import attend_tokens
+            from bsa.kernels.attend import attend_tokens
 
             out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
             q, k, v, filled = (x.transpose(1, 2) for x in (q, k, v, out))

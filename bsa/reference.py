@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bsa.block_selection import BlockSelection
 from bsa.layout import BlockLayout
-from bsa.selection import BlockSelection
 
 
 def masked_attention(

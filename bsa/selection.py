@@ -9,40 +9,13 @@ by that mass. On a grid that the chunks divide, sizes are equal and this is Long
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from bsa.block_selection import BlockSelection
 from bsa.config import BSAConfig
 from bsa.layout import BlockLayout
-
-MAX_KEY_BLOCKS = 16384  # of the fused top-k: one row must fit into one program's registers
-
-
-class BlockSelection(NamedTuple):
-    """Key blocks per query block, ascending within the valid prefix of length ``counts``.
-
-    indices: int32 [B, H, NQ, S]; entries past the prefix are valid block numbers but mean nothing.
-    counts: int32 [B, H, NQ], each from 1 to S.
-    whole_counts: None, or int32 [B, H, NQ]: so many blocks that the edge does not cut come first, then the cut
-        ones, each group ascending. The order in which the Triton kernels want them.
-    """
-
-    indices: Tensor
-    counts: Tensor
-    whole_counts: Tensor | None = None
-
-    def mask(self, key_blocks: int) -> Tensor:
-        """The same choice as booleans, [B, H, NQ, key_blocks]; of a part of the lists, [..., key_blocks]."""
-        unused = torch.arange(self.indices.shape[-1], device=self.counts.device) >= self.counts[..., None]
-        # What is past a row's prefix may name a block that is in it, so it goes into a column of its own.
-        mask = unused.new_zeros(*self.counts.shape, key_blocks + 1)
-        return mask.scatter_(-1, self.indices.long().masked_fill(unused, key_blocks), True)[..., :key_blocks]
-
-    def density(self, key_blocks: int) -> Tensor:
-        """Kept fraction of all block pairs, as a 0-d tensor (reading it waits for the device)."""
-        return self.counts.double().mean() / key_blocks
 
 
 @torch.no_grad()
@@ -69,10 +42,11 @@ def select_pooled(
         cannot be (a threshold, or rows of more than `MAX_KEY_BLOCKS`), the rows are sorted.
     """
     with without_autocast(q_means.device):
-        if fused and config.cdf_threshold is None and k_means.shape[2] <= MAX_KEY_BLOCKS:
-            from bsa.triton_select import top_k_blocks
+        if fused and config.cdf_threshold is None:
+            from bsa.kernels.top_k import MAX_KEY_BLOCKS, top_k_blocks
 
-            return top_k_blocks(q_means, k_means, k_layout, config.top_k(k_means.shape[2]), scale)
+            if k_means.shape[2] <= MAX_KEY_BLOCKS:
+                return top_k_blocks(q_means, k_means, k_layout, config.top_k(k_means.shape[2]), scale)
         logits = scale * (q_means @ k_means.mT)
         if k_layout.ragged:
             logits += k_layout.sizes(logits.device).log()

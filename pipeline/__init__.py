@@ -8,19 +8,19 @@ asks for videos stays small. torch comes with `LongCatPipeline` and `choose_devi
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import _openmp, _start  # noqa: F401  come first
-from .checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
-from .compare import compare
-from .reproduce import cli_command, python_code
-from .request import Cancelled, Comparison, StepUpdate, VideoRequest, VideoResult
-from .resources import GpuReading, Resources, read_resources
-from .settings import VideoSettings, read_settings
-from .sweep import Sweep, SweepRun, run_sweep, sweep_videos
-from .sweep_axes import Axis
-from .sweep_result import SweepResult, SweepVideo
+from pipeline import _start  # noqa: F401  comes first
+from pipeline.checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
+from pipeline.compare import compare
+from pipeline.reproduce import cli_command, python_code
+from pipeline.request import Cancelled, Comparison, StepUpdate, VideoRequest, VideoResult
+from pipeline.resources import GpuReading, Resources, read_resources
+from pipeline.settings import VideoSettings, read_settings
+from pipeline.sweep import Sweep, SweepRun, run_sweep, sweep_videos
+from pipeline.sweep_axes import Axis
+from pipeline.sweep_result import SweepResult, SweepVideo
 
 if TYPE_CHECKING:
-    from .longcat import LongCatPipeline, choose_device
+    from pipeline.longcat import LongCatPipeline, choose_device
 
 __all__ = [
     "EMBEDDED_CHECKPOINT",

@@ -2,8 +2,8 @@
 
 import sys
 
-from . import _start
-from .cli import main
+from pipeline import _start
+from pipeline.cli import main
 
 try:
     _start.end()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from .request import LATENT_FRAMES, VideoRequest
+from pipeline.request import LATENT_FRAMES, VideoRequest
 
 LARGE_SIDE = 704  # LongCat's 720p bucket is 704x1280
 SMALL_SIDE = 480

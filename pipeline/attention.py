@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from bsa import BlockLayout, BlockSelection, BSAConfig, Grid, block_sparse_attention
-
-from .forward import attend_dense
-from .request import VideoRequest
+from pipeline.forward import attend_dense
+from pipeline.request import VideoRequest
 
 # (q, k, selection) of every call, tensors as `block_sparse_attention` takes and returns them
 Observer = Callable[[Tensor, Tensor, BlockSelection], None]

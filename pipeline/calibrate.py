@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from bsa import BSAConfig, Grid, block_sparse_attention
-
-from .forward import after_attention, attend_dense, before_attention, rope_table
+from pipeline.forward import after_attention, attend_dense, before_attention, rope_table
 
 if TYPE_CHECKING:
-    from .longcat import LongCatPipeline
+    from pipeline.longcat import LongCatPipeline
 
 BUDGET_SECONDS = 1.5  # for the blocks; decoding adds about as much
 REPEATS = 3

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from bsa import BSAConfig
-
-from .refine import STEPS, Refinement, refined_size, steps_run
-from .request import VideoRequest
-from .video import expand_user
+from pipeline.refine import STEPS, Refinement, refined_size, steps_run
+from pipeline.request import VideoRequest
+from pipeline.video import expand_user
 
 if TYPE_CHECKING:
-    from .clip import Clip
+    from pipeline.clip import Clip
 
 # A small checkpoint trained for this project, with everything the 13.6 B one has.
 EMBEDDED_CHECKPOINT = Path(__file__).resolve().parents[1] / "assets" / "longcat-tiny"

@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from .memory import out_of_memory, release_memory
-from .request import Cancelled, StepUpdate, VideoRequest
-from .resources import torch_memory
+from pipeline.memory import out_of_memory, release_memory
+from pipeline.request import Cancelled, StepUpdate, VideoRequest
+from pipeline.resources import torch_memory
 
 log = logging.getLogger("pipeline")
 
@@ -63,7 +63,7 @@ def load_longcat(say: Callable[[str], None], path: str, device: str, **weights: 
 
     weights: how they are kept, see `LongCatPipeline.load`.
     """
-    from .longcat import LongCatPipeline
+    from pipeline.longcat import LongCatPipeline
 
     return LongCatPipeline.load(path, device=device, on_message=say, record=True, **weights)
 

@@ -22,18 +22,18 @@ from typing import Any, TextIO
 import torch
 from tqdm import tqdm
 
-from .compare import compare
-from .download import open_checkpoint
-from .estimate import check_fits, outlook
-from .forwards import check_weights, choose_forward
-from .inspection import run_inspect
-from .longcat import LongCatPipeline, choose_device
-from .memory import out_of_memory
-from .options import build_parser, read_request, read_weights
-from .request import Cancelled, Comparison, StepUpdate, VideoResult
-from .sentences import one_line
-from .sweep_cli import run_sweep_command
-from .video import check_writable, prepare_output
+from pipeline.compare import compare
+from pipeline.download import open_checkpoint
+from pipeline.estimate import check_fits, outlook
+from pipeline.forwards import check_weights, choose_forward
+from pipeline.inspection import run_inspect
+from pipeline.longcat import LongCatPipeline, choose_device
+from pipeline.memory import out_of_memory
+from pipeline.options import build_parser, read_request, read_weights
+from pipeline.request import Cancelled, Comparison, StepUpdate, VideoResult
+from pipeline.sentences import one_line
+from pipeline.sweep_cli import run_sweep_command
+from pipeline.video import check_writable, prepare_output
 
 
 class _Bar:

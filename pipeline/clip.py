@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .video import expand_user
+from pipeline.video import expand_user
 
 MAX_FRAMES = 1000
 MAX_PIXELS = 4096 * 4096

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .memory import release_memory
-from .request import Comparison, VideoRequest
-from .video import prepare_output, temporary_folder
+from pipeline.memory import release_memory
+from pipeline.request import Comparison, VideoRequest
+from pipeline.video import prepare_output, temporary_folder
 
 if TYPE_CHECKING:
-    from .longcat import LongCatPipeline, OnStep
+    from pipeline.longcat import LongCatPipeline, OnStep
 
 
 def compare(

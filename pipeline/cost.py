@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from bsa import BSAConfig, Grid
-
-from .checkpoint import WEIGHTS, CheckpointInfo, component_parameters
-from .limits import Device
-from .request import VideoRequest
-from .weights import AS_STORED, Weights
+from pipeline.checkpoint import WEIGHTS, CheckpointInfo, component_parameters
+from pipeline.limits import Device
+from pipeline.request import VideoRequest
+from pipeline.weights import AS_STORED, Weights
 
 _UNKNOWN = "the configurations of {name} do not tell its size ({reason})"
 

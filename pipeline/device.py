@@ -6,8 +6,8 @@ import re
 from importlib import metadata
 from typing import NamedTuple
 
-from .limits import gpu_of
-from .resources import read_resources
+from pipeline.limits import gpu_of
+from pipeline.resources import read_resources
 
 
 class DeviceName(NamedTuple):
@@ -40,6 +40,6 @@ def expected_device(device: str) -> DeviceName:
         name = DeviceName("cuda", int(asked[1] or 0))
         if gpu_of(name) is not None:
             return name
-    from .longcat import choose_device
+    from pipeline.longcat import choose_device
 
     return DeviceName.parse(str(choose_device(device)))

@@ -16,12 +16,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .checkpoint import CONFIGS, WEIGHTS, CheckpointInfo, inspect_checkpoint
-from .cost import ModelShape
-from .limits import Device
-from .request import Cancelled
-from .room import check_room
-from .weights import AS_STORED, Weights
+from pipeline.checkpoint import CONFIGS, WEIGHTS, CheckpointInfo, inspect_checkpoint
+from pipeline.cost import ModelShape
+from pipeline.limits import Device
+from pipeline.request import Cancelled
+from pipeline.room import check_room
+from pipeline.weights import AS_STORED, Weights
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _OTHER_FORMATS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".msgpack", ".h5")  # of the same weights
@@ -95,7 +95,7 @@ def open_checkpoint(text: str | Path, device: str = "auto", weights: Weights = A
     """`inspect_checkpoint` for a command line: what is a hub id is fetched first, with a bar on stderr."""
     if not is_hub_id(str(text)):
         return inspect_checkpoint(text)
-    from .longcat import choose_device
+    from pipeline.longcat import choose_device
 
     with tqdm(desc=f"Downloading {text}", unit="B", unit_scale=True, file=sys.stderr) as bar:
 

@@ -19,15 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from bsa import BSAConfig, Grid
-
-from . import cost
-from .checkpoint import CheckpointInfo
-from .fit import Run, density_of, kept_run, weigh, weighted_median
-from .ledger import Ledger
-from .limits import Device, available_memory, gpu_of, refuse
-from .request import VideoRequest, VideoResult
-from .room import check_room, smaller_weights
-from .weights import AS_STORED, Weights
+from pipeline import cost
+from pipeline.checkpoint import CheckpointInfo
+from pipeline.fit import Run, density_of, kept_run, weigh, weighted_median
+from pipeline.ledger import Ledger
+from pipeline.limits import Device, available_memory, gpu_of, refuse
+from pipeline.request import VideoRequest, VideoResult
+from pipeline.room import check_room, smaller_weights
+from pipeline.weights import AS_STORED, Weights
 
 logger = logging.getLogger("pipeline")
 
@@ -240,7 +239,7 @@ class Estimator:
 
 def measure(pipeline: Any) -> list[dict[str, Any]]:
     """Points for `Estimator.calibrate` from a loaded pipeline that is idle; see `pipeline.calibrate.measure`."""
-    from .calibrate import measure  # brings PyTorch, which a process that only estimates does not need
+    from pipeline.calibrate import measure  # brings PyTorch, which a process that only estimates does not need
 
     return measure(pipeline)
 

@@ -18,11 +18,10 @@ from torch import Tensor, nn
 
 from bsa import BlockLayout, BlockSelection, BSAConfig, Grid, block_order_attention
 from bsa.variants import Tuning
-
-from . import fused
-from .forward import _linear, _linear_fp32, embed_timestep, rope_table, trim_text, unpatchify
-from .fp8 import Quantised, is_fp8
-from .offload import Offload
+from pipeline import fused
+from pipeline.forward import _linear, _linear_fp32, embed_timestep, rope_table, trim_text, unpatchify
+from pipeline.fp8 import Quantised, is_fp8
+from pipeline.offload import Offload
 
 FFN_TOKENS = 16384  # tokens per part of the feed-forward: large enough for full speed of its matrix products
 

@@ -21,14 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .lora import LoraSwitch
-from .offload import Offload
-from .placement import Visiting, place
-from .quiet import quiet
-from .request import MAX_PROMPT_TOKENS, VideoRequest
-from .schedule import longcat_sigmas
-from .stored import check_complete, stored_keys, stored_precision
-from .weights import AS_STORED, Weights
+from pipeline.lora import LoraSwitch
+from pipeline.offload import Offload
+from pipeline.placement import Visiting, place
+from pipeline.quiet import quiet
+from pipeline.request import MAX_PROMPT_TOKENS, VideoRequest
+from pipeline.schedule import longcat_sigmas
+from pipeline.stored import check_complete, stored_keys, stored_precision
+from pipeline.weights import AS_STORED, Weights
 
 NO_LOOPBACK = (
     "FastVideo's layers need torch.distributed, which finds no network interface of its own here; turn the loopback "

@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from bsa import BSAConfig, Grid
-
-from . import cost
-from .request import VideoRequest, VideoResult
+from pipeline import cost
+from pipeline.request import VideoRequest, VideoResult
 
 _OTHER_KIND = 1.0  # distance of dense and sparse attention: one counts 1/e for the other
 _HALF_LIFE = 12  # runs after which an old one counts half: the load of a machine changes

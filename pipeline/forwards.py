@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from bsa.variants import measured_as
-
-from .attention import DenseAttention, SparseAttention
-from .fast_forward import fast_forward
-from .forward import longcat_forward
-from .fp8 import check_device
-from .request import VideoRequest
-from .weights import AS_STORED, Weights, mixed_chunks
+from pipeline.attention import DenseAttention, SparseAttention
+from pipeline.fast_forward import fast_forward
+from pipeline.forward import longcat_forward
+from pipeline.fp8 import check_device
+from pipeline.request import VideoRequest
+from pipeline.weights import AS_STORED, Weights, mixed_chunks
 
 FORWARDS = ("auto", "plain", "fast")
 

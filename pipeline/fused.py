@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bsa import BlockLayout
-
-from .fp8 import Quantised, quantise
+from pipeline.fp8 import Quantised, quantise
 
 
 def residual_norm_(
@@ -82,7 +81,7 @@ def operations(device: torch.device, head_dim: int, backend: str = "auto") -> Mo
     if backend == "triton" and not possible:
         raise ValueError(f"the fused kernels take head sizes that are powers of two, not {head_dim}; use torch")
     if backend == "triton" or backend == "auto" and possible and device.type == "cuda":
-        from . import fused_triton
+        from pipeline import fused_triton
 
         return fused_triton
     return sys.modules[__name__]

@@ -11,9 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from bsa import BlockLayout
-from bsa.launch import on_device
-
-from .fp8 import LARGEST, Quantised
+from bsa.kernels.launch import on_device
+from pipeline.fp8 import LARGEST, Quantised
 
 FP8 = torch.float8_e4m3fn
 _ROWS = 8  # tokens per program, one after the other: neighbours mostly share a frame, whose modulation stays in L1

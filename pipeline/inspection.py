@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from .record import AttentionRecord
+from pipeline.record import AttentionRecord
 
 DESCRIPTION = """\
 Print the share of the true attention (softmax mass) that block sparse attention kept, and of the query-key pairs

@@ -11,9 +11,9 @@ from typing import Protocol
 
 import psutil
 
-from .request import LATENT_FRAMES, TOKEN_PIXELS, VideoRequest
-from .resources import GpuReading, read_resources
-from .weights import Weights
+from pipeline.request import LATENT_FRAMES, TOKEN_PIXELS, VideoRequest
+from pipeline.resources import GpuReading, read_resources
+from pipeline.weights import Weights
 
 # Where a container's limit and use are told: cgroup 2, then cgroup 1.
 _CGROUPS = (

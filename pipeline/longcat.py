@@ -16,23 +16,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .attention import attention_for
-from .checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
-from .clock import Clock
-from .denoising import denoise
-from .estimate import Estimator, check_load
-from .forward import trim_text
-from .forwards import ForwardChoice, check_weights, checked_forward, choose_forward, forward_for, warm_up
-from .limits import available_memory, held_memory
-from .preview import LatentColours
-from .record import record_path
-from .recorder import AttentionRecorder
-from .refiner import refine_schedule, start_latents
-from .request import MAX_PROMPT_TOKENS, StepUpdate, VideoRequest, VideoResult
-from .resources import PeakMemory
-from .settings import describe
-from .video import prepare_output, write_video
-from .weights import AS_STORED, Weights
+from pipeline.attention import attention_for
+from pipeline.checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
+from pipeline.clock import Clock
+from pipeline.denoising import denoise
+from pipeline.estimate import Estimator, check_load
+from pipeline.forward import trim_text
+from pipeline.forwards import ForwardChoice, check_weights, checked_forward, choose_forward, forward_for, warm_up
+from pipeline.limits import available_memory, held_memory
+from pipeline.preview import LatentColours
+from pipeline.record import record_path
+from pipeline.recorder import AttentionRecorder
+from pipeline.refiner import refine_schedule, start_latents
+from pipeline.request import MAX_PROMPT_TOKENS, StepUpdate, VideoRequest, VideoResult
+from pipeline.resources import PeakMemory
+from pipeline.settings import describe
+from pipeline.video import prepare_output, write_video
+from pipeline.weights import AS_STORED, Weights
 
 logger = logging.getLogger("pipeline")
 
@@ -133,7 +133,7 @@ class LongCatPipeline:
         check_weights(weights, forward, chosen)
         check_load(info, chosen, weights)
         say("Importing FastVideo")
-        from .fastvideo_adapter import FastVideoLongCat
+        from pipeline.fastvideo_adapter import FastVideoLongCat
 
         kept = f" with {weights}" if weights else ""
         say(f"Loading {info.name} ({info.parameters / 1e6:,.1f} M parameters) to {chosen}{kept}")

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bsa import BSAConfig, Grid
-
-from .checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo
-from .clip import inspect_clip
-from .inspection import add_inspect
-from .request import VideoRequest
-from .sentences import one_line
-from .settings import read_settings
-from .sweep_axes import LABELS
-from .weights import QUANTIZATIONS, Weights
+from pipeline.checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo
+from pipeline.clip import inspect_clip
+from pipeline.inspection import add_inspect
+from pipeline.request import VideoRequest
+from pipeline.sentences import one_line
+from pipeline.settings import read_settings
+from pipeline.sweep_axes import LABELS
+from pipeline.weights import QUANTIZATIONS, Weights
 
 DESCRIPTION = """\
 LongCat text-to-video with dense or Block Sparse Attention (BSA), on an NVIDIA GPU or a CPU.

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .fp8 import to_fp8
-from .offload import Offload
-from .weights import Weights
+from pipeline.fp8 import to_fp8
+from pipeline.offload import Offload
+from pipeline.weights import Weights
 
 
 def place(transformer: nn.Module, device: torch.device, dtype: torch.dtype, weights: Weights) -> Offload | None:

@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bsa import BSAConfig
-
-from . import cost
-from .checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo
-from .limits import Device
-from .request import TOKEN_PIXELS, VideoRequest
-from .weights import AS_STORED, Weights
+from pipeline import cost
+from pipeline.checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo
+from pipeline.limits import Device
+from pipeline.request import TOKEN_PIXELS, VideoRequest
+from pipeline.weights import AS_STORED, Weights
 
 # LongCat-Video as published: 13.6 B parameters in the transformer, 5.7 B in UMT5-XXL, 0.13 B in Wan's VAE.
 LONGCAT_SHAPE = cost.ModelShape(

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .request import LATENT_PIXELS
+from pipeline.request import LATENT_PIXELS
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from bsa import BlockLayout, BlockSelection
-
-from .attention import token_density
-from .record import AttentionRecord, Sampled
-from .request import VideoRequest
+from pipeline.attention import token_density
+from pipeline.record import AttentionRecord, Sampled
+from pipeline.request import VideoRequest
 
 STORED_BYTES = 64 << 20  # bound on the selections of one video, before compression
 FEW_BLOCKS = 16  # query blocks per head where the selection is not stored

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .clip import read_clip
-from .refine import latent_frames
-from .request import StepUpdate, VideoRequest
+from pipeline.clip import read_clip
+from pipeline.refine import latent_frames
+from pipeline.request import StepUpdate, VideoRequest
 
 
 class Schedule(NamedTuple):

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from bsa import BSAConfig
-
-from .checkpoint import EMBEDDED_CHECKPOINT
-from .request import VideoRequest
-from .weights import AS_STORED, Weights
+from pipeline.checkpoint import EMBEDDED_CHECKPOINT
+from pipeline.request import VideoRequest
+from pipeline.weights import AS_STORED, Weights
 
 
 def cli_command(

@@ -12,8 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bsa import BSAConfig, Grid
-
-from .refine import Refinement, latent_frames
+from pipeline.refine import Refinement, latent_frames
 
 # Strides of LongCat: the Wan VAE turns 8x8 pixels and 4 frames (after the first) into one latent,
 # the transformer turns 1x2x2 latents into one token.

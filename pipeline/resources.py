@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from .nvml import SLOW_SECONDS, GpuReading, Nvml
-from .samples import History, Peak, Samples
+from pipeline.nvml import SLOW_SECONDS, GpuReading, Nvml
+from pipeline.samples import History, Peak, Samples
 
 if TYPE_CHECKING:
     import torch

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
-from . import cost
-from .limits import Device, available_memory
-from .weights import Weights
+from pipeline import cost
+from pipeline.limits import Device, available_memory
+from pipeline.weights import Weights
 
 
 class _Host(NamedTuple):
@@ -55,6 +55,6 @@ def _runs(device: Device, weights: Weights) -> bool:
     torch = sys.modules.get("torch")
     if weights.quantization is None or torch is None or not torch.cuda.is_available():
         return True
-    from .fp8 import CAPABILITY
+    from pipeline.fp8 import CAPABILITY
 
     return torch.cuda.get_device_capability(device.index or 0) >= CAPABILITY

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .request import VideoRequest
+from pipeline.request import VideoRequest
 
 MAX_COMMENT = 2**20  # bytes; a request with the longest prompts is a tenth of that
 MAX_BOXES = 10_000  # in one level; a hostile file could hold a hundred million

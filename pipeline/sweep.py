@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bsa import Grid
-
-from .compare import psnr, ssim
-from .memory import out_of_memory, release_memory
-from .record import AttentionRecord, record_path
-from .request import Cancelled, VideoRequest, VideoResult
-from .sweep_axes import Axis, Chunks
-from .sweep_result import SweepResult, SweepVideo
-from .video import prepare_output
+from pipeline.compare import psnr, ssim
+from pipeline.memory import out_of_memory, release_memory
+from pipeline.record import AttentionRecord, record_path
+from pipeline.request import Cancelled, VideoRequest, VideoResult
+from pipeline.sweep_axes import Axis, Chunks
+from pipeline.sweep_result import SweepResult, SweepVideo
+from pipeline.video import prepare_output
 
 if TYPE_CHECKING:
-    from .longcat import LongCatPipeline, OnStep
+    from pipeline.longcat import LongCatPipeline, OnStep
 
 logger = logging.getLogger("pipeline")
 

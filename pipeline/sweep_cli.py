@@ -8,14 +8,14 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from .download import open_checkpoint
-from .forwards import check_weights
-from .longcat import LongCatPipeline, OnStep, choose_device
-from .options import read_request, read_weights
-from .sweep import Sweep, SweepRun, run_sweep
-from .sweep_axes import parse_axis
-from .sweep_result import SweepResult, SweepVideo
-from .video import prepare_output
+from pipeline.download import open_checkpoint
+from pipeline.forwards import check_weights
+from pipeline.longcat import LongCatPipeline, OnStep, choose_device
+from pipeline.options import read_request, read_weights
+from pipeline.sweep import Sweep, SweepRun, run_sweep
+from pipeline.sweep_axes import parse_axis
+from pipeline.sweep_result import SweepResult, SweepVideo
+from pipeline.video import prepare_output
 
 
 def run_sweep_command(args: argparse.Namespace, on_step: OnStep, output: TextIO) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .request import VideoRequest, VideoResult
-from .sweep_axes import value_text
+from pipeline.request import VideoRequest, VideoResult
+from pipeline.sweep_axes import value_text
 
 if TYPE_CHECKING:
-    from .sweep import Sweep
+    from pipeline.sweep import Sweep
 
 # What the dense video would score against itself.
 QUALITIES = {"psnr": math.inf, "ssim": 1.0, "recall": 1.0}

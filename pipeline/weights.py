@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bsa import Grid
-
-from .request import VideoRequest
+from pipeline.request import VideoRequest
 
 QUANTIZATIONS = ("fp8",)
 

@@ -40,9 +40,9 @@ def with_nan_behind(x):
 
 def kernel_error(case):
     """Relative error of the operation's parts against the dense-mask reference in fp64 on the same selection."""
+    from bsa.kernels.attend import attend_tokens
+    from bsa.kernels.order import from_order, to_order
     from bsa.reference import masked_attention
-    from bsa.triton_kernel import attend_tokens
-    from bsa.triton_order import from_order, to_order
 
     grid = Grid(*case["grid"])
     config = BSAConfig(case.get("sparsity"), case.get("cdf"), case["chunk_q"], case["chunk_k"])
@@ -62,7 +62,7 @@ def kernel_error(case):
 
 def layout_error(case):
     """Largest difference of the one-pass order and means to those of the layout, for strided input of any dtype."""
-    from bsa.triton_order import from_order, to_order
+    from bsa.kernels.order import from_order, to_order
 
     layout = BlockLayout(Grid(*case["grid"]), Grid(*case["chunk"]))
     x, _, _ = random_qkv((2, layout.grid.volume, 3, case["dim"]), DTYPES[case.get("dtype", "fp32")])
@@ -77,8 +77,8 @@ def layout_error(case):
 
 def order_error(case):
     """Relative error of a kernel variant on block order, heads inside the tokens, against the fp64 reference."""
+    from bsa.kernels.attend import attend_tokens
     from bsa.reference import masked_attention
-    from bsa.triton_kernel import attend_tokens
     from bsa.variants import VARIANTS
 
     grid, batch, heads, dim = Grid(*case["grid"]), case.get("batch", 1), case.get("heads", 2), case["dim"]

@@ -13,8 +13,9 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def attention(gpu, variant, dtype, dim, chunk_q, chunk_k, ragged):
-    from bsa.triton_descriptor import _attend_descriptors_kernel
-    from bsa.triton_kernel import _attend_blocks_kernel, launch_options
+    from bsa.kernels.descriptors import _attend_descriptors_kernel
+    from bsa.kernels.launch import launch_options
+    from bsa.kernels.pointers import _attend_blocks_kernel
 
     capability, shared_memory = GPUS[gpu]
     options = launch_options(DTYPES[dtype], dim, chunk_q, chunk_k, shared_memory, variant)
@@ -80,7 +81,7 @@ def test_other_variants_build_for_hopper(name, ragged):
 
 @pytest.mark.parametrize("gpu", GPUS)
 def test_top_k_builds_everywhere(gpu):
-    from bsa.triton_select import _top_k_kernel
+    from bsa.kernels.top_k import _top_k_kernel
 
     constants = {"COLUMNS": 2048, "RAGGED": True}
     types = {"scores_ptr": "*fp32", "log_sizes_ptr": "*fp32", "scale": "fp32"}

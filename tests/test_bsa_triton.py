@@ -137,8 +137,8 @@ GPU_ROWS = [
 @pytest.mark.parametrize(("grid", "chunk_q", "chunk_k", "dim", "rule"), GPU_ROWS)
 def test_kernels_on_a_gpu_are_as_close_to_fp64_as_rounded_math(grid, chunk_q, chunk_k, dim, rule, dtype):
     from bsa.attention import tuning_of
-    from bsa.triton_kernel import attend_tokens
-    from bsa.triton_order import from_order, to_order
+    from bsa.kernels.attend import attend_tokens
+    from bsa.kernels.order import from_order, to_order
 
     torch.manual_seed(0)
     grid, config = Grid(*grid), BSAConfig(**{"sparsity": None, **rule}, chunk_q=chunk_q, chunk_k=chunk_k)

@@ -13,28 +13,11 @@ from __future__ import annotations
 
 import math
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from bsa.launch import on_device
-from bsa.layout import BlockLayout
-from bsa.selection import BlockSelection
-from bsa.variants import BASELINE, Variant
-
-# Arguments that follow from the video's size and help no load: specialised, they would compile anew for many sizes.
-SIZES = ("heads", "q_blocks", "width")
-
-
-@triton.jit
-def _online_softmax_update(acc, row_max, row_sum, scores, values, scale_log2, PRECISION: tl.constexpr):
-    new_max = tl.maximum(row_max, tl.max(scores, 1) * scale_log2)
-    probs = tl.exp2(scores * scale_log2 - new_max[:, None])
-    decay = tl.exp2(row_max - new_max)
-    row_sum = row_sum * decay + tl.sum(probs, 1)
-    acc = tl.dot(probs.to(values.dtype), values, acc * decay[:, None], input_precision=PRECISION)
-    return acc, new_max, row_sum
+from bsa.kernels.launch import launch_options, shared_memory
+from bsa.kernels.primitives import SIZES, online_softmax_update
 
 
 @triton.jit
@@ -73,7 +56,7 @@ def _attend_range(
             scores = tl.where(start + rows[None, :] < size, scores, float("-inf"))
         elif not WHOLE_TILES:
             scores = tl.where(start + rows[None, :] < CHUNK, scores, float("-inf"))
-        acc, row_max, row_sum = _online_softmax_update(acc, row_max, row_sum, scores, v, scale_log2, PRECISION)
+        acc, row_max, row_sum = online_softmax_update(acc, row_max, row_sum, scores, v, scale_log2, PRECISION)
     return acc, row_max, row_sum
 
 
@@ -139,37 +122,12 @@ def _attend_blocks_kernel(
     tl.store(out_tile, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def attend_tokens(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    selection: BlockSelection,
-    q_layout: BlockLayout,
-    k_layout: BlockLayout,
-    scale: float,
-    out: Tensor,
-    *,
-    variant: Variant | None = None,
-) -> None:
-    """Fills ``out``; q, k, v, out: [B, H, S, D] in block order, unit stride in the last place, any other strides.
-
-    Head dims 16 to 256 in bf16, fp16 or fp32; scale > 0.
-    variant: the kernel and its tiles; None is the baseline. ValueError where it cannot take these tensors.
-    """
-    variant = variant or BASELINE
-    if variant.descriptors:
-        from bsa.triton_descriptor import attend_with_descriptors as run
-    else:
-        run = _attend_with_pointers
-    selection = _whole_blocks_first(selection, k_layout)
-    with on_device(q):
-        run(q, k, v, selection, q_layout, k_layout, scale, out, variant)
 
 
-def _attend_with_pointers(q, k, v, selection, q_layout, k_layout, scale, out, variant):
+def attend_with_pointers(q, k, v, selection, q_layout, k_layout, scale, out, variant):
     batch, heads, _, head_dim = q.shape
     q_blocks, chunk_q, chunk_k = q_layout.blocks.volume, q_layout.chunk.volume, k_layout.chunk.volume
-    launch = launch_options(q.dtype, head_dim, chunk_q, chunk_k, _shared_memory(q.device), variant)
+    launch = launch_options(q.dtype, head_dim, chunk_q, chunk_k, shared_memory(q.device), variant)
     tiles_q = triton.cdiv(chunk_q, launch["TILE_Q"])
     tensors, device = (q, k, v, out), q.device
     _attend_blocks_kernel[(q_blocks * tiles_q, batch * heads)](
@@ -183,42 +141,7 @@ def _attend_with_pointers(q, k, v, selection, q_layout, k_layout, scale, out, va
     )  # fmt: skip
 
 
-def _whole_blocks_first(selection: BlockSelection, k_layout: BlockLayout) -> BlockSelection:
-    """Moves blocks cut short by the edge behind the whole ones, so that the main loop needs no mask."""
-    if selection.whole_counts is not None:
-        return selection
-    indices, counts = selection.indices.contiguous(), selection.counts.contiguous()
-    if not k_layout.ragged:
-        return BlockSelection(indices, counts, counts)
-    unused = torch.arange(indices.shape[-1], device=indices.device) >= counts[..., None]
-    whole = (k_layout.sizes(indices.device)[indices] == k_layout.chunk.volume) & ~unused
-    rank = torch.where(whole, 0, 1) + unused
-    indices = indices.gather(-1, rank.argsort(dim=-1, stable=True))
-    return BlockSelection(indices, counts, whole.sum(-1, dtype=torch.int32))
 
 
-def launch_options(
-    dtype: torch.dtype, head_dim: int, chunk_q: int, chunk_k: int, shared_memory: int, variant: Variant = BASELINE
-) -> dict:
-    """Tile shape, dot precision and pipeline depth; shared_memory: bytes one program may use."""
-    dim = max(16, triton.next_power_of_2(head_dim))
-    # fp32 products run on the ordinary cores, unrolled: smaller tiles keep them in registers.
-    largest_q, largest_k = (32, 32) if dtype == torch.float32 else (variant.tile_q, variant.tile_k)
-    tile_q = min(largest_q, max(16, triton.next_power_of_2(chunk_q)))
-    tile_k = min(largest_k, max(16, triton.next_power_of_2(chunk_k)))
-    q_bytes, stage_bytes = tile_q * dim * dtype.itemsize, 2 * tile_k * dim * dtype.itemsize
-    return {
-        "DIM": dim,
-        "TILE_Q": tile_q,
-        "TILE_K": tile_k,
-        # "ieee" forbids TF32: an fp32 caller asked for fp32.
-        "PRECISION": "ieee",
-        "num_warps": variant.num_warps if tile_q == variant.tile_q else 4,
-        "num_stages": max(1, min(variant.num_stages, (shared_memory - q_bytes) // stage_bytes)),
-    }
 
 
-def _shared_memory(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 1 << 20  # Triton's interpreter has no such limit.
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin

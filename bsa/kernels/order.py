@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bsa.launch import on_device
+from bsa.kernels.launch import on_device
 from bsa.layout import BlockLayout
 
 _ROWS = 64  # tokens per step of a program

@@ -1,7 +1,7 @@
 """The attention kernel with keys and values loaded through tensor descriptors (TMA; compute capability 9.0 and up).
 
-The same mathematics as `triton_kernel`, for half precision, head sizes that are powers of two and chunks that whole
-tiles fill. A descriptor sees keys as the matrix [rows, columns]: a token and head is a row offset and a column
+The same mathematics as `bsa.kernels.pointers`, for half precision, head sizes that are powers of two and chunks that
+whole tiles fill. A descriptor sees keys as the matrix [rows, columns]: a token and head is a row offset and a column
 offset, so both layouts (heads outside the tokens, or inside them as a projection leaves them) are read in place. A tile
 that reaches past its block reads the next block's rows, or zeros past the end; the mask of cut blocks hides them.
 """
@@ -16,7 +16,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from bsa.triton_kernel import SIZES, _online_softmax_update, _shared_memory, launch_options
+from bsa.kernels.launch import launch_options, shared_memory
+from bsa.kernels.primitives import SIZES, online_softmax_update
 
 
 @triton.jit
@@ -40,7 +41,7 @@ def _whole_range(
         # [TILE_Q, TILE]
         scores = tl.dot(q, tl.trans(k))
         v = v_desc.load([v_row + row, v_column])
-        acc, row_max, row_sum = _online_softmax_update(acc, row_max, row_sum, scores, v, scale_log2, "ieee")
+        acc, row_max, row_sum = online_softmax_update(acc, row_max, row_sum, scores, v, scale_log2, "ieee")
     return acc, row_max, row_sum
 
 
@@ -60,7 +61,7 @@ def _cut_range(
             scores = tl.dot(q, tl.trans(k))
             scores = tl.where(tokens[None, :] < size, scores, float("-inf"))
             v = v_desc.load([v_row + row, v_column])
-            acc, row_max, row_sum = _online_softmax_update(acc, row_max, row_sum, scores, v, scale_log2, "ieee")
+            acc, row_max, row_sum = online_softmax_update(acc, row_max, row_sum, scores, v, scale_log2, "ieee")
     return acc, row_max, row_sum
 
 
@@ -147,7 +148,7 @@ def attend_with_descriptors(q, k, v, selection, q_layout, k_layout, scale, out, 
     batch, heads, _, head_dim = q.shape
     device = q.device
     q_blocks, chunk_q, chunk_k = q_layout.blocks.volume, q_layout.chunk.volume, k_layout.chunk.volume
-    launch = launch_options(q.dtype, head_dim, chunk_q, chunk_k, _shared_memory(device), variant)
+    launch = launch_options(q.dtype, head_dim, chunk_q, chunk_k, shared_memory(device), variant)
     obstacle = descriptor_obstacle(q.dtype, head_dim, chunk_k, chunk_q, launch["TILE_Q"], launch["TILE_K"])
     if obstacle is None and q.is_cuda and torch.cuda.get_device_capability(device) < (9, 0):
         obstacle = f"{torch.cuda.get_device_name(device)} has no copy engine for tensor descriptors"

@@ -12,10 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bsa.launch import on_device
+from bsa.block_selection import BlockSelection
+from bsa.kernels.launch import on_device
 from bsa.layout import BlockLayout
-from bsa.selection import MAX_KEY_BLOCKS, BlockSelection
 
+MAX_KEY_BLOCKS = 16384  # one row must fit into one program's registers
 # Scores held at one time. More heads at once gain nothing beyond this, and long videos would need gigabytes.
 _SCORE_BYTES = 256 << 20
 

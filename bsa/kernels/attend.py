@@ -1,0 +1,53 @@
+"""Attention over selected blocks: puts the index lists in the order that the kernels want, and runs one of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bsa.block_selection import BlockSelection
+from bsa.kernels.launch import on_device
+from bsa.kernels.pointers import attend_with_pointers
+from bsa.layout import BlockLayout
+from bsa.variants import BASELINE, Variant
+
+
+def attend_tokens(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    selection: BlockSelection,
+    q_layout: BlockLayout,
+    k_layout: BlockLayout,
+    scale: float,
+    out: Tensor,
+    *,
+    variant: Variant | None = None,
+) -> None:
+    """Fills ``out``; q, k, v, out: [B, H, S, D] in block order, unit stride in the last place, any other strides.
+
+    Head dims 16 to 256 in bf16, fp16 or fp32; scale > 0.
+    variant: the kernel and its tiles; None is the baseline. ValueError where it cannot take these tensors.
+    """
+    variant = variant or BASELINE
+    if variant.descriptors:
+        from bsa.kernels.descriptors import attend_with_descriptors as run
+    else:
+        run = attend_with_pointers
+    selection = _whole_blocks_first(selection, k_layout)
+    with on_device(q):
+        run(q, k, v, selection, q_layout, k_layout, scale, out, variant)
+
+
+def _whole_blocks_first(selection: BlockSelection, k_layout: BlockLayout) -> BlockSelection:
+    """Moves blocks cut short by the edge behind the whole ones, so that the main loop needs no mask."""
+    if selection.whole_counts is not None:
+        return selection
+    indices, counts = selection.indices.contiguous(), selection.counts.contiguous()
+    if not k_layout.ragged:
+        return BlockSelection(indices, counts, counts)
+    unused = torch.arange(indices.shape[-1], device=indices.device) >= counts[..., None]
+    whole = (k_layout.sizes(indices.device)[indices] == k_layout.chunk.volume) & ~unused
+    rank = torch.where(whole, 0, 1) + unused
+    indices = indices.gather(-1, rank.argsort(dim=-1, stable=True))
+    return BlockSelection(indices, counts, whole.sum(-1, dtype=torch.int32))
