@@ -25,13 +25,13 @@ from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 
 from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint
-from pipeline.device import expected_device
-from pipeline.options import add_weights, read_weights
+from pipeline.cli.options import add_weights, read_weights
+from pipeline.engine.process import EngineProcess
+from pipeline.machine.device import expected_device
 from ui import Look, Worker, build_page
-from ui.engine import EngineProcess
-from ui.guard import Guard
-from ui.login import VARIABLE, read_logins
-from ui.visitor import PRIVATE
+from ui.access.guard import Guard
+from ui.access.login import VARIABLE, read_logins
+from ui.jobs.files import PRIVATE
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -63,7 +63,7 @@ def _main(arguments: list[str] | None) -> int:
     # `docker stop` and process managers end a server so; a default handler would skip the closing below
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     where = {"path": str(checkpoint.path), "device": options.device}
-    engine = EngineProcess("pipeline.child:load_longcat", **where, **read_weights(options).arguments)
+    engine = EngineProcess("pipeline.engine.child:load_longcat", **where, **read_weights(options).arguments)
     worker = Worker(engine, output_dir, checkpoint.name).start()
     try:
         budget = int(options.disk_budget * 1e9)

@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from pipeline import LongCatPipeline
-from pipeline.compare import psnr, ssim
+from pipeline.media.similarity import psnr, ssim
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = (

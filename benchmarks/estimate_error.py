@@ -30,7 +30,7 @@ import torch
 
 from bsa import BSAConfig, Grid
 from pipeline import LongCatPipeline, VideoRequest, VideoResult
-from pipeline.estimate import Estimator, measure
+from pipeline.estimate.estimator import Estimator, measure
 
 DENSE, HALF, THREE_QUARTERS, MOST = None, BSAConfig(sparsity=0.5), BSAConfig(sparsity=0.75), BSAConfig(sparsity=0.9375)
 LONG_BLOCKS = BSAConfig(sparsity=0.75, chunk_q=Grid(4, 8, 8), chunk_k=Grid(4, 8, 8))

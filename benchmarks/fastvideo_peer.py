@@ -10,7 +10,7 @@ from bsa import BSAConfig
 
 
 def _prepare(device: torch.device) -> None:
-    from pipeline.fastvideo_adapter import _prepare_process
+    from pipeline.model.fastvideo_adapter import _prepare_process
 
     _prepare_process(device)
     from fastvideo.distributed import parallel_state

@@ -11,7 +11,7 @@ from gpu import arguments, device_for, machine
 from torch.profiler import ProfilerActivity, profile
 
 from bsa import BSAConfig
-from pipeline.fast_forward import fast_forward
+from pipeline.model.fast_forward import fast_forward
 
 # the first that a kernel's name contains
 KINDS = {

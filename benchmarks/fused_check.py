@@ -16,10 +16,10 @@ from dit import DiTConfig, LongCatDiT, inputs
 from gpu import Rows, arguments, device_for, milliseconds
 
 from bsa import BlockLayout, BSAConfig, Grid
-from pipeline import fp8, fused
-from pipeline.fast_forward import _tables, fast_forward
-from pipeline.fp8 import Fp8Linear, Quantised, quantise
-from pipeline.offload import Offload
+from pipeline.model import fp8, fused
+from pipeline.model.fast_forward import _tables, fast_forward
+from pipeline.model.fp8 import Fp8Linear, Quantised, quantise
+from pipeline.model.offload import Offload
 
 
 def compared(ours, exact, dtype) -> dict:

@@ -1,26 +1,28 @@
 """LongCat text-to-video with dense or Block Sparse Attention, on CUDA or CPU.
 
 Importing this package imports neither torch nor FastVideo nor Triton nor a user interface, so that a process which only
-asks for videos stays small. torch comes with `LongCatPipeline` and `choose_device`, the rest with
-`LongCatPipeline.load`.
+asks for videos stays small. torch comes with `LongCatPipeline`, the rest with `LongCatPipeline.load`.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pipeline import _start  # noqa: F401  comes first
-from pipeline.checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
-from pipeline.compare import compare
-from pipeline.reproduce import cli_command, python_code
-from pipeline.request import Cancelled, Comparison, StepUpdate, VideoRequest, VideoResult
-from pipeline.resources import GpuReading, Resources, read_resources
-from pipeline.settings import VideoSettings, read_settings
-from pipeline.sweep import Sweep, SweepRun, run_sweep, sweep_videos
-from pipeline.sweep_axes import Axis
-from pipeline.sweep_result import SweepResult, SweepVideo
+from pipeline.machine.resources import GpuReading, Resources, read_resources
+from pipeline.media.comment import VideoSettings, read_settings
+from pipeline.request.as_code import cli_command, python_code
+from pipeline.request.checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
+from pipeline.request.result import Comparison, VideoResult
+from pipeline.request.video import Cancelled, StepUpdate, VideoRequest
+from pipeline.runs.compare import compare
+from pipeline.runs.run_sweep import run_sweep, sweep_videos
+from pipeline.runs.sweep import Sweep, SweepRun
+from pipeline.runs.sweep_axes import Axis
+from pipeline.runs.sweep_result import SweepResult, SweepVideo
 
 if TYPE_CHECKING:
-    from pipeline.longcat import LongCatPipeline, choose_device
+    from pipeline.machine.device import choose_device
+    from pipeline.runs.longcat import LongCatPipeline
 
 __all__ = [
     "EMBEDDED_CHECKPOINT",
@@ -50,13 +52,13 @@ __all__ = [
     "sweep_videos",
 ]
 
-_FROM_LONGCAT = ("LongCatPipeline", "choose_device")
+_MODULES = {"LongCatPipeline": "pipeline.runs.longcat", "choose_device": "pipeline.machine.device"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _FROM_LONGCAT:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(".longcat", __name__), name)
+    value = globals()[name] = getattr(import_module(_MODULES[name]), name)
     return value
 
 

@@ -1,9 +1,9 @@
-"""``python -m pipeline``: see `pipeline.cli`."""
+"""``python -m pipeline``: see `pipeline.cli.main`."""
 
 import sys
 
 from pipeline import _start
-from pipeline.cli import main
+from pipeline.cli.main import main
 
 try:
     _start.end()

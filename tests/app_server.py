@@ -18,8 +18,8 @@ from programs import ROOT
 
 import app
 from pipeline import CheckpointInfo
+from pipeline.engine.process import EngineProcess
 from ui import Worker, build_page
-from ui.engine import EngineProcess
 
 WAIT_SECONDS = 120  # far above what any of this takes, only against hanging
 

@@ -14,10 +14,10 @@ import torch
 
 from bsa import BSAConfig
 from pipeline import CheckpointInfo, StepUpdate, VideoRequest, VideoResult
-from pipeline.attention import attention_for
-from pipeline.record import record_path
-from pipeline.recorder import AttentionRecorder
-from pipeline.video import write_video
+from pipeline.media.attention_record import record_path
+from pipeline.media.write import write_video
+from pipeline.model.attention import attention_for
+from pipeline.model.recorder import AttentionRecorder
 
 CHECKPOINT = CheckpointInfo(
     path=Path("fake"),

@@ -8,7 +8,7 @@ import json
 
 import torch
 
-from pipeline import fp8, fused, fused_triton
+from pipeline.model import fp8, fused, fused_triton
 
 
 def unrounded(x):

@@ -10,9 +10,9 @@ import torch
 from random_dit import random_dit, random_inputs
 
 from bsa import BlockLayout, BSAConfig, Grid
-from pipeline import fused, fused_triton
-from pipeline.fast_forward import fast_forward
-from pipeline.forward import rope_table
+from pipeline.model import fused, fused_triton
+from pipeline.model.fast_forward import fast_forward
+from pipeline.model.forward import rope_table
 
 
 def error(pairs):

@@ -76,14 +76,14 @@ class Obedient:
 
 
 def load(say, **arguments):
-    from pipeline.child import load_longcat
+    from pipeline.engine.child import load_longcat
 
     return Obedient(load_longcat(say, **arguments), Path(os.environ[FOLDER]))
 
 
 def main() -> int:
     import app
-    from ui.engine import EngineProcess
+    from pipeline.engine.process import EngineProcess
 
     class Engine(EngineProcess):
         def __init__(self, target: str, **arguments: Any) -> None:

@@ -15,9 +15,9 @@ import torch
 
 from bsa import BSAConfig
 from pipeline import Cancelled, LongCatPipeline
-from pipeline.compare import psnr
-from pipeline.record import record_path
-from pipeline.resources import read_resources
+from pipeline.machine.resources import read_resources
+from pipeline.media.attention_record import record_path
+from pipeline.media.similarity import psnr
 
 SIZE = {"height": 128, "width": 192, "num_frames": 29, "steps": 6}
 

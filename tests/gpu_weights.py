@@ -13,10 +13,10 @@ import torch
 
 from bsa import BSAConfig
 from pipeline import LongCatPipeline
-from pipeline.compare import psnr
-from pipeline.estimate import measure
-from pipeline.memory import release_memory
-from pipeline.weights import AS_STORED, Weights
+from pipeline.estimate.calibrate import measure
+from pipeline.machine.memory import release_memory
+from pipeline.media.similarity import psnr
+from pipeline.request.weights import AS_STORED, Weights
 
 WAYS = AS_STORED, Weights(None, True), Weights("fp8"), Weights("fp8", True)
 

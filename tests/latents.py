@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline import longcat as longcat_module
+from pipeline.runs import longcat as longcat_module
 
 ORIGINAL = np.load(Path(__file__).parent / "data" / "longcat_video_6b3f4b8.npz")
 

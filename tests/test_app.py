@@ -14,12 +14,12 @@ from PIL import Image
 
 import app
 from bsa import BSAConfig
-from ui.form import form_request
-from ui.jobs import VideoJob
-from ui.plan import plan_panel
-from ui.preview import MAX_FRAMES, preview_strip
-from ui.report import report_panel, table_rows
-from ui.worker import Worker
+from ui.form.plan import plan_panel
+from ui.form.read import form_request
+from ui.jobs.job import VideoJob
+from ui.jobs.worker import Worker
+from ui.views.preview import MAX_FRAMES, preview_strip
+from ui.views.report import report_panel, table_rows
 
 FORM = {
     "prompt": "a red ball",

@@ -82,7 +82,7 @@ def test_json_that_the_python_client_does_not_send(address, width, beginning):
 
 
 def test_a_fault_of_the_program_is_a_sentence_too(client, monkeypatch, caplog):
-    monkeypatch.setattr("ui.api.read_resources", lambda *given: [][1])
+    monkeypatch.setattr("ui.api.endpoints.read_resources", lambda *given: [][1])
     with pytest.raises(AppError, match="^IndexError: list index out of range; the server's log has the details$"):
         client.predict(api_name="/resources")
     assert "/resources failed" in caplog.text

@@ -15,7 +15,7 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint
-from ui.engine import InProcess
+from pipeline.engine.process import InProcess
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

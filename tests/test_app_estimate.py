@@ -15,15 +15,16 @@ from playwright.sync_api import expect
 from test_pipeline_estimate import CPU, calibration, request, result
 
 from bsa import BSAConfig
-from pipeline import EMBEDDED_CHECKPOINT, advice, inspect_checkpoint
-from pipeline.advice import advise, crossover
-from pipeline.estimate import FILE_NAME, Estimator
+from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint
+from pipeline.estimate import advice
+from pipeline.estimate.advice import advise, crossover
+from pipeline.estimate.estimator import FILE_NAME, Estimator
 from ui import Worker
-from ui.estimates import Estimates
-from ui.eta import duration_text
-from ui.jobs import VideoJob
-from ui.panels import EXAMPLES
-from ui.plan import plan_panel
+from ui.form.fields import EXAMPLES
+from ui.form.plan import plan_panel
+from ui.jobs.estimates import Estimates
+from ui.jobs.eta import duration_text
+from ui.jobs.job import VideoJob
 
 INFO = inspect_checkpoint(EMBEDDED_CHECKPOINT)
 FORM = {

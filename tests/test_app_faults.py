@@ -15,11 +15,11 @@ import pytest
 from app_server import WAIT_SECONDS, free_port, until
 from fake_pipeline import CHECKPOINT, draw
 
-import pipeline.child as child
 from pipeline import EMBEDDED_CHECKPOINT, Cancelled, inspect_checkpoint
-from ui.engine import EngineDied, EngineProcess
-from ui.jobs import VideoJob
-from ui.worker import Worker
+from pipeline.engine import child
+from pipeline.engine.process import EngineDied, EngineProcess
+from ui.jobs.job import VideoJob
+from ui.jobs.worker import Worker
 
 ROOT = Path(__file__).parents[1]
 
@@ -153,7 +153,7 @@ class TestDeath:
         assert run(shared, job_of()).state == "done"
 
     def test_stops_trying(self, worker_of, tmp_path, monkeypatch):
-        monkeypatch.setattr("ui.worker.RETRY_SECONDS", 0.01)
+        monkeypatch.setattr("ui.jobs.worker.RETRY_SECONDS", 0.01)
         count = tmp_path / "count"
         worker = worker_of("fake_engine:load_flaky", count=str(count), failures=99)
         job = worker.submit(job_of())
@@ -163,7 +163,7 @@ class TestDeath:
         assert job.error == worker.message
 
     def test_a_second_start_may_succeed(self, worker_of, tmp_path, monkeypatch):
-        monkeypatch.setattr("ui.worker.RETRY_SECONDS", 0.01)
+        monkeypatch.setattr("ui.jobs.worker.RETRY_SECONDS", 0.01)
         worker = worker_of("fake_engine:load_flaky", count=str(tmp_path / "count"), failures=1)
         assert run(worker, job_of()).state == "done"
 
@@ -284,7 +284,7 @@ def answers(port: int) -> bool:
 def test_real_pipeline_in_its_process(tmp_path):
     """The embedded checkpoint, dense and sparse, as `app.py` runs it; and the same video as in this process."""
     info = inspect_checkpoint(EMBEDDED_CHECKPOINT)
-    engine = EngineProcess("pipeline.child:load_longcat", path=str(EMBEDDED_CHECKPOINT), device="cpu")
+    engine = EngineProcess("pipeline.engine.child:load_longcat", path=str(EMBEDDED_CHECKPOINT), device="cpu")
     worker = Worker(engine, tmp_path, info.name).start()
     try:
         request = info.request("a red ball", width=64, height=64, num_frames=17, steps=2)

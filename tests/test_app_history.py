@@ -24,8 +24,8 @@ from playwright.sync_api import expect
 from test_app_browser import EVIL
 
 from pipeline import VideoRequest
-from ui.history import run_view
-from ui.store import Record
+from ui.jobs.store import Record
+from ui.views.history import run_view
 
 REQUEST = VideoRequest(
     prompt="x", height=64, width=96, num_frames=17, steps=4, guidance_scale=1.0, seed=9, fps=15, bsa=None

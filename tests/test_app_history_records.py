@@ -10,12 +10,12 @@ from app_server import until
 from fake_pipeline import CHECKPOINT, FakePipeline
 
 from pipeline import VideoRequest
-from ui.files import poster
-from ui.jobs import VideoJob
-from ui.records import keep_record_of, record_of, restored
-from ui.store import Record, Store
-from ui.visitor import Visitors
-from ui.worker import Worker
+from ui.access.visitor import Visitors
+from ui.jobs.files import poster
+from ui.jobs.job import VideoJob
+from ui.jobs.records import keep_record_of, record_of, restored
+from ui.jobs.store import Record, Store
+from ui.jobs.worker import Worker
 
 OWNER, OTHER = "visitor:a", "visitor:b"
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from ui.files import folder_bytes, remove_folder
-from ui.store import Record, Store
+from ui.jobs.files import folder_bytes, remove_folder
+from ui.jobs.store import Record, Store
 
 OWNER, OTHER = "visitor:a", "visitor:b"
 
@@ -205,7 +205,7 @@ class TestBudget:
 class TestStart:
     def test_jobs_of_a_killed_server_are_interrupted(self, store):
         work = (
-            "import sys; from pathlib import Path; from ui.store import Record, Store; "
+            "import sys; from pathlib import Path; from ui.jobs.store import Record, Store; "
             "Store(Path(sys.argv[1])).write(Record('dead', 'visitor:a', 'video', 'running', submitted=5.0)); "
             "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
         )

@@ -13,8 +13,8 @@ from browser import Watch, fill_number, needs_chromium, notice, open_group, open
 from fake_pipeline import FakePipeline
 from playwright.sync_api import expect
 
+from ui.form.fields import EXAMPLES
 from ui.language import catalogue
-from ui.panels import EXAMPLES
 
 ROOT = Path(__file__).parent.parent
 HOLE = re.compile(r"\{[#=]?\w+\}")
@@ -80,7 +80,7 @@ def said_by(path: Path) -> set[str]:
 def page_texts() -> dict[str, str]:
     """text -> where it is from"""
     found = {}
-    for path in sorted((ROOT / "ui").glob("*.py")):
+    for path in sorted((ROOT / "ui").rglob("*.py")):
         if path.stem not in NO_PANELS:
             found |= dict.fromkeys(said_by(path), path.name)
     for path in sorted((ROOT / "ui/static").glob("*.html")):
@@ -111,7 +111,7 @@ def test_placeholders_match():
 def test_every_entry_is_used():
     """The words of each entry are in the sources, between what is filled in."""
     text = "\n".join(path.read_text("utf-8") for path in (ROOT / "ui/static").glob("*.*") if path.stem != "language")
-    for path in [path for folder in ("ui", "pipeline", "bsa") for path in (ROOT / folder).glob("*.py")]:
+    for path in [path for folder in ("ui", "pipeline", "bsa") for path in (ROOT / folder).rglob("*.py")]:
         texts = {written(node) for node in ast.walk(ast.parse(path.read_text("utf-8")))} - {None}
         text += "\n".join(texts)
     text = re.sub(r"\s+", " ", text).lower()

@@ -14,9 +14,9 @@ from fake_pipeline import CHECKPOINT, FakePipeline, draw, write_mp4, write_recor
 from playwright.sync_api import expect
 
 from bsa import BSAConfig, Grid
-from pipeline.record import AttentionRecord, record_path
-from ui import inspector
-from ui.jobs import VideoJob
+from pipeline.media.attention_record import AttentionRecord, record_path
+from ui.jobs.job import VideoJob
+from ui.views import inspector
 
 BSA = BSAConfig(sparsity=0.75, chunk_q=Grid(2, 2, 2), chunk_k=Grid(2, 2, 2))  # 3x2x3 blocks on 5x4x6 tokens
 

@@ -17,7 +17,7 @@ from fake_pipeline import SampledPipeline
 from playwright.sync_api import expect
 from stub_driver import needs_compiler
 
-from pipeline.resources import ResourceSampler
+from pipeline.machine.resources import ResourceSampler
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from fake_pipeline import CHECKPOINT, SampledPipeline
 from bsa import BSAConfig
 from pipeline import VideoRequest
 from ui import Worker
-from ui.jobs import Job, Mark, VideoJob
-from ui.live import answer
-from ui.monitor import TRACE, Span, job_peaks, spans
+from ui.jobs.job import Job, Mark, VideoJob
+from ui.jobs.monitor import TRACE, Span, job_peaks, spans
 from ui.site import Site
+from ui.views.live import answer
 
 REQUEST = VideoRequest(
     prompt="a ball",

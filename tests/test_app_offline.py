@@ -19,7 +19,7 @@ from gradio_client import Client
 
 import app
 from ui import Worker, build_page
-from ui.login import VARIABLE, read_logins
+from ui.access.login import VARIABLE, read_logins
 
 ROOT = Path(__file__).parents[1]
 JOB = "20260102-030405-0123456789ab"

@@ -15,12 +15,12 @@ from playwright.sync_api import expect
 
 import app
 from pipeline import EMBEDDED_CHECKPOINT, Cancelled, VideoRequest, inspect_checkpoint
-from pipeline.presets import Situation, longcat_bytes, presets
 from ui import Worker
-from ui.form import form_request
-from ui.jobs import Job
-from ui.model import ModelChange
-from ui.settings import form_values
+from ui.form.model import ModelChange
+from ui.form.preset_rules import Situation, longcat_bytes, presets
+from ui.form.read import form_request
+from ui.form.restore import form_values
+from ui.jobs.job import Job
 from ui.site import Site
 
 INFO = inspect_checkpoint(EMBEDDED_CHECKPOINT)

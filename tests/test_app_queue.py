@@ -10,10 +10,10 @@ from app_server import until
 from fake_pipeline import CHECKPOINT, FakePipeline
 
 from pipeline import Axis, Sweep
-from ui.jobs import Job, VideoJob
-from ui.queue import JobQueue
-from ui.sweep_job import SweepJob
-from ui.worker import Worker
+from ui.jobs.job import Job, VideoJob
+from ui.jobs.queue import JobQueue
+from ui.jobs.sweep_job import SweepJob
+from ui.jobs.worker import Worker
 
 SECONDS = 10.0  # of each part
 

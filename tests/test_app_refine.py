@@ -17,13 +17,13 @@ from gradio_client.exceptions import AppError
 from playwright.sync_api import expect
 
 from pipeline import EMBEDDED_CHECKPOINT, VideoRequest, inspect_checkpoint, read_settings
-from pipeline.clip import inspect_clip
-from pipeline.presets import NO_CLIP, NO_REFINEMENT, Situation, presets
-from pipeline.video import write_video
-from ui.form import form_request
-from ui.jobs import VideoJob
-from ui.panels import adapter_choices
-from ui.settings import form_values
+from pipeline.media.clip import inspect_clip
+from pipeline.media.write import write_video
+from ui.form.fields import adapter_choices
+from ui.form.preset_rules import NO_CLIP, NO_REFINEMENT, Situation, presets
+from ui.form.read import form_request
+from ui.form.restore import form_values
+from ui.jobs.job import VideoJob
 
 ADAPTED = replace(CHECKPOINT, loras={"refine": Path("refinement_lora.safetensors"), "distill": Path("cfg.safetensors")})
 

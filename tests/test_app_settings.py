@@ -14,10 +14,10 @@ from playwright.sync_api import expect
 from test_app_browser import EVIL
 
 from bsa import BSAConfig
-from pipeline.options import build_parser, read_request
-from pipeline.video import write_video
-from ui.form import form_request
-from ui.settings import form_values
+from pipeline.cli.options import build_parser, read_request
+from pipeline.media.write import write_video
+from ui.form.read import form_request
+from ui.form.restore import form_values
 
 REQUEST = CHECKPOINT.request(
     'it\'s a "ball"\nover two lines 🎈 \\ $(touch x)',

@@ -13,11 +13,12 @@ from app_server import until
 from fake_pipeline import FakePipeline
 from programs import interrupted_while_importing
 
-from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint, limits
-from pipeline import device as devices
-from pipeline.device import DeviceName, expected_device
+from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint
+from pipeline.estimate import refusal
+from pipeline.machine import device as devices
+from pipeline.machine.device import DeviceName, expected_device
 from ui import Worker
-from ui.estimates import Estimates
+from ui.jobs.estimates import Estimates
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ["torch", "triton", "fastvideo", "diffusers", "transformers", "skimage", "scipy", "matplotlib"]
@@ -30,7 +31,7 @@ import sys
 from pathlib import Path
 import app
 checkpoint = app.inspect_checkpoint(app.EMBEDDED_CHECKPOINT)
-worker = app.Worker(app.EngineProcess("pipeline.child:load_longcat"), Path({str(tmp_path)!r}), checkpoint.name)
+worker = app.Worker(app.EngineProcess("pipeline.engine.child:load_longcat"), Path({str(tmp_path)!r}), checkpoint.name)
 app.build_page(checkpoint, worker, device="cpu", model_switch=True)
 print([name for name in {HEAVY} if name in sys.modules])
 """
@@ -52,7 +53,7 @@ class TestDevice:
         """What NVML shows."""
 
         def show(gpus, visible=None):
-            for module in (devices, limits):
+            for module in (devices, refusal):
                 monkeypatch.setattr(module, "read_resources", lambda: SimpleNamespace(gpus=gpus))
             monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
             if visible is not None:
@@ -74,7 +75,7 @@ class TestDevice:
     def test_told_without_torch(self, gpus, monkeypatch, asked, gpus_here, visible, expected):
         gpus(self.GPUS[:gpus_here], visible)
         monkeypatch.setattr(devices.metadata, "version", lambda package: "2.12.0")
-        monkeypatch.setattr("pipeline.longcat.choose_device", lambda device: pytest.fail("PyTorch was asked"))
+        monkeypatch.setattr("pipeline.machine.device.choose_device", lambda device: pytest.fail("PyTorch was asked"))
         assert str(expected_device(asked)) == expected
 
     @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ class TestDevice:
     def test_torch_answers_in_doubt(self, gpus, monkeypatch, asked, version, visible):
         gpus(self.GPUS, visible)
         monkeypatch.setattr(devices.metadata, "version", lambda package: version)
-        monkeypatch.setattr("pipeline.longcat.choose_device", lambda device: torch.device("cuda", 7))
+        monkeypatch.setattr("pipeline.machine.device.choose_device", lambda device: torch.device("cuda", 7))
         assert expected_device(asked) == DeviceName("cuda", 7)
 
     def test_the_loaded_model_knows_better(self, gpus, tmp_path):

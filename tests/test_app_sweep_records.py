@@ -7,10 +7,10 @@ from app_server import until
 from fake_pipeline import CHECKPOINT, FakePipeline
 
 from pipeline import Axis, Sweep
-from ui.records import GONE, keep_record_of, restored
-from ui.store import Store
-from ui.sweep_job import SweepJob
-from ui.worker import Worker
+from ui.jobs.records import GONE, keep_record_of, restored
+from ui.jobs.store import Store
+from ui.jobs.sweep_job import SweepJob
+from ui.jobs.worker import Worker
 
 OWNER = "visitor:a"
 

@@ -10,10 +10,10 @@ from fake_pipeline import FakePipeline
 import app
 from bsa import BSAConfig
 from pipeline import EMBEDDED_CHECKPOINT, VideoRequest, inspect_checkpoint
-from pipeline.weights import AS_STORED, Weights
+from pipeline.engine.process import EngineProcess
+from pipeline.request.weights import AS_STORED, Weights
 from ui import Worker
-from ui.engine import EngineProcess
-from ui.settings import code_of, remarks
+from ui.form.restore import code_of, remarks
 from ui.site import Site
 
 INFO = inspect_checkpoint(EMBEDDED_CHECKPOINT)
@@ -24,7 +24,7 @@ REQUEST = VideoRequest(prompt="x", width=96, height=80, num_frames=13, steps=2, 
 @pytest.fixture
 def engine():
     path = str(EMBEDDED_CHECKPOINT)
-    engine = EngineProcess("pipeline.child:load_longcat", path=path, device="cpu", **BOTH.arguments)
+    engine = EngineProcess("pipeline.engine.child:load_longcat", path=path, device="cpu", **BOTH.arguments)
     yield engine
     engine.close()
 

@@ -14,10 +14,10 @@ from fake_engine import NOWHERE
 from fake_pipeline import CHECKPOINT, FakePipeline
 
 from pipeline import StepUpdate
-from ui.engine import EngineProcess
-from ui.eta import duration_text
-from ui.jobs import VideoJob
-from ui.worker import Worker
+from pipeline.engine.process import EngineProcess
+from ui.jobs.eta import duration_text
+from ui.jobs.job import VideoJob
+from ui.jobs.worker import Worker
 
 
 def job_of(prompt: str = "a red ball", *, both: bool = False, owner: str = "", **fields) -> VideoJob:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from programs import interrupted_while_importing
 
-from pipeline.cli import main
+from pipeline.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 
@@ -76,7 +76,7 @@ ROOT = Path(__file__).parents[1]
 def test_bad_input(tiny_checkpoint, tmp_path, monkeypatch, capsys, args, says):
     """One line on stderr and exit code 2, before anything is loaded."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pipeline.cli.LongCatPipeline.load", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("pipeline.cli.main.LongCatPipeline.load", lambda *_, **__: pytest.fail("weights were loaded"))
     try:
         code = main(["generate", "--model-path", str(tiny_checkpoint), "--prompt", "x", *args])
     except SystemExit as leaving:  # argparse
@@ -91,7 +91,7 @@ def test_bad_input(tiny_checkpoint, tmp_path, monkeypatch, capsys, args, says):
 def test_bad_input_leaves_no_folder(tmp_path, monkeypatch, capsys, tiny_checkpoint):
     """Neither what is refused nor what fails later makes the folders that it would have written into."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pipeline.cli.LongCatPipeline.load", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("pipeline.cli.main.LongCatPipeline.load", lambda *_, **__: 1 / 0)
     args = ["generate", "--model-path", str(tiny_checkpoint), "--prompt", "x", "--json", "reports/a.json"]
     assert main([*args, "--output", "new/a.mp4", "--width", "830"]) == 2
     assert main([*args, "--output", "new/a.mp4"]) == 1
@@ -112,7 +112,7 @@ def test_signals(tiny_checkpoint, tmp_path, monkeypatch, capsys, number, code):
     before = signal.getsignal(number)
     if before == signal.SIG_IGN:
         pytest.skip("started by nohup or the like, whose wish the command line respects")
-    monkeypatch.setattr("pipeline.cli.LongCatPipeline.load", lambda *_, **__: signal.raise_signal(number))
+    monkeypatch.setattr("pipeline.cli.main.LongCatPipeline.load", lambda *_, **__: signal.raise_signal(number))
     output = str(tmp_path / "v.mp4")
     assert main(["generate", "--model-path", str(tiny_checkpoint), "--prompt", "x", "--output", output]) == code
     assert capsys.readouterr().err == "interrupted\n"
@@ -120,7 +120,7 @@ def test_signals(tiny_checkpoint, tmp_path, monkeypatch, capsys, number, code):
 
 
 @pytest.mark.parametrize(
-    "module", [pytest.param("torch", id="package"), pytest.param("pipeline.inspection", id="command line")]
+    "module", [pytest.param("torch", id="package"), pytest.param("pipeline.cli.inspect", id="command line")]
 )
 def test_interrupted_while_importing(tmp_path, module):
     done = interrupted_while_importing(module, tmp_path, "-m", "pipeline", "info")
@@ -148,7 +148,7 @@ def test_failure_of_the_work_is_exit_code_1(tiny_checkpoint, tmp_path, monkeypat
     def fail(*_, **__):
         raise RuntimeError("the disk\nis full")
 
-    monkeypatch.setattr("pipeline.cli.LongCatPipeline.load", fail)
+    monkeypatch.setattr("pipeline.cli.main.LongCatPipeline.load", fail)
     assert (
         main(["generate", "--model-path", str(tiny_checkpoint), "--prompt", "x", "--output", str(tmp_path / "v.mp4")])
         == 1

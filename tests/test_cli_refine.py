@@ -10,11 +10,11 @@ import pytest
 from tiny_checkpoint import write_lora
 
 from pipeline import VideoRequest, cli_command, inspect_checkpoint, python_code
-from pipeline.cli import main
-from pipeline.clip import inspect_clip
-from pipeline.options import build_parser, read_request
-from pipeline.settings import describe
-from pipeline.video import write_video
+from pipeline.cli.main import main
+from pipeline.cli.options import build_parser, read_request
+from pipeline.media.clip import inspect_clip
+from pipeline.media.comment import describe
+from pipeline.media.write import write_video
 
 
 @pytest.fixture(scope="module")

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 from fake_hub import FakeHub, serving
 from huggingface_hub import constants
 
-from pipeline import Cancelled, download, inspect_checkpoint, room
-from pipeline.cli import main
-from pipeline.download import fetch_checkpoint, is_hub_id
+from pipeline import Cancelled, inspect_checkpoint
+from pipeline.cli.main import main
+from pipeline.estimate import refusal
+from pipeline.request import download
+from pipeline.request.download import fetch_checkpoint, is_hub_id
+from pipeline.request.weights import AS_STORED
 
 CPU = SimpleNamespace(type="cpu", index=None)
+ON_CPU = partial(refusal.check_room, device=CPU, weights=AS_STORED)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +39,7 @@ def size_of(folder):
 
 def test_fetches_a_complete_checkpoint_with_true_progress(hub, checkpoint):
     seen = []
-    path = fetch_checkpoint(hub.repo, CPU, seen.append)
+    path = fetch_checkpoint(hub.repo, ON_CPU, seen.append)
     assert inspect_checkpoint(path).parameters == inspect_checkpoint(checkpoint).parameters
     for file in checkpoint.rglob("*"):
         if file.is_file():
@@ -56,22 +61,22 @@ def test_only_what_makes_up_the_checkpoint_is_fetched(hub, checkpoint, tmp_path)
         (hub.root / folder).mkdir()
     for name in (*extra, adapter):
         (hub.root / name).write_bytes(b"0" * 100)
-    path = fetch_checkpoint(hub.repo, CPU)
+    path = fetch_checkpoint(hub.repo, ON_CPU)
     assert not [name for name in extra if (path / name).exists() or name in hub.sent]
     assert (path / adapter).exists()
 
 
 def test_a_second_time_fetches_nothing(hub):
-    first = fetch_checkpoint(hub.repo, CPU)
+    first = fetch_checkpoint(hub.repo, ON_CPU)
     hub.sent.clear()
-    assert fetch_checkpoint(hub.repo, CPU) == first
+    assert fetch_checkpoint(hub.repo, ON_CPU) == first
     assert hub.sent == {}
 
 
 def test_without_a_connection_what_is_here_suffices(hub, monkeypatch):
-    first = fetch_checkpoint(hub.repo, CPU)
+    first = fetch_checkpoint(hub.repo, ON_CPU)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
-    assert fetch_checkpoint(hub.repo, CPU) == first
+    assert fetch_checkpoint(hub.repo, ON_CPU) == first
 
 
 def test_a_broken_connection_is_resumed(hub, checkpoint):
@@ -87,11 +92,11 @@ def test_cancelling_stops_and_keeps_what_is_there(hub, checkpoint):
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        fetch_checkpoint(hub.repo, CPU, cancel)
+        fetch_checkpoint(hub.repo, ON_CPU, cancel)
     weights = [str(file.relative_to(checkpoint)) for file in checkpoint.rglob("*.safetensors")]
     fetched = [name for name in weights if list((constants_cache() / "snapshots").rglob(name))]
     assert len(fetched) < len(weights)
-    assert inspect_checkpoint(fetch_checkpoint(hub.repo, CPU)).name
+    assert inspect_checkpoint(fetch_checkpoint(hub.repo, ON_CPU)).name
 
 
 def constants_cache():
@@ -111,7 +116,7 @@ def constants_cache():
 def test_answers_of_the_hub_are_sentences(hub, status, error, sentence):
     hub.status, hub.error = status, error
     with pytest.raises(ValueError, match=sentence) as caught:
-        fetch_checkpoint(hub.repo, CPU)
+        fetch_checkpoint(hub.repo, ON_CPU)
     assert "\n" not in str(caught.value)
 
 
@@ -120,7 +125,7 @@ def test_no_connection_is_a_sentence(hub, monkeypatch):
     with pytest.raises(
         ValueError, match="there is no folder someone/longcat here, and the Hugging Face Hub, .* cannot be reached"
     ):
-        fetch_checkpoint(hub.repo, CPU)
+        fetch_checkpoint(hub.repo, ON_CPU)
 
 
 def test_another_model_is_refused_before_its_weights(hub, checkpoint, tmp_path):
@@ -128,10 +133,10 @@ def test_another_model_is_refused_before_its_weights(hub, checkpoint, tmp_path):
     shutil.copytree(checkpoint, hub.root)
     (hub.root / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
     with pytest.raises(ValueError, match="is not a LongCat checkpoint .*model_index.json names 'WanPipeline'"):
-        fetch_checkpoint(hub.repo, CPU)
+        fetch_checkpoint(hub.repo, ON_CPU)
     shutil.rmtree(hub.root / "vae")
     with pytest.raises(ValueError, match="is not a LongCat checkpoint .*vae/config.json is missing"):
-        fetch_checkpoint(hub.repo, CPU)
+        fetch_checkpoint(hub.repo, ON_CPU)
     assert not any(name.endswith(".safetensors") for name in hub.sent)
 
 
@@ -139,14 +144,14 @@ def test_a_full_disk_is_found_before_fetching(hub, monkeypatch):
     usage = SimpleNamespace(total=2**40, used=2**40, free=2**29)
     monkeypatch.setattr(download.shutil, "disk_usage", lambda folder: usage)
     with pytest.raises(ValueError, match=r"GiB more and 0\.5 GiB are free in .*; free some"):
-        fetch_checkpoint(hub.repo, CPU)
+        fetch_checkpoint(hub.repo, ON_CPU)
     assert not any(name.endswith(".safetensors") for name in hub.sent)
 
 
 def test_too_little_memory_is_found_from_the_headers(hub, checkpoint, monkeypatch):
-    monkeypatch.setattr(room, "available_memory", lambda device: 1000)
+    monkeypatch.setattr(refusal, "available_memory", lambda device: 1000)
     with pytest.raises(ValueError, match=r"the weights of someone/longcat take 0\.0 GiB in fp32 and 0\.0 GiB"):
-        fetch_checkpoint(hub.repo, CPU)
+        fetch_checkpoint(hub.repo, ON_CPU)
     largest = max(file.stat().st_size for file in checkpoint.rglob("*.safetensors"))
     assert all(sent < max(largest, 200_001) for sent in hub.sent.values())
 

@@ -11,24 +11,18 @@ import pytest
 import torch
 
 from bsa import BlockLayout, BSAConfig, Grid, select_blocks
-from pipeline import (
-    EMBEDDED_CHECKPOINT,
-    LongCatPipeline,
-    VideoRequest,
-    VideoResult,
-    cost,
-    estimate,
-    inspect_checkpoint,
-    limits,
-    room,
-)
-from pipeline.cli import main
-from pipeline.estimate import Estimator, check_fits, check_load, measure
-from pipeline.limits import refuse
+from pipeline import EMBEDDED_CHECKPOINT, LongCatPipeline, VideoRequest, VideoResult, inspect_checkpoint
+from pipeline.cli.main import main
+from pipeline.estimate import cost, refusal
+from pipeline.estimate.calibrate import measure
+from pipeline.estimate.estimator import FILE_NAME, PHASES, Estimator, check_fits, check_load
+from pipeline.estimate.refusal import refuse
+from pipeline.machine import memory
+from pipeline.request.shape import ModelShape
 
 CPU = SimpleNamespace(type="cpu", index=None)
 INFO = inspect_checkpoint(EMBEDDED_CHECKPOINT)
-SHAPE = cost.ModelShape.read(INFO)
+SHAPE = ModelShape.read(INFO)
 RATES = cost.reference_rates(CPU)
 SPARSE = BSAConfig(sparsity=0.75)
 # How much slower than the reference rates an imagined machine is, part by part.
@@ -151,7 +145,7 @@ class TestSeconds:
         # guided rows share a kernel launch, of which the model counts two
         assert found.seconds["denoise"] == pytest.approx(truth["denoise"], rel=0.05)
         assert found.seconds["decode"] == pytest.approx(truth["decode"])
-        assert found.seconds["total"] == pytest.approx(sum(found.seconds[name] for name in estimate.PHASES))
+        assert found.seconds["total"] == pytest.approx(sum(found.seconds[name] for name in PHASES))
         assert found.basis == "a short calibration on this machine"
 
     @pytest.mark.parametrize("asked", [request(), request(bsa=None)], ids=["sparse", "dense"])
@@ -284,7 +278,7 @@ class TestMemory:
             estimator.check(request(), 3 * 2**30)
 
     def test_weights_that_cannot_fit_are_refused_before_loading(self, monkeypatch):
-        monkeypatch.setattr(room, "available_memory", lambda device: 2**20)
+        monkeypatch.setattr(refusal, "available_memory", lambda device: 2**20)
         with pytest.raises(ValueError, match=r"the weights of longcat-tiny take 0\.\d GiB in fp32 and 0\.0 GiB"):
             check_load(INFO, CPU)
         with pytest.raises(ValueError, match="the weights of longcat-tiny"):
@@ -301,17 +295,17 @@ class TestMemory:
         for file, text in zip(files, ("1000000", "700000", "anon 500\ninactive_file 200000\n")):
             with open(file, "w") as stream:
                 stream.write(text)
-        assert limits._container_room(files) == 500_000
+        assert memory._container_room(files) == 500_000
         with open(files[0], "w") as stream:
             stream.write("max\n")
-        assert limits._container_room(files) is None
+        assert memory._container_room(files) is None
 
 
 def test_the_command_line_tells_what_a_video_should_take(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs").mkdir()
     own = request(steps=INFO.defaults["num_inference_steps"])
-    Estimator(INFO, CPU, tmp_path / "outputs" / estimate.FILE_NAME).observe(result(own))
+    Estimator(INFO, CPU, tmp_path / "outputs" / FILE_NAME).observe(result(own))
     assert main(["info", "--json", "-"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["seconds_expected"]["denoise"] == pytest.approx(true_seconds(own)["denoise"], abs=0.001)
@@ -325,6 +319,6 @@ def test_a_real_pipeline_can_be_measured(tiny_pipeline):
     estimator = Estimator(tiny_pipeline.info, tiny_pipeline.device)
     estimator.calibrate(json.loads(json.dumps(points)))
     found = estimator.estimate(request(frames=17, height=64, width=64))
-    assert all(found.seconds[phase] > 0 for phase in estimate.PHASES)
+    assert all(found.seconds[phase] > 0 for phase in PHASES)
     idle = next(point["bytes"] for point in points if point["part"] == "process")
     assert found.memory > idle

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from bsa import BSAConfig
-from pipeline.forwards import checked_forward, choose_forward
-from pipeline.record import AttentionRecord
+from pipeline.media.attention_record import AttentionRecord
+from pipeline.model.choose_forward import checked_forward, choose_forward
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 SAME, MIXED = BSAConfig(0.5, None, (2, 4, 4), (2, 4, 4)), BSAConfig(0.5, None, (2, 4, 4), (2, 4, 8))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from programs import run_program
 
-from pipeline.compare import psnr
+from pipeline.media.similarity import psnr
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from stub_driver import GIB, StubDriver, needs_compiler
 
-from pipeline.nvml import RETRY_SECONDS, SLOW_SECONDS
+from pipeline.machine.nvml import RETRY_SECONDS, SLOW_SECONDS
 
 FIRST, SECOND = "GPU-bbbbbbbb-0000-0000-0000-000000000000", "GPU-aaaaaaaa-0000-0000-0000-000000000000"
 PID = 4711
@@ -19,7 +19,7 @@ PID = 4711
 READER = """
 import json, sys
 from dataclasses import asdict
-from pipeline.nvml import Nvml
+from pipeline.machine.nvml import Nvml
 now = 0.0
 nvml = Nvml(clock=lambda: now)
 for line in sys.stdin:

@@ -4,9 +4,9 @@ import pytest
 import torch
 from random_dit import random_dit, random_inputs
 
-from pipeline.fast_forward import fast_forward
-from pipeline.fp8 import to_fp8, weight_bytes
-from pipeline.offload import Offload
+from pipeline.model.fast_forward import fast_forward
+from pipeline.model.fp8 import to_fp8, weight_bytes
+from pipeline.model.offload import Offload
 
 
 def made(depth, fp8, dtype=torch.float32):

@@ -18,7 +18,7 @@ import pytest
 from latents import ORIGINAL, assert_parity, final_latents
 
 from bsa import BSAConfig
-from pipeline.schedule import longcat_sigmas
+from pipeline.model.schedule import longcat_sigmas
 
 PROMPT = "a red circle bounces &amp; spins  🙂"
 HALF = BSAConfig(sparsity=0.5)

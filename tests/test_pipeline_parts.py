@@ -14,13 +14,14 @@ import torch
 
 import pipeline
 from bsa import BlockLayout, BSAConfig, Grid, block_sparse_attention
-from pipeline import LongCatPipeline, fastvideo_adapter
-from pipeline.attention import SparseAttention
-from pipeline.compare import psnr, ssim
-from pipeline.denoising import denoise, guide
-from pipeline.preview import LatentColours
-from pipeline.resources import PeakMemory
-from pipeline.schedule import longcat_sigmas
+from pipeline import LongCatPipeline
+from pipeline.machine.measure import PeakMemory
+from pipeline.media.similarity import psnr, ssim
+from pipeline.model import fastvideo_adapter
+from pipeline.model.attention import SparseAttention
+from pipeline.model.denoising import denoise, guide
+from pipeline.model.preview import LatentColours
+from pipeline.model.schedule import longcat_sigmas
 
 
 def fresh_process(code, **environment):
@@ -34,7 +35,7 @@ def fresh_process(code, **environment):
 def test_import_is_light():
     """Importing the package pulls in no FastVideo, no Triton, no diffusers and no user interface."""
     heavy = ["fastvideo", "triton", "diffusers", "transformers", "gradio", "skimage"]
-    code = f"import sys, pipeline, pipeline.cli; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, pipeline, pipeline.cli.main; print([name for name in {heavy} if name in sys.modules])"
     assert fresh_process(code).stdout.strip() == "[]"
 
 
@@ -43,7 +44,7 @@ def test_names_of_the_package():
     code = "import sys, pipeline; print('torch' in sys.modules, pipeline.compare.__name__); from pipeline import *; "
     code += "print('torch' in sys.modules, LongCatPipeline.__module__, choose_device('cpu'), compare.__module__)"
     said = fresh_process(code).stdout.splitlines()
-    assert said == ["False compare", "True pipeline.longcat cpu pipeline.compare"]
+    assert said == ["False compare", "True pipeline.runs.longcat cpu pipeline.runs.compare"]
     assert set(pipeline.__all__) <= set(dir(pipeline))
     assert not hasattr(pipeline, "nonsense")
 
@@ -56,7 +57,7 @@ def test_threads_sleep_while_they_wait(monkeypatch, wanted, policy):
     """What the OpenMP runtime itself reports when PyTorch loads it."""
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     environment = {"OMP_DISPLAY_ENV": "TRUE"} | ({"OMP_WAIT_POLICY": wanted} if wanted else {})
-    assert f"OMP_WAIT_POLICY = '{policy}'" in fresh_process("import pipeline.cli", **environment).stderr
+    assert f"OMP_WAIT_POLICY = '{policy}'" in fresh_process("import pipeline.cli.main", **environment).stderr
 
 
 # -- guidance and update ----------------------------------------------------------------------------

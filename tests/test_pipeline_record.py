@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from bsa import BlockLayout, BSAConfig, Grid, block_sparse_attention
-from pipeline import VideoRequest, cli
-from pipeline.attention import attention_for
-from pipeline.record import AttentionRecord, Sampled, record_path
-from pipeline.recorder import MANY_BLOCKS, STORED_BYTES, AttentionRecorder
+from pipeline import VideoRequest
+from pipeline.cli import main
+from pipeline.media.attention_record import AttentionRecord, Sampled, record_path
+from pipeline.model.attention import attention_for
+from pipeline.model.recorder import MANY_BLOCKS, STORED_BYTES, AttentionRecorder
 
 LAYERS, HEADS, DIM = 3, 2, 8
 
@@ -259,7 +260,7 @@ def test_inspect_prints_the_means_and_writes_them_as_json(tmp_path, capsys):
     record, _ = record_random(request_for(Grid(5, 3, 7), SMALL))
     path = tmp_path / "video.attention.npz"
     record.save(path)
-    assert cli.main(["inspect", str(path), "--json", str(tmp_path / "report.json")]) == 0
+    assert main.main(["inspect", str(path), "--json", str(tmp_path / "report.json")]) == 0
     text = capsys.readouterr().out
     report = json.loads((tmp_path / "report.json").read_text())
     np.testing.assert_allclose(report["recall_by_layer"], record.recall.mean(axis=(0, 2)), rtol=1e-6)
@@ -269,7 +270,7 @@ def test_inspect_prints_the_means_and_writes_them_as_json(tmp_path, capsys):
     shown = np.array([[float(cell) for cell in row[1:]] for row in rows[:LAYERS]])
     expected = 100 * record.recall.mean(axis=2).T
     np.testing.assert_allclose(shown, np.column_stack([expected, expected.mean(axis=1)]), atol=0.051)
-    assert cli.main(["inspect", str(path), "--json", "-"]) == 0
+    assert main.main(["inspect", str(path), "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out) == report
-    assert cli.main(["inspect", str(tmp_path / "none.npz")]) == 2
+    assert main.main(["inspect", str(tmp_path / "none.npz")]) == 2
     assert "there is no file" in capsys.readouterr().err

@@ -10,11 +10,13 @@ from latents import ORIGINAL, assert_parity, final_latents
 from tiny_checkpoint import write_lora
 
 from bsa import BSAConfig
-from pipeline import LongCatPipeline, VideoRequest, read_settings, refiner
-from pipeline.clip import inspect_clip, read_clip
-from pipeline.refine import Refinement, latent_frames, refined_size, steps_run
-from pipeline.refiner import enlarge
-from pipeline.video import write_video
+from pipeline import LongCatPipeline, VideoRequest, read_settings
+from pipeline.media.clip import inspect_clip, read_clip
+from pipeline.media.write import write_video
+from pipeline.model import start_from_clip
+from pipeline.model.schedule import refine_schedule
+from pipeline.model.start_from_clip import enlarge
+from pipeline.request.refinement import Refinement, latent_frames, refined_size, steps_run
 
 PROMPT = "a red circle bounces &amp; spins  🙂"
 
@@ -50,7 +52,7 @@ CASES = [
 @pytest.mark.parametrize(("case", "settings"), CASES)
 def test_latents_of_the_original(pipeline, frames, clip, monkeypatch, case, settings):
     """generate_refine with the adapter: enlarging, padding, VAE, both draws of seed 7, schedule, denoising."""
-    monkeypatch.setattr(refiner, "read_clip", lambda path: frames)  # before H.264 took its share
+    monkeypatch.setattr(start_from_clip, "read_clip", lambda path: frames)  # before H.264 took its share
     request = pipeline.info.refinement(PROMPT, clip, height=64, width=128, seed=7, **settings)
     assert_parity(final_latents(pipeline, request, monkeypatch), case)
 
@@ -65,7 +67,7 @@ def test_schedule_of_the_original(pipeline, clip, case, level):
     batch = model.start(request)
     model.encode_text(batch)
     model.set_timesteps(batch)
-    schedule = refiner.refine_schedule(model.scheduler.timesteps, level)
+    schedule = refine_schedule(model.scheduler.timesteps, level)
     np.testing.assert_allclose(schedule.timesteps, ORIGINAL[f"{case}.timesteps"], rtol=3e-7)
     np.testing.assert_allclose(schedule.sigmas, ORIGINAL[f"{case}.sigmas"], rtol=3e-7)
     assert steps_run(50, level, pipeline.info.shift) == len(schedule.timesteps)

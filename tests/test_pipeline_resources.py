@@ -14,8 +14,8 @@ import pynvml
 import pytest
 
 from pipeline import GpuReading, read_resources
-from pipeline.resources import ResourceSampler, _torch_gpu
-from pipeline.samples import Samples
+from pipeline.machine.resources import ResourceSampler, _torch_gpu
+from pipeline.machine.samples import Samples
 
 FIRST, SECOND = "GPU-bbbbbbbb-0000-0000-0000-000000000000", "GPU-aaaaaaaa-0000-0000-0000-000000000000"
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.sentences import one_line
+from pipeline.request.sentences import one_line
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,8 @@ from pipeline import (
     python_code,
     read_settings,
 )
-from pipeline.options import build_parser, read_request
-from pipeline.video import write_video
+from pipeline.cli.options import build_parser, read_request
+from pipeline.media.write import write_video
 
 ROOT = Path(__file__).parents[1]
 FRAMES = np.zeros((5, 32, 32, 3), np.uint8)

@@ -10,7 +10,8 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
-from pipeline.video import check_writable, expand_user, prepare_output, write_video
+from pipeline.machine.paths import check_writable, expand_user
+from pipeline.media.write import prepare_output, write_video
 
 FRAMES = np.random.default_rng(0).integers(0, 255, (5, 32, 48, 3), dtype=np.uint8)
 
@@ -75,7 +76,7 @@ def test_a_full_disk_keeps_the_video_elsewhere(tmp_path, temporary, failing_ffmp
 
 def test_no_place_at_all(tmp_path, temporary, failing_ffmpeg, monkeypatch):
     """Says so, and leaves an older video of that name as it was."""
-    monkeypatch.setattr("pipeline.video.temporary_folder", lambda: temporary / "full")
+    monkeypatch.setattr("pipeline.media.write.temporary_folder", lambda: temporary / "full")
     output = tmp_path / "full" / "v.mp4"
     output.parent.mkdir()
     output.write_bytes(b"older")

@@ -12,16 +12,18 @@ from random_dit import random_dit
 from tiny_checkpoint import write_lora
 
 from bsa import BSAConfig
-from pipeline import LongCatPipeline, compare, fastvideo_adapter, fp8, read_settings
-from pipeline.cli import main
-from pipeline.fast_forward import fast_forward
-from pipeline.forwards import check_weights, choose_forward
-from pipeline.fp8 import Fp8Linear, is_fp8
-from pipeline.placement import Visiting, place
-from pipeline.record import AttentionRecord, record_path
-from pipeline.sweep import Sweep, run_sweep
-from pipeline.sweep_axes import parse_axis
-from pipeline.weights import AS_STORED, Weights
+from pipeline import LongCatPipeline, compare, read_settings
+from pipeline.cli.main import main
+from pipeline.media.attention_record import AttentionRecord, record_path
+from pipeline.model import fastvideo_adapter, fp8
+from pipeline.model.choose_forward import check_weights, choose_forward
+from pipeline.model.fast_forward import fast_forward
+from pipeline.model.fp8 import Fp8Linear, is_fp8
+from pipeline.model.offload import Visiting, place
+from pipeline.request.weights import AS_STORED, Weights
+from pipeline.runs.run_sweep import run_sweep
+from pipeline.runs.sweep import Sweep
+from pipeline.runs.sweep_axes import parse_axis
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 FP8, OFFLOAD, BOTH = Weights("fp8"), Weights(None, True), Weights("fp8", True)
@@ -86,7 +88,7 @@ class TestVideos:
         flows = []
         for weights in (AS_STORED, FP8):
             pipeline = load(weights)
-            monkeypatch.setattr("pipeline.forwards.fast_forward", self.kept(flows))
+            monkeypatch.setattr("pipeline.model.choose_forward.fast_forward", self.kept(flows))
             pipeline.generate_frames(request_of(pipeline, **changes))
         exact, ours = flows[0], flows[len(flows) // 2]
         # 3.7 % in each product of two layers with strong adapters and sparse choices that may fall otherwise
@@ -139,7 +141,7 @@ class TestVideos:
 
     @pytest.mark.parametrize("weights", ALL)
     def test_the_machine_can_be_measured_with_them(self, load, weights):
-        from pipeline.estimate import measure
+        from pipeline.estimate.calibrate import measure
 
         parts = {point["part"] for point in measure(load(weights))}
         assert parts >= {"process", "linear", "dense", "sparse", "decode"}
@@ -171,7 +173,7 @@ class TestPlacement:
         )
         for number, block in enumerate(model.blocks):
             block.number = number
-        monkeypatch.setattr("pipeline.placement.Offload", lambda *args: "offload")
+        monkeypatch.setattr("pipeline.model.offload.Offload", lambda *args: "offload")
         assert place(model, CUDA, torch.bfloat16, BOTH) == "offload"
         of_blocks = [(number, *to) for number, to in moves if number is not None]
         there = [(n, torch.bfloat16) for n in range(4)]

@@ -8,13 +8,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pipeline import EMBEDDED_CHECKPOINT, VideoRequest, cli_command, cost, inspect_checkpoint, python_code, room
-from pipeline.estimate import Estimator, check_load
-from pipeline.fp8 import to_fp8, weight_bytes
-from pipeline.offload import Offload
-from pipeline.presets import LONGCAT_SHAPE, Situation, presets
-from pipeline.room import check_room, smaller_weights
-from pipeline.weights import AS_STORED, Weights
+from pipeline import EMBEDDED_CHECKPOINT, VideoRequest, cli_command, inspect_checkpoint, python_code
+from pipeline.estimate import footprint, refusal
+from pipeline.estimate.estimator import Estimator, check_load
+from pipeline.estimate.refusal import check_room, smaller_weights
+from pipeline.model.fp8 import to_fp8, weight_bytes
+from pipeline.model.offload import Offload
+from pipeline.request.shape import ModelShape
+from pipeline.request.weights import AS_STORED, Weights
+from ui.form.preset_rules import LONGCAT_SHAPE, Situation, presets
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
@@ -33,7 +35,7 @@ def memory(monkeypatch):
     """Sets what is available of the GPU and the host, in GiB."""
 
     def available(gpu, host=64):
-        monkeypatch.setattr(room, "available_memory", lambda device: (gpu if device.type == "cuda" else host) * GIB)
+        monkeypatch.setattr(refusal, "available_memory", lambda device: (gpu if device.type == "cuda" else host) * GIB)
 
     return available
 
@@ -50,28 +52,28 @@ class TestCounting:
             model = dit.LongCatDiT(dit.DiTConfig(**dit.REAL)).to(torch.bfloat16)
         model = to_fp8(model) if weights.quantization else model
         others = 2 * (LONGCAT_SHAPE.text_encoder + LONGCAT_SHAPE.vae)
-        counted = cost.weight_bytes(LONGCAT_SHAPE, GPU, weights) - others
+        counted = footprint.weight_bytes(LONGCAT_SHAPE, GPU, weights) - others
         assert counted == pytest.approx(weight_bytes(model), rel=0.002)
         assert counted / GIB == pytest.approx(published, abs=0.06)
-        block = cost.block_bytes(LONGCAT_SHAPE, GPU, weights)
+        block = footprint.block_bytes(LONGCAT_SHAPE, GPU, weights)
         assert block == pytest.approx(weight_bytes(model.blocks[0]), rel=0.002)
 
     def test_of_offloaded_ones(self):
         """Two blocks, what is beside the blocks, the VAE; the text encoder's embedding and one layer while it runs."""
         for weights, host in ((OFFLOAD, 35.8), (BOTH, 23.8)):
-            assert cost.host_bytes(LONGCAT_SHAPE, GPU, weights) / GIB == pytest.approx(host, abs=0.1)
-            block = cost.block_bytes(LONGCAT_SHAPE, GPU, weights)
-            beside = cost.weight_bytes(LONGCAT_SHAPE, GPU, weights) - 2 * block - 2 * LONGCAT_SHAPE.vae
+            assert footprint.host_bytes(LONGCAT_SHAPE, GPU, weights) / GIB == pytest.approx(host, abs=0.1)
+            block = footprint.block_bytes(LONGCAT_SHAPE, GPU, weights)
+            beside = footprint.weight_bytes(LONGCAT_SHAPE, GPU, weights) - 2 * block - 2 * LONGCAT_SHAPE.vae
             assert 2 * LONGCAT_SHAPE.text_visit < beside < 2.2 * LONGCAT_SHAPE.text_visit
-        assert cost.host_bytes(LONGCAT_SHAPE, CPU, BOTH) == 0
+        assert footprint.host_bytes(LONGCAT_SHAPE, CPU, BOTH) == 0
 
     def test_as_offloaded_in_the_embedded_checkpoint(self, tiny_pipeline):
         from pipeline import LongCatPipeline
 
-        shape = cost.ModelShape.read(INFO)
+        shape = ModelShape.read(INFO)
         with LongCatPipeline.load(device="cpu", offload=True).exclusive() as model:
             assert isinstance(model.offload, Offload)
-            in_blocks = shape.depth * cost.block_bytes(shape, CPU, OFFLOAD)
+            in_blocks = shape.depth * footprint.block_bytes(shape, CPU, OFFLOAD)
             assert model.offload.host_bytes == pytest.approx(in_blocks, rel=0.02)
             layers = model._pipeline.modules["text_encoder"].encoder.block
             together = shape.text_encoder - (len(layers) - 1) * sum(p.numel() for p in layers[0].parameters())
@@ -79,7 +81,7 @@ class TestCounting:
 
     @pytest.mark.parametrize("weights", [FP8, OFFLOAD, BOTH])
     def test_less_is_needed_with_them(self, weights):
-        for needed in (cost.least_bytes, cost.activation_bytes):
+        for needed in (footprint.least_bytes, footprint.activation_bytes):
             assert needed(LONGCAT_SHAPE, HD, GPU, weights) < needed(LONGCAT_SHAPE, HD, GPU)
 
 
@@ -134,7 +136,7 @@ class TestRemedies:
     def test_a_video_that_does_not_fit(self, monkeypatch):
         estimator = Estimator(INFO, CPU)
         estimator._shape, estimator.device = LONGCAT_SHAPE, GPU
-        monkeypatch.setattr(room, "available_memory", lambda device: 64 * GIB)
+        monkeypatch.setattr(refusal, "available_memory", lambda device: 64 * GIB)
         with pytest.raises(ValueError, match=r"what fits: .*; it fits as it is with --quantization fp8$"):
             estimator.check(HD, 40 * GIB)
         with pytest.raises(ValueError, match=r"no size fits; .*; it fits as it is with --offload$"):
@@ -196,7 +198,7 @@ class TestReproduction:
 
     @pytest.mark.parametrize("weights", [AS_STORED, FP8, OFFLOAD, BOTH])
     def test_code_has_the_options(self, weights):
-        from pipeline.options import build_parser, read_weights
+        from pipeline.cli.options import build_parser, read_weights
 
         words = cli_command(HD, **self.where, weights=weights).split()
         assert words[:3] == ["python", "-m", "pipeline"]

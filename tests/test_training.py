@@ -210,7 +210,7 @@ def test_the_score_counts_what_was_recognised():
 
 
 def test_a_video_file_is_read_as_it_was_written(tmp_path):
-    from pipeline.video import write_video
+    from pipeline.media.write import write_video
 
     ramp = torch.linspace(20, 230, 32).byte().expand(5, 48, 32).unsqueeze(-1).repeat(1, 1, 1, 3).numpy()
     write_video(tmp_path / "ramp.mp4", ramp, 15, {})

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.denoising import guide
+from pipeline.model.denoising import guide
 from training.data import add_pool_arguments, open_pool
 from training.optim import Optimiser, trapezoid
 from training.parallel import join

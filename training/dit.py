@@ -1,4 +1,4 @@
-"""The LongCat transformer as plain torch.nn modules under FastVideo's names; `pipeline.forward` runs it."""
+"""The LongCat transformer as plain torch.nn modules under FastVideo's names; `pipeline.model.forward` runs it."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class _FinalLayer(nn.Module):
 
 
 class LongCatDiT(nn.Module):
-    """Parameters of LongCatTransformer3DModel; forward is `pipeline.forward.longcat_forward(model, ...)`."""
+    """Parameters of LongCatTransformer3DModel; forward is `pipeline.model.forward.longcat_forward(model, ...)`."""
 
     def __init__(self, config: DiTConfig = DiTConfig()):
         super().__init__()

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from bsa import BSAConfig
 from pipeline import EMBEDDED_CHECKPOINT, LongCatPipeline
-from pipeline.compare import psnr
-from pipeline.video import write_video
+from pipeline.media.similarity import psnr
+from pipeline.media.write import write_video
 from training.data import sample_test_scenes
 from training.judge import NAMES, VIEW, Judge
 from training.render import pack, render

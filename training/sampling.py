@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from bsa import BSAConfig, block_sparse_attention
-from pipeline.forward import EAGER, Attend, Stages, attend_dense, longcat_forward
-from pipeline.schedule import longcat_sigmas
+from pipeline.model.forward import EAGER, Attend, Stages, attend_dense, longcat_forward
+from pipeline.model.schedule import longcat_sigmas
 
 SHIFT = 8.0  # of the timesteps; goes into scheduler_config.json
 # Where a shape is and where it goes is settled while nearly everything is noise: over the many tokens of one object

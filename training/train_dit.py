@@ -18,7 +18,7 @@ from torch import nn
 from transformers import UMT5Config, UMT5EncoderModel
 
 from bsa import BSAConfig
-from pipeline.forward import EAGER, Attend, Stages, after_attention, attend_dense, before_attention
+from pipeline.model.forward import EAGER, Attend, Stages, after_attention, attend_dense, before_attention
 from training.data import Pool, add_pool_arguments, open_pool
 from training.dit import LongCatDiT
 from training.optim import Optimiser, trapezoid

@@ -11,31 +11,31 @@ import gradio as gr
 
 from bsa import BSAConfig
 from pipeline import CheckpointInfo
-from ui import panels
-from ui.api import add_api
-from ui.follow import Changes, Follower, notice_html, watch_for_jobs
-from ui.form import MASS, SIDE_BY_SIDE, TOP_K, form_request, new_seed, page_sentence
-from ui.history import history_panel
-from ui.inspector import inspector_panel
-from ui.jobs import VideoJob
+from ui.access.visitor import Visitors
+from ui.api.endpoints import add_api
+from ui.form import fields
+from ui.form.model import model_field
+from ui.form.plan import plan_panel
+from ui.form.presets import PresetList
+from ui.form.read import MASS, SIDE_BY_SIDE, TOP_K, form_request, new_seed, page_sentence
+from ui.form.refine import ClipChooser, refine_fields
+from ui.form.restore import OF_ONE_VIDEO, code_panel, fill, form_values, settings_drop
+from ui.jobs.job import VideoJob
+from ui.jobs.records import keep_record_of
+from ui.jobs.store import DEFAULT_BUDGET, Store
+from ui.jobs.worker import Worker
 from ui.language import SWITCH, language_script
-from ui.live import LivePanel
-from ui.model import model_field
-from ui.parts import QUIET, box
-from ui.plan import plan_panel
-from ui.presets import PresetList
-from ui.records import keep_record_of
-from ui.refine import ClipChooser, refine_fields
-from ui.report import report_panel
-from ui.settings import OF_ONE_VIDEO, code_panel, fill, form_values, settings_drop
+from ui.look.parts import QUIET, box, notice_html
+from ui.look.theme import theme
 from ui.site import Site
-from ui.stage import Stage
 from ui.static import asset
-from ui.store import DEFAULT_BUDGET, Store
-from ui.sweep import SWEEP_TAB, SweepPanel
-from ui.theme import theme
-from ui.visitor import Visitors
-from ui.worker import Worker
+from ui.views.follow import Changes, Follower, watch_for_jobs
+from ui.views.history import history_panel
+from ui.views.inspector import inspector_panel
+from ui.views.live import LivePanel
+from ui.views.report import report_panel
+from ui.views.stage import Stage
+from ui.views.sweep import SWEEP_TAB, SweepPanel
 
 TITLE = "Block Sparse Attention for video"
 STYLES = ("page", "wide", "language", "player", "live", "outlook", "presets", "inspector", "code", "history", "sweep")
@@ -80,12 +80,12 @@ def build_page(
         watch = watch_for_jobs(site)
         with gr.Row(elem_id="layout"):
             with gr.Column(elem_id="compose"):
-                fields: panels.Fields = {"prompt": panels.prompt_field()}
+                fields: fields.Fields = {"prompt": fields.prompt_field()}
                 with gr.Row(elem_id="buttons"):
                     generate = gr.Button("Generate", variant="primary", interactive=False, elem_id="generate")
                     stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop")
                 notice = box("notice")
-                panels.examples(fields["prompt"])
+                fields.examples(fields["prompt"])
             with gr.Column(elem_id="results"):
                 stage = Stage()
                 live = LivePanel(site)
@@ -99,12 +99,12 @@ def build_page(
                         sweep = SweepPanel(site, store)
             with gr.Column(elem_id="settings"):
                 with gr.Group(elem_id="attention"):
-                    fields |= panels.attention_fields(default)
+                    fields |= fields.attention_fields(default)
                     plan = box("plan")
                 with gr.Accordion("Chunk shapes and block selection", open=False):
-                    fields |= panels.block_fields(default)
+                    fields |= fields.block_fields(default)
                 with gr.Accordion("Size, frames, steps, guidance, seed", open=False):
-                    fields |= panels.video_fields(checkpoint)
+                    fields |= fields.video_fields(checkpoint)
                 with gr.Accordion("Refine a clip", open=False, elem_id="refine") as refine:
                     fields |= refine_fields()
                     clips = ClipChooser(site, fields, notice, shown, refine)

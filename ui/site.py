@@ -8,10 +8,10 @@ from functools import cached_property
 import gradio as gr
 
 from pipeline import CheckpointInfo
-from ui.estimates import Estimates
-from ui.monitor import Monitor
-from ui.visitor import Visitors
-from ui.worker import Worker
+from ui.access.visitor import Visitors
+from ui.jobs.estimates import Estimates
+from ui.jobs.monitor import Monitor
+from ui.jobs.worker import Worker
 
 
 @dataclass(eq=False)

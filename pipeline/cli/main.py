@@ -1,0 +1,284 @@
+"""Command line: ``python -m pipeline generate``, ``refine``, ``sweep``, ``info`` and ``inspect``.
+
+Exit codes: 0 done, 1 the work failed, 2 something in the input cannot be used, and as a shell has it for programs that
+a signal ended: 130 interrupted, 143 terminated, 129 the terminal closed, 141 nobody reads the output any more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from tqdm import tqdm
+
+from pipeline.cli.inspect import run_inspect
+from pipeline.cli.options import build_parser, open_checkpoint, read_request, read_weights
+from pipeline.cli.sweep import run_sweep_command
+from pipeline.estimate.estimator import check_fits, outlook
+from pipeline.machine.device import choose_device
+from pipeline.machine.memory import out_of_memory
+from pipeline.machine.paths import check_writable
+from pipeline.media.write import prepare_output
+from pipeline.model.choose_forward import check_weights, choose_forward
+from pipeline.request.result import Comparison, VideoResult
+from pipeline.request.sentences import one_line
+from pipeline.request.video import Cancelled, StepUpdate
+from pipeline.runs.compare import compare
+from pipeline.runs.longcat import LongCatPipeline
+
+
+class _Bar:
+    """One tqdm bar per phase, driven by the true steps."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm | None = None
+
+    def __call__(self, update: StepUpdate) -> None:
+        if update.step == 0 or self._bar is None:
+            self.close()
+            labels = {"text": "Text", "encode": "Encode", "denoise": "Denoise", "decode": "Decode"}
+            self._bar = tqdm(total=update.total, desc=labels[update.phase], unit="step", file=sys.stderr)
+        self._bar.update(update.step - self._bar.n)
+        if update.step == update.total:
+            self.close()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def run_generate(args: argparse.Namespace) -> dict[str, Any]:
+    """Make or refine the video (or both) and return the report."""
+    weights = read_weights(args)
+    weights.check_forward(args.forward)
+    info = open_checkpoint(args.model_path, args.device, weights)
+    request = read_request(args, info)
+    device = choose_device(args.device)
+    check_weights(weights, args.forward, device)
+    check_fits(info, request, device, weights)
+    choose_forward(args.forward, request, device, weights)
+    output = args.output or _new_name(request.seed, ".mp4" if not args.compare else "")
+    # loading may take minutes: everything that can be found wrong is found before
+    if args.compare and output.suffix.lower() == ".mp4":
+        raise ValueError(f"--compare makes two videos, and {output} names one file; name a folder for them")
+    for file in (output / "dense.mp4", output / "sparse.mp4") if args.compare else (output,):
+        prepare_output(file)
+    active, reason = request.bsa_status()
+    if request.bsa is None and not args.dense:
+        config = info.path / "transformer" / "config.json"
+        print(f"BSA is off: {config} does not set enable_bsa; --sparsity 0.9375 turns it on", file=sys.stderr)
+    if args.compare and not active:
+        raise ValueError(f"nothing to compare: {reason}")
+
+    pipeline = LongCatPipeline.load(
+        info.path,
+        args.device,
+        on_message=lambda message: print(message, file=sys.stderr),
+        record=args.record,
+        forward=args.forward,
+        **weights.arguments,
+    )
+    bar = _Bar()
+    try:
+        if args.compare:
+            comparison = compare(pipeline, request, bar, output)
+            _print_comparison(comparison, args.json)
+            return comparison.to_dict()
+        result = pipeline.generate(request, bar, output)
+        _print_result(result, args.json)
+        return result.to_dict()
+    finally:
+        bar.close()
+
+
+def run_grid(args: argparse.Namespace) -> dict[str, Any]:
+    """Make the videos of a sweep and return the report."""
+    bar = _Bar()
+    try:
+        return run_sweep_command(args, bar, _report_stream(args.json))
+    finally:
+        bar.close()
+
+
+def _new_name(seed: int, suffix: str) -> Path:
+    """In outputs/, by time and seed; the rest tells apart two that begin in the same second."""
+    return Path("outputs") / f"{time.strftime('%Y%m%d-%H%M%S')}-seed{seed}-{uuid.uuid4().hex[:4]}{suffix}"
+
+
+def run_info(args: argparse.Namespace) -> dict[str, Any]:
+    """Describe the checkpoint and the request, and return the description."""
+    weights = read_weights(args)
+    info = open_checkpoint(args.model_path, weights=weights)
+    request = read_request(args, info)
+    active, reason = request.bsa_status()
+    report: dict[str, Any] = {
+        "checkpoint": str(info.path),
+        "parameters": info.parameters,
+        "size": f"{request.width}x{request.height}, {request.num_frames} frames at {request.fps} fps",
+        "steps": request.steps,
+        "guidance_scale": request.guidance_scale,
+        "token_grid": str(request.grid),
+        "tokens": request.grid.volume,
+        "bsa_active": active,
+        "bsa_reason": reason,
+    }
+    if active:
+        plan = request.bsa.blocks(request.grid)
+        report |= {
+            "bsa_params": request.bsa.to_bsa_params(),
+            "query_blocks": plan.q_blocks.volume,
+            "key_blocks": plan.k_blocks.volume,
+            "key_blocks_kept": plan.kept,
+        }
+    report |= weights.versions | outlook(info, request, choose_device("auto"), Path("outputs"), weights)
+    if args.json != "-":
+        for name, value in report.items():
+            print(f"{name.replace('_', ' '):16} {_shown(name, value)}")
+    return report
+
+
+def _shown(name: str, value: Any) -> Any:
+    if name.startswith("memory_"):
+        return f"{value / 2**30:.2f} GiB"
+    if name == "seconds_expected":
+        return "unknown" if value is None else ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in value.items())
+    return value
+
+
+def _print_result(result: VideoResult, json_target: str | None) -> None:
+    seconds = ", ".join(f"{phase} {value:.2f}" for phase, value in result.seconds.items())
+    blocks = f", {result.blocks_kept:g} of {result.blocks_total} key blocks" if result.bsa_active else ""
+    lines = [
+        f"video     {result.video}",
+        f"seconds   {seconds}",
+        f"memory    {result.peak_memory / 2**30:.2f} GiB peak ({result.peak_memory_label})",
+        f"attention {'BSA' if result.bsa_active else 'dense'}, {result.density:.2%} of the token pairs{blocks}",
+    ]
+    print("\n".join(lines), file=_report_stream(json_target))
+
+
+def _print_comparison(comparison: Comparison, json_target: str | None) -> None:
+    for result in (comparison.dense, comparison.sparse):
+        _print_result(result, json_target)
+    similarity = f"PSNR {comparison.psnr:.2f} dB, SSIM {comparison.ssim:.4f} to dense"
+    print(f"speed-up  {comparison.speedup:.2f}x denoising; {similarity}", file=_report_stream(json_target))
+
+
+def _report_stream(json_target: str | None) -> TextIO:
+    return sys.stderr if json_target == "-" else sys.stdout
+
+
+def _write_json(report: dict[str, Any], target: str) -> None:
+    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    if target == "-":
+        print(text, end="")
+        return
+    try:
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        Path(target).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OSError(f"cannot write the report to {target}: {error.strerror}; free some space") from error
+
+
+class _LogHandler(logging.Handler):
+    """Writes to stderr above a progress bar, not through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def _set_up_logging(verbose: bool) -> None:
+    handler = _LogHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    for name in ("pipeline", "bsa") + (("fastvideo",) if verbose else ()):
+        logger = logging.getLogger(name)
+        if not any(isinstance(present, _LogHandler) for present in logger.handlers):
+            logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    if verbose:
+        os.environ["FASTVIDEO_LOGGING_LEVEL"] = "INFO"
+
+
+class _Ended(KeyboardInterrupt):
+    """A signal that would have ended the process at once, with half a video on the disk."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise as SIGINT does, except where somebody chose otherwise (nohup)."""
+
+    def end(number: int, frame: object) -> None:
+        raise _Ended(number)
+
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+_COMMANDS = {
+    "generate": run_generate,
+    "refine": run_generate,
+    "sweep": run_grid,
+    "info": run_info,
+    "inspect": lambda args: run_inspect(args, sys.stderr if args.json == "-" else sys.stdout),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    args = build_parser().parse_args(argv)
+    _set_up_logging(args.verbose)
+    try:
+        with _signals_raise():
+            if args.json and args.json != "-":
+                check_writable(Path(args.json))
+            report = _COMMANDS[args.command](args)
+            if args.json:
+                _write_json(report, args.json)
+            sys.stdout.flush()
+    except (KeyboardInterrupt, Cancelled) as ending:
+        print("interrupted", file=sys.stderr)
+        return 128 + getattr(ending, "number", signal.SIGINT)
+    except BrokenPipeError:
+        # whoever read the output is gone, so there is nobody to tell, not even by Python when it ends
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return 128 + signal.SIGPIPE
+    except Exception as error:
+        if args.verbose:
+            logging.getLogger("pipeline").exception("traceback")
+        return _report_failure(error)
+    return 0
+
+
+def _report_failure(error: Exception) -> int:
+    if isinstance(error, torch.OutOfMemoryError):
+        remedy = "use a smaller size, fewer frames, --offload, or --device cpu"
+        print(f"error: the GPU ran out of memory; {remedy}", file=sys.stderr)
+        return 1
+    if out_of_memory(error):
+        print("error: the host's memory does not suffice; use a smaller size or fewer frames", file=sys.stderr)
+        return 1
+    message = one_line(error) or type(error).__name__
+    print(f"error: {message}", file=sys.stderr)
+    return 2 if isinstance(error, ValueError) else 1

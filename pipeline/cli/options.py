@@ -1,0 +1,356 @@
+"""Options of the command line and the request that they describe."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tqdm import tqdm
+
+from bsa import BSAConfig, Grid
+from pipeline.cli.inspect import add_inspect
+from pipeline.estimate.refusal import check_room
+from pipeline.machine.device import choose_device
+from pipeline.media.clip import inspect_clip
+from pipeline.media.comment import read_settings
+from pipeline.request.checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
+from pipeline.request.download import Progress, fetch_checkpoint, is_hub_id
+from pipeline.request.sentences import one_line
+from pipeline.request.video import VideoRequest
+from pipeline.request.weights import AS_STORED, QUANTIZATIONS, Weights
+from pipeline.runs.sweep_axes import LABELS
+
+DESCRIPTION = """\
+LongCat text-to-video with dense or Block Sparse Attention (BSA), on an NVIDIA GPU or a CPU.
+"""
+
+GENERATE = """\
+Make a video from a prompt. Sizes, steps, guidance and BSA default to what the checkpoint asks for
+(generation_config.json, and enable_bsa / bsa_params in transformer/config.json); without
+--model-path that is the small embedded checkpoint, which a laptop can run.
+"""
+
+REFINE = """\
+Make a finer clip of an existing one, as LongCat does to get from 480p to 720p: enlarge it, add noise, denoise it again
+from there, with BSA and the checkpoint's adapter lora/refinement_lora.safetensors, without which nothing gets sharper.
+Twice as many frames as well, unless --spatial-only is given.
+
+example:
+  python -m pipeline refine clip.mp4 --model-path weights/longcat --prompt "..." --spatial-only --compare
+"""
+
+SWEEP = """\
+Make the same clip over a grid of settings, and a dense one for every seed and number of steps. Prints seconds,
+speed-up, density, PSNR and SSIM of every cell and marks the Pareto front; the folder gets the videos, sweep.csv and
+sweep.json. Stopping keeps what is done.
+
+example:
+  python -m pipeline sweep --prompt "snow falls" --rows sparsity=0.5,0.75,0.9375 --columns chunk=2x4x4,4x4x4
+"""
+
+EXAMPLES = """\
+examples:
+  python -m pipeline generate --prompt "a red circle bounces on a blue gradient"
+  python -m pipeline generate --prompt "..." --compare --sparsity 0.875
+  python -m pipeline generate --model-path weights/longcat --task t2v --height 720 --width 1280 \\
+      --num-frames 93 --prompt "..." --sparsity 0.9375 --chunk-q 4 4 4 --chunk-k 4 4 4
+  python -m pipeline generate --model-path weights/longcat --prompt "..." --lora distill
+  python -m pipeline refine clip.mp4 --model-path weights/longcat
+  python -m pipeline sweep --prompt "..." --rows sparsity=0.5,0.75 --columns seed=1,2
+  python -m pipeline info --model-path weights/longcat --height 720 --width 1280
+
+exit codes: 0 done, 1 failed, 2 unusable input, 130 interrupted, 143 terminated
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        if message.endswith("expected one argument"):
+            message += ", and one that begins with a dash goes behind an equals sign, as in --prompt=-5"
+        self.exit(2, f"error: {one_line(message)}; see `{self.prog} --help`\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and options."""
+    style = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(prog="python -m pipeline", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=style)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{generate,refine,sweep,info,inspect}")
+
+    generate = commands.add_parser(
+        "generate", help="make a video", description=GENERATE, epilog=EXAMPLES, formatter_class=style
+    )
+    _add_checkpoint(generate)
+    _add_video(generate, prompt_required=True)
+    _add_attention(generate)
+    _add_run(generate)
+
+    refine = commands.add_parser(
+        "refine", help="make a finer, larger clip of one", description=REFINE, formatter_class=style
+    )
+    _add_checkpoint(refine)
+    _add_refinement(refine)
+    _add_attention(refine)
+    _add_run(refine)
+
+    sweep = commands.add_parser(
+        "sweep", help="make a grid of videos over one or two settings", description=SWEEP, formatter_class=style
+    )
+    _add_checkpoint(sweep)
+    _add_video(sweep, prompt_required=True)
+    _add_attention(sweep)
+    grid = sweep.add_argument_group("grid")
+    swept = ", ".join(name.replace("_", "-") for name in LABELS)
+    grid.add_argument("--rows", required=True, metavar="NAME=VALUES", help=f"what to sweep: {swept}")
+    grid.add_argument("--columns", metavar="NAME=VALUES", help="a second setting")
+    run = sweep.add_argument_group("run")
+    run.add_argument("--output", type=Path, metavar="FOLDER", help="default: a new name in outputs/")
+    _add_device(run)
+    add_weights(sweep)
+    sweep.set_defaults(compare=True)  # sparse even where the checkpoint does not ask for it
+
+    info = commands.add_parser(
+        "info",
+        help="describe a checkpoint and what a generation would do",
+        description="Describe a checkpoint: its settings, the token grid, how many blocks BSA keeps. Loads no weights.",
+        formatter_class=style,
+    )
+    _add_checkpoint(info)
+    _add_video(info, prompt_required=False)
+    _add_attention(info)
+    add_weights(info)
+    for command in (generate, refine, sweep, info, add_inspect(commands)):
+        command.add_argument(
+            "--json",
+            metavar="FILE",
+            help="also write the report as JSON; - for standard output, and nothing else there",
+        )
+        command.add_argument(
+            "--verbose", action="store_true", help="show FastVideo's own log, and tracebacks of failures"
+        )
+    return parser
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("checkpoint")
+    group.add_argument(
+        "--model-path",
+        type=Path,
+        default=EMBEDDED_CHECKPOINT,
+        metavar="FOLDER",
+        help="LongCat checkpoint in FastVideo's layout: a folder, or org/model on the Hugging Face Hub "
+        "(default: the embedded one)",
+    )
+    group.add_argument(
+        "--task",
+        default="t2v",
+        help="t2v, text to video, is the only task: LongCat uses no BSA with conditioning frames",
+    )
+
+
+def _add_video(parser: argparse.ArgumentParser, *, prompt_required: bool) -> None:
+    group = parser.add_argument_group("video")
+    group.add_argument("--prompt", required=prompt_required, default="info", help="what to show; at most 512 tokens")
+    group.add_argument("--negative-prompt", default="", help="what to avoid; counts when the guidance scale is above 1")
+    group.add_argument("--height", type=int, metavar="PIXELS", help="a multiple of 16")
+    group.add_argument("--width", type=int, metavar="PIXELS", help="a multiple of 16")
+    group.add_argument("--num-frames", type=int, metavar="N", help="of the form 4n + 1")
+    group.add_argument("--steps", "--num-inference-steps", type=int, metavar="N", help="denoising steps")
+    group.add_argument("--guidance-scale", type=float, metavar="X", help="1 for none, which is twice as fast")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default: 0)")
+    group.add_argument("--fps", type=int, metavar="N", help="frames per second of the file")
+    group.add_argument(
+        "--use-distill",
+        action=argparse.BooleanOptionalAction,
+        help="the few-step schedule of LongCat's distilled model",
+    )
+    _add_lora(group, "LoRA adapter of the checkpoint to run with; distill is LongCat's for 16 steps (default: none)")
+
+
+def _add_lora(group: Any, text: str) -> None:
+    group.add_argument("--lora", metavar="NAME", help=text)
+
+
+def _add_refinement(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("clip", metavar="CLIP", help="the MP4 file to refine")
+    group = parser.add_argument_group("refinement")
+    group.add_argument("--prompt", help="what the clip shows (default: the prompt that the clip was made with)")
+    group.add_argument(
+        "--t-thresh",
+        type=float,
+        default=0.5,
+        metavar="X",
+        help="noise level to start from, above 0 to 1; more changes more (default: 0.5)",
+    )
+    group.add_argument("--spatial-only", action="store_true", help="keep the number of frames")
+    group.add_argument("--height", type=int, metavar="PIXELS", help="default: LongCat's size for the clip's shape")
+    group.add_argument("--width", type=int, metavar="PIXELS", help="the same")
+    group.add_argument(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="of the whole schedule, whose part below the noise level runs (default: 50)",
+    )
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default: 0)")
+    group.add_argument("--fps", type=int, metavar="N", help="default: the clip's, or twice that")
+    _add_lora(group, "adapter to refine with (default: refine)")
+
+
+def _add_device(group: Any) -> None:
+    group.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto, CUDA where there is a GPU)"
+    )
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    run = parser.add_argument_group("run")
+    run.add_argument(
+        "--compare", action="store_true", help="make it twice, dense then sparse, and report speed-up and similarity"
+    )
+    run.add_argument(
+        "--record", action="store_true", help="also write what a sparse video attended to, for the inspect command"
+    )
+    run.add_argument(
+        "--output",
+        type=Path,
+        metavar="PATH",
+        help="the .mp4 file; with --compare a folder (default: a new name in outputs/)",
+    )
+    _add_device(run)
+    run.add_argument(
+        "--forward",
+        choices=("auto", "plain", "fast"),
+        default="auto",
+        help="the transformer's forward (default: auto, the fast one on GPUs on which it was measured)",
+    )
+    add_weights(parser)
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """The options that `read_weights` reads, for the command line and the page's server alike."""
+    group = parser.add_argument_group("memory", "For GPUs that the model does not fit into. Both run the fast forward.")
+    group.add_argument(
+        "--quantization",
+        choices=QUANTIZATIONS,
+        help="weights and products of the transformer's blocks in 8 bits, not as stored: half the memory, and a "
+        "slightly different video; a GPU needs compute capability 8.9",
+    )
+    group.add_argument(
+        "--offload",
+        action="store_true",
+        help="keep blocks and text encoder in host memory, from where they visit the GPU; the same video",
+    )
+
+
+def _add_attention(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "block sparse attention", "Any of the first four turns BSA on, or changes the checkpoint's own setting."
+    )
+    group.add_argument(
+        "--sparsity",
+        type=_number_or_none,
+        metavar="X",
+        help="share of key blocks to drop, 0 to below 1: 0.9375 keeps 1 in 16; none leaves it to the cdf threshold",
+    )
+    group.add_argument(
+        "--cdf-threshold",
+        type=_number_or_none,
+        metavar="X",
+        help="softmax mass to keep, above 0 to 1, or none; with --sparsity the rule that keeps more wins",
+    )
+    group.add_argument(
+        "--chunk-q", nargs="+", metavar="N", help="frames, rows and columns of a query block: 4 4 4, 4,4,4 or 4x4x4"
+    )
+    group.add_argument("--chunk-k", nargs="+", metavar="N", help="the same of a key block")
+    group.add_argument("--dense", action="store_true", help="dense attention, whatever the checkpoint says")
+
+
+def _number_or_none(text: str) -> float | str:
+    if text.lower() == "none":
+        return "none"  # not None, which argparse uses for "not given"
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number; use one from 0 to below 1, such as 0.9375, or none"
+        ) from None
+
+
+def _chunk(option: str, parts: list[str]) -> Grid:
+    words = " ".join(parts).replace(",", " ").replace("x", " ").split()
+    if len(words) != 3 or not all(word.isdecimal() and len(word) < 10 for word in words):
+        raise ValueError(f"{option} {' '.join(parts)!r} is not three whole numbers; use for example {option} 4 4 4")
+    return Grid(*map(int, words))
+
+
+def read_weights(args: argparse.Namespace) -> Weights:
+    """How the model is to be kept in memory."""
+    return Weights(args.quantization, args.offload)
+
+
+def read_bsa(args: argparse.Namespace, default: BSAConfig | None) -> BSAConfig | None:
+    """The attention asked for: the options, over the checkpoint's setting, over LongCat's (0.9375, 4x4x4)."""
+    changes: dict[str, Any] = {}
+    for name in ("sparsity", "cdf_threshold"):
+        if getattr(args, name) is not None:
+            changes[name] = None if getattr(args, name) == "none" else getattr(args, name)
+    for name in ("chunk_q", "chunk_k"):
+        if getattr(args, name) is not None:
+            changes[name] = _chunk(f"--{name.replace('_', '-')}", getattr(args, name))
+    comparing = getattr(args, "compare", False)
+    if args.dense:
+        if changes or comparing:
+            other = "--compare" if comparing else f"--{next(iter(changes)).replace('_', '-')}"
+            raise ValueError(f"--dense and {other} contradict each other; leave one out")
+        return None
+    if changes or comparing:
+        return replace(default or BSAConfig(), **changes)
+    return default
+
+
+def read_request(args: argparse.Namespace, info: CheckpointInfo) -> VideoRequest:
+    """The request that the options describe. ValueError when one cannot be used."""
+    if args.task != "t2v":
+        raise ValueError(
+            f"task {args.task!r} is not supported; use t2v "
+            "(LongCat uses no Block Sparse Attention with conditioning frames)"
+        )
+    if args.command == "refine":
+        return _read_refinement(args, info)
+    names = ("height", "width", "num_frames", "steps", "guidance_scale", "fps", "use_distill", "lora")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    bsa = read_bsa(args, info.bsa)
+    return info.request(args.prompt, negative_prompt=args.negative_prompt, seed=args.seed, bsa=bsa, **given)
+
+
+def _read_refinement(args: argparse.Namespace, info: CheckpointInfo) -> VideoRequest:
+    names = ("height", "width", "steps", "fps", "lora")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    info.check_lora(given.get("lora", "refine"))  # which takes no reading of the clip to see
+    clip = inspect_clip(args.clip)
+    prompt = args.prompt
+    if prompt is None:
+        try:
+            prompt = read_settings(clip.path).request.prompt
+        except ValueError:
+            raise ValueError(f"{clip.path.name} does not say what it shows; add --prompt with a description") from None
+    shape = {"t_thresh": args.t_thresh, "double_frames": not args.spatial_only}
+    return info.refinement(prompt, clip, **shape, seed=args.seed, bsa=read_bsa(args, info.sparse), **given)
+
+
+def open_checkpoint(text: str | Path, device: str = "auto", weights: Weights = AS_STORED) -> CheckpointInfo:
+    """`inspect_checkpoint` for a command line: what is a hub id is fetched first, with a bar on stderr."""
+    if not is_hub_id(str(text)):
+        return inspect_checkpoint(text)
+
+    with tqdm(desc=f"Downloading {text}", unit="B", unit_scale=True, file=sys.stderr) as bar:
+
+        def show(progress: Progress) -> None:
+            bar.total = progress.total
+            bar.update(progress.done - bar.n)
+
+        room = partial(check_room, device=choose_device(device), weights=weights)
+        return inspect_checkpoint(fetch_checkpoint(str(text), room, show))

@@ -1,0 +1,77 @@
+"""``python -m pipeline sweep``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from pipeline.cli.options import open_checkpoint, read_request, read_weights
+from pipeline.machine.device import choose_device
+from pipeline.media.write import prepare_output
+from pipeline.model.choose_forward import check_weights
+from pipeline.runs.longcat import LongCatPipeline, OnStep
+from pipeline.runs.run_sweep import run_sweep
+from pipeline.runs.sweep import Sweep, SweepRun
+from pipeline.runs.sweep_axes import parse_axis
+from pipeline.runs.sweep_result import SweepResult, SweepVideo
+
+
+def run_sweep_command(args: argparse.Namespace, on_step: OnStep, output: TextIO) -> dict[str, Any]:
+    """Make the grid and return the report.
+
+    on_step: shows the progress. output: where the table goes.
+    """
+    if args.dense:
+        raise ValueError("--dense leaves nothing to sweep; leave it out, every sweep has its dense videos")
+    weights = read_weights(args)
+    info = open_checkpoint(args.model_path, args.device, weights)
+    rows = parse_axis(args.rows)
+    columns = None if args.columns is None else parse_axis(args.columns)
+    sweep = Sweep(read_request(args, info), rows, columns)
+    check_weights(weights, "auto", choose_device(args.device))
+    folder = args.output or Path("outputs") / time.strftime("%Y%m%d-%H%M%S-sweep")
+    runs = sweep.runs()
+    for run in runs:
+        weights.check(run.request)
+    prepare_output(folder / runs[0].name)
+
+    def on_begin(run: SweepRun) -> None:
+        print(f"video {runs.index(run) + 1} of {len(runs)}: {_title(sweep, run)}", file=sys.stderr)
+
+    pipeline = LongCatPipeline.load(
+        info.path, args.device, on_message=lambda message: print(message, file=sys.stderr), **weights.arguments
+    )
+    result = run_sweep(pipeline, sweep, on_step, folder, on_begin=on_begin)
+    print(_table(result), file=output)
+    print(f"written to {folder}: sweep.csv, sweep.json and the videos", file=output)
+    return result.to_dict()
+
+
+def _title(sweep: Sweep, made: SweepRun | SweepVideo) -> str:
+    if made.row is None:
+        return f"dense, seed {made.request.seed}, {made.request.steps} steps"
+    return sweep.describe(made.row, made.column)
+
+
+def _table(result: SweepResult) -> str:
+    front = result.front("psnr")
+    lines = [f"{'':3}{'cell':34}{'denoise s':>10}{'speed-up':>10}{'density':>9}{'PSNR dB':>9}{'SSIM':>8}{'recall':>8}"]
+    for video in result.videos():
+        title = _title(result.sweep, video)
+        if video.result is None:
+            lines.append(f"{'':3}{title:34}  failed: {video.error}")
+            continue
+        star = " * " if video in front else "   "
+        lines.append(
+            f"{star}{title:34}{video.result.seconds['denoise']:>10.2f}{_cell(video.speedup, '.2f')}"
+            f"{video.result.density:>9.1%}{_cell(video.psnr, '.1f', 9)}{_cell(video.ssim, '.3f', 8)}"
+            f"{_cell(video.recall, '.3f', 8)}"
+        )
+    return "\n".join([*lines, "* on the Pareto front of speed-up and PSNR"])
+
+
+def _cell(value: float | None, style: str, width: int = 10) -> str:
+    return f"{'-' if value is None else format(value, style):>{width}}"

@@ -1,0 +1,175 @@
+"""One child process of the engine, from its start to its end: messages, frames, and why it died."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import mmap
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from pipeline.engine.child import LOADING, MEMORY
+
+log = logging.getLogger("ui")
+
+END_SECONDS = 5.0  # for a killed process to be gone
+
+# What the child runs. The search path is this process's, so that both find the same modules.
+_PROGRAM = (
+    "import sys; sys.path[:] = sys.argv[3:]; from pipeline.engine.child import main; main(*map(int, sys.argv[1:3]))"
+)
+
+KILLED = (
+    "the engine was killed while it worked, which is what the system does when memory runs out; it starts again by "
+    "itself, so try a smaller size or fewer frames"
+)
+CRASHED = (
+    "the engine crashed ({signal}) and starts again by itself; try again, and if it happens twice, try other settings: "
+    "the server's log has the details"
+)
+EXITED = (
+    "the engine ended unexpectedly (exit code {code}) and starts again by itself; try again: the server's log has the "
+    "details"
+)
+CUDA_LOST = (
+    "the GPU reported an error that nothing but a new engine recovers from ({error}); the engine starts again by "
+    "itself, so try again"
+)
+
+
+class EngineDied(RuntimeError):
+    """The child process ended, or had to be ended. The text is a sentence for people."""
+
+
+class Child:
+    """One child process, from its start to its end. Messages of any but the current task are dropped."""
+
+    def __init__(self, target: str, arguments: dict[str, Any], on_exit: Callable[[], None]) -> None:
+        self.alive = True
+        self.why = EXITED.format(code=0)
+        self.memory: dict[str, int] | None = None
+        self._task = LOADING
+        self._numbers = itertools.count(LOADING + 1)
+        self._inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._lock = threading.Lock()  # the current task, and writing to the child
+        self._killed = False
+        self._on_exit = on_exit
+
+        messages, its_messages = socket.socketpair()
+        self._frames, its_frames = socket.socketpair()
+        with its_messages, its_frames:
+            handles = its_messages.fileno(), its_frames.fileno()
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _PROGRAM, *map(str, handles), *sys.path],
+                pass_fds=handles,
+                stdin=subprocess.DEVNULL,
+                # Ctrl-C in the terminal is for this process alone, and killing the group takes the child's children
+                start_new_session=True,
+            )
+        self.pid = self._process.pid
+        self._link = Connection(messages.detach())
+        self._send((target, arguments, logging.getLogger().getEffectiveLevel()))
+        self._reader = threading.Thread(target=self._read, name="engine-reader", daemon=True)
+        self._reader.start()
+
+    def ask(self, kind: str, arguments: tuple) -> int:
+        with self._lock:
+            self._task = next(self._numbers)
+            self._inbox = queue.SimpleQueue()
+            if not self.alive:
+                self._inbox.put(("gone", None))
+            self._send((self._task, kind, arguments))
+            return self._task
+
+    def forget(self, task: int) -> None:
+        with self._lock:
+            if self._task == task:
+                self._task = None
+
+    def next_message(self) -> tuple[str, Any]:
+        return self._inbox.get()
+
+    def cancel(self) -> None:
+        with self._lock:
+            if self._task:
+                self._send((self._task, "cancel", ()))
+
+    def kill(self) -> None:
+        """End the process and those that it started; `join` waits until that is so."""
+        self._killed = True
+        if self._process.poll() is None:
+            try:
+                os.killpg(self.pid, signal.SIGKILL)
+            except ProcessLookupError:  # it ended between the two lines
+                pass
+
+    def join(self) -> None:
+        if threading.current_thread() is not self._reader:
+            self._reader.join(END_SECONDS)
+
+    def _send(self, message: tuple) -> None:
+        try:
+            self._link.send(message)
+        except OSError:
+            pass  # the reader notices the end too, and tells whoever waits
+
+    def _read(self) -> None:
+        while True:
+            try:
+                task, kind, content = self._link.recv()
+                if kind == "video":
+                    result, shape = content
+                    kind, content = "done", (result, self._take_frames(shape))
+            except Exception as error:
+                if not isinstance(error, (EOFError, OSError)):
+                    log.exception("the engine sent what cannot be read")
+                break
+            if task == MEMORY:
+                self.memory = content
+                continue
+            with self._lock:
+                if task == self._task:
+                    self._inbox.put((kind, content))
+        self._bury()
+
+    def _take_frames(self, shape: tuple[int, ...]) -> np.ndarray:
+        _, (handle,), *_ = socket.recv_fds(self._frames, 1, 1)
+        try:
+            return np.frombuffer(mmap.mmap(handle, 0, access=mmap.ACCESS_READ), np.uint8).reshape(shape)
+        finally:
+            os.close(handle)
+
+    def _bury(self) -> None:
+        """The child's end of the sockets is closed: see to it that it is gone, and say why."""
+        try:
+            code = self._process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            code = self._process.wait()
+        if not self._killed:
+            self.why = _reason(code)
+            log.error("the engine process %d ended: %s", self.pid, self.why)
+        with self._lock:
+            self.alive = False
+            self._inbox.put(("gone", None))
+            self._link.close()
+            self._frames.close()
+        self._on_exit()
+
+
+def _reason(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return KILLED
+    if code < 0:
+        return CRASHED.format(signal=signal.Signals(-code).name)
+    return EXITED.format(code=code)

@@ -1,0 +1,222 @@
+"""The pipeline in a process of its own, so that the page answers while it computes and survives its end.
+
+`EngineProcess` is what the worker and its jobs see: a `Generator` whose videos are made by the child process that runs
+`pipeline.engine.child`. A dead child is noticed at once; the worker starts another.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.engine.child import LOADING
+from pipeline.engine.parent import CUDA_LOST, Child, EngineDied
+from pipeline.machine.device import DeviceName
+from pipeline.request.generator import Generator
+from pipeline.request.result import VideoResult
+from pipeline.request.sentences import one_line
+from pipeline.request.video import StepUpdate, VideoRequest
+from pipeline.request.weights import Weights
+
+Say = Callable[[str], None]
+Load = Callable[[Say], Generator]
+
+NOT_RUNNING = "the engine is not running; try again in a moment"
+FIXED = "this server has one checkpoint only; start another one with --model-path {path}"
+
+
+class EngineProcess:
+    """Makes videos in a child process. One task at a time; calls from several threads queue up.
+
+    target: "module:function", called in the child as function(say, **arguments); returns a pipeline.
+    on_exit: called from another thread whenever a child has ended, asked to or not.
+    tries: how often to start it before giving up.
+    """
+
+    tries = 3
+
+    def __init__(self, target: str, **arguments: Any) -> None:
+        self.on_exit: Callable[[], None] = lambda: None
+        self.device = DeviceName("cpu")
+        self._target = target
+        self._arguments = arguments
+        self._child: Child | None = None
+        self._turn = threading.Lock()
+        self._closed = False
+
+    @property
+    def alive(self) -> bool:
+        return self._child is not None and self._child.alive
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id; None while there is no child."""
+        return self._child.pid if self.alive else None
+
+    def torch_memory(self) -> dict[str, int] | None:
+        """{"allocated", "reserved"} bytes of the child's CUDA allocator, at most a tenth of a second old."""
+        return self._child.memory if self.alive else None
+
+    def start(self, say: Say) -> EngineProcess:
+        """Start a child in place of any other and wait until it has loaded the pipeline.
+
+        Raises:
+            EngineDied: it ended while loading.
+            ValueError, RuntimeError, ...: what loading raised.
+        """
+        with self._turn:
+            self._end_child()
+            child = self._child = Child(self._target, self._arguments, lambda: self.on_exit())
+            if self._closed:  # meanwhile, from another thread
+                child.kill()
+            try:
+                self.device = DeviceName.parse(_follow(child, LOADING, lambda kind, text: say(text)))
+            except BaseException:
+                child.kill()
+                raise
+        return self
+
+    @property
+    def why(self) -> str:
+        """Why the child is no longer alive."""
+        return NOT_RUNNING if self._child is None else self._child.why
+
+    def check_switch(self, path: str | Path) -> None:
+        """Raise ValueError when `switch` is of no use."""
+
+    def switch(self, path: Path) -> None:
+        """Load the checkpoint `path` from the next `start` on."""
+        self._arguments = {**self._arguments, "path": str(path)}
+
+    @property
+    def path(self) -> Path:
+        """The checkpoint that `start` loads."""
+        return Path(self._arguments["path"])
+
+    @property
+    def weights(self) -> Weights:
+        """How the model's weights are kept."""
+        return Weights(self._arguments.get("quantization"), self._arguments.get("offload", False))
+
+    def generate_frames(
+        self, request: VideoRequest, on_step: Callable[[StepUpdate], None] | None, output: Path
+    ) -> tuple[VideoResult, np.ndarray]:
+        """As `LongCatPipeline.generate_frames`; the frames are read-only. An `on_step` that raises ends the task.
+
+        Raises:
+            EngineDied: the child ended; `start` starts another.
+            Cancelled, ValueError, OSError, MemoryError: as the pipeline raised them.
+            RemoteError: anything else that it raised.
+        """
+
+        def on_message(kind: str, content: tuple) -> None:
+            phase, step, total, seconds, preview = content
+            if on_step is not None:
+                on_step(StepUpdate(phase, step, total, seconds, None if preview is None else lambda: preview))
+
+        return self._ask("generate", (request, Path(output).absolute()), on_message)
+
+    def call(self, target: str) -> Any:
+        """What the function "module:name" returns for the child's pipeline."""
+        return self._ask("call", (target,), lambda kind, content: None)
+
+    def calibrate(self) -> list[dict[str, Any]]:
+        return self.call("pipeline.estimate.calibrate:measure")
+
+    def cancel(self) -> None:
+        """End the task that runs now, if any, at its next step; it raises `Cancelled`."""
+        child = self._child
+        if child is not None:
+            child.cancel()
+
+    def close(self) -> None:
+        """End the child, whatever it does. No other is started."""
+        self._closed = True
+        self._end_child()
+
+    def _end_child(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+            self._child.join()
+
+    def _ask(self, kind: str, arguments: tuple, on_message: Callable[[str, Any], None]) -> Any:
+        with self._turn:
+            child = self._child
+            if child is None:
+                raise EngineDied(NOT_RUNNING)
+            task = child.ask(kind, arguments)
+            try:
+                return _follow(child, task, on_message)
+            finally:
+                child.forget(task)
+
+
+def _follow(child: Child, task: int, on_message: Callable[[str, Any], None]) -> Any:
+    """Hand a task's messages on until it has ended, and return or raise how it did.
+
+    What `on_message` raises cancels the task, and is raised once the child is ready for another.
+    """
+    refusal: BaseException | None = None
+    while True:
+        kind, content = child.next_message()
+        if kind == "gone":
+            raise refusal or EngineDied(child.why)
+        if kind == "done":
+            if refusal is not None:
+                raise refusal
+            return content
+        if kind == "error":
+            error, lost = content
+            if lost:
+                first = next(iter(str(error).splitlines()), "")  # PyTorch's hints for developers follow
+                child.why = CUDA_LOST.format(error=one_line(first))
+                child.kill()
+                continue
+            raise refusal or error
+        if refusal is None:
+            try:
+                on_message(kind, content)
+            except BaseException as error:
+                refusal = error
+                child.cancel()
+
+
+class InProcess:
+    """A pipeline in this very process, with the members of `EngineProcess`."""
+
+    tries = 1
+    alive = True
+    pid = os.getpid()
+    path = Path()
+    why = NOT_RUNNING
+    weights = Weights()
+
+    def __init__(self, load: Load) -> None:
+        self.on_exit: Callable[[], None] = lambda: None
+        self._load = load
+
+    def start(self, say: Say) -> Generator:
+        return self._load(say)
+
+    def torch_memory(self) -> dict[str, int] | None:
+        return None
+
+    def calibrate(self) -> list[dict[str, Any]]:
+        return []
+
+    def check_switch(self, path: str | Path) -> None:
+        raise ValueError(FIXED.format(path=path))
+
+    def switch(self, path: Path) -> None:
+        self.check_switch(path)
+
+    def cancel(self) -> None:
+        """The job is asked at every step anyway."""
+
+    def close(self) -> None:
+        """Ends with this process."""

@@ -1,0 +1,99 @@
+"""Whether BSA is worth it for a request: the usual rules, and what was measured on this machine.
+
+The rules are those that the feature is known by: recommended at 720p and above, for more than 93 frames, and for
+refinement; not at 480p and below. Where this machine has been measured, the expected ratio has the last word, and the
+advice names where it begins to pay. "When memory is short" is a rule that measurements did not confirm: BSA saves time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from pipeline.request.video import LATENT_FRAMES, VideoRequest
+
+LARGE_SIDE = 704  # LongCat's 720p bucket is 704x1280
+SMALL_SIDE = 480
+LONG_FRAMES = 93
+WORTH = 1.15  # expected ratio of denoising times from which BSA is recommended
+TIGHT = 0.8  # share of the available memory from which it is called tight
+_MOST_LATENT_FRAMES = 64  # how far the crossover is looked for: 253 frames
+
+PAYS = "BSA pays at this size on this machine."
+PAYS_LARGE = "BSA pays at this size on this machine, as it does from 720p on and for long videos."
+PAYS_SMALL = "BSA pays at this size on this machine, although at 480p and below it often gains little."
+EVEN = "BSA makes little difference here: both should take about as long."
+LOSES = "Full attention should be faster here: choosing the blocks costs more than it saves."
+FROM_FRAMES = "At this size BSA should pay from about {frames} frames on."
+RECOMMENDED_SIZE = "BSA is recommended at this size: from 720p on, attention is most of the work."
+RECOMMENDED_LENGTH = "BSA is recommended for videos of more than 93 frames: attention is most of the work."
+NOT_RECOMMENDED = "At 480p and below BSA usually gains little."
+BETWEEN = "Between 480p and 720p the gain depends on the length; compare once to see."
+MEMORY = "Memory is tight. BSA saves time, not memory, so take fewer frames or a smaller size."
+
+
+@dataclass(frozen=True)
+class Advice:
+    """kind: "good", "neutral" or "poor" for BSA with this request; sentences: at most two."""
+
+    kind: str
+    sentences: tuple[str, ...]
+
+
+def advise(
+    request: VideoRequest,
+    ratio: Callable[[VideoRequest], float | None],
+    memory: int | None = None,
+    available: int | None = None,
+) -> Advice | None:
+    """Advice on BSA for a request that uses it.
+
+    Args:
+        ratio: expected denoising time of a request dense over sparse on this machine; None where it was not measured.
+        memory, available: expected peak and what there is, in bytes.
+
+    Returns None where BSA would not be active anyway, such as for a single frame.
+    """
+    if not request.bsa_status()[0]:
+        return None
+    expected = ratio(request)
+    kind, sentences = _by_rule(request) if expected is None else _measured(request, expected, ratio)
+    if memory and available and memory > TIGHT * available:
+        sentences = [sentences[0], MEMORY]
+    return Advice(kind, tuple(sentences[:2]))
+
+
+def _by_rule(request: VideoRequest) -> tuple[str, list[str]]:
+    side = min(request.height, request.width)
+    if side >= LARGE_SIDE:
+        return "good", [RECOMMENDED_SIZE]
+    if request.num_frames > LONG_FRAMES:
+        return "good", [RECOMMENDED_LENGTH]
+    return ("poor", [NOT_RECOMMENDED]) if side <= SMALL_SIDE else ("neutral", [BETWEEN])
+
+
+def _measured(
+    request: VideoRequest, expected: float, ratio: Callable[[VideoRequest], float | None]
+) -> tuple[str, list[str]]:
+    if expected >= WORTH:
+        rule, _ = _by_rule(request)
+        return "good", [{"good": PAYS_LARGE, "poor": PAYS_SMALL}.get(rule, PAYS)]
+    kind, sentence = ("neutral", EVEN) if expected > 1 / WORTH else ("poor", LOSES)
+    frames = crossover(request, ratio)
+    return kind, [sentence] if frames is None else [sentence, FROM_FRAMES.format(frames=frames)]
+
+
+def crossover(request: VideoRequest, ratio: Callable[[VideoRequest], float | None]) -> int | None:
+    """Frames from which BSA is expected to pay at this size and sparsity; None when that is out of reach."""
+
+    def pays(latent_frames: int) -> bool:
+        longer = replace(request, num_frames=LATENT_FRAMES * (latent_frames - 1) + 1)
+        return (ratio(longer) or 0) >= WORTH
+
+    low, high = request.latent_shape[0], _MOST_LATENT_FRAMES
+    if low >= high or not pays(high):
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if pays(middle) else (middle, high)
+    return LATENT_FRAMES * (high - 1) + 1

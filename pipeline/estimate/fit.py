@@ -1,0 +1,123 @@
+"""How measurements become one number: the weighted median of those nearest in size and kind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from bsa import BSAConfig, Grid
+from pipeline.estimate import cost
+from pipeline.request.result import VideoResult
+from pipeline.request.video import VideoRequest
+
+_OTHER_KIND = 1.0  # distance of dense and sparse attention: one counts 1/e for the other
+_HALF_LIFE = 12  # runs after which an old one counts half: the load of a machine changes
+
+
+class Run:
+    """A finished video, as the ledger keeps it: its size and settings without the prompt, and what it took.
+
+    ratios: by phase, measured over counted seconds; set by the estimator.
+    """
+
+    def __init__(self, kept: dict[str, Any]) -> None:
+        frames, height, width = kept["size"]
+        self.request = VideoRequest(
+            prompt="-",
+            num_frames=frames,
+            height=height,
+            width=width,
+            steps=kept["steps"],
+            guidance_scale=2.0 if kept["guided"] else 1.0,
+            fps=15,
+            bsa=None if kept["bsa"] is None else BSAConfig.from_bsa_params(kept["bsa"]),
+        )
+        self.density = float(kept["density"])
+        self.seconds = {phase: float(seconds) for phase, seconds in kept["seconds"].items()}
+        self.memory = int(kept["memory"])
+        self.ratios: dict[str, float] = {}
+        self.traits = _Traits.of(self.request)
+
+
+def kept_run(result: VideoResult) -> dict[str, Any]:
+    """What the ledger keeps of a result, ready for JSON; `Run` reads it."""
+    request = result.request
+    seconds = {phase: result.seconds[phase] for phase in ("text", "denoise", "decode")}
+    seconds["file"] = max(0.0, result.seconds["total"] - sum(seconds.values()))
+    return {
+        "size": [request.num_frames, request.height, request.width],
+        "steps": request.steps,
+        "guided": request.guidance_scale > 1,
+        "bsa": request.bsa.to_bsa_params() if result.bsa_active else None,
+        "density": result.density,
+        "seconds": seconds,
+        "memory": result.peak_memory,
+    }
+
+
+class _Traits(NamedTuple):
+    """What makes two requests alike, as logarithms where a ratio counts."""
+
+    tokens: float
+    sparse: bool
+    kept: float  # share of the key blocks
+    chunk: Grid | None
+    size: tuple[int, int]
+    area: float
+    frames: float
+
+    @classmethod
+    def of(cls, request: VideoRequest) -> _Traits:
+        sparse, grid = request.bsa_status()[0], request.grid
+        kept = cost.kept_blocks(request.bsa, grid) / request.bsa.blocks(grid).k_blocks.volume if sparse else 1.0
+        return cls(
+            tokens=math.log(grid.volume),
+            sparse=sparse,
+            kept=math.log(kept),
+            chunk=request.bsa.chunk_k if sparse else None,
+            size=(request.height, request.width),
+            area=math.log(request.height * request.width),
+            frames=math.log(request.num_frames),
+        )
+
+    def attention_distance(self, other: _Traits) -> float:
+        away = abs(self.tokens - other.tokens)
+        if self.sparse != other.sparse:
+            return away + _OTHER_KIND
+        return away + 0.5 * abs(self.kept - other.kept) + 0.5 * (self.chunk != other.chunk)
+
+    def picture_distance(self, other: _Traits) -> float:
+        # How fast convolutions run depends on the frame's size, by jumps; the number of frames only multiplies it.
+        away = 0.7 * (self.size != other.size) + 1.5 * abs(self.area - other.area)
+        return away + 0.3 * abs(self.frames - other.frames)
+
+
+def weigh(request: VideoRequest, runs: list[Run], phase: str) -> list[float]:
+    """How much each run, oldest first, says about a phase of the request."""
+    here, last = _Traits.of(request), len(runs) - 1
+    distance = here.attention_distance if phase == "denoise" else here.picture_distance
+    return [math.exp(-distance(run.traits)) * 0.5 ** ((last - i) / _HALF_LIFE) for i, run in enumerate(runs)]
+
+
+def density_of(request: VideoRequest, runs: list[Run]) -> float | None:
+    """Where a cdf threshold decides, the density of runs with the same rule; None where the rule itself says it."""
+    if request.bsa is None or request.bsa.cdf_threshold is None:
+        return None
+    weights = weigh(request, runs, "denoise")
+    return weighted_median(
+        (run.density, weight) for run, weight in zip(runs, weights) if run.request.bsa == request.bsa
+    )
+
+
+def weighted_median(values: Iterable[tuple[float, float]]) -> float | None:
+    """Of (value, weight); the mean of the two middle ones where they split the weight in half; None of nothing."""
+    ordered = sorted(value for value in values if value[1] > 0)
+    half, below = sum(weight for _, weight in ordered) / 2, 0.0
+    for index, (value, weight) in enumerate(ordered):
+        below += weight
+        if below > half * (1 + 1e-9):
+            return value
+        if below >= half * (1 - 1e-9):
+            return (value + ordered[min(index + 1, len(ordered) - 1)][0]) / 2
+    return None

@@ -1,0 +1,111 @@
+"""How much memory a generation needs: bytes counted from the model's shape, the request and the load options."""
+
+from __future__ import annotations
+
+from pipeline.machine.memory import Device
+from pipeline.request.shape import ModelShape
+from pipeline.request.video import VideoRequest
+from pipeline.request.weights import AS_STORED, Weights
+
+# Tensors of tokens x hidden alive at the widest place of a block (the feed-forward's three, or q, k, v with their
+# fp32 rotations). bfloat16: 11.45 GiB at 84,480 x 4096 on an H200 are 17.8 of them, because norms work in fp32.
+_BLOCK_TENSORS = {"cpu": 13, "cuda": 18}
+# Of the fast forward, which 8-bit and offloaded weights need, on CUDA: input, queries, keys, values, result and a
+# part of the feed-forward. Counted, not measured.
+_FAST_TENSORS = 6
+_DECODER_TENSORS = 12  # of the decoder's last level: activations, and the frames its causal convolutions keep
+_PROCESS_BYTES = 900 * 2**20  # Python, PyTorch and FastVideo before any weight (resident set, CPU)
+_CONTEXT_BYTES = 600 * 2**20  # a CUDA context and cuBLAS workspaces, beside what PyTorch allocates
+
+
+def element_size(device: Device) -> int:
+    """Bytes per weight and activation: bfloat16 on CUDA, fp32 elsewhere."""
+    return 2 if device.type == "cuda" else 4
+
+
+def block_bytes(shape: ModelShape, device: Device, weights: Weights) -> int:
+    """Weights of one block of the transformer. Its scales, norms and biases are too few to count."""
+    size = element_size(device)
+    return _linear(shape) * (1 if weights.quantization == "fp8" else size) + _modulation(shape) * size
+
+
+def _linear(shape: ModelShape) -> int:
+    return 8 * shape.hidden**2 + 3 * shape.hidden * shape.ffn
+
+
+def _modulation(shape: ModelShape) -> int:
+    return 6 * shape.hidden * shape.modulation
+
+
+def _outside_blocks(shape: ModelShape, device: Device) -> int:
+    """Weights of the transformer beside its blocks, and what was not counted of those."""
+    parameters = shape.transformer - shape.depth * (_linear(shape) + _modulation(shape))
+    return max(0, parameters) * element_size(device)
+
+
+def _offloads(device: Device, weights: Weights) -> bool:
+    return weights.offload and device.type == "cuda"
+
+
+def _resident_bytes(shape: ModelShape, device: Device, weights: Weights) -> int:
+    """Weights that are on the device all the time."""
+    size, block = element_size(device), block_bytes(shape, device, weights)
+    both = _outside_blocks(shape, device) + shape.vae * size
+    if _offloads(device, weights):
+        return both + 2 * block
+    return both + (shape.depth + 2 * weights.offload) * block + shape.text_encoder * size
+
+
+def _visiting_bytes(shape: ModelShape, device: Device, weights: Weights) -> int:
+    """Weights that are on the device while a prompt is encoded, and not after that."""
+    return shape.text_visit * element_size(device) if _offloads(device, weights) else 0
+
+
+def weight_bytes(shape: ModelShape, device: Device, weights: Weights = AS_STORED) -> int:
+    """The most weights that are on the device at one time, as the pipeline loads them."""
+    return _resident_bytes(shape, device, weights) + _visiting_bytes(shape, device, weights)
+
+
+def host_bytes(shape: ModelShape, device: Device, weights: Weights = AS_STORED) -> int:
+    """Weights in host memory for good, beside those on the device."""
+    if not _offloads(device, weights):
+        return 0
+    return shape.depth * block_bytes(shape, device, weights) + shape.text_encoder * element_size(device)
+
+
+def fixed_bytes(shape: ModelShape, device: Device, weights: Weights = AS_STORED) -> int:
+    """What is taken before the first generation: the weights and the process."""
+    process = _CONTEXT_BYTES if device.type == "cuda" else _PROCESS_BYTES
+    return _resident_bytes(shape, device, weights) + process
+
+
+def activation_bytes(shape: ModelShape, request: VideoRequest, device: Device, weights: Weights = AS_STORED) -> int:
+    """The larger of the transformer's and the decoder's, which do not run at the same time; and of the text encoder's
+    weights where they are there for their turn only."""
+    size, grid = element_size(device), request.grid
+    rows = 2 if request.guidance_scale > 1 else 1
+    copies = rows * grid.volume * shape.hidden * size
+    if weights and device.type == "cuda":
+        block = _FAST_TENSORS * copies
+    else:
+        block = _BLOCK_TENSORS.get(device.type, _BLOCK_TENSORS["cpu"]) * copies
+        if request.bsa_status()[0]:
+            plan = request.bsa.blocks(grid)
+            scores = 4 * rows * shape.heads * plan.q_blocks.volume * plan.k_blocks.volume
+            # selection runs before the feed-forward widens the block, so only what goes beyond counts
+            block = max(block, 7 * copies + 4 * copies + 4 * scores)
+    positions = request.height * request.width // shape.decoder_patch**2
+    pixels = 3 * request.num_frames * request.height * request.width
+    decode = _DECODER_TENSORS * 4 * positions * shape.decoder_width * size + 3 * 4 * pixels
+    return max(block, decode, _visiting_bytes(shape, device, weights))
+
+
+def least_bytes(shape: ModelShape, request: VideoRequest, device: Device, weights: Weights = AS_STORED) -> int:
+    """What certainly exists at one time, so that what needs more than there is cannot run: the weights, and five
+    tensors of tokens x hidden (input, queries, keys, values, result) or the decoded pixels and a copy of them."""
+    size = element_size(device)
+    rows = 2 if request.guidance_scale > 1 else 1
+    block = 5 * rows * request.grid.volume * shape.hidden * size
+    pixels = 3 * request.num_frames * request.height * request.width
+    visiting = _visiting_bytes(shape, device, weights)
+    return _resident_bytes(shape, device, weights) + max(block, 2 * 4 * pixels, visiting)

@@ -1,0 +1,125 @@
+"""Refuses models and videos that cannot fit into memory, with the nearest size, length or option that would."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+from pipeline.estimate import footprint
+from pipeline.machine.memory import Device, available_memory
+from pipeline.request.shape import ModelShape
+from pipeline.request.video import LATENT_FRAMES, TOKEN_PIXELS, VideoRequest
+from pipeline.request.weights import Weights
+
+
+def refuse(
+    request: VideoRequest,
+    needed: Callable[[VideoRequest], int],
+    available: int,
+    device: Device,
+    way: Weights | None = None,
+) -> None:
+    """Raise the ValueError that says what `request` needs, what there is, and what would fit.
+
+    way: how the model would have to be loaded for the request as it is.
+    """
+    what = "GPU memory" if device.type == "cuda" else "memory"
+    size = f"{request.width}x{request.height} with {_frames(request.num_frames)}"
+    raise ValueError(
+        f"{size} needs about {_gib(needed(request))} of {what} and {_gib(available)} are available; "
+        + nearest_fit(request, needed, available)
+        + ("" if way is None else f"; it fits as it is with {way}")
+    )
+
+
+def nearest_fit(request: VideoRequest, needed: Callable[[VideoRequest], int], available: int) -> str:
+    """The most frames at this size, and the largest size of this shape at these frames, that fit."""
+
+    def fits(**changes: int) -> bool:
+        return needed(replace(request, **changes)) <= available
+
+    ways = []
+    frames = _largest(lambda n: fits(num_frames=LATENT_FRAMES * n + 1), (request.num_frames - 1) // LATENT_FRAMES)
+    if frames is not None:
+        ways.append(f"{_frames(LATENT_FRAMES * frames + 1)} at this size")
+
+    def scaled(rows: int) -> dict[str, int]:
+        columns = max(1, round(rows * request.width / request.height))
+        return {"height": rows * TOKEN_PIXELS, "width": columns * TOKEN_PIXELS}
+
+    rows = _largest(lambda less: fits(**scaled(less + 1)), request.height // TOKEN_PIXELS - 1)
+    if rows is not None:
+        size = scaled(rows + 1)
+        number = request.num_frames
+        ways.append(f"{size['width']}x{size['height']} with {'all ' if number > 1 else ''}{_frames(number)}")
+    if not ways:
+        return "no size fits; free some memory, or use a smaller checkpoint"
+    return f"what fits: {' or '.join(ways)}"
+
+
+def _largest(fits: Callable[[int], bool], below: int) -> int | None:
+    """The largest number from 0 to under `below` that fits, given that smaller ones fit more easily; or None."""
+    low, high = -1, below
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return None if low < 0 else low
+
+
+def _frames(number: int) -> str:
+    return "1 frame" if number == 1 else f"{number} frames"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.1f} GiB"
+
+
+class _Host(NamedTuple):
+    type: str = "cpu"
+    index: int | None = None
+
+
+def check_room(shape: ModelShape, name: str, device: Device, weights: Weights, held: int = 0) -> None:
+    """Raises ValueError with the numbers and a remedy when a model cannot be loaded.
+
+    held: bytes of the device that will be free by then.
+    """
+    available, host = available_memory(device) + held, available_memory(_Host())
+    needed, in_host = footprint.weight_bytes(shape, device, weights), footprint.host_bytes(shape, device, weights)
+    if needed <= available and in_host <= host:
+        return
+
+    way = smaller_weights(shape, device, weights, lambda way: footprint.weight_bytes(shape, device, way) <= available)
+    remedy = "use a larger device, or a smaller checkpoint" if way is None else f"try {way}"
+    if needed > available:
+        kind = ("bfloat16" if device.type == "cuda" else "fp32") + (f" with {weights}" if weights else "")
+        raise ValueError(
+            f"the weights of {name} take {needed / 2**30:,.1f} GiB in {kind} and {available / 2**30:,.1f} GiB of "
+            f"memory are available on {device}; {remedy}"
+        )
+    raise ValueError(
+        f"with {weights}, {in_host / 2**30:,.1f} GiB of the weights of {name} stay in the host's memory, where "
+        f"{host / 2**30:,.1f} GiB are available; {remedy}"
+    )
+
+
+def smaller_weights(
+    shape: ModelShape, device: Device, weights: Weights, fits: Callable[[Weights], bool]
+) -> Weights | None:
+    """The least change of `weights` with which something fits, of those that device and host can run; or None."""
+    host = available_memory(_Host())
+    ways = (way for way in weights.smaller() if footprint.host_bytes(shape, device, way) <= host and _runs(device, way))
+    return next(filter(fits, ways), None)
+
+
+def _runs(device: Device, weights: Weights) -> bool:
+    if device.type != "cuda":
+        return not weights.offload  # which only moves things from memory to memory
+    torch = sys.modules.get("torch")
+    if weights.quantization is None or torch is None or not torch.cuda.is_available():
+        return True
+    from pipeline.model.fp8 import CAPABILITY
+
+    return torch.cuda.get_device_capability(device.index or 0) >= CAPABILITY

@@ -1,0 +1,1 @@
+"""The machine: GPUs, memory, devices, clocks, paths. Knows nothing of videos."""

@@ -1,0 +1,75 @@
+"""Which device a pipeline will run on, told without PyTorch wherever that can be."""
+
+from __future__ import annotations
+
+import re
+from importlib import metadata
+from typing import TYPE_CHECKING, NamedTuple
+
+from pipeline.machine.memory import gpu_of
+from pipeline.machine.resources import read_resources
+
+if TYPE_CHECKING:
+    import torch
+
+
+class DeviceName(NamedTuple):
+    """A device of another process, with the names of `torch.device`; such a process has no need of PyTorch."""
+
+    type: str
+    index: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> DeviceName:
+        kind, _, index = text.partition(":")
+        return cls(kind, int(index) if index else None)
+
+    def __str__(self) -> str:
+        return self.type if self.index is None else f"{self.type}:{self.index}"
+
+
+def expected_device(device: str) -> DeviceName:
+    """What "auto", "cpu", "cuda" or "cuda:N" will be for the process that loads the model.
+
+    NVML answers. Where its answer leaves a doubt PyTorch is imported and asked, which takes seconds. Only of "auto" may
+    the loaded pipeline show another one: where NVML sees a GPU whose driver PyTorch cannot use, or the reverse.
+
+    Raises:
+        ValueError: the device does not exist here.
+    """
+    if device == "cpu" or (device == "auto" and not read_resources().gpus):
+        return DeviceName("cpu")
+    if (asked := re.fullmatch(r"auto|cuda(?::(\d{1,3}))?", device)) and "+cpu" not in metadata.version("torch"):
+        name = DeviceName("cuda", int(asked[1] or 0))
+        if gpu_of(name) is not None:
+            return name
+    return DeviceName.parse(str(choose_device(device)))
+
+
+def choose_device(device: str) -> torch.device:
+    """Resolve "auto", "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        ValueError: the device does not exist here.
+    """
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        chosen = torch.device("meta")
+    if chosen.type not in ("cpu", "cuda") or (chosen.type == "cpu" and chosen.index is not None):
+        raise ValueError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:N")
+    if chosen.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(
+                f"device {device!r} was asked for, but PyTorch finds no usable NVIDIA driver; "
+                "install one, or use cpu or auto"
+            )
+        if (chosen.index or 0) >= torch.cuda.device_count():
+            count = torch.cuda.device_count()
+            raise ValueError(f"device {device!r} does not exist; this machine has {count} GPUs, counted from 0")
+        chosen = torch.device("cuda", chosen.index or 0)
+    return chosen

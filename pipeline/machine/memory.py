@@ -1,0 +1,130 @@
+"""Giving memory back between two videos, and telling when there was not enough of it."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+
+from pipeline.machine.resources import GpuReading, read_resources
+
+_NO_MEMORY = re.compile("out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE)
+
+
+def release_memory() -> None:
+    """Free what nobody refers to, return PyTorch's cached CUDA blocks and reset its peaks.
+
+    Between two videos: what is measured on one must not be the leftovers of the other.
+    Also asks glibc to return the free parts of its heap, which otherwise count as resident memory of the process.
+    Imports nothing: a process that has not used PyTorch has nothing of it to release.
+    """
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+        for device in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(device)
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether the error means too little memory, of the host or of a GPU; PyTorch has several ways to say it."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))
+    )
+
+
+# Where a container's limit and use are told: cgroup 2, then cgroup 1.
+_CGROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "/sys/fs/cgroup/memory/memory.stat",
+    ),
+)
+
+
+class Device(Protocol):
+    """A `torch.device`, or what stands for one in a process that does not compute."""
+
+    type: str
+    index: int | None
+
+
+def available_memory(device: Device) -> int:
+    """Bytes that a new allocation could have: of the GPU, or of the host or the container this runs in.
+
+    A process that has not begun to use the GPU asks NVML, because PyTorch would claim some of the memory to answer.
+    """
+    if device.type != "cuda":
+        return min([psutil.virtual_memory().available, *filter(None, map(_container_room, _CGROUPS))])
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        gpu = gpu_of(device)
+        if gpu is not None and gpu.total is not None and gpu.used is not None:
+            return gpu.total - gpu.used - (gpu.reserved or 0)
+        import torch
+    return torch.cuda.mem_get_info(torch.device("cuda", device.index or 0))[0]
+
+
+def total_memory(device: Device) -> int:
+    """All bytes of the device's memory; 0 for a GPU that NVML does not show."""
+    if device.type != "cuda":
+        return psutil.virtual_memory().total
+    gpu = gpu_of(device)
+    return gpu.total if gpu is not None and gpu.total is not None else 0
+
+
+def held_memory(device: Device, pid: int | None = None) -> int:
+    """Bytes of the device's memory that a process holds and that its next generation can use again.
+
+    pid: None for this process; of another one's GPU memory nothing is known here, and 0 is returned.
+    """
+    if device.type == "cuda":
+        if pid is not None:
+            return 0
+        import torch
+
+        return torch.cuda.memory_reserved(torch.device("cuda", device.index or 0))
+    try:
+        return psutil.Process(pid).memory_info().rss
+    except psutil.Error:  # it has ended
+        return 0
+
+
+def gpu_of(device: Device) -> GpuReading | None:
+    """NVML's reading of a CUDA device, or None: CUDA numbers only the GPUs that CUDA_VISIBLE_DEVICES names."""
+    gpus, index = read_resources().gpus, device.index or 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return gpus[index] if index < len(gpus) else None
+    names = [name.strip() for name in visible.split(",")]
+    if index >= len(names):
+        return None
+    return next(
+        (gpu for gpu in gpus if names[index] == str(gpu.index) or (names[index] and gpu.uuid.startswith(names[index]))),
+        None,
+    )
+
+
+def _container_room(files: tuple[str, str, str]) -> int | None:
+    try:
+        limit, used, statistics = (Path(file).read_text().strip() for file in files)
+        if not limit.isdecimal() or int(limit) > 2**60:  # "max", or cgroup 1's way to say so
+            return None
+        cached = [int(line.split()[1]) for line in statistics.splitlines() if line.startswith("inactive_file ")]
+        return max(1, int(limit) - int(used) + sum(cached))
+    except (OSError, ValueError, IndexError):
+        return None

@@ -1,0 +1,47 @@
+"""Places on the disk: whether they can be written, temporary ones, and the home folder."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import uuid
+from pathlib import Path
+
+
+def check_writable(file: Path) -> None:
+    """ValueError when `file` could not be written, with the folders that it lacks made. Makes nothing itself."""
+    remedy = "choose another place or change its permissions"
+    try:
+        os.fsencode(file)
+        if file.is_dir():
+            raise ValueError(f"cannot write {file}: it is a folder; add a file name")
+        if file.exists():
+            if not os.access(file, os.W_OK):
+                raise ValueError(f"cannot overwrite {file}: permission denied; {remedy}")
+            if not file.is_file():  # a pipe or a device takes what it gets, and nothing is made beside it
+                return
+        folder = next(folder for folder in file.parents if folder.exists())
+        if not folder.is_dir():
+            raise ValueError(f"cannot write {file}: {folder} is not a folder; {remedy}")
+    except OSError as error:
+        raise ValueError(f"cannot write {file}: {error.strerror}; {remedy}") from None
+    except UnicodeError:
+        raise ValueError(f"cannot write {str(file)!r}: the name has invalid characters; choose another") from None
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"cannot write into the folder {folder}: {error.strerror}; {remedy}") from None
+
+
+def temporary_folder() -> Path:
+    """A new name in the system's folder for temporary files; nothing is made."""
+    return Path(tempfile.gettempdir()) / f"longcat-{uuid.uuid4().hex[:8]}"
+
+
+def expand_user(path: Path | str) -> Path:
+    """The path with a leading ~ replaced. ValueError where there is no such home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{path} is in a home folder that does not exist; write the path in full") from None

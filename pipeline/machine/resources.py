@@ -1,0 +1,235 @@
+"""Memory and load of the GPUs (through NVML) and of the host, now and over time; and the peak of one generation."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from pipeline.machine.nvml import SLOW_SECONDS, GpuReading, Nvml
+from pipeline.machine.samples import History, Peak, Samples
+
+if TYPE_CHECKING:
+    import torch
+
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """A reading of the machine. Bytes; percent since the last reading.
+
+    process_rss, process_cpu: of the process that was asked about, None once it has ended. cpu_percent and process_cpu
+    are shares of all cores. torch_allocated, torch_reserved: what PyTorch's CUDA allocator uses and keeps in that
+    process, None where it uses no GPU; torch_gpu is the `GpuReading.key` of its GPU. time: `time.time()`.
+    note: what is missing from `gpus` and why, or "".
+    """
+
+    gpus: tuple[GpuReading, ...]
+    process_rss: int | None
+    host_used: int
+    host_total: int
+    cpu_percent: float
+    note: str
+    process_cpu: float | None = None
+    torch_allocated: int | None = None
+    torch_reserved: int | None = None
+    torch_gpu: str = ""
+    time: float = 0.0
+
+    def series(self) -> dict[str, float | None]:
+        """The values that change, by name: host.used, host.cpu, process.rss, process.cpu, torch.allocated,
+        torch.reserved, and <GPU key>.used, .process, .utilization, .power and .temperature of every GPU."""
+        values: dict[str, float | None] = {
+            "host.used": self.host_used,
+            "host.cpu": self.cpu_percent,
+            "process.rss": self.process_rss,
+            "process.cpu": self.process_cpu,
+            "torch.allocated": self.torch_allocated,
+            "torch.reserved": self.torch_reserved,
+        }
+        for gpu in self.gpus:
+            values[f"{gpu.key}.used"] = gpu.used
+            values[f"{gpu.key}.process"] = gpu.process_memory
+            values[f"{gpu.key}.utilization"] = gpu.utilization
+            values[f"{gpu.key}.power"] = gpu.power
+            values[f"{gpu.key}.temperature"] = gpu.temperature
+        return values
+
+
+def read_resources(pid: int | None = None, used: Mapping[str, Any] | None = None) -> Resources:
+    """Read GPUs, host and a process now. Never raises: `note` says what is missing and why.
+
+    pid, used: another process, and what `torch_memory` says there; None for this one.
+    """
+    if pid is None:
+        pid, used = os.getpid(), torch_memory(None)
+    nvml = Nvml()
+    try:
+        return _Machine(nvml).read(pid, used)
+    finally:
+        nvml.close()
+
+
+def torch_memory(device: torch.device | None) -> dict[str, Any] | None:
+    """{"allocated", "reserved": bytes, "uuid": of the GPU} of PyTorch in this process; None on the CPU.
+
+    device: None is the current GPU, if this process uses one already; asking never makes it use one.
+    """
+    torch = sys.modules.get("torch")  # where nobody imported it, nothing is in use
+    if (device is not None and device.type != "cuda") or torch is None or not torch.cuda.is_initialized():
+        return None
+    return {
+        "allocated": torch.cuda.memory_allocated(device),
+        "reserved": torch.cuda.memory_reserved(device),
+        "uuid": str(torch.cuda.get_device_properties(device).uuid),
+    }
+
+
+class _Machine:
+    """Reads everything, again and again. For one thread at a time."""
+
+    def __init__(self, nvml: Nvml) -> None:
+        self._nvml = nvml
+        self._process: psutil.Process | None = None
+        self._read_at = float("-inf")
+        self._cpu = 0.0
+        self._process_cpu: float | None = None
+
+    def read(self, pid: int, torch_memory: Mapping[str, Any] | None) -> Resources:
+        now = round(time.time(), 3)  # as `Samples` keeps it
+        gpus, note = self._nvml.read(pid)
+        rss = self._read_process(pid)
+        used = torch_memory or {}
+        gpu = _torch_gpu(used, gpus)
+        if gpu is not None and gpu.process_memory is not None and gpu.process_memory < used["reserved"]:
+            # NVML numbers processes as the host does, which is another number inside some containers
+            gpus = tuple(replace(one, process_memory=None) if one is gpu else one for one in gpus)
+            note = "; ".join(filter(None, (note, f"{gpu.label}: the driver does not show this process's share")))
+        host = psutil.virtual_memory()
+        return Resources(
+            gpus=gpus,
+            process_rss=rss,
+            host_used=host.total - host.available,
+            host_total=host.total,
+            cpu_percent=self._cpu,
+            note=note,
+            process_cpu=self._process_cpu,
+            torch_allocated=used.get("allocated"),
+            torch_reserved=used.get("reserved"),
+            torch_gpu=gpu.key if gpu is not None else "",
+            time=now,
+        )
+
+    def _read_process(self, pid: int) -> int | None:
+        """Resident bytes of the process, None if there is none; brings both CPU loads up to date once a second."""
+        due = time.monotonic() - self._read_at >= SLOW_SECONDS
+        if due:
+            self._read_at = time.monotonic()
+            self._cpu = psutil.cpu_percent()
+        try:
+            if self._process is None or self._process.pid != pid:
+                self._process, self._process_cpu = psutil.Process(pid), None
+                self._process.cpu_percent()  # the load is measured from here on
+            elif due:
+                self._process_cpu = self._process.cpu_percent() / (psutil.cpu_count() or 1)
+            return self._process.memory_info().rss
+        except psutil.Error:
+            self._process, self._process_cpu = None, None
+            return None
+
+
+def _torch_gpu(used: Mapping[str, Any], gpus: tuple[GpuReading, ...]) -> GpuReading | None:
+    """The GPU that PyTorch uses, by its UUID (NVML writes a prefix before it); without one, the only GPU there is, or
+    the only one on which the process holds memory."""
+    if not used:
+        return None
+    if uuid := str(used.get("uuid", "")).lower():
+        return next((gpu for gpu in gpus if gpu.uuid.lower().endswith(uuid)), None)
+    held = gpus if len(gpus) == 1 else [gpu for gpu in gpus if gpu.process_memory]
+    return held[0] if len(held) == 1 else None
+
+
+class ResourceSampler:
+    """Reads the machine ten times a second in a thread of its own, and remembers.
+
+    pid: the process whose memory and load are read; asked each time, because it may be started again.
+    torch_memory: what `torch_memory` says there, or None.
+    more: further series to remember, by name.
+    Peaks are those of the samples: what comes and goes within `interval` seconds may be missed.
+    """
+
+    def __init__(
+        self,
+        pid: Callable[[], int] = os.getpid,
+        torch_memory: Callable[[], Mapping[str, Any] | None] = lambda: None,
+        interval: float = 0.1,
+        more: Callable[[], Mapping[str, float | None]] = dict,
+    ) -> None:
+        self.interval = interval
+        self._pid = pid
+        self._torch_memory = torch_memory
+        self._more = more
+        self._samples = Samples()
+        self._latest: Resources | None = None
+        self._fault = ""
+        self._first = threading.Event()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="resource-sampler", daemon=True)
+
+    def start(self) -> ResourceSampler:
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        self._done.set()
+        self._thread.join()
+
+    @property
+    def latest(self) -> Resources | None:
+        """The newest reading; waits for the first one, but not for long."""
+        self._first.wait(2)
+        return self._latest
+
+    @property
+    def oldest(self) -> float:
+        """`time.time()` of the first sample that is still known, infinity without any."""
+        return self._samples.oldest
+
+    def history(self, since: float = 0.0, until: float = float("inf"), points: int | None = None) -> History:
+        """The series of `Resources.series` with since < time <= until; see `Samples.history`."""
+        return self._samples.history(since, until, points)
+
+    def peak(self, start: float, end: float) -> dict[str, Peak]:
+        """The largest sample of every series with start <= time <= end (`time.time()`)."""
+        return self._samples.peak(start, end)
+
+    def _run(self) -> None:
+        nvml = Nvml()
+        machine = _Machine(nvml)
+        while True:
+            try:
+                self._sample(machine)
+            except Exception as error:  # a sampler that died would show old readings as if they were new ones
+                if self._fault != str(error):
+                    self._fault = str(error)
+                    log.exception("a resource reading failed")
+            if self._done.wait(self.interval):
+                nvml.close()
+                return
+
+    def _sample(self, machine: _Machine) -> None:
+        reading = machine.read(self._pid(), self._torch_memory())
+        self._samples.add(reading.time, {**reading.series(), **self._more()})
+        self._latest = reading
+        self._first.set()
+
+

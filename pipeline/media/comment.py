@@ -1,0 +1,125 @@
+"""Settings that travel with a video: read from the comment that every MP4 of this project carries."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pipeline.request.video import VideoRequest
+
+MAX_COMMENT = 2**20  # bytes; a request with the longest prompts is a tenth of that
+MAX_BOXES = 10_000  # in one level; a hostile file could hold a hundred million
+COMMENT = (b"moov", b"udta", b"meta", b"ilst", b"\xa9cmt", b"data")
+
+
+@dataclass(frozen=True)
+class VideoSettings:
+    """How a video was made.
+
+    Attributes:
+        versions: of the packages that made it, and the device's name.
+        checkpoint: its name; None in files that do not say, as older ones.
+    """
+
+    request: VideoRequest
+    versions: dict[str, str]
+    checkpoint: str | None = None
+
+
+def describe(request: VideoRequest, versions: dict[str, str], checkpoint: str) -> dict[str, Any]:
+    """What a video says about itself; `read_settings` reads it. Of a clip that was refined only the name: where it lay
+    is nobody else's business, and of no use on another machine."""
+    values = request.to_dict()
+    if request.refine is not None:
+        values["refine"] |= {"video": Path(request.refine.video).name}
+    return {"request": values, "versions": versions, "checkpoint": checkpoint}
+
+
+def read_settings(path: str | Path) -> VideoSettings:
+    """The request, the versions and the checkpoint's name in an MP4's comment, where `write_video` puts them.
+
+    Reads headers and the comment only, however large the file is, and trusts nothing in it.
+
+    Raises:
+        ValueError: no MP4, damaged, made by something else, or the settings in it cannot be used.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as stream:
+            comment = _comment(stream, path.name)
+    except OSError as error:
+        raise ValueError(f"cannot read {path.name}: {error.strerror}; check the file") from None
+    foreign = f"{path.name} does not say how it was made; use a video from this program, as it was saved"
+    if comment is None:
+        raise ValueError(foreign)
+    try:
+        description = json.loads(comment)
+    except (ValueError, RecursionError):
+        raise ValueError(foreign) from None
+    if not isinstance(description, dict) or not isinstance(description.get("request"), dict):
+        raise ValueError(foreign)
+    try:
+        request = VideoRequest.from_dict(description["request"])
+    except (ValueError, TypeError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"the settings in {path.name} cannot be used: {reason}") from None
+    if request.refine is not None:  # whatever a file says, it names no place of this machine
+        request = replace(request, refine=replace(request.refine, video=Path(request.refine.video).name or "clip"))
+    return VideoSettings(request, _versions(description.get("versions")), _text(description.get("checkpoint")))
+
+
+def _versions(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict):
+        return {}
+    return {name: text for name, text in ((name, _text(text)) for name, text in value.items()) if text is not None}
+
+
+def _text(value: Any) -> str | None:
+    """Text that can be written again, which half a character of JSON cannot."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else None
+
+
+def _comment(stream: BinaryIO, name: str) -> bytes | None:
+    """The text of the box moov/udta/meta/ilst/(c)cmt/data (ISO 14496-12, and Apple's list of tags); None without."""
+    size = os.fstat(stream.fileno()).st_size
+    if stream.read(12)[4:8] != b"ftyp":
+        raise ValueError(f"{name} is not an MP4 video; use one from this program, as it was saved")
+    start, end = 0, size
+    for kind in COMMENT:
+        box = next((box for box in _boxes(stream, start, end) if box[0] == kind), None)
+        if box is None:
+            return None
+        _, begin, stop = box
+        if stop > size:
+            raise ValueError(f"{name} is cut off or damaged; copy or download it again")
+        start, end = begin, stop
+        if kind == b"meta":
+            stream.seek(begin + 4)
+            if stream.read(4) != b"hdlr":  # in MP4, unlike in QuickTime, version and flags come first
+                start += 4
+    start += 8  # kind of text and locale
+    if end - start > MAX_COMMENT:
+        return None
+    stream.seek(start)
+    return stream.read(max(0, end - start))
+
+
+def _boxes(stream: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, start of the content, end) of the boxes between two places; a box may claim to end behind the file."""
+    for _ in range(MAX_BOXES):
+        if start + 8 > end:
+            return
+        stream.seek(start)
+        header = stream.read(16)
+        size, kind, content = int.from_bytes(header[:4], "big"), header[4:8], start + 8
+        if size == 1:
+            size, content = int.from_bytes(header[8:16], "big"), start + 16
+        stop = end if size == 0 else start + size
+        if len(header) < 8 or stop < content:
+            return
+        yield kind, content, stop
+        start = stop

@@ -1,0 +1,186 @@
+"""The forward of `forward.py` for inference on large videos: the same function of the same weights, less traffic.
+
+Tokens are put into the attention's block order once, where they are still 64 numbers each, and back at the end, so no
+layer copies queries, keys or values; residuals are added in place; the feed-forward runs over parts of the tokens; what
+is not a matrix product or attention is one of the operations of `fused.py`. docs/hopper.md counts what that is worth.
+
+A transformer that `to_fp8` converted runs with 8-bit products, quantised by the operation that made their input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bsa import BlockLayout, BlockSelection, BSAConfig, Grid, block_order_attention
+from bsa.variants import Tuning
+from pipeline.model import fused
+from pipeline.model.forward import _linear, _linear_fp32, embed_timestep, rope_table, trim_text, unpatchify
+from pipeline.model.fp8 import Quantised, is_fp8
+from pipeline.model.offload import Offload
+
+FFN_TOKENS = 16384  # tokens per part of the feed-forward: large enough for full speed of its matrix products
+
+
+@torch.no_grad()
+def fast_forward(
+    model: nn.Module,
+    latents: Tensor,
+    timestep: Tensor,
+    text: Tensor,
+    text_mask: Tensor | None,
+    config: BSAConfig | None,
+    *,
+    zero_text_padding: bool = False,
+    backend: str = "auto",
+    tuning: Tuning | None = None,
+    observe: Callable[[Tensor, Tensor, BlockSelection], None] | None = None,
+    ffn_tokens: int = FFN_TOKENS,
+    offload: Offload | None = None,
+) -> Tensor:
+    """`longcat_forward` without gradients; arguments and result as there, and:
+
+    config: block sparse attention with one chunk for queries and keys, or None for dense attention.
+    backend: "auto", "torch" or "triton", for the attention and the fused operations alike.
+    tuning: see `bsa.block_order_attention`.
+    observe: sees queries and keys, [B, H, N, D] in block order, and the selection of every layer.
+    offload: brings the blocks' weights from the host, for a model that does not fit into the GPU.
+
+    Raises ValueError as `longcat_forward` does, and for a config whose chunks differ.
+    """
+    patch, size = tuple(model.patch_size), latents.shape[2:]
+    if any(length % p for length, p in zip(size, patch, strict=True)):
+        raise ValueError(f"latent size {tuple(size)} is not a multiple of the patch {patch}")
+    grid = Grid(*(length // p for length, p in zip(size, patch, strict=True)))
+    layout = None if config is None else BlockLayout(grid, config.chunk_q)
+    heads = model.blocks[0].self_attn.num_heads
+    proj = model.patch_embed.proj
+    dtype, device, dim = proj.weight.dtype, latents.device, proj.weight.shape[0] // heads
+    ops = fused.operations(device, dim, backend)
+
+    t = embed_timestep(model, timestep, grid.t)
+    if not zero_text_padding and (text_mask is None or text_mask.ndim == 2):
+        text, text_mask = trim_text(text, text_mask)
+    embedder = model.caption_embedder
+    text = _linear(embedder.linear_2, F.gelu(_linear(embedder.linear_1, text.to(dtype)), approximate="tanh"))
+    if zero_text_padding:
+        text, text_mask = text * text_mask[..., None].to(dtype), None
+
+    rope, frames = _tables(grid, layout, dim, device)
+    x = _patches(latents.to(dtype), patch)
+    x = F.linear(x if layout is None else x[:, layout.order(device)], proj.weight.flatten(1), proj.bias)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, means: tuple[Tensor, Tensor]) -> Tensor:
+        if layout is None:
+            return _dense(q, k, v)
+        kwargs = {"means": means, "backend": backend, "tuning": tuning, "return_selection": True}
+        out, selection = block_order_attention(q, k, v, layout, config, **kwargs)
+        if observe is not None:
+            observe(q.transpose(1, 2), k.transpose(1, 2), selection)
+        return out
+
+    fp8 = is_fp8(model)
+    text = ops.quantise(text) if fp8 else text
+    for block in model.blocks if offload is None else offload.blocks():
+        _block(ops, block, x, t, text, text_mask, rope, frames, layout, attend, ffn_tokens, fp8)
+
+    final = model.final_layer
+    shift, scale = _linear_fp32(final.adaln_linear, F.silu(t)).chunk(2, dim=-1)
+    parts = []
+    for part in _parts(x.shape[1], ffn_tokens):  # fp32 in the original as well, but not all tokens at a time
+        h = ops.residual_norm_(x[:, part].contiguous(), None, None, 1 + scale, shift.contiguous(), frames[part])
+        parts.append(_linear_fp32(final.proj, h))
+    x = torch.cat(parts, dim=1)
+    x = x if layout is None else x[:, layout.place_of_token(device)]
+    return unpatchify(x, grid, patch).float()
+
+
+def _block(ops, block, x, t, text, text_mask, rope, frames, layout, attend, ffn_tokens, fp8) -> None:
+    """One transformer block, in place on x [B, N, E]; with fp8, h and text are `Quantised`."""
+    modulation = _linear_fp32(block.adaln_linear_1, F.silu(t))  # [B, F, 6 E]
+    shift, gain, gate, ffn_shift, ffn_gain, ffn_gate = modulation.chunk(6, dim=-1)
+    gain += 1
+    ffn_gain += 1
+
+    attention = block.self_attn
+    h = ops.residual_norm_(x, None, None, gain, shift, frames, fp8)
+    q, k, v = (_heads(_linear(layer, h), attention) for layer in (attention.to_q, attention.to_k, attention.to_v))
+    del h
+    means = ops.head_norm_(q, attention.q_norm.weight, rope, layout), None
+    means = means[0], ops.head_norm_(k, attention.k_norm.weight, rope, layout)
+    attended = attend(q, k, v, means).flatten(2)
+    del q, k, v
+    branch = _linear(attention.to_out, ops.quantise(attended) if fp8 else attended)
+    del attended
+
+    cross, norm = block.cross_attn, block.norm_cross
+    weight, bias = (part.float()[None, None] for part in (norm.weight, norm.bias))
+    h = ops.residual_norm_(x, branch, gate, weight, bias, frames, fp8)
+    branch = _cross_attention(ops, cross, h, text, text_mask, fp8)
+    h = ops.residual_norm_(x, branch, None, ffn_gain, ffn_shift, frames, fp8)
+    del branch
+
+    ffn = block.ffn
+    for part in _parts(x.shape[1], ffn_tokens):
+        # One row of the batch at a time: a part of its tokens is then contiguous and can be updated in place.
+        for row in range(x.shape[0]):
+            place = slice(row, row + 1), part
+            some = Quantised(h.values[place], h.scales[place]) if fp8 else h[place]
+            branch = _linear(ffn.w2, ops.swiglu_(_linear(ffn.w1, some), _linear(ffn.w3, some), fp8))
+            ops.residual_norm_(x[place], branch, ffn_gate[row : row + 1], None, None, frames[part])
+
+
+def _cross_attention(ops, cross, h, text, text_mask, fp8) -> Tensor:
+    q, k, v = (
+        _heads(_linear(layer, of), cross) for layer, of in ((cross.to_q, h), (cross.to_k, text), (cross.to_v, text))
+    )
+    ops.head_norm_(q, cross.q_norm.weight, None, None)
+    ops.head_norm_(k, cross.k_norm.weight, None, None)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=text_mask)
+    out = out.transpose(1, 2).flatten(2)
+    return _linear(cross.to_out, ops.quantise(out) if fp8 else out)
+
+
+def _dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """[B, N, H, D] to the same. cuDNN's kernel is the fastest on Hopper, but not what PyTorch picks."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    if not q.is_cuda:
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    with sdpa_kernel(order, set_priority=True):
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+def _heads(x: Tensor, attention: nn.Module) -> Tensor:
+    return x.unflatten(-1, (attention.num_heads, -1))
+
+
+def _parts(tokens: int, at_once: int) -> list[slice]:
+    return [slice(first, min(first + at_once, tokens)) for first in range(0, tokens, at_once)]
+
+
+def _patches(latents: Tensor, patch: tuple[int, int, int]) -> Tensor:
+    """[B, C, T, H, W] to [B, N, C * pt * ph * pw], what a convolution with that stride multiplies."""
+    pt, ph, pw = patch
+    x = latents.unflatten(4, (-1, pw)).unflatten(3, (-1, ph)).unflatten(2, (-1, pt))  # [B, C, t, pt, h, ph, w, pw]
+    return x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
+
+
+@lru_cache(maxsize=8)
+def _tables(
+    grid: Grid, layout: BlockLayout | None, head_dim: int, device: torch.device
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Rotary angles and frame numbers (int32) of the tokens in their order, on the device."""
+    cos, sin = rope_table(grid, head_dim, device)
+    frames = torch.arange(grid.t, dtype=torch.int32, device=device).repeat_interleave(grid.h * grid.w)
+    if layout is None:
+        return (cos, sin), frames
+    order = layout.order(device)
+    return (cos[order], sin[order]), frames[order]

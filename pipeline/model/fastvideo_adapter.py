@@ -1,0 +1,338 @@
+"""The only module that knows FastVideo (0.2.1): its loaders, its stages and what they need to run in this process.
+
+FastVideo's own entry point starts a worker process that, on any error, kills its parent with SIGQUIT,
+and reports no progress. So its LongCat components are loaded here and its stages are called one by one.
+The denoising loop and the transformer's forward are ours (`denoising.py`, `forward.py`): FastVideo's
+hard-code bfloat16 and attend to text padding.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.model.lora import LoraSwitch
+from pipeline.model.offload import Offload, Visiting, place
+from pipeline.model.schedule import longcat_sigmas
+from pipeline.request.safetensors_files import check_complete, stored_keys, stored_precision
+from pipeline.request.video import MAX_PROMPT_TOKENS, VideoRequest
+from pipeline.request.weights import AS_STORED, Weights
+
+NO_LOOPBACK = (
+    "FastVideo's layers need torch.distributed, which finds no network interface of its own here; turn the loopback "
+    "on with `ip link set lo up`"
+)
+
+_device_in_use: str | None = None
+
+
+@dataclass
+class TextStates:
+    """Encoded prompts: states [rows, L, E], mask [rows, L]; with guidance the negative prompt's row comes first."""
+
+    states: Tensor
+    mask: Tensor
+
+
+class FastVideoLongCat:
+    """LongCat's components as FastVideo loads them.
+
+    `dtype` is the transformer's; `zero_text_padding` says how it was trained to see padded text; `lora` puts adapters
+    on it; `encodes` says whether the VAE has an encoder; `offload` brings the transformer's blocks, or is None.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        device: torch.device,
+        loras: Mapping[str, Path] | None = None,
+        weights: Weights = AS_STORED,
+    ) -> None:
+        """Load all weights from `path` to `device`: fp32 on the CPU, bfloat16 on CUDA, and as `weights` says.
+
+        loras: adapter name -> file, none of which is loaded before it is used.
+
+        Raises:
+            ValueError: the weights do not fit FastVideo's LongCat classes or cannot be quantised, or another device is
+                in use.
+            RuntimeError: this FastVideo is not the version that the adapter knows.
+        """
+        self.offload: Offload | None = None
+        self._visiting: Visiting | None = None
+        with _quiet():
+            _prepare_process(device)
+            self._load(path, device, weights)
+        if weights:
+            self._place(weights)
+        self.lora = LoraSwitch(self.transformer, loras or {})
+
+    def _load(self, path: Path, device: torch.device, weights: Weights) -> None:
+        from fastvideo.configs.pipelines.longcat import LongCatT2V480PConfig
+        from fastvideo.fastvideo_args import FastVideoArgs
+        from fastvideo.pipelines.basic.longcat.longcat_pipeline import LongCatPipeline
+
+        class HostLongCatPipeline(LongCatPipeline):
+            """Its offload options do not help: without FSDP, the transformer's loader goes by the device alone."""
+
+            def load_modules(self, *args: Any, **kwargs: Any) -> Any:
+                with _loading_to_host():
+                    return super().load_modules(*args, **kwargs)
+
+        config = LongCatT2V480PConfig()
+        precision = "bf16" if device.type == "cuda" else "fp32"
+        config.dit_precision = config.vae_precision = precision
+        if weights and device.type == "cuda":
+            # As stored, they are the files' own pages; in another dtype they would all lie in memory at one time.
+            config.dit_precision = stored_precision(path / "transformer")
+        config.text_encoder_precisions = (precision,)
+        self.encodes = any(key.startswith("encoder.") for key in stored_keys(path / "vae"))
+        config.vae_config.load_encoder = self.encodes
+        self._args = FastVideoArgs.from_kwargs(
+            model_path=str(path),
+            pipeline_config=config,
+            num_gpus=1,
+            # FastVideo offloads by default; FSDP and the offload hooks ask for CUDA on every machine,
+            # and the hooks hang on block.forward, which our forward does not call.
+            dit_cpu_offload=False,
+            dit_layerwise_offload=False,
+            text_encoder_cpu_offload=False,
+            image_encoder_cpu_offload=False,
+            vae_cpu_offload=False,
+            use_fsdp_inference=False,
+            pin_cpu_memory=False,
+        )
+        try:
+            self._pipeline = (HostLongCatPipeline if weights else LongCatPipeline)(str(path), self._args)
+            self._pipeline.post_init()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise ValueError(
+                f"FastVideo cannot load the checkpoint {path}: {reason}; check that its files belong together"
+            ) from error
+
+        modules = self._pipeline.modules
+        self.device = device
+        self.transformer: nn.Module = modules["transformer"].eval().requires_grad_(False)
+        self.scheduler = modules["scheduler"]
+        self._vae: nn.Module = modules["vae"].requires_grad_(False)
+        self._tokenizer = modules["tokenizer"]
+        self.dtype: torch.dtype = self.transformer.patch_embed.proj.weight.dtype
+        # The original takes a missing key as false, FastVideo as true.
+        transformer_config = json.loads((path / "transformer" / "config.json").read_text(encoding="utf-8"))
+        self.zero_text_padding = bool(transformer_config.get("text_tokens_zero_pad", False))
+        check_complete(self._vae.state_dict(), path / "vae")
+
+    def _place(self, weights: Weights) -> None:
+        """Bring what was loaded to host memory to where it runs."""
+        encoder: nn.Module = self._pipeline.modules["text_encoder"]
+        if weights.offload:
+            self._visiting = Visiting(encoder, encoder.encoder.block, self.device)
+        else:
+            encoder.to(self.device)
+        self._vae.to(self.device)
+        self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.offload = place(self.transformer, self.device, self.dtype, weights)
+        torch.cuda.empty_cache()  # of what rounding left behind
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a prompt as the text encoder would see it without truncation."""
+        clean = self._args.pipeline_config.preprocess_text_funcs[0](text)
+        return len(self._tokenizer(clean, add_special_tokens=True, truncation=False)["input_ids"])
+
+    def start(self, request: VideoRequest) -> Any:
+        """FastVideo's state of one generation, to be passed through the methods below in order."""
+        from fastvideo.pipelines.pipeline_batch_info import ForwardBatch
+
+        batch = ForwardBatch(
+            data_type="video",
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt,
+            seed=request.seed,
+            height=request.height,
+            width=request.width,
+            num_frames=4 * request.latent_shape[0] - 3,  # of a refinement, its padding included
+            fps=request.fps,
+            num_inference_steps=request.steps,
+            guidance_scale=float(request.guidance_scale),
+            max_sequence_length=MAX_PROMPT_TOKENS,
+            # Left out, FastVideo takes its scheduler's spacing, which is not LongCat's.
+            sigmas=longcat_sigmas(request.steps, use_distill=request.use_distill),
+            # Left out, FastVideo draws the noise in the text encoder's dtype; the original draws fp32.
+            latents=_noise(request, self.transformer.in_channels) if request.refine is None else None,
+            prompt_attention_mask=[],
+            negative_attention_mask=[],
+        )
+        return self._pipeline.input_validation_stage(batch, self._args)
+
+    def encode_text(self, batch: Any) -> TextStates:
+        with contextlib.nullcontext() if self._visiting is None else self._visiting.there():
+            batch = self._pipeline.prompt_encoding_stage(batch, self._args)
+        states, masks = list(batch.prompt_embeds), list(batch.prompt_attention_mask)
+        if batch.do_classifier_free_guidance:
+            states = batch.negative_prompt_embeds + states
+            masks = batch.negative_attention_mask + masks
+        return TextStates(torch.cat(states), torch.cat(masks))
+
+    def set_timesteps(self, batch: Any) -> None:
+        self._pipeline.timestep_preparation_stage(batch, self._args)
+
+    def initial_latents(self, batch: Any) -> Tensor:
+        """Set the scheduler's timesteps and return the noise, fp32 [1, C, T, H, W]."""
+        self.set_timesteps(batch)
+        return self._pipeline.latent_preparation_stage(batch, self._args).latents
+
+    def encode(self, pixels: Tensor, generator: torch.Generator, on_frame: Callable[[], None]) -> Tensor:
+        """Pixels fp32 [1, 3, 4 n - 3, height, width] in -1 to 1 -> normalised latents fp32 [1, C, n, h, w], drawn from
+        the VAE's posterior by a generator of the CPU; `on_frame` follows each latent frame.
+
+        Raises:
+            ValueError: the checkpoint's VAE has no encoder.
+        """
+        if not self.encodes:
+            raise ValueError(
+                "the checkpoint's VAE has no encoder, which a refinement needs; use one with the whole VAE"
+            )
+        weight = self._vae.quant_conv.weight
+        hook = self._vae.encoder.register_forward_hook(lambda *_: on_frame())
+        try:
+            posterior = self._vae.encode(pixels.to(weight))
+        finally:
+            hook.remove()
+            self._vae.clear_cache()
+        mean, std = posterior.mean.float(), posterior.std.float()
+        latents = mean + std * torch.randn(mean.shape, generator=generator).to(mean)
+        centre, spread = (
+            torch.tensor(getattr(self._vae.config, name), device=mean.device).view(1, -1, 1, 1, 1)
+            for name in ("latents_mean", "latents_std")
+        )
+        return (latents - centre) / spread
+
+    def decode(self, batch: Any, latents: Tensor, on_frame: Callable[[], None]) -> Tensor:
+        """Latents -> pixels fp32 [1, 3, frames, height, width] in 0 to 1; `on_frame` follows each latent frame."""
+        batch.latents = latents
+        # The VAE decodes one latent frame after the other and keeps what the next one needs.
+        hook = self._vae.decoder.register_forward_hook(lambda *_: on_frame())
+        try:
+            return self._pipeline.decoding_stage(batch, self._args).output
+        finally:
+            hook.remove()
+            self._vae.clear_cache()
+
+    def decode_frame(self, latents: Tensor) -> Tensor:
+        """One latent frame [1, C, 1, h, w] -> pixels [1, 3, 1, 8h, 8w] in 0 to 1, apart from any generation."""
+        return self._pipeline.decoding_stage.decode(latents, self._args)
+
+
+def _quiet() -> contextlib.AbstractContextManager[None]:
+    """Without what FastVideo prints while loading (kernel notes, a bar per file), unless its log is asked for."""
+    return contextlib.nullcontext() if "FASTVIDEO_LOGGING_LEVEL" in os.environ else quiet()
+
+
+def _noise(request: VideoRequest, channels: int) -> Tensor:
+    generator = torch.Generator().manual_seed(request.seed)
+    return torch.randn(1, channels, *request.latent_shape, generator=generator)
+
+
+def _prepare_process(device: torch.device) -> None:
+    """Set up what FastVideo keeps per process: logging, its replacements for the CPU, the process group."""
+    global _device_in_use
+    if _device_in_use not in (None, str(device)):
+        raise ValueError(f"this process already runs FastVideo on {_device_in_use}; start another process for {device}")
+    # FastVideo configures the root logger (DEBUG, to stdout) when imported, unless told not to.
+    os.environ.setdefault("FASTVIDEO_CONFIGURE_LOGGING", "0")
+    # Even at ERROR it reports that there is no NPU. What matters is raised, not logged.
+    logging.getLogger("fastvideo").setLevel(os.environ.get("FASTVIDEO_LOGGING_LEVEL", "CRITICAL"))
+    # Its device is "cuda:" + LOCAL_RANK. One process, one device: there are no other ranks.
+    os.environ.update(LOCAL_RANK=str(device.index or 0), RANK="0", WORLD_SIZE="1")
+    try:
+        import fastvideo  # noqa: F401
+    except ImportError as error:
+        raise RuntimeError(f"FastVideo cannot be imported ({error}); run `make install`") from error
+    if device.type == "cpu":
+        _support_cpu()
+    if not torch.distributed.is_initialized():
+        # FastVideo's layers ask for their rank. An in-memory store needs no port and no environment variables.
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        try:
+            torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+        except RuntimeError as error:
+            if "find interface" not in str(error):
+                raise
+            # gloo binds to the host's own address even when there is nobody to talk to
+            raise RuntimeError(NO_LOOPBACK) from error
+        atexit.register(torch.distributed.destroy_process_group)
+    _device_in_use = str(device)
+
+
+def _support_cpu() -> None:
+    """Two replacements without which FastVideo 0.2.1 has no CPU path."""
+    from fastvideo.distributed import parallel_state
+    from fastvideo.platforms.cpu import CpuPlatform
+
+    # Whatever is not CUDA or an NPU counts as "mps" there. The function is imported by name all over
+    # FastVideo, so only its code can be replaced for everyone.
+    def cpu_device() -> torch.device:
+        return torch.device("cpu")
+
+    _expect(parallel_state, "get_local_torch_device").__code__ = cpu_device.__code__
+
+    # The CPU platform names no attention backend, and LongCat's layers ask for one when they are built.
+    # Ours never calls it, but the text encoder's and the transformer's constructors must succeed.
+    _expect(CpuPlatform, "get_attn_backend_cls")
+    CpuPlatform.get_attn_backend_cls = classmethod(lambda *_: "fastvideo.attention.backends.sdpa.SDPABackend")
+
+
+@contextlib.contextmanager
+def _loading_to_host() -> Iterator[None]:
+    """While this lasts, FastVideo takes the CPU for its device."""
+    from fastvideo.distributed import parallel_state
+
+    function = _expect(parallel_state, "get_local_torch_device")
+    before, function.__code__ = function.__code__, (lambda: torch.device("cpu")).__code__
+    try:
+        yield
+    finally:
+        function.__code__ = before
+
+
+def _expect(owner: Any, name: str) -> Any:
+    if not hasattr(owner, name):
+        raise RuntimeError(
+            f"{getattr(owner, '__name__', owner)} has no {name}; the CPU support fits FastVideo 0.2.1, "
+            "install the versions of requirements.txt"
+        )
+    return getattr(owner, name)
+
+
+class _Muted:
+    """A text stream that drops what one thread writes and passes on what others do."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._thread = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self._thread else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Only this thread's output: a server may load in the background and print its address meanwhile."""
+    with contextlib.redirect_stdout(_Muted(sys.stdout)), contextlib.redirect_stderr(_Muted(sys.stderr)):
+        yield

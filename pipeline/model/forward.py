@@ -1,0 +1,249 @@
+"""Forward pass of the LongCat-Video transformer, written once for every host of its weights.
+
+The functions read the weights of any module tree that carries FastVideo's attribute names
+(``patch_embed.proj``, ``blocks.N.self_attn.to_q``, ...), so FastVideo's own loaded model and the
+plain ``torch.nn`` model that `training/` optimises run through exactly this code.
+
+Differences to FastVideo 0.2.1's forward, all of them towards the original LongCat-Video code:
+padded text tokens are masked out of the cross-attention, timestep embedding and modulation are
+computed in fp32, and the self-attention is an argument instead of a flag.
+
+Method: LongCat-Video technical report, arXiv 2510.22200; rotary embedding: arXiv 2104.09864.
+
+Shape letters: B batch, C latent channels, T H W latent frames, rows and columns, N tokens
+(N = t*h*w of the token grid), L text tokens, E hidden size, D head size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bsa import Grid
+
+# (q, k, v, grid) -> output; all [B, heads, N, D], tokens in raster (T, H, W) order.
+Attend = Callable[[Tensor, Tensor, Tensor, Grid], Tensor]
+
+
+class Modulation(NamedTuple):
+    """Per-frame shift, scale and gate of one residual branch, fp32 [B, t, 1, E]."""
+
+    shift: Tensor
+    scale: Tensor
+    gate: Tensor
+
+
+class Stages(NamedTuple):
+    """The two halves of a block around its self-attention; pass compiled ones to speed training up."""
+
+    before: Callable
+    after: Callable
+
+
+def attend_dense(q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
+    """Full attention over all tokens; the `Attend` of a request without BSA."""
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def _linear(layer: nn.Module, x: Tensor) -> Tensor:
+    # FastVideo's linear layers return (output, bias); nn.Linear the output.
+    out = layer(x)
+    out = out[0] if isinstance(out, tuple) else out
+    lora = getattr(layer, "lora", None)  # see pipeline.model.lora
+    return out if lora is None else lora.add_(out, x)
+
+
+def _linear_fp32(layer: nn.Module, x: Tensor) -> Tensor:
+    # The original evaluates the modulation in fp32 whatever the dtype of the weights.
+    with torch.autocast(x.device.type, enabled=False):
+        out = F.linear(x.float(), layer.weight.float(), layer.bias.float())
+        lora = getattr(layer, "lora", None)
+        return out if lora is None else lora.add_(out, x)
+
+
+def _rms_norm(x: Tensor, norm: nn.Module) -> Tensor:
+    return F.rms_norm(x.float(), x.shape[-1:], eps=1e-6).type_as(x) * norm.weight.type_as(x)
+
+
+def _modulate(x: Tensor, mod: Modulation) -> Tensor:
+    """LayerNorm without weights, then ``x * (1 + scale) + shift`` per frame. x [B, N, E]."""
+    frames = mod.shift.shape[1]
+    normed = F.layer_norm(x.float(), x.shape[-1:], eps=1e-6).unflatten(1, (frames, -1))
+    return (normed * (1 + mod.scale) + mod.shift).flatten(1, 2).type_as(x)
+
+
+def _add_gated(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
+    gated = branch.float().unflatten(1, (gate.shape[1], -1)) * gate
+    return (x.float() + gated.flatten(1, 2)).type_as(x)
+
+
+@lru_cache(maxsize=8)
+def rope_table(grid: Grid, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the 3D rotary embedding, each fp32 [N, D/2].
+
+    The head is split into D - 4*(D//6) temporal and twice 2*(D//6) spatial channels; neighbouring
+    channel pairs share an angle.
+    """
+    spatial = 2 * (head_dim // 6)
+    angles = []
+    for axis, (length, dim) in enumerate(zip(grid, (head_dim - 2 * spatial, spatial, spatial), strict=True)):
+        frequencies = 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+        angle = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)
+        shape = [1, 1, 1, dim // 2]
+        shape[axis] = length
+        angles.append(angle.view(shape).expand(*grid, dim // 2))
+    table = torch.cat(angles, dim=-1).flatten(0, 2).to(device)
+    return table.cos(), table.sin()
+
+
+def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    cos, sin = rope
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2).type_as(x)
+
+
+def _heads(x: Tensor, attention: nn.Module) -> Tensor:
+    """[B, N, E] -> [B, heads, N, D]."""
+    return x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+
+
+def before_attention(
+    block: nn.Module, x: Tensor, t: Tensor, rope: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Modulation]:
+    """First half of a block: modulation, projections, per-head RMSNorm, rotary embedding.
+
+    x [B, N, E]; t fp32 [B, t, adaln_tembed_dim]. Returns q, k, v [B, heads, N, D], the gate of the
+    attention branch and the modulation of the feed-forward branch.
+    """
+    shift, scale, gate, *ffn = _linear_fp32(block.adaln_linear_1, F.silu(t)).unsqueeze(2).chunk(6, dim=-1)
+    attention = block.self_attn
+    h = _modulate(x, Modulation(shift, scale, gate))
+    q = _rms_norm(_heads(_linear(attention.to_q, h), attention), attention.q_norm)
+    k = _rms_norm(_heads(_linear(attention.to_k, h), attention), attention.k_norm)
+    v = _heads(_linear(attention.to_v, h), attention)
+    return _rotate(q, rope), _rotate(k, rope), v, gate, Modulation(*ffn)
+
+
+def after_attention(
+    block: nn.Module, x: Tensor, attended: Tensor, gate: Tensor, ffn: Modulation, text: Tensor, text_mask: Tensor | None
+) -> Tensor:
+    """Second half of a block: output projection, cross-attention to the text, SwiGLU feed-forward.
+
+    attended [B, heads, N, D]; text [B, L, E]; text_mask bool [B, 1, 1, L] or None. Returns [B, N, E].
+    """
+    x = _add_gated(x, _linear(block.self_attn.to_out, attended.transpose(1, 2).flatten(2)), gate)
+
+    cross = block.cross_attn
+    norm = block.norm_cross
+    h = F.layer_norm(x.float(), x.shape[-1:], norm.weight.float(), norm.bias.float(), eps=1e-6).type_as(x)
+    q = _rms_norm(_heads(_linear(cross.to_q, h), cross), cross.q_norm)
+    k = _rms_norm(_heads(_linear(cross.to_k, text), cross), cross.k_norm)
+    v = _heads(_linear(cross.to_v, text), cross)
+    h = F.scaled_dot_product_attention(q, k, v, attn_mask=text_mask)
+    x = x + _linear(cross.to_out, h.transpose(1, 2).flatten(2))
+
+    h = _modulate(x, ffn)
+    h = _linear(block.ffn.w2, F.silu(_linear(block.ffn.w1, h)) * _linear(block.ffn.w3, h))
+    return _add_gated(x, h, ffn.gate)
+
+
+EAGER = Stages(before_attention, after_attention)
+
+
+def trim_text(text: Tensor, text_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Drop the padding that no row of the batch needs.
+
+    text [B, L, C]; text_mask [B, L], non-zero at real tokens. Returns the shorter text and its mask
+    as bool [B, 1, 1, L'], or None where no row has padding left. Reads the lengths back from the device.
+    """
+    if text_mask is None:
+        return text, None
+    lengths = text_mask.ne(0).sum(dim=1).tolist()
+    longest = max(lengths)
+    if min(lengths) == 0:
+        raise ValueError(f"a prompt of the batch has no text tokens (lengths {lengths}); encode at least the end token")
+    mask = None if min(lengths) == longest else text_mask[:, None, None, :longest].ne(0)
+    return text[:, :longest], mask
+
+
+def embed_timestep(model: nn.Module, timestep: Tensor, frames: int) -> Tensor:
+    """Sinusoidal embedding and MLP. timestep [B] or [B, frames], 0 to 1000 -> fp32 [B, frames, adaln_tembed_dim]."""
+    embedder = model.time_embedder
+    half = embedder.frequency_embedding_size // 2
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=timestep.device) / half)
+    if timestep.ndim == 1:
+        timestep = timestep[:, None].expand(-1, frames)
+    angles = timestep.float()[..., None] * frequencies
+    h = torch.cat([angles.cos(), angles.sin()], dim=-1)
+    return _linear_fp32(embedder.linear_2, F.silu(_linear_fp32(embedder.linear_1, h)))
+
+
+def unpatchify(x: Tensor, grid: Grid, patch: tuple[int, int, int]) -> Tensor:
+    """[B, N, pt*ph*pw*C] -> [B, C, t*pt, h*ph, w*pw]."""
+    x = x.unflatten(-1, (*patch, -1)).unflatten(1, tuple(grid))  # [B, t, h, w, pt, ph, pw, C]
+    x = x.permute(0, 7, 1, 4, 2, 5, 3, 6)
+    return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+def longcat_forward(
+    model: nn.Module,
+    latents: Tensor,
+    timestep: Tensor,
+    text: Tensor,
+    text_mask: Tensor | None,
+    attend: Attend = attend_dense,
+    *,
+    zero_text_padding: bool = False,
+    stages: Stages = EAGER,
+) -> Tensor:
+    """Predict the flow of a batch of noisy latents, ``clean - noise`` in LongCat's sign.
+
+    Args:
+        model: module tree with FastVideo's LongCat attribute names.
+        latents: [B, C, T, H, W]; T, H, W must be multiples of the patch size.
+        timestep: [B] or [B, t], 0 (clean) to 1000 (noise).
+        text: encoder states [B, L, text channels]; text_mask: [B, L], or an attention mask
+            [B, 1, 1, L] that is used as it is (no host synchronisation), or None for "all valid".
+        attend: self-attention over [B, heads, N, D] tokens in raster order.
+        zero_text_padding: the other way in which LongCat models were trained (`text_tokens_zero_pad` in their
+            config.json): padding becomes zero vectors that are attended to. Needs text_mask [B, L].
+        stages: the block halves, eager or compiled.
+
+    Returns:
+        fp32 [B, C, T, H, W].
+
+    Raises:
+        ValueError: a latent size is not a multiple of the patch, or a text row is empty.
+    """
+    patch = tuple(model.patch_size)
+    size = latents.shape[2:]
+    if any(length % p for length, p in zip(size, patch, strict=True)):
+        raise ValueError(f"latent size {tuple(size)} is not a multiple of the patch {patch}")
+    grid = Grid(*(length // p for length, p in zip(size, patch, strict=True)))
+    proj = model.patch_embed.proj
+    dtype = proj.weight.dtype
+
+    x = F.conv3d(latents.to(dtype), proj.weight, proj.bias, stride=patch).flatten(2).transpose(1, 2)
+    t = embed_timestep(model, timestep, grid.t)
+    if not zero_text_padding and (text_mask is None or text_mask.ndim == 2):
+        text, text_mask = trim_text(text, text_mask)
+    embedder = model.caption_embedder
+    text = _linear(embedder.linear_2, F.gelu(_linear(embedder.linear_1, text.to(dtype)), approximate="tanh"))
+    if zero_text_padding:
+        text, text_mask = text * text_mask[..., None].to(dtype), None
+
+    rope = rope_table(grid, x.shape[-1] // model.blocks[0].self_attn.num_heads, x.device)
+    for block in model.blocks:
+        q, k, v, gate, ffn = stages.before(block, x, t, rope)
+        x = stages.after(block, x, attend(q, k, v, grid), gate, ffn, text, text_mask)
+
+    final = model.final_layer
+    shift, scale = _linear_fp32(final.adaln_linear, F.silu(t)).unsqueeze(2).chunk(2, dim=-1)
+    x = _linear_fp32(final.proj, _modulate(x, Modulation(shift, scale, scale)))  # fp32 in the original as well
+    return unpatchify(x, grid, patch).float()

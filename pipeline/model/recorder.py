@@ -1,0 +1,173 @@
+"""Recording what block sparse attention selects, and the recall of that, while a video is being made.
+
+The recorder is handed queries, keys and the selection after every attention call. Recall is computed in fp32 with every
+key, for one token of each of a number of query blocks. Which blocks and tokens follows from step and layer alone; no
+global random state is touched.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bsa import BlockLayout, BlockSelection
+from pipeline.media.attention_record import AttentionRecord, Sampled
+from pipeline.model.attention import token_density
+from pipeline.request.video import VideoRequest
+
+STORED_BYTES = 64 << 20  # bound on the selections of one video, before compression
+FEW_BLOCKS = 16  # query blocks per head where the selection is not stored
+MANY_BLOCKS = 2048  # at most so many where it is; all of them below that
+WORKING_BYTES = 128 << 20  # scores held at one time, less than the attention itself held just before
+
+
+class AttentionRecorder:
+    """Collects the record of one generation; an `Observer` for `SparseAttention`.
+
+    Expects one call per layer of every step, in order. Of a batch the last row is recorded, which is the conditional
+    one under classifier-free guidance. On CUDA nothing here waits for the device.
+    """
+
+    def __init__(
+        self,
+        request: VideoRequest,
+        layers: int,
+        stored_bytes: int = STORED_BYTES,
+        steps: int | None = None,
+        block_order: bool = False,
+    ) -> None:
+        """request: with BSA; layers: attention calls per step; stored_bytes: bound on the selections; steps: that run,
+        None for those of the request; block_order: in which queries and keys come, instead of raster order."""
+        self._request = request
+        self._block_order = block_order
+        self._shape = steps or request.steps, layers
+        self._stored_bytes = stored_bytes
+        self._q_layout = BlockLayout(request.grid, request.bsa.chunk_q)
+        self._k_layout = BlockLayout(request.grid, request.bsa.chunk_k)
+        self._calls = 0
+        self._seconds = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def __call__(self, q: Tensor, k: Tensor, selection: BlockSelection) -> None:
+        """q, k: [B, H, S, D], as the attention got them; selection: what it made of them."""
+        began = self._now(q.device)
+        if self._calls == 0:
+            self._allocate(q)
+        step, layer = divmod(self._calls, self._shape[1])
+        self._calls += 1
+        q, k, selection = q[-1], k[-1], BlockSelection(selection.indices[-1], selection.counts[-1])
+        self._density[step, layer] = token_density(selection, self._q_layout, self._k_layout)
+        random = np.random.default_rng((step, layer))
+        others = self._all_heads
+        if step in self._sampled.steps and layer in self._sampled.layers:
+            self._store(step, layer, q, k, selection, random)
+            others = self._other_heads
+        if len(others):
+            blocks = random.integers(self._q_layout.blocks.volume, size=FEW_BLOCKS)
+            mass, weights = self._mass(q, k, selection, others, blocks, random)
+            self._recall[step, layer].index_copy_(0, others, mass @ weights)
+        self._stop(began, q.device)
+
+    def seconds(self) -> float:
+        """Time spent recording so far. On CUDA: device time, of kernels that must have ended."""
+        return self._seconds + sum(began.elapsed_time(ended) for began, ended in self._events) / 1000
+
+    def record(self, versions: dict[str, str]) -> AttentionRecord:
+        """Everything collected, after the last step. Waits for the device."""
+        return AttentionRecord(
+            grid=self._q_layout.grid,
+            chunk_q=self._q_layout.chunk,
+            chunk_k=self._k_layout.chunk,
+            sampled=self._sampled,
+            density=self._density.cpu().numpy(),
+            recall=self._recall.cpu().numpy(),
+            block_recall=self._block_recall.cpu().numpy(),
+            selections=self._selections.numpy(),  # complete: the copies to .cpu() above waited
+            request=self._request.to_dict(),
+            versions=versions,
+        )
+
+    def _allocate(self, q: Tensor) -> None:
+        device, heads = q.device, q.shape[1]
+        q_blocks, k_blocks = self._q_layout.blocks.volume, self._k_layout.blocks.volume
+        width = -(-k_blocks // 8)
+        self._sampled = Sampled.within(*self._shape, heads, self._stored_bytes // (q_blocks * width))
+        stored = tuple(map(len, self._sampled))
+        # pinned, so that copying into it does not wait
+        self._selections = torch.zeros(*stored, q_blocks, width, dtype=torch.uint8, pin_memory=q.is_cuda)
+        self._block_recall = torch.full((*stored, q_blocks), float("nan"), device=device)
+        self._recall = torch.full((*self._shape, heads), float("nan"), device=device)
+        self._density = torch.zeros(*self._shape, heads, device=device)
+        self._all_heads = torch.arange(heads, device=device)
+        self._stored_heads = torch.tensor(self._sampled.heads, dtype=torch.long, device=device)
+        others = sorted(set(range(heads)) - set(self._sampled.heads))
+        self._other_heads = torch.tensor(others, dtype=torch.long, device=device)
+        self._bits = 2 ** torch.arange(8, dtype=torch.uint8, device=device)
+        self._key_block = self._k_layout.block_of_token(device)
+        if self._block_order:
+            self._key_block = self._key_block[self._k_layout.order(device)]
+        # tokens of query block n: from _first[n] on, _sizes[n] of them
+        order = self._q_layout.order(torch.device("cpu")).numpy()
+        self._tokens = np.arange(len(order)) if self._block_order else order
+        self._sizes = self._q_layout.sizes(torch.device("cpu")).numpy()
+        self._first = self._sizes.cumsum() - self._sizes
+
+    def _store(self, step, layer, q, k, selection, random) -> None:
+        place = self._sampled.steps.index(step), self._sampled.layers.index(layer)
+        for row, head in enumerate(self._sampled.heads):
+            mask = _part(selection, head).mask(self._k_layout.blocks.volume)
+            bits = torch.nn.functional.pad(mask, (0, -mask.shape[-1] % 8)).unflatten(-1, (-1, 8))
+            packed = (bits.byte() * self._bits).sum(-1, dtype=torch.uint8)
+            self._selections[(*place, row)].copy_(packed, non_blocking=True)
+        count = self._q_layout.blocks.volume
+        blocks = np.linspace(0, count - 1, min(count, MANY_BLOCKS)).round().astype(int)
+        mass, weights = self._mass(q, k, selection, self._stored_heads, blocks, random)
+        self._block_recall[place].index_copy_(1, _upload(blocks, q.device), mass)
+        self._recall[step, layer].index_copy_(0, self._stored_heads, mass @ weights)
+
+    def _mass(self, q, k, selection, heads, blocks, random) -> tuple[Tensor, Tensor]:
+        """Recall of one token of each of `blocks`, [heads, blocks], and the blocks' weights in a mean, [blocks]."""
+        sizes = self._sizes[blocks]
+        tokens = self._tokens[self._first[blocks] + (random.random(len(blocks)) * sizes).astype(int)]
+        tokens, rows = _upload(tokens, q.device), _upload(blocks, q.device)
+        scale = q.shape[-1] ** -0.5
+        per_row = k.shape[1] * 9  # scores, probabilities and the kept keys of one token
+        step = max(1, WORKING_BYTES // per_row)
+        together = max(1, WORKING_BYTES // (min(step, len(tokens)) * per_row + k[0].numel() * 4))
+        mass = []
+        for some in heads.split(together):
+            keys = k[some].float().mT
+            parts = []
+            for token, row in zip(tokens.split(step), rows.split(step)):
+                probabilities = (scale * q[some[:, None], token].float() @ keys).softmax(-1)
+                chosen = (some[:, None], row)
+                mask = _part(selection, chosen).mask(self._k_layout.blocks.volume)
+                parts.append((probabilities * mask[..., self._key_block]).sum(-1))
+            mass.append(torch.cat(parts, dim=-1))
+        return torch.cat(mass), _upload((sizes / sizes.sum()).astype(np.float32), q.device)
+
+    def _now(self, device: torch.device) -> Any:
+        if device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _stop(self, began: Any, device: torch.device) -> None:
+        ended = self._now(device)
+        if device.type == "cuda":
+            self._events.append((began, ended))
+        else:
+            self._seconds += ended - began
+
+
+def _part(selection: BlockSelection, chosen: Any) -> BlockSelection:
+    return BlockSelection(selection.indices[chosen], selection.counts[chosen])
+
+
+def _upload(values: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values)).to(device, non_blocking=True)

@@ -1,0 +1,241 @@
+"""What a LongCat checkpoint folder holds, read from its small files without loading a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bsa import BSAConfig
+from pipeline.machine.paths import expand_user
+from pipeline.request.refinement import STEPS, Refinement, refined_size, steps_run
+from pipeline.request.safetensors_files import component_parameters, incomplete, open_file, read_json
+from pipeline.request.video import VideoRequest
+
+if TYPE_CHECKING:
+    from pipeline.request.refinement import Clip
+
+# A small checkpoint trained for this project, with everything the 13.6 B one has.
+EMBEDDED_CHECKPOINT = Path(__file__).resolve().parents[2] / "assets" / "longcat-tiny"
+
+# component folder -> its configuration
+CONFIGS = {
+    "transformer": "config.json",
+    "vae": "config.json",
+    "text_encoder": "config.json",
+    "scheduler": "scheduler_config.json",
+    "tokenizer": "tokenizer_config.json",
+}
+WEIGHTS = ("transformer", "vae", "text_encoder")
+CLASSES = {
+    "transformer": "LongCatTransformer3DModel",
+    "vae": "AutoencoderKLWan",
+    "scheduler": "FlowMatchEulerDiscreteScheduler",
+}
+
+# LongCat-Video's own text-to-video settings, for folders without a generation_config.json.
+LONGCAT_DEFAULTS = {
+    "height": 480,
+    "width": 832,
+    "num_frames": 93,
+    "num_inference_steps": 50,
+    "guidance_scale": 4.0,
+    "fps": 15,
+    "use_distill": False,
+}
+
+# Adapters by the names of LongCat's files, and by those of the folders that FastVideo's converter puts them into.
+_ADAPTERS = {"cfg_step_lora": "distill", "distilled": "distill", "refinement_lora": "refine", "refinement": "refine"}
+ADAPTER_FILES = {"distill": "cfg_step_lora.safetensors", "refine": "refinement_lora.safetensors"}
+# What LongCat runs its few-step adapter with.
+_WITH_ADAPTER = {"distill": {"steps": 16, "guidance_scale": 1.0, "use_distill": True}}
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """A complete checkpoint folder.
+
+    Attributes:
+        parameters: of the transformer.
+        bsa: block sparse attention from transformer/config.json's `enable_bsa` and `bsa_params`, or None.
+        defaults: generation settings: height, width, num_frames, num_inference_steps, guidance_scale,
+            fps, use_distill and whatever else generation_config.json holds.
+        sparse: its `bsa_params`, whether or not `enable_bsa` is set.
+        shift: of its scheduler.
+        loras: adapter name -> file, of what lies in its folder lora/; "distill" and "refine" are LongCat's own.
+    """
+
+    path: Path
+    name: str
+    parameters: int
+    bsa: BSAConfig | None
+    defaults: dict[str, Any]
+    sparse: BSAConfig = BSAConfig()
+    shift: float = 12.0
+    loras: Mapping[str, Path] = field(default_factory=dict)
+
+    def request(self, prompt: str, **overrides: Any) -> VideoRequest:
+        """A request with this checkpoint's settings, or with those of its adapter `lora`; `overrides` are fields of
+        `VideoRequest`. Raises ValueError for a value that cannot be used, or an adapter that is not there."""
+        values = {
+            "height": self.defaults["height"],
+            "width": self.defaults["width"],
+            "num_frames": self.defaults["num_frames"],
+            "steps": self.defaults["num_inference_steps"],
+            "guidance_scale": self.defaults["guidance_scale"],
+            "fps": self.defaults["fps"],
+            "use_distill": self.defaults["use_distill"],
+            "bsa": self.bsa,
+        }
+        unknown = sorted(set(overrides) - {field.name for field in fields(VideoRequest)})
+        if unknown:
+            raise ValueError(f"unknown request field {unknown[0]!r}; see VideoRequest for the fields")
+        usual = next((usual for name, usual in _WITH_ADAPTER.items() if name == overrides.get("lora")), {})
+        request = VideoRequest(prompt=prompt, **(values | usual | overrides))
+        self.check_lora(request.lora)
+        return request
+
+    def refinement(
+        self, prompt: str, clip: Clip, *, t_thresh: float = 0.5, double_frames: bool = True, **overrides: Any
+    ) -> VideoRequest:
+        """A request that refines a clip as LongCat does: its size, schedule, sparse attention and adapter.
+
+        `overrides` are fields of `VideoRequest`. Raises ValueError as `request` does.
+        """
+        factor = 2 if double_frames else 1
+        native = self.defaults["width"] * self.defaults["height"]
+        height, width = refined_size(clip.height, clip.width, native)
+        values = {
+            "height": height,
+            "width": width,
+            "num_frames": factor * clip.frames,
+            "fps": min(120, factor * clip.fps),
+            "steps": STEPS,
+            "guidance_scale": 1.0,
+            "use_distill": False,
+            "bsa": self.sparse,
+            "lora": "refine",
+            "refine": Refinement(video=str(clip.path), t_thresh=t_thresh, double_frames=double_frames),
+        }
+        return self.request(prompt, **(values | overrides))
+
+    def steps_run(self, request: VideoRequest) -> int:
+        """Denoising steps that a request takes with this checkpoint's schedule."""
+        if request.refine is None:
+            return request.steps
+        return steps_run(request.steps, request.refine.t_thresh, self.shift)
+
+    def check_lora(self, name: str | None) -> None:
+        """Raise ValueError when the checkpoint has no adapter of that name."""
+        if name is None or name in self.loras:
+            return
+        found = f"there are {', '.join(sorted(self.loras))}" if self.loras else "there is none"
+        file = ADAPTER_FILES.get(name, f"{name}.safetensors")
+        raise ValueError(
+            f"{self.name} has no LoRA adapter {name!r} ({found}); put {file} into its folder lora"
+        )
+
+
+def inspect_checkpoint(path: str | Path) -> CheckpointInfo:
+    """Check that a folder is a complete LongCat checkpoint in FastVideo's (diffusers) layout and describe it.
+
+    Reads the configurations and the headers of the weight files, not the weights.
+
+    Raises:
+        ValueError: the folder, a component, a shard or a configuration is missing or damaged.
+    """
+    path = expand_user(path)
+    if path == EMBEDDED_CHECKPOINT and not path.exists():
+        raise ValueError(f"the embedded checkpoint {path} is missing; clone the repository again or pass another path")
+    if not path.exists():
+        raise ValueError(f"there is no checkpoint at {path}; check the path, or leave it out for the embedded one")
+    if not path.is_dir():
+        raise ValueError(f"{path} is a file; pass the checkpoint's folder, the one that holds model_index.json")
+    index = read_json(path / "model_index.json", path)
+    if index.get("_class_name") != "LongCatPipeline":
+        raise ValueError(
+            f"{path}/model_index.json describes {index.get('_class_name')!r}, not 'LongCatPipeline'; "
+            "convert the original weights with FastVideo's scripts/checkpoint_conversion/longcat_to_fastvideo.py"
+        )
+    configs = {component: read_json(path / component / name, path) for component, name in CONFIGS.items()}
+    parameters = {component: component_parameters(path / component, path) for component in WEIGHTS}
+    _check_tokenizer(path)
+    for component, wanted in CLASSES.items():
+        if (found := configs[component].get("_class_name")) != wanted:
+            raise ValueError(
+                f"{path}/{component}/{CONFIGS[component]} is a {found!r}, not a {wanted!r}; "
+                "use a LongCat checkpoint in FastVideo's layout"
+            )
+    if not configs["text_encoder"].get("architectures"):
+        raise ValueError(incomplete(path, "text_encoder/config.json names no architectures"))
+    generation = path / "generation_config.json"
+    sparse = _bsa_config(configs["transformer"], path)
+    info = CheckpointInfo(
+        path=path,
+        name=_name(path.resolve()),
+        parameters=parameters["transformer"],
+        bsa=sparse if configs["transformer"].get("enable_bsa") else None,
+        sparse=sparse,
+        shift=float(configs["scheduler"].get("shift") or 1.0),
+        loras=_adapters(path / "lora"),
+        defaults=LONGCAT_DEFAULTS | (read_json(generation, path) if generation.exists() else {}),
+    )
+    try:
+        info.request("x")
+    except ValueError as error:
+        raise ValueError(f"{generation} has unusable settings: {error}") from None
+    return info
+
+
+def _name(path: Path) -> str:
+    # the Hub's cache: models--org--name/snapshots/COMMIT
+    cache = path.parents[1].name if path.parent.name == "snapshots" else ""
+    return cache.rpartition("--")[2] if cache.startswith("models--") else path.name
+
+
+
+
+
+
+def _adapters(folder: Path) -> dict[str, Path]:
+    """Files lora/NAME.safetensors, as LongCat has them, and lora/NAME/*.safetensors, as FastVideo's converter does."""
+    found: dict[str, Path] = {}
+    for file in sorted((*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors"))):
+        name = file.stem if file.parent == folder else file.parent.name
+        found.setdefault(_ADAPTERS.get(name, name), file)
+    return found
+
+
+def _bsa_config(transformer: dict[str, Any], checkpoint: Path) -> BSAConfig:
+    params = transformer.get("bsa_params") or {}
+    try:
+        if not isinstance(params, dict):
+            raise ValueError(f"{params!r} is not an object")
+        return BSAConfig.from_bsa_params(params)
+    except ValueError as error:
+        if not transformer.get("enable_bsa"):
+            return BSAConfig()
+        raise ValueError(f"{checkpoint}/transformer/config.json has unusable bsa_params: {error}") from None
+
+
+
+
+def _check_tokenizer(checkpoint: Path) -> None:
+    """Only the ends of the file: the whole one, megabytes of it, is read when it is loaded."""
+    folder = checkpoint / "tokenizer"
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        if not (folder / "spiece.model").is_file():
+            raise ValueError(incomplete(checkpoint, "tokenizer/tokenizer.json is missing"))
+        return
+    with open_file(file) as stream:
+        begin = stream.read(16).lstrip()
+        stream.seek(max(0, file.stat().st_size - 16))
+        end = stream.read().rstrip()
+    if not (begin.startswith(b"{") and end.endswith(b"}")):
+        raise ValueError(incomplete(checkpoint, "tokenizer/tokenizer.json is cut off or damaged"))
+
+
+
+

@@ -1,0 +1,213 @@
+"""LongCat checkpoints from the Hugging Face Hub: looked at before a weight is fetched, resumed where they stopped."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from pipeline.request.checkpoint import CONFIGS, WEIGHTS, inspect_checkpoint
+from pipeline.request.shape import ModelShape
+from pipeline.request.video import Cancelled
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_OTHER_FORMATS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".msgpack", ".h5")  # of the same weights
+_SPARE_BYTES = 2**30  # left free on the disk, for videos and everybody else
+
+NEITHER = "{text} is neither a folder of this machine nor a name on the Hugging Face Hub, such as org/model"
+UNKNOWN = (
+    "there is neither a folder {repo} here nor a public model of this name on the Hugging Face Hub; check the name, or "
+    "log in with `hf auth login` for a private one"
+)
+GATED = "{repo} is gated: accept its terms on https://huggingface.co/{repo} and log in with `hf auth login`"
+OFFLINE = (
+    "there is no folder {repo} here, and the Hugging Face Hub, which may have a model of this name, cannot be reached; "
+    "check the path or the connection"
+)
+HUB_FAULT = "the Hugging Face Hub answered for {repo}: {reason}; try again later"
+NOT_LONGCAT = "{repo} is not a LongCat checkpoint in FastVideo's layout: {reason}; choose another, or convert it first"
+NO_SPACE = (
+    "{repo} takes {needed:.1f} GiB more and {free:.1f} GiB are free in {folder}; free some, or set HF_HOME to another "
+    "disk"
+)
+NOT_WRITTEN = "{repo} could not be saved: {reason}; check space and permissions"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Bytes of the checkpoint on this machine and in all, and the file that is being fetched."""
+
+    done: int
+    total: int
+    file: str
+
+
+OnProgress = Callable[[Progress], None]
+CheckSize = Callable[[ModelShape, str], None]
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a model's name means the Hub: org/name, unless such a folder exists here."""
+    return bool(_HUB_ID.fullmatch(text)) and not Path(text).exists()
+
+
+def fetch_checkpoint(
+    text: str,
+    check: CheckSize | None = None,
+    on_progress: OnProgress = lambda progress: None,
+) -> Path:
+    """The folder of the checkpoint that `text` names, a local folder or a hub id, fetched if need be.
+
+    Args:
+        check: called with the model's size and name before anything large is fetched; raises ValueError where the
+            model cannot run, such as `pipeline.estimate.refusal.check_room`.
+        on_progress: called about every 10 MB; may raise `Cancelled`. What was fetched is kept, and resumed later.
+
+    Raises:
+        ValueError: no such model, no access, no connection, not a LongCat checkpoint, too little disk or memory. One
+            sentence with the remedy.
+    """
+    text = str(text).strip()
+    if not is_hub_id(text):
+        if "/" not in text and not Path(text).expanduser().exists():
+            raise ValueError(NEITHER.format(text=repr(text)))
+        return inspect_checkpoint(text).path
+    with _sentences(text):
+        return _fetch(text, check, on_progress)
+
+
+
+
+def _fetch(repo: str, check: CheckSize | None, on_progress: OnProgress) -> Path:
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+
+    try:
+        files, revision = _list_files(HfApi(), repo)
+    except (OfflineModeIsEnabled, HTTPError) as error:
+        if isinstance(error, HfHubHTTPError):  # an answer, if not a good one
+            raise
+        # No connection is no obstacle to what is here already.
+        here = hf_hub_download(repo, "model_index.json", local_files_only=True)
+        return inspect_checkpoint(Path(here).parent).path
+    _check_files(repo, files)
+    # Without a commit, so that the cache notes which one this is: it is looked for without a connection.
+    index = json.loads(Path(hf_hub_download(repo, "model_index.json")).read_text(encoding="utf-8"))
+    if index.get("_class_name") != "LongCatPipeline":
+        raise ValueError(NOT_LONGCAT.format(repo=repo, reason=f"model_index.json names {index.get('_class_name')!r}"))
+    get = {"repo_id": repo, "revision": revision}
+    plan = [hf_hub_download(filename=name, dry_run=True, **get) for name in files]
+    missing = sum(files[file.filename] for file in plan if file.will_download)
+    _check_disk(repo, missing, Path(plan[0].local_path))
+    if check is not None and missing:
+        check(_shape(HfApi(), repo, revision, files), repo)
+
+    total = sum(files.values())
+    done = total - missing
+    for file in sorted(plan, key=lambda file: files[file.filename]):
+        if not file.will_download:
+            continue
+        hf_hub_download(filename=file.filename, tqdm_class=_bar(done, total, file.filename, on_progress), **get)
+        done += files[file.filename]
+        on_progress(Progress(done, total, file.filename))
+    return inspect_checkpoint(Path(plan[0].local_path).parents[len(Path(plan[0].filename).parts) - 1]).path
+
+
+def _list_files(api: Any, repo: str) -> tuple[dict[str, int], str]:
+    """Bytes by name of the files that make up a checkpoint, and the commit."""
+    info = api.model_info(repo, files_metadata=True)
+    wanted = ("lora/", *(f"{component}/" for component in CONFIGS))
+    files = {
+        file.rfilename: file.size or 0
+        for file in info.siblings
+        if file.rfilename in ("model_index.json", "generation_config.json")
+        or (file.rfilename.startswith(wanted) and not file.rfilename.endswith(_OTHER_FORMATS))
+    }
+    return files, info.sha
+
+
+def _check_files(repo: str, files: dict[str, int]) -> None:
+    needed = ["model_index.json", *(f"{component}/{name}" for component, name in CONFIGS.items())]
+    absent = [name for name in needed if name not in files]
+    absent += [
+        f"{component}/*.safetensors"
+        for component in WEIGHTS
+        if not any(name.startswith(f"{component}/") and name.endswith(".safetensors") for name in files)
+    ]
+    if absent:
+        raise ValueError(NOT_LONGCAT.format(repo=repo, reason=f"{absent[0]} is missing"))
+
+
+def _check_disk(repo: str, missing: int, target: Path) -> None:
+    folder = next(parent for parent in target.parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if missing + _SPARE_BYTES * (missing > 0) > free:
+        raise ValueError(NO_SPACE.format(repo=repo, needed=missing / 2**30, free=free / 2**30, folder=folder))
+
+
+def _shape(api: Any, repo: str, revision: str, files: Iterable[str]) -> ModelShape:
+    """From the headers of the weight files, of which only the first kilobytes are asked for, and the configurations."""
+    from huggingface_hub import hf_hub_download
+
+    configs, parameters = {}, {}
+    for part in WEIGHTS:
+        config = hf_hub_download(repo, f"{part}/config.json", revision=revision)
+        configs[part] = json.loads(Path(config).read_text(encoding="utf-8"))
+        shards = [name for name in files if name.startswith(f"{part}/") and name.endswith(".safetensors")]
+        headers = (api.parse_safetensors_file_metadata(repo, name, revision=revision) for name in shards)
+        parameters[part] = sum(sum(header.parameter_count.values()) for header in headers)
+    return ModelShape.of(repo, configs, parameters)
+
+
+def _bar(before: int, total: int, file: str, on_progress: OnProgress) -> type:
+    """A progress bar class for huggingface_hub that draws nothing and reports to `on_progress`."""
+
+    class Bar(tqdm):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            options.pop("name", None)
+            super().__init__(*arguments, **{**options, "file": io.StringIO()})
+            self._tell()
+
+        def display(self, *arguments: Any, **options: Any) -> None:
+            pass
+
+        def update(self, n: float = 1) -> None:
+            self.n += n
+            self._tell()
+
+        def _tell(self) -> None:
+            on_progress(Progress(min(total, before + int(self.n)), total, file))
+
+    return Bar
+
+
+@contextmanager
+def _sentences(repo: str):
+    """Errors of the Hub, the network and the disk as one sentence each."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except Cancelled:
+        raise
+    except errors.GatedRepoError:
+        raise ValueError(GATED.format(repo=repo)) from None
+    except errors.RepositoryNotFoundError:
+        raise ValueError(UNKNOWN.format(repo=repo)) from None
+    except errors.HfHubHTTPError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(HUB_FAULT.format(repo=repo, reason=reason)) from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HTTPError):
+        raise ValueError(OFFLINE.format(repo=repo)) from None
+    except OSError as error:
+        reason = "no space left on the disk" if error.errno == errno.ENOSPC else " ".join(str(error).split())[:200]
+        raise ValueError(NOT_WRITTEN.format(repo=repo, reason=reason)) from None

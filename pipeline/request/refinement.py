@@ -1,0 +1,104 @@
+"""What a refinement is asked for: the clip, how far it is noised, and the size that LongCat makes of it.
+
+LongCat-Video makes 720p clips from 480p ones: the clip is enlarged, encoded, noised to a level in the middle of the
+schedule and denoised from there, with an adapter trained for that and block sparse attention (arXiv 2510.22200, 4.3).
+Plain values; `pipeline.model.start_from_clip` does the work.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+# LongCat's 720p sizes as (height, width): multiples of 64, which 4 x 4 token chunks divide, of about 960 x 960 pixels.
+# A clip gets the one whose ratio of height to width, rounded to two digits, is nearest to its own.
+SIZES = (
+    (448, 2048), (512, 1792), (576, 1600), (640, 1408), (704, 1280), (768, 1216), (832, 1088), (896, 1024), (960, 960),
+    (1024, 896), (1088, 832), (1152, 768), (1216, 768), (1280, 704), (1344, 704), (1408, 640), (1472, 640), (1536, 576),
+    (1664, 576), (1856, 512), (1920, 512),
+)  # fmt: skip
+SIDE, STEP = 960, 16  # pixels: of the square size, and of a token
+NATIVE_PIXELS = 832 * 480  # of LongCat-Video's own clips, which become those
+STEPS = 50  # of the schedule of which the part below the noise level runs
+LATENT_GROUP = 4  # latent frames come in whole groups of these, as in the original, dense or sparse
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refinement:
+    """The clip that a request refines.
+
+    Attributes:
+        video: path of an MP4 file.
+        t_thresh: noise level to start from, above 0 to 1; 0.5 replaces half of the clip by noise, 1 all of it.
+        double_frames: twice as many frames as well, interpolated before they are refined.
+
+    Raises:
+        ValueError: a value cannot be used.
+    """
+
+    video: str
+    t_thresh: float = 0.5
+    double_frames: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.video, str) or not self.video or "\0" in self.video:
+            raise ValueError(f"the clip to refine is {self.video!r}; pass the path of an MP4 file")
+        level = self.t_thresh
+        if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level <= 1:
+            raise ValueError(f"t_thresh {level!r} is not a noise level above 0 to 1; LongCat refines from 0.5")
+        object.__setattr__(self, "t_thresh", float(level))
+        if not isinstance(self.double_frames, bool):
+            raise ValueError(f"double_frames {self.double_frames!r} is not true or false; pass one of them")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Refinement:
+        """Read what `to_dict` wrote. Raises ValueError for a name that is unknown or missing."""
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(f"the refinement is incomplete: {str(error).partition('() ')[2]}") from None
+
+
+def latent_frames(frames: int) -> int:
+    """Latent frames for so many frames of the result, the last group filled up with copies of the last frame."""
+    needed = 1 + math.ceil((frames - 1) / 4)
+    return math.ceil(needed / LATENT_GROUP) * LATENT_GROUP
+
+
+def refined_size(height: int, width: int, native_pixels: int = NATIVE_PIXELS) -> tuple[int, int]:
+    """Height and width that a clip of `height` x `width` is refined to.
+
+    native_pixels: per frame, of the clips that the checkpoint makes. A smaller one than LongCat-Video takes a step up
+    of the same proportion from its own size.
+    """
+    ratio = height / width
+    if native_pixels == NATIVE_PIXELS:
+        return min(SIZES, key=lambda size: abs(round(size[0] / size[1], 2) - ratio))
+    side = SIDE * math.sqrt(native_pixels / NATIVE_PIXELS)
+    sides = side * math.sqrt(ratio), side / math.sqrt(ratio)
+    return tuple(max(1, round(length / STEP)) * STEP for length in sides)
+
+
+def steps_run(steps: int, t_thresh: float, shift: float) -> int:
+    """How many of `steps` run: one at the noise level, and those of the schedule below it.
+
+    shift: of the checkpoint's scheduler.
+    """
+    levels = (1 - 0.999 * index / max(1, steps - 1) for index in range(steps))
+    return 1 + sum(shift * level / (1 + (shift - 1) * level) < t_thresh for level in levels)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A readable MP4 file: its number of frames, their size in pixels and frames per second (rounded)."""
+
+    path: Path
+    frames: int
+    height: int
+    width: int
+    fps: int

@@ -1,0 +1,64 @@
+"""What comes back: one finished video, or a dense and a sparse one with the numbers between them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.request.video import VideoRequest
+
+
+@dataclass(frozen=True)
+class VideoResult:
+    """A finished video and what it took.
+
+    Attributes:
+        seconds: of "text", "denoise", "decode" and "total" (which adds writing the file); of a refinement "encode",
+            too.
+        peak_memory: bytes; `peak_memory_label` says of what ("CUDA allocated" or "process RSS").
+        density: share of the dense query-key pairs that the self-attention worked on, 1.0 when dense.
+        blocks_kept, blocks_total: key blocks per query block, kept (a mean where the cdf threshold
+            decides) and in all; None when dense.
+        versions: of Python and the packages that did the work, and the device's name.
+    """
+
+    request: VideoRequest
+    video: Path
+    seconds: dict[str, float]
+    peak_memory: int
+    peak_memory_label: str
+    density: float
+    blocks_kept: float | None
+    blocks_total: int | None
+    bsa_active: bool
+    bsa_reason: str
+    versions: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {**self.__dict__, "request": self.request.to_dict(), "video": str(self.video)}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The same request and seed, once dense and once sparse.
+
+    Attributes:
+        speedup: dense denoising seconds over sparse ones.
+        psnr: decibels between the decoded frames (infinite when they are equal).
+        ssim: structural similarity of the decoded frames, mean over frames.
+    """
+
+    dense: VideoResult
+    sparse: VideoResult
+    speedup: float
+    psnr: float
+    ssim: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON, which knows no infinity: a psnr of equal videos becomes None."""
+        psnr = self.psnr if math.isfinite(self.psnr) else None
+        videos = {"dense": self.dense.to_dict(), "sparse": self.sparse.to_dict()}
+        return {**videos, "speedup": self.speedup, "psnr": psnr, "ssim": self.ssim}

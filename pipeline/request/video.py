@@ -1,0 +1,246 @@
+"""What is asked of the pipeline and what comes back: plain values, no torch model, no user interface."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from bsa import BSAConfig, Grid
+from pipeline.request.refinement import Refinement, latent_frames
+
+# Strides of LongCat: the Wan VAE turns 8x8 pixels and 4 frames (after the first) into one latent,
+# the transformer turns 1x2x2 latents into one token.
+LATENT_FRAMES = 4
+LATENT_PIXELS = 8
+TOKEN_PIXELS = 16
+
+MAX_PROMPT_TOKENS = 512
+# The token count needs the checkpoint's tokenizer and is checked in `generate`. This bound needs nothing:
+# no tokenizer in use packs more than about 10 characters of prose into one token.
+MAX_PROMPT_CHARACTERS = 5000
+
+# Of no width, though Unicode calls them letters and marks: fillers, the grapheme joiner, selectors of a variant.
+_INVISIBLE = frozenset("\u034f\u115f\u1160\u3164\uffa0\ufe0e\ufe0f")
+
+
+class Cancelled(Exception):
+    """Raise this from `on_step` to stop a generation; the pipeline stays usable."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoRequest:
+    """One text-to-video generation, or the refinement of a clip.
+
+    Attributes:
+        prompt, negative_prompt: text; the negative prompt counts only when guidance_scale is above 1.
+        height, width: pixels, multiples of 16.
+        num_frames: 4n + 1 frames; of a refinement, as many as its clip has, or twice as many.
+        steps: denoising steps.
+        guidance_scale: 1 turns classifier-free guidance off and halves the work.
+        seed: of the initial noise, which is drawn on the CPU and so is the same on every device.
+        fps: frames per second of the video file.
+        bsa: block sparse attention, or None for dense attention.
+        use_distill: sigmas of LongCat's distilled (few-step) model instead of the regular ones.
+        lora: name of an adapter of the checkpoint to run with (see `CheckpointInfo.loras`), or None.
+        refine: the clip to refine into this size, or None to begin with noise alone. `steps` are then those of the
+            whole schedule, of which the part below the clip's noise level runs.
+
+    Raises:
+        ValueError: a value cannot be used; the message says what can.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    height: int
+    width: int
+    num_frames: int
+    steps: int
+    guidance_scale: float
+    seed: int = 0
+    fps: int
+    bsa: BSAConfig | None
+    use_distill: bool = False
+    lora: str | None = None
+    refine: Refinement | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "negative_prompt"):
+            _check_text(name, getattr(self, name))
+        if not any(map(_shows, self.prompt)):
+            raise ValueError("the prompt is empty; describe the video in a sentence or two")
+        for name in ("height", "width"):
+            _check_size(name, getattr(self, name))
+        if self.refine is None:
+            _check_frames(self.num_frames)
+        else:
+            self._check_refinement()
+        if not 1 <= _whole("steps", self.steps) <= 1000:
+            raise ValueError(f"steps {self.steps} is outside 1 to 1000; LongCat uses 50, its distilled model 16")
+        if not isinstance(self.use_distill, bool):
+            raise ValueError(f"use_distill {self.use_distill!r} is not true or false; pass one of them")
+        if self.use_distill and self.steps > 50:
+            raise ValueError(f"steps {self.steps} is more than the 50 of the distilled schedule; use at most 50")
+        if not 1 <= _number("guidance_scale", self.guidance_scale) <= 100:
+            raise ValueError(
+                f"guidance_scale {self.guidance_scale} is outside 1 to 100; use 1 for none, about 4 for LongCat"
+            )
+        object.__setattr__(self, "guidance_scale", float(self.guidance_scale))  # equal requests are written equally
+        if not 0 <= _whole("seed", self.seed) < 2**63:
+            raise ValueError(f"seed {self.seed} is outside 0 to 2^63 - 1; use a smaller non-negative number")
+        if not 1 <= _whole("fps", self.fps) <= 120:
+            raise ValueError(f"fps {self.fps} is outside 1 to 120; LongCat videos are made for 15")
+        if self.bsa is not None and not isinstance(self.bsa, BSAConfig):
+            raise ValueError(f"bsa is a {type(self.bsa).__name__}; pass a BSAConfig, or None for dense attention")
+
+        if self.lora is not None and not (isinstance(self.lora, str) and self.lora):
+            raise ValueError(f"lora {self.lora!r} is not the name of an adapter; pass one such as 'distill', or None")
+        if self.lora == "refine" and self.refine is None:
+            raise ValueError("the adapter 'refine' is for refining a clip; choose a clip, or another adapter")
+
+    def _check_refinement(self) -> None:
+        if not isinstance(self.refine, Refinement):
+            raise ValueError(f"refine is a {type(self.refine).__name__}; pass a Refinement, or None")
+        if _whole("num_frames", self.num_frames) < 1 or (self.refine.double_frames and self.num_frames % 2):
+            raise ValueError(
+                f"num_frames {self.num_frames} is not what a refinement makes; use the clip's number of frames, or "
+                "twice that with double_frames"
+            )
+        if self.guidance_scale != 1:
+            raise ValueError(
+                f"guidance_scale {self.guidance_scale} has no effect: LongCat refines without guidance; use 1"
+            )
+        if self.use_distill is True:
+            raise ValueError("a refinement runs LongCat's regular schedule; turn the few-step schedule off")
+        if self.lora is None:
+            raise ValueError(
+                "a refinement needs the LoRA adapter trained for it, without which the clip only gets larger, not "
+                "sharper; use lora 'refine'"
+            )
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Latent frames, rows and columns."""
+        refining = self.refine is not None
+        frames = latent_frames(self.num_frames) if refining else 1 + (self.num_frames - 1) // LATENT_FRAMES
+        return frames, self.height // LATENT_PIXELS, self.width // LATENT_PIXELS
+
+    @property
+    def grid(self) -> Grid:
+        """Token grid of the transformer: one token per latent frame and 16x16 pixels."""
+        return Grid(self.latent_shape[0], self.height // TOKEN_PIXELS, self.width // TOKEN_PIXELS)
+
+    def bsa_status(self) -> tuple[bool, str]:
+        """Whether the self-attention will be sparse, and why (not)."""
+        if self.bsa is None:
+            return False, "dense attention was asked for"
+        if self.grid.t == 1:
+            return False, (
+                f"num_frames {self.num_frames} is a single latent frame, for which LongCat always uses dense "
+                f"attention; ask for at least {LATENT_FRAMES + 1} frames"
+            )
+        plan = self.bsa.blocks(self.grid)
+        kept = "as many as the cdf threshold needs" if plan.kept is None else f"{plan.kept}"
+        return True, f"each query block keeps {kept} of {plan.k_blocks.volume} key blocks"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON; `from_dict` reads them back."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        values["bsa"] = None if self.bsa is None else self.bsa.to_bsa_params()
+        values["refine"] = None if self.refine is None else self.refine.to_dict()
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> VideoRequest:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ValueError: a name is unknown or missing, or a value cannot be used.
+        """
+        unknown = sorted(set(values) - set(cls.__slots__))
+        if unknown:
+            raise ValueError(f"unknown request field {unknown[0]!r}; the fields are {', '.join(cls.__slots__)}")
+        values = dict(values)
+        if isinstance(values.get("bsa"), dict):
+            values["bsa"] = BSAConfig.from_bsa_params(values["bsa"])
+        if isinstance(values.get("refine"), dict):
+            values["refine"] = Refinement.from_dict(values["refine"])
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(f"the request is incomplete: {str(error).partition('() ')[2]}") from None
+
+
+@dataclass(frozen=True)
+class StepUpdate:
+    """Progress of one generation, sent before the first and after every step of a phase.
+
+    Attributes:
+        phase: "text" (prompt encoding), "encode" (of the clip to refine), "denoise" or "decode"; encoding and
+            decoding count latent frames.
+        step, total: steps of the phase done and to do.
+        seconds: since the phase began.
+        preview: call it for a small preview of the video as it would end now, uint8
+            [latent frames, rows, columns, 3]; None outside of denoising. Costs nothing unless called.
+    """
+
+    phase: Literal["text", "encode", "denoise", "decode"]
+    step: int
+    total: int
+    seconds: float
+    preview: Callable[[], np.ndarray] | None = None
+
+
+
+
+
+
+def _check_text(name: str, text: object) -> None:
+    label = name.replace("_", " ")
+    if not isinstance(text, str):
+        raise ValueError(f"the {label} is a {type(text).__name__}; pass text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the {label} has an invalid character at position {error.start}; type it again") from None
+    if len(text) > MAX_PROMPT_CHARACTERS:
+        raise ValueError(
+            f"the {label} has {len(text)} characters, the limit is {MAX_PROMPT_CHARACTERS}; LongCat reads "
+            f"{MAX_PROMPT_TOKENS} tokens (about 2000 characters) and the rest would have no effect, so shorten it"
+        )
+
+
+def _shows(character: str) -> bool:
+    """Whether it is more than space, a control or something else of no width."""
+    return unicodedata.category(character) not in ("Cc", "Cf", "Zl", "Zp", "Zs") and character not in _INVISIBLE
+
+
+def _whole(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name} {value!r} is not a whole number; pass an integer")
+    return value
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{name} {value!r} is not a number; pass one such as 4.0")
+    return value
+
+
+def _check_size(name: str, value: int) -> None:
+    if _whole(name, value) < TOKEN_PIXELS:
+        raise ValueError(f"{name} {value} is too small; use a multiple of {TOKEN_PIXELS} from {TOKEN_PIXELS} on")
+    if value % TOKEN_PIXELS:
+        below = value // TOKEN_PIXELS * TOKEN_PIXELS
+        raise ValueError(f"{name} {value} is not a multiple of {TOKEN_PIXELS}; try {below} or {below + TOKEN_PIXELS}")
+
+
+def _check_frames(value: int) -> None:
+    if _whole("num_frames", value) < 1:
+        raise ValueError(f"num_frames {value} is too small; use 1, 5, 9, ... (4n + 1)")
+    if value % LATENT_FRAMES != 1:
+        below = (value - 1) // LATENT_FRAMES * LATENT_FRAMES + 1
+        raise ValueError(f"num_frames {value} is not of the form 4n + 1; try {below} or {below + LATENT_FRAMES}")

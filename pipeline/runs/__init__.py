@@ -1,0 +1,1 @@
+"""What a user starts: the plan of a request, the loaded pipeline, a comparison, a sweep."""

@@ -1,0 +1,302 @@
+"""The pipeline: load a LongCat checkpoint once, then make videos with dense or block sparse attention."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.estimate.estimator import Estimator, check_load
+from pipeline.machine.device import choose_device
+from pipeline.machine.measure import Clock, PeakMemory
+from pipeline.machine.memory import available_memory, held_memory
+from pipeline.media.attention_record import record_path
+from pipeline.media.comment import describe
+from pipeline.media.write import prepare_output, write_video
+from pipeline.model.attention import attention_for
+from pipeline.model.choose_forward import (
+    ForwardChoice,
+    check_weights,
+    checked_forward,
+    choose_forward,
+    forward_for,
+    warm_up,
+)
+from pipeline.model.denoising import denoise
+from pipeline.model.forward import trim_text
+from pipeline.model.preview import LatentColours
+from pipeline.model.recorder import AttentionRecorder
+from pipeline.model.schedule import refine_schedule
+from pipeline.model.start_from_clip import start_latents
+from pipeline.request.checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
+from pipeline.request.generator import OnStep
+from pipeline.request.result import VideoResult
+from pipeline.request.video import MAX_PROMPT_TOKENS, StepUpdate, VideoRequest
+from pipeline.request.weights import AS_STORED, Weights
+
+logger = logging.getLogger("pipeline")
+
+
+
+
+
+class LongCatPipeline:
+    """A loaded checkpoint. Generations run one at a time; calls from several threads queue up.
+
+    record: whether a sparse generation also writes what it attended to, as `<stem>.attention.npz` beside the video
+        (see `pipeline.media.attention_record`). May be set at any time; changes no video, and its time is not counted.
+    forward: "plain", "fast" or "auto", see `choose_forward`. May be set at any time.
+    weights: how those of the model are kept.
+    """
+
+    def __init__(
+        self,
+        info: CheckpointInfo,
+        device: torch.device,
+        model: Any,
+        colours: LatentColours,
+        record: bool = False,
+        forward: str = "auto",
+        weights: Weights = AS_STORED,
+    ) -> None:
+        self.info = info
+        self.device = device
+        self.record = record
+        self.forward = checked_forward(forward)
+        self.weights = weights
+        self._model = model
+        self._colours = colours
+        self._lock = threading.Lock()
+        self._warm: set[tuple] = set()
+        self._estimator = Estimator(info, device, weights=weights)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path = EMBEDDED_CHECKPOINT,
+        device: str = "auto",
+        on_message: Callable[[str], None] | None = None,
+        record: bool = False,
+        forward: str = "auto",
+        quantization: str | None = None,
+        offload: bool = False,
+    ) -> LongCatPipeline:
+        """Load the checkpoint folder `path`.
+
+        Args:
+            device: "auto" (CUDA where there is a GPU), "cpu", "cuda" or "cuda:N".
+            on_message: called with a short sentence before each slow part.
+            record, forward: see the class.
+            quantization: "fp8" for 8-bit weights and products in the transformer's blocks, half the memory, which
+                changes the videos; on CUDA from compute capability 8.9 on.
+            offload: keep the transformer's blocks and the text encoder in host memory, from where they visit the GPU
+                for their turn; changes no video. On the CPU it saves nothing.
+                Both need the fast forward.
+
+        Raises:
+            ValueError: the folder is not a complete LongCat checkpoint, the device does not exist or cannot run such
+                weights, or its memory or the host's cannot hold them.
+            RuntimeError: the installed FastVideo is not the expected one.
+        """
+        say = on_message or (lambda message: None)
+        weights = Weights(quantization, offload)
+        weights.check_forward(checked_forward(forward))
+        info = inspect_checkpoint(path)
+        colours = LatentColours.from_config(info.defaults)
+        chosen = choose_device(device)
+        check_weights(weights, forward, chosen)
+        check_load(info, chosen, weights)
+        say("Importing FastVideo")
+        from pipeline.model.fastvideo_adapter import FastVideoLongCat
+
+        kept = f" with {weights}" if weights else ""
+        say(f"Loading {info.name} ({info.parameters / 1e6:,.1f} M parameters) to {chosen}{kept}")
+        model = FastVideoLongCat(info.path.resolve(), chosen, info.loras, weights)
+        if colours is None:
+            # no colours stored with the checkpoint: measure them on its own VAE
+            colours = LatentColours.fit(model.decode_frame, model.transformer.in_channels, chosen)
+        logger.info("Loaded %s (%s transformer parameters) to %s", info.name, f"{info.parameters:,}", chosen)
+        return cls(info, chosen, model, colours, record, forward, weights)
+
+    def generate(
+        self, request: VideoRequest, on_step: OnStep | None = None, output: Path | str | None = None
+    ) -> VideoResult:
+        """Make one video, or refine a clip.
+
+        Args:
+            on_step: called with the progress; whatever it raises (`Cancelled` to stop) ends the generation
+                and leaves the pipeline ready for the next.
+            output: an .mp4 file; None for one in a new temporary folder.
+
+        Raises:
+            ValueError: the output cannot be written, a prompt has more tokens than the text encoder reads, the
+                checkpoint lacks the adapter, the clip to refine cannot be read, or the video cannot fit into memory.
+            OSError: the video could not be written; the message says where it was kept.
+            torch.OutOfMemoryError: the video is too large for the GPU.
+        """
+        return self.generate_frames(request, on_step, output)[0]
+
+    def generate_frames(
+        self, request: VideoRequest, on_step: OnStep | None = None, output: Path | str | None = None
+    ) -> tuple[VideoResult, np.ndarray]:
+        """Like `generate`, with the decoded frames as well: uint8 [frames, height, width, 3], before compression."""
+        output = prepare_output(output)
+        with self._lock:
+            self._check_tokens(request)
+            self.info.check_lora(request.lora)
+            self._check_memory(request)
+            return self._generate(request, on_step or (lambda update: None), output)
+
+    def _check_tokens(self, request: VideoRequest) -> None:
+        for label, text in (("prompt", request.prompt), ("negative prompt", request.negative_prompt)):
+            count = self._model.count_tokens(text)
+            if count > MAX_PROMPT_TOKENS:
+                raise ValueError(
+                    f"the {label} has {count} tokens, LongCat reads {MAX_PROMPT_TOKENS} and the rest would have no "
+                    f"effect; shorten it to {100 * MAX_PROMPT_TOKENS // count} % of its length"
+                )
+
+    @contextmanager
+    def exclusive(self) -> Iterator[Any]:
+        """The loaded model, while no generation runs; for measurements."""
+        with self._lock:
+            yield self._model
+
+    def _check_memory(self, request: VideoRequest) -> None:
+        room = available_memory(self.device) + held_memory(self.device)
+        self._estimator.check(request, room)
+
+    def _generate(self, request: VideoRequest, on_step: OnStep, output: Path) -> tuple[VideoResult, np.ndarray]:
+        model = self._model
+        active, reason = request.bsa_status()
+        if active:
+            logger.info("Enabling Block Sparse Attention (BSA) for LongCat transformer")
+            logger.info("BSA parameters: %s", request.bsa.to_bsa_params())
+        else:
+            logger.info("Block Sparse Attention (BSA) is not used: %s", reason)
+
+        choice = choose_forward(self.forward, request, self.device, self.weights)
+        logger.info("The %s forward runs because %s", *choice)
+        model.lora.use(request.lora)
+        self._warm_up(request, choice)
+        clock = Clock(self.device)
+        with PeakMemory(self.device) as peak, torch.no_grad():
+            with clock.phase("text") as elapsed:
+                on_step(StepUpdate("text", 0, 1, elapsed()))
+                batch = model.start(request)
+                encoded = model.encode_text(batch)
+                text, mask = encoded.states, encoded.mask
+                if not model.zero_text_padding:
+                    text, mask = trim_text(text, mask)
+                on_step(StepUpdate("text", 1, 1, elapsed()))
+
+            if request.refine is None:
+                latents, schedule = model.initial_latents(batch), model.scheduler
+            else:
+                with clock.phase("encode") as elapsed:
+                    model.set_timesteps(batch)
+                    schedule = refine_schedule(model.scheduler.timesteps, request.refine.t_thresh)
+                    latents = start_latents(model, request, on_step, elapsed).to(self.device)
+
+            layers, steps = len(model.transformer.blocks), len(schedule.timesteps)
+            recorder = None
+            if self.record and active:
+                recorder = AttentionRecorder(request, layers, steps=steps, block_order=choice.name == "fast")
+            attention = attention_for(request, recorder)
+            with clock.phase("denoise") as elapsed:
+                latents = denoise(
+                    forward_for(choice, model, request, attention),
+                    schedule,
+                    latents,
+                    text,
+                    mask,
+                    guidance_scale=request.guidance_scale,
+                    dtype=model.dtype,
+                    on_step=lambda done, total, clean: on_step(
+                        StepUpdate("denoise", done, total, elapsed(), self._preview(clean))
+                    ),
+                )
+
+            if recorder is not None:
+                clock.leave_out("denoise", recorder.seconds())
+
+            with clock.phase("decode") as elapsed:
+                frames = self._decode(batch, latents, on_step, elapsed)
+
+        density, versions = attention.density(), _versions(self.device) | self.weights.versions
+        if choice.name != "plain":
+            versions["forward"] = choice.name  # the same video up to rounding, but not bit for bit
+        frames = frames[: request.num_frames]  # without the padding of a refinement
+        write_video(output, frames, request.fps, describe(request, versions, self.info.name))
+        result = VideoResult(
+            request=request,
+            video=output,
+            seconds=clock.seconds(),
+            peak_memory=peak.bytes,
+            peak_memory_label=peak.label,
+            density=density,
+            blocks_kept=attention.blocks_kept(),
+            blocks_total=attention.blocks_total(),
+            bsa_active=active,
+            bsa_reason=reason,
+            versions=versions,
+        )
+        if recorder is not None:
+            self._write_record(recorder, output, versions)
+        return result, frames
+
+    @staticmethod
+    def _write_record(recorder: AttentionRecorder, output: Path, versions: dict[str, str]) -> None:
+        path = record_path(output)
+        try:
+            recorder.record(versions).save(path)
+        except OSError as error:
+            # the video is made and written: a disk that filled up now is no reason to lose it
+            logger.warning("The attention record %s could not be written: %s", path, error)
+
+    def _warm_up(self, request: VideoRequest, choice: ForwardChoice) -> None:
+        """Run what is new about a request once before the clock starts.
+
+        Otherwise the first of two compared runs would carry a cost that none after it has.
+        """
+        active, _ = request.bsa_status()
+        kind = (request.grid, request.bsa if active else None, request.guidance_scale > 1, choice.name)
+        if kind not in self._warm:
+            warm_up(choice, self._model, request, attention_for(request), self.device)
+            self._warm.add(kind)
+
+    def _decode(self, batch: Any, latents: Tensor, on_step: OnStep, elapsed: Callable[[], float]) -> np.ndarray:
+        total = latents.shape[2]
+        done = 0
+
+        def on_frame() -> None:
+            nonlocal done
+            done += 1
+            on_step(StepUpdate("decode", done, total, elapsed()))
+
+        on_step(StepUpdate("decode", 0, total, elapsed()))
+        pixels = self._model.decode(batch, latents, on_frame)[0]
+        return (pixels * 255).round().byte().permute(1, 2, 3, 0).cpu().numpy()
+
+    def _preview(self, clean: Tensor | None) -> Callable[[], np.ndarray] | None:
+        return None if clean is None else partial(self._colours, clean)
+
+
+def _versions(device: torch.device) -> dict[str, str]:
+    packages = ("torch", "triton", "fastvideo", "diffusers", "transformers")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "python": platform.python_version(),
+        **{package: metadata.version(package) for package in packages},
+        "device": f"{device.type}: {name}",
+    }

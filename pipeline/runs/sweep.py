@@ -1,0 +1,118 @@
+"""A grid of sparse videos over one or two settings, each measured against a dense video of the same seed and steps."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+from bsa import Grid
+from pipeline.request.video import VideoRequest
+from pipeline.runs.sweep_axes import Axis, Chunks
+
+logger = logging.getLogger("pipeline")
+
+MAX_CELLS = 64
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """One video to make. row, column: its cell, counted from 0; None for a dense reference. name: of its file."""
+
+    row: int | None
+    column: int | None
+    request: VideoRequest
+
+    @property
+    def name(self) -> str:
+        if self.row is None:
+            return f"dense-seed{self.request.seed}-steps{self.request.steps}.mp4"
+        return f"sparse-row{self.row + 1}-column{self.column + 1}.mp4"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What to make: one sparse video for every pair of a row's and a column's value.
+
+    A swept sparsity or cdf threshold decides alone when the request only has the other rule; when the request has
+    both, or both are swept, the rule that keeps more wins, as in `BSAConfig`.
+
+    Attributes:
+        request: everything that is not swept; its attention must be sparse.
+        rows, columns: what is swept; without columns the grid has one column.
+
+    Raises:
+        ValueError: the grid is too large, or a cell cannot be made; the sentence names the first such cell.
+    """
+
+    request: VideoRequest
+    rows: Axis
+    columns: Axis | None = None
+
+    def __post_init__(self) -> None:
+        if self.columns is not None and self.columns.name == self.rows.name:
+            raise ValueError(f"rows and columns both sweep the {self.rows.label}; choose two different settings")
+        if self.request.bsa is None:
+            raise ValueError("a sweep needs block sparse attention, and the request is dense; set bsa")
+        height, width = self.shape
+        if height * width > MAX_CELLS:
+            raise ValueError(
+                f"{height} x {width} values make {height * width} cells, the limit is {MAX_CELLS}; leave some out"
+            )
+        for row in range(height):
+            for column in range(width):
+                try:
+                    request = self._cell(row, column)
+                    active, reason = request.bsa_status()
+                except ValueError as error:
+                    raise ValueError(f"the cell {self.describe(row, column)} cannot be made: {error}") from None
+                if not active:
+                    raise ValueError(f"nothing to sweep: {reason}")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the grid."""
+        return len(self.rows.values), 1 if self.columns is None else len(self.columns.values)
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        return (self.rows,) if self.columns is None else (self.rows, self.columns)
+
+    def describe(self, row: int, column: int) -> str:
+        """The swept values of a cell, such as "sparsity 0.75, seed 3"."""
+        return ", ".join(f"{axis.label} {axis.text(index)}" for axis, index in zip(self.axes, (row, column)))
+
+    def runs(self) -> list[SweepRun]:
+        """All videos in the order in which they are made: each dense reference, then the cells that it is for."""
+        groups: dict[tuple[int, int], list[SweepRun]] = {}
+        height, width = self.shape
+        for row in range(height):
+            for column in range(width):
+                request = self._cell(row, column)
+                dense = SweepRun(None, None, replace(request, bsa=None))
+                group = groups.setdefault((request.seed, request.steps), [dense])
+                group.append(SweepRun(row, column, request))
+        return [run for group in groups.values() for run in group]
+
+    def _cell(self, row: int, column: int) -> VideoRequest:
+        swept = {axis.name: axis.values[index] for axis, index in zip(self.axes, (row, column))}
+        bsa = self.request.bsa
+        rules = {name: swept[name] for name in ("sparsity", "cdf_threshold") if name in swept}
+        if len(rules) == 1 and (bsa.sparsity is None or bsa.cdf_threshold is None):
+            rules = {"sparsity": None, "cdf_threshold": None} | rules
+        if "chunk" in swept:
+            chunks: Chunks = swept["chunk"]
+            rules |= {"chunk_q": Grid(*chunks[0]), "chunk_k": Grid(*chunks[1])}
+        plain = {name: swept[name] for name in ("seed", "steps") if name in swept}
+        return replace(self.request, bsa=replace(bsa, **rules), **plain)
+
+
+
+
+
+
+
+
+
+
+
+

@@ -1,0 +1,1 @@
+"""Who may: logins, visitors, and what is served to whom."""

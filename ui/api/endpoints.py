@@ -1,0 +1,299 @@
+"""The named endpoints for `gradio_client`: /generate, /compare, /refine, /sweep, /estimate, /inspect, /resources and
+/cancel.
+
+They share one table of parameters, from which the documented signature is made, and the page's worker, so a call
+and a press of the button wait for each other. Every failure is a `gr.Error`, because of other exceptions the client
+only learns that there was one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import wraps
+from typing import Any, Literal
+
+import gradio as gr
+import numpy as np
+
+from bsa import BSAConfig
+from pipeline import Axis, CheckpointInfo, Sweep, VideoRequest, read_resources
+from pipeline.estimate.estimator import Estimate
+from pipeline.media.attention_record import AttentionRecord, record_path
+from pipeline.media.clip import inspect_clip
+from pipeline.request.sentences import one_line
+from ui.api.calls import Calls
+from ui.form.read import bsa_config, new_seed, video_request
+from ui.jobs.job import VideoJob, plain
+from ui.jobs.sentences import sentence
+from ui.jobs.sweep_job import SweepJob
+from ui.site import Site
+from ui.views.stage import video_file
+
+log = logging.getLogger("ui")
+
+REQUIRED = inspect.Parameter.empty
+
+
+def parameters(checkpoint: CheckpointInfo) -> list[tuple[str, Any, Any, str]]:
+    """(name, type, default, description) of what a video takes; the defaults are the checkpoint's own."""
+    size, bsa = checkpoint.defaults, checkpoint.bsa or BSAConfig()
+    return [
+        ("prompt", str, REQUIRED, "What the video shows, in a sentence or two"),
+        ("negative_prompt", str, "", "What it should not show; counts only when guidance_scale is above 1"),
+        ("width", int, size["width"], "Pixels, a multiple of 16"),
+        ("height", int, size["height"], "Pixels, a multiple of 16"),
+        ("num_frames", int, size["num_frames"], "Frames, of the form 4n + 1"),
+        ("steps", int, size["num_inference_steps"], "Denoising steps"),
+        ("guidance_scale", float, size["guidance_scale"], "Classifier-free guidance, 1 for none"),
+        ("seed", int | None, None, "Seed of the initial noise; null draws one, which the report states"),
+        ("lora", str | None, None, "Adapter of the checkpoint; 'distill' is made for 16 steps and guidance_scale 1"),
+        *attention_parameters(bsa),
+    ]
+
+
+def attention_parameters(bsa: BSAConfig) -> list[tuple[str, Any, Any, str]]:
+    return [
+        ("sparsity", float | None, bsa.sparsity, "Share of key blocks skipped, 0 to below 1, or null"),
+        ("cdf_threshold", float | None, bsa.cdf_threshold, "Estimated attention mass kept, above 0 to 1, or null"),
+        ("chunk_q", list[int], list(bsa.chunk_q), "Query chunk: latent frames, token rows, token columns"),
+        ("chunk_k", list[int], list(bsa.chunk_k), "Key chunk: latent frames, token rows, token columns"),
+    ]
+
+
+JOB_ID = ("job_id", str | None, None, "Your own name for the job, for /cancel and /inspect; null draws one")
+KNOWN_ID = ("job_id", str, REQUIRED, "What you named the job, or what its report says")
+SETTINGS = Literal["sparsity", "cdf_threshold", "chunk", "seed", "steps"]
+NO_COLUMNS = "column_values are given without columns; name the setting that they are of, such as 'steps'"
+NOT_ESTIMATED = "the model that runs here does not say how large it is, so nothing can be estimated"
+
+
+def add_api(page: gr.Blocks, site: Site) -> None:
+    """Add the endpoints to the page, which is still being built."""
+    calls, shared = Calls(site), parameters(site.checkpoint)
+    attention = ("attention", Literal["sparse", "dense"], "sparse", "Block sparse attention (BSA) or dense attention")
+
+    async def generate(attention: str, job_id: str | None, **values: Any) -> tuple[Any, ...]:
+        """Make one video. Returns the video (MP4, H.264) and a report: the request with the seed used, seconds for
+        text, denoising, decoding and in all, peak memory, key blocks kept, and whether BSA was active and why."""
+        _check_attention(attention)
+        job = VideoJob(_request(site, values, sparse=attention == "sparse"), side_by_side=False)
+        name = calls.submit(job, job_id)
+        await calls.follow(job)
+        return video_file(job.results[attention].video), job.report() | {"job_id": name}
+
+    async def compare(job_id: str | None, **values: Any) -> tuple[Any, ...]:
+        """Make the same clip from the same seed twice, with dense and with block sparse attention. Returns both videos
+        (MP4, H.264) and a report: everything of /generate for each, the denoising speed-up, PSNR and SSIM."""
+        job = VideoJob(_request(site, values), side_by_side=True)
+        name = calls.submit(job, job_id)
+        await calls.follow(job)
+        dense, sparse = (video_file(job.results[arm].video) for arm in ("dense", "sparse"))
+        return dense, sparse, job.report() | {"job_id": name}
+
+    async def refine(
+        clip: str, prompt: str | None, t_thresh: float, double_frames: bool, attention: str, **values: Any
+    ) -> tuple[Any, ...]:
+        """Make a finer, larger clip of a finished one of /generate, /compare or /refine, as LongCat goes from 480p to
+        720p. Needs the checkpoint's adapter for that. Returns the video (MP4, H.264) and a report as /generate does."""
+        _check_attention(attention)
+        made = calls.find(clip)
+        results = made.results if isinstance(made, VideoJob) else {}
+        if not results:
+            raise ValueError(f"job_id {clip!r} has no finished video of /generate, /compare or /refine")
+        source = results.get("dense") or results["sparse"]
+        job_id, seed, rule = values.pop("job_id"), values.pop("seed"), bsa_config(**values)
+        request = site.checkpoint.refinement(
+            source.request.prompt if prompt is None else prompt,
+            await asyncio.to_thread(inspect_clip, source.video),
+            t_thresh=t_thresh,
+            double_frames=double_frames,
+            seed=new_seed() if seed is None else seed,
+            bsa=rule if attention == "sparse" else None,
+        )
+        job = VideoJob(request, side_by_side=False)
+        name = calls.submit(job, job_id)
+        await calls.follow(job)
+        return video_file(job.results[attention].video), job.report() | {"job_id": name}
+
+    async def sweep(
+        rows: str, row_values: list, columns: str | None, column_values: list | None, job_id: str | None, **values: Any
+    ) -> tuple[Any, ...]:
+        """Make a grid of sparse videos over one or two settings, and a dense one for every seed and number of steps.
+        Returns a report (for every video seconds, speed-up, density, PSNR in dB, SSIM, recall and the file; the Pareto
+        front) and the same as CSV. A sweep that /cancel stops returns what was done; a video that fails says why."""
+        if columns is None and column_values:
+            raise ValueError(NO_COLUMNS)
+        axes = Axis.of(rows, row_values), None if columns is None else Axis.of(columns, column_values or [])
+        job = SweepJob(Sweep(_request(site, values), *axes))
+        name = calls.submit(job, job_id)
+        await calls.follow(job)
+        report, files = job.report(), {file: video_file(result.video) for file, result in job.results.items()}
+        for video in report["dense"] + report["cells"]:
+            video["video"] = files.get(video["video"])
+        table = gr.FileData(path=str(job.folder / "sweep.csv"), orig_name="sweep.csv").model_dump()
+        return report | {"job_id": name, "state": job.state}, table
+
+    async def estimate(**values: Any) -> dict[str, Any]:
+        """What a video will take on this machine, dense and sparse: seconds by phase, peak memory in bytes and what the
+        numbers rest on. Makes nothing. Fails with the numbers when the video cannot fit."""
+        request = _request(site, {"prompt": "-", "negative_prompt": "", "seed": 0} | values)
+        site.estimates.check(request)
+        sparse, dense = site.estimates.of(request), site.estimates.of(replace(request, bsa=None))
+        if sparse is None or dense is None:
+            raise ValueError(NOT_ESTIMATED)
+        active, reason = request.bsa_status()
+        return {
+            "dense": _estimate(dense),
+            "sparse": _estimate(sparse),
+            "speedup": site.estimates.ratio(request) if dense.seconds and sparse.seconds else None,
+            "available_memory": site.estimates.available(),
+            "bsa_active": active,
+            "bsa_reason": reason,
+        }
+
+    async def inspect_(job_id: str, step: int, layer: int, head: int, query_block: int) -> dict[str, Any]:
+        """What the sparse attention of a finished /generate or /compare selected: its mean recall (share of the softmax
+        mass inside the kept blocks) and density, by layer and by step; and the key blocks that one query block of one
+        step, layer and head keeps, as [frame, row, column] of the grid of key blocks."""
+        job = calls.find(job_id)
+        result = job.results.get("sparse") if isinstance(job, VideoJob) else None
+        if result is None:
+            raise ValueError(f"job_id {job_id!r} has no finished sparse video of /generate or /compare")
+        record = await asyncio.to_thread(AttentionRecord.load, record_path(result.video))
+        return _selection(record, step, layer, head, query_block)
+
+    async def resources() -> dict[str, Any]:
+        """Memory and load now: of every GPU (NVML), of the host, and of the process that the model runs in. Bytes,
+        percent, degrees Celsius and watts; null where the machine does not say."""
+        worker = site.worker
+        memory = worker.torch_memory()
+        reading = await asyncio.to_thread(read_resources, worker.engine_pid, memory)
+        return plain(asdict(reading) | {"worker": worker.status(), "torch_memory": memory})
+
+    async def cancel(job_id: str) -> dict[str, str]:
+        """Stop a job of yours, at once while it waits and at its next step when it runs. Jobs are yours when the same
+        client, or the same login, began them."""
+        job = calls.find(job_id)
+        if not job.over:
+            site.worker.stop(job)
+        return {"job_id": job_id, "state": job.state if job.over else "stopping"}
+
+    inspect_.__name__ = "inspect"
+    report = ("report", dict)
+    sizes = [entry for entry in shared if entry[0] not in ("prompt", "negative_prompt", "seed")]
+    grid = [
+        ("rows", SETTINGS, "sparsity", "What varies from row to row"),
+        ("row_values", list, [0.5, 0.75, 0.9375], "Its values; a chunk is written 4x4x4, or 4x4x4/4x4x8 for query/key"),
+        ("columns", SETTINGS | None, None, "What varies from column to column, or null"),
+        ("column_values", list | None, None, "Its values"),
+    ]
+    place = [
+        ("step", int, 0, "Denoising step, counted from 0"),
+        ("layer", int, 0, "Transformer layer, counted from 0"),
+        ("head", int, 0, "Attention head, counted from 0"),
+        ("query_block", int, 0, "Query block in frame, row, column order, counted from 0"),
+    ]
+    clip = [
+        ("clip", str, REQUIRED, "job_id of the finished video to refine; of a pair the dense one"),
+        ("prompt", str | None, None, "What it shows; null for the prompt that it was made with"),
+        ("t_thresh", float, 0.5, "Noise level to start from, above 0 to 1; more changes more"),
+        ("double_frames", bool, True, "Twice as many frames as well"),
+        ("seed", int | None, None, "Seed of the noise; null draws one, which the report states"),
+    ]
+    made = [("video file", str), report]
+    _publish(page, generate, [*shared, attention, JOB_ID], made)
+    _publish(page, compare, [*shared, JOB_ID], [("dense video", str), ("sparse video", str), report])
+    _publish(page, refine, [*clip, *attention_parameters(site.checkpoint.sparse), attention, JOB_ID], made)
+    _publish(page, sweep, [*shared, *grid, JOB_ID], [report, ("CSV file", str)])
+    _publish(page, estimate, sizes, [("estimate", dict)])
+    _publish(page, inspect_, [KNOWN_ID, *place], [("attention", dict)])
+    _publish(page, resources, [], [("resources", dict)])
+    _publish(page, cancel, [KNOWN_ID], [("job", dict)])
+
+
+def _request(site: Site, values: dict[str, Any], *, sparse: bool = True) -> VideoRequest:
+    values = dict(values)
+    rule = {name: values.pop(name) for name in ("sparsity", "cdf_threshold", "chunk_q", "chunk_k")}
+    if values["seed"] is None:
+        values["seed"] = new_seed()
+    return video_request(site.checkpoint, **values, bsa=bsa_config(**rule) if sparse else None)
+
+
+def _check_attention(attention: str) -> None:
+    if attention not in ("sparse", "dense"):
+        raise ValueError(f"attention {attention!r} is unknown; use 'sparse' or 'dense'")
+
+
+def _estimate(estimate: Estimate) -> dict[str, Any]:
+    return {
+        "seconds": estimate.seconds,
+        "memory": estimate.memory,
+        "memory_of": estimate.memory_label,
+        "basis": estimate.basis,
+    }
+
+
+def _selection(record: AttentionRecord, step: int, layer: int, head: int, query_block: int) -> dict[str, Any]:
+    for name, value in (("step", step), ("layer", layer), ("head", head), ("query_block", query_block)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"{name} {value!r} is not a whole number; count from 0")
+    kept = record.kept(step, layer, head, query_block)
+    recall = float(record.recall_of(step, layer, query_block)[record.sampled.heads.index(head)])
+    blocks = np.stack(np.unravel_index(kept, record.k_blocks), axis=-1)
+    return plain(
+        record.summary()
+        | {
+            "query_blocks": list(record.q_blocks),
+            "stored": {name: list(numbers) for name, numbers in record.sampled._asdict().items()},
+            "block": {"kept": blocks.tolist(), "recall": recall},
+        }
+    )
+
+
+def _publish(
+    page: gr.Blocks, handler: Callable, table: list[tuple[str, Any, Any, str]], returns: list[tuple[str, type]]
+) -> None:
+    """Give the handler the table's signature and register it under its own name.
+
+    Gradio derives the types from the signature and would label the values "1st", "2nd"; the labels are ours.
+    """
+
+    @wraps(handler)
+    async def endpoint(*values: Any) -> Any:
+        try:
+            return await handler(**{name: value for (name, *_), value in zip(table, values, strict=True)})
+        except gr.Error:  # first, because Gradio's is a ValueError too, and its text as such has quotes
+            raise
+        except ValueError as error:
+            raise gr.Error(one_line(error), print_exception=False) from None
+        except Exception as error:
+            log.exception("/%s failed", handler.__name__)
+            raise gr.Error(sentence(error), print_exception=False) from None
+
+    del endpoint.__wrapped__  # whose signature would hide the table's
+
+    endpoint.__annotations__ = {name: kind for name, kind, _, _ in table}
+    endpoint.__signature__ = inspect.Signature(
+        [
+            inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kind)
+            for name, kind, default, _ in table
+        ],
+        return_annotation=tuple[tuple(kind for _, kind in returns)] if len(returns) > 1 else returns[0][1],
+    )
+    # MCP clients are told of a parameter what the docstring says of it
+    endpoint.__doc__ = "\n".join([handler.__doc__, "Args:", *(f"{name}: {text}" for name, _, _, text in table)])
+    event = gr.api(
+        endpoint,
+        api_name=handler.__name__,
+        api_description=" ".join(handler.__doc__.split()),
+        concurrency_limit=None,
+    )
+    function = page.fns[event["id"]]
+    for component, label in zip(function.inputs, (text for *_, text in table), strict=True):
+        component.label = label
+    for component, label in zip(function.outputs, (name for name, _ in returns), strict=True):
+        component.label = label

@@ -1,0 +1,1 @@
+"""What a visitor enters: fields, presets, the model, the plan beside them."""

@@ -1,0 +1,163 @@
+"""The form: one function per group of settings, each returning its components by field name."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from bsa import BSAConfig
+from pipeline import CheckpointInfo
+from ui.form.read import DENSE_ONLY, MASS, SIDE_BY_SIDE, SPARSE_ONLY, TOP_K, TOP_K_AND_MASS, keep_by
+
+# What the embedded checkpoint was trained on: shapes that move before a backdrop, and landscapes.
+EXAMPLES = {
+    "Bouncing ball": "a red ball bounces over green hills at sunset",
+    "Spinning star": "a yellow star spins over a city at night",
+    "Beating heart": "a large pink heart beats like a heart on a navy background",
+    "Ring over the sea": "a white ring moves from left to right over the sea",
+    "Two shapes": "a blue square rises and an orange triangle falls on a cream background",
+    "Fireworks": "colourful fireworks explode over a city skyline",
+    "Snow": "snow falls on a mountain range in the evening light",
+    "Sunrise": "the sun rises over rolling green hills",
+}
+
+Fields = dict[str, gr.components.Component]
+
+
+def prompt_field() -> gr.Textbox:
+    return gr.Textbox(
+        next(iter(EXAMPLES.values())),
+        label="Prompt",
+        placeholder="Describe the video in a sentence",
+        lines=3,
+        max_lines=8,
+        elem_id="prompt",
+    )
+
+
+def examples(prompt: gr.Textbox) -> None:
+    gr.Examples(
+        list(EXAMPLES.values()),
+        prompt,
+        label="Examples",
+        example_labels=list(EXAMPLES),
+        api_visibility="private",
+        elem_id="examples",
+    )
+
+
+def attention_fields(default: BSAConfig) -> Fields:
+    return {
+        "mode": gr.Radio(
+            [("Dense and sparse side by side", SIDE_BY_SIDE), ("Sparse only", SPARSE_ONLY), ("Dense only", DENSE_ONLY)],
+            value=SIDE_BY_SIDE,
+            label="What to make",
+            elem_id="mode",
+        ),
+        "sparsity": gr.Slider(
+            0,
+            0.9875,
+            value=default.sparsity if default.sparsity is not None else 0.9375,
+            step=0.0125,
+            label="Sparsity",
+            info="Share of key blocks that each block of the video skips. 0 reads all of them, 0.9375 one in sixteen.",
+            buttons=["reset"],
+            elem_id="sparsity",
+        ),
+    }
+
+
+def block_fields(default: BSAConfig) -> Fields:
+    gr.Markdown(
+        "The video's tokens form a grid of frames (T) × rows (H) × columns (W). "
+        "A **chunk** is a small box of that grid; its tokens are selected together, as one block. "
+        "Small chunks select more finely, large ones are quicker to compute. Chunks that do not divide the "
+        "grid leave smaller, *ragged* blocks at its edges.",
+        elem_classes="hint",
+    )
+    fields: Fields = {}
+    for key, title, chunk in (("chunk_q", "Query", default.chunk_q), ("chunk_k", "Key", default.chunk_k)):
+        with gr.Row(elem_classes="triple"):
+            for axis, side in zip("thw", chunk, strict=True):
+                fields[f"{key}_{axis}"] = gr.Number(
+                    side, label=f"{title} {axis.upper()}", step=1, min_width=60, elem_id=f"{key}_{axis}"
+                )
+    fields["keep_by"] = gr.Radio(
+        [("Sparsity", TOP_K), ("CDF threshold", MASS), ("Both", TOP_K_AND_MASS)],
+        value=keep_by(default),
+        label="Choose blocks by",
+        info="Sparsity keeps a fixed number of blocks. The CDF threshold keeps the best blocks until their estimated "
+        "attention adds up to it, so busy places keep more. Both keeps whichever is more.",
+        elem_id="keep_by",
+    )
+    fields["cdf_threshold"] = gr.Slider(
+        0.05,
+        0.99,
+        value=default.cdf_threshold if default.cdf_threshold is not None else 0.9,
+        step=0.01,
+        label="CDF threshold",
+        visible=default.cdf_threshold is not None,
+        elem_id="cdf_threshold",
+    )
+    return fields
+
+
+def video_fields(checkpoint: CheckpointInfo) -> Fields:
+    defaults = checkpoint.defaults
+    fields: Fields = {}
+    with gr.Row(elem_classes="triple"):
+        fields["width"] = gr.Number(defaults["width"], label="Width", step=16, min_width=60, elem_id="width")
+        fields["height"] = gr.Number(defaults["height"], label="Height", step=16, min_width=60, elem_id="height")
+        fields["num_frames"] = gr.Number(defaults["num_frames"], label="Frames", step=4, min_width=60, elem_id="frames")
+    gr.Markdown(
+        f"Width and height are multiples of 16, frames are 4n + 1, played at {defaults['fps']} a second. "
+        f"{checkpoint.name} was made for {defaults['width']} × {defaults['height']}, {defaults['num_frames']} frames.",
+        elem_classes="hint",
+    )
+    fields["steps"] = gr.Slider(
+        1,
+        100,
+        value=defaults["num_inference_steps"],
+        step=1,
+        label="Denoising steps",
+        buttons=["reset"],
+        elem_id="steps",
+    )
+    fields["guidance_scale"] = gr.Slider(
+        1,
+        12,
+        value=defaults["guidance_scale"],
+        step=0.1,
+        label="Guidance",
+        info="Above 1 the prompt is followed more strictly and every step takes twice as long.",
+        buttons=["reset"],
+        elem_id="guidance",
+    )
+    fields["lora"] = gr.Dropdown(
+        adapter_choices(checkpoint),
+        value="",
+        label="Adapter (LoRA)",
+        info="Of the checkpoint's folder lora/. LongCat has one for few steps and one for refinement.",
+        allow_custom_value=True,
+        elem_id="lora",
+    )
+    fields["use_distill"] = gr.Checkbox(
+        bool(defaults["use_distill"]),
+        label="Few-step schedule",
+        info="The noise levels that distilled models know.",
+        elem_id="use_distill",
+    )
+    with gr.Row(elem_classes="seed"):
+        fields["seed"] = gr.Number(0, label="Seed", step=1, min_width=100, elem_id="seed")
+        fields["randomise"] = gr.Checkbox(True, label="New seed each time", min_width=100, elem_id="randomise")
+    fields["negative_prompt"] = gr.Textbox(
+        label="Negative prompt",
+        info="What the video should not show. Counts only when guidance is above 1.",
+        lines=1,
+        max_lines=4,
+        elem_id="negative_prompt",
+    )
+    return fields
+
+
+def adapter_choices(checkpoint: CheckpointInfo) -> list[tuple[str, str]]:
+    return [("None", ""), *((name, name) for name in sorted(checkpoint.loras))]

@@ -1,0 +1,165 @@
+"""What a request will do, before it runs: token grid, blocks, blocks kept, whether BSA will be active, and its cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from html import escape
+from typing import Any
+
+from bsa import BlockPlan, BSAConfig, Grid
+from pipeline import CheckpointInfo, VideoRequest
+from pipeline.estimate.estimator import Estimate
+from ui.form.read import SIDE_BY_SIDE, SPARSE_ONLY, form_request, page_sentence
+from ui.jobs.estimates import Estimates
+from ui.jobs.eta import duration_text
+
+MOST_CELLS = 256
+
+
+def plan_panel(checkpoint: CheckpointInfo, values: Mapping[str, Any], estimates: Estimates | None = None) -> str:
+    """HTML of the plan for the form's values, with time and memory where there are estimates; a value that cannot be
+    used, and a video that cannot fit, become one sentence."""
+    # A prompt is not needed to count blocks, and an empty one is no reason to hide the plan.
+    values = {**values, "prompt": "-", "negative_prompt": ""}
+    try:
+        request = form_request(checkpoint, values)
+        expected = "" if estimates is None else _expected(checkpoint, values, request, estimates)
+    except ValueError as error:
+        return f'<div class="plan plan-error" role="alert"><b>Cannot run.</b> {escape(page_sentence(error))}</div>'
+    return _describe(request, expected)
+
+
+def _expected(
+    checkpoint: CheckpointInfo, values: Mapping[str, Any], request: VideoRequest, estimates: Estimates
+) -> str:
+    estimates.check(request)
+    sparse = request
+    if request.bsa is None:
+        sparse = form_request(checkpoint, {**values, "mode": SPARSE_ONLY, "sparsity": values["sparsity"] or 0})
+    return outlook(estimates, request, sparse, values["mode"])
+
+
+def _describe(request: VideoRequest, expected: str) -> str:
+    grid = request.grid
+    active, reason = request.bsa_status()
+    verdict = "BSA active" if active else "BSA not active"
+    rows = [("Token grid", f"{_sides(grid)} = {_count(grid.volume)} tokens")]
+    picture = ""
+    if active:
+        plan = request.bsa.blocks(grid)
+        rows += _block_rows(request.bsa, plan)
+        rows.append(("Ragged blocks", _ragged(plan.ragged_q, plan.ragged_k)))
+        total = plan.k_blocks.volume
+        if plan.kept is None:
+            more = ", more where the threshold asks for it"
+            kept = f"at least {_count(plan.min_kept)} of {_count(total)} per query block{more}"
+        else:
+            kept = f"{_count(plan.kept)} of {_count(total)} per query block ({plan.density:.1%})"
+        rows.append(("Kept", kept))
+        picture = _cells(plan.min_kept, total)
+    elif request.bsa is None:
+        rows.append(("Kept", "every token attends to every token (100%)"))
+    table = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in rows)
+    # The kept count is in the table already, so the reason is only needed where BSA stays off.
+    why = "" if active else f'<p class="why">{escape(page_sentence(reason))}</p>'
+    return (
+        f'<div class="plan" data-active="{str(active).lower()}">'
+        f'<p class="verdict"><span class="dot"></span>{verdict}</p>{why}<dl>{table}</dl>{picture}{expected}</div>'
+    )
+
+
+def _block_rows(bsa: BSAConfig, plan: BlockPlan) -> list[tuple[str, str]]:
+    if bsa.chunk_q == bsa.chunk_k:
+        return [("Blocks", _blocks(plan.q_blocks, bsa.chunk_q))]
+    return [("Query blocks", _blocks(plan.q_blocks, bsa.chunk_q)), ("Key blocks", _blocks(plan.k_blocks, bsa.chunk_k))]
+
+
+def _blocks(blocks: Grid, chunk: Grid) -> str:
+    return f"{_sides(blocks)} = {_count(blocks.volume)} blocks of {_count(chunk.volume)} tokens"
+
+
+def _ragged(query: int, key: int) -> str:
+    if not query and not key:
+        return "none, the chunks divide the grid"
+    return f"{_count(query)} query and {_count(key)} key blocks, cut short by the grid's edge"
+
+
+def _cells(kept: int, total: int) -> str:
+    """The share of key blocks that each query block reads, drawn as cells (as one bar when there are too many)."""
+    label = f'role="img" aria-label="{kept} of {total} key blocks are read"'
+    if total > MOST_CELLS:
+        return f'<div class="share" {label}><i style="width:{100 * kept / total:.2f}%"></i></div>'
+    return f'<div class="cells" {label}>{"<i class=on></i>" * kept}{"<i></i>" * (total - kept)}</div>'
+
+
+def _sides(grid: Grid) -> str:
+    return " × ".join(str(side) for side in grid)
+
+
+def _count(number: int) -> str:
+    return f"{number:,}"
+
+
+TIME, MEMORY = "Time", "Memory"
+TIME_BOTH = "dense {dense}, sparse {sparse}"
+TIME_SPARSE = "sparse {sparse} (dense would take {dense})"
+TIME_DENSE = "dense {dense} (sparse would take {sparse})"
+TIME_ONE = "{dense}"
+TIME_UNKNOWN = "not known yet: the first video on this machine will tell"
+FASTER = "denoising {ratio:.1f}× faster"
+MEMORY_OF = "about {needed} of {available}"
+FITS, TIGHT, TOO_LARGE = "fits", "may not fit", "does not fit"
+BASIS = "Estimated from {basis}; a busy machine takes longer."
+
+
+def outlook(estimates: Estimates, request: VideoRequest, sparse: VideoRequest, mode: str) -> str:
+    """HTML of time, memory and advice; "" for a checkpoint without estimates.
+
+    request: what the form asks for; sparse: the same with BSA, whatever the form says; mode: the form's.
+    """
+    estimate = estimates.of(request)
+    if estimate is None:
+        return ""
+    arms = {"dense": estimates.of(replace(sparse, bsa=None)), "sparse": estimates.of(sparse)}
+    made = [arms[name] for name in arms if mode in (name, SIDE_BY_SIDE)]
+    rows = [(TIME, _time(arms, sparse, mode)), (MEMORY, _memory(max(made, key=_peak), estimates.available()))]
+    table = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in rows)
+    advice = estimates.advice(sparse)
+    said = ""
+    if advice is not None:
+        said = f'<p class="advice" data-kind="{advice.kind}">{escape(" ".join(advice.sentences))}</p>'
+    basis = f'<p class="basis">{escape(BASIS.format(basis=estimate.basis))}</p>' if estimate.seconds else ""
+    return f'<div class="outlook"><dl>{table}</dl>{said}{basis}</div>'
+
+
+def _time(arms: dict[str, Estimate], sparse: VideoRequest, mode: str) -> str:
+    if arms["dense"].seconds is None:
+        return escape(TIME_UNKNOWN)
+    active, _ = sparse.bsa_status()
+    if not active:
+        return escape(TIME_ONE.format(dense=duration_text(arms["dense"].seconds["total"])))
+    words = {name: duration_text(estimate.seconds["total"]) for name, estimate in arms.items()}
+    ratio = arms["dense"].seconds["denoise"] / arms["sparse"].seconds["denoise"]
+    text = {"sparse": TIME_SPARSE, "dense": TIME_DENSE}.get(mode, TIME_BOTH).format(**words)
+    return f"{escape(text)}<br><small>{escape(FASTER.format(ratio=ratio))}</small>" if ratio > 1.05 else escape(text)
+
+
+def _peak(estimate: Estimate) -> int:
+    return estimate.memory
+
+
+def _memory(estimate: Estimate, available: int) -> str:
+    verdict, state = FITS, "fits"
+    if estimate.memory_least > available:
+        verdict, state = TOO_LARGE, "too-large"
+    elif estimate.memory > available:
+        verdict, state = TIGHT, "tight"
+    text = MEMORY_OF.format(needed=gib(estimate.memory), available=gib(available))
+    return f'{escape(text)} <b class="fits" data-fits="{state}">{escape(verdict)}</b>'
+
+
+def gib(size: int) -> str:
+    if size < 2**30 / 10:
+        return f"{size / 2**20:.0f} MiB"
+    return f"{size / 2**30:.1f} GiB" if size < 100 * 2**30 else f"{size / 2**30:.0f} GiB"

@@ -1,0 +1,213 @@
+"""Settings that belong together, each with what it needs and what of that is missing here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from bsa import BSAConfig
+from pipeline.estimate import footprint
+from pipeline.machine.memory import Device
+from pipeline.request.checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo
+from pipeline.request.shape import ModelShape
+from pipeline.request.video import TOKEN_PIXELS, VideoRequest
+from pipeline.request.weights import AS_STORED, Weights
+
+# LongCat-Video as published: 13.6 B parameters in the transformer, 5.7 B in UMT5-XXL, 0.13 B in Wan's VAE.
+LONGCAT_SHAPE = ModelShape(
+    hidden=4096,
+    depth=48,
+    heads=32,
+    ffn=11008,
+    modulation=512,
+    transformer=13_580_000_000,
+    text_encoder=5_680_000_000,
+    text_visit=1_240_000_000,
+    vae=130_000_000,
+    decoder_width=96,
+    decoder_patch=1,
+)
+_FULL_SIZE = 10**9  # parameters from which a transformer is taken for LongCat-Video's own
+_LEAST = Weights("fp8", offload=True)
+_HEADROOM = 1.1  # of the modelled peak, because no run has confirmed it
+
+NO_LONGCAT = "LongCat-Video's 13.6 B checkpoint"
+NOT_EMBEDDED = "the embedded checkpoint"
+NOT_DISTILLED = "the adapter lora/cfg_step_lora.safetensors"
+NO_GPU = "a GPU"
+SMALL_GPU = "GPU memory ({total:.0f} GiB are here)"
+OPTIONS = "a start with {options}"
+NO_REFINEMENT = "the adapter lora/refinement_lora.safetensors"
+NO_CLIP = "a clip on the stage or in Refine a clip"
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What presets are judged by. total: bytes of the device's memory. clip: whether there is one to refine. weights:
+    how those of the model are kept."""
+
+    checkpoint: CheckpointInfo
+    device: Device
+    total: int
+    clip: bool = False
+    weights: Weights = AS_STORED
+
+    @property
+    def full_size(self) -> bool:
+        return self.checkpoint.parameters >= _FULL_SIZE
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One choice.
+
+    about: what it is for, in a sentence. needs: from the situation to what it needs, in words.
+    values: from the checkpoint to the request's fields that it sets; `bsa` None is dense attention.
+    missing: from the situation to what of that is not here, nothing when it can be had.
+    refines: whether it is for a clip, and `CheckpointInfo.refinement` has the values.
+    """
+
+    name: str
+    about: str
+    needs: Callable[[Situation], str] = field(repr=False)
+    values: Callable[[CheckpointInfo], dict[str, Any]] = field(repr=False)
+    missing: Callable[[Situation], tuple[str, ...]] = field(repr=False)
+    refines: bool = False
+
+
+def presets() -> tuple[Preset, ...]:
+    """All of them, in the order in which they are shown."""
+    return (
+        Preset(
+            "Embedded tiny (CPU)",
+            "The small model of this project, at its own size.",
+            lambda here: "the embedded checkpoint, no GPU",
+            _own_settings,
+            lambda here: () if _is_embedded(here.checkpoint) else (NOT_EMBEDDED,),
+        ),
+        _longcat(
+            "LongCat 480p",
+            "LongCat's own size, with full attention.",
+            {"width": 832, "height": 480, "num_frames": 93, "steps": 50, "guidance_scale": 4.0, "bsa": None},
+        ),
+        _longcat(
+            "720p with BSA",
+            "704 × 1280, where BSA saves most.",
+            {"width": 1280, "height": 704, "num_frames": 93, "steps": 50, "guidance_scale": 4.0, "bsa": BSAConfig()},
+        ),
+        Preset(
+            "Distilled 16 steps",
+            "Few steps and no guidance: a sixth of the work.",
+            lambda here: "LongCat's adapter for few steps or a distilled checkpoint",
+            _few_steps,
+            lambda here: () if _few_steps(here.checkpoint)["use_distill"] else (NOT_DISTILLED,),
+        ),
+        Preset(
+            "Refine",
+            "Makes a finer, larger clip of one, as LongCat goes from 480p to 720p.",
+            lambda here: "LongCat's adapter for refinement and a clip",
+            lambda info: {},
+            _missing_to_refine,
+            refines=True,
+        ),
+        Preset(
+            "Low memory",
+            "Smaller and shorter; BSA saves time, not memory.",
+            _needs_when_small,
+            _small_settings,
+            _missing_when_small,
+        ),
+    )
+
+
+def _longcat(name: str, about: str, values: dict[str, Any]) -> Preset:
+    request = VideoRequest(prompt="-", fps=15, **values)
+
+    def missing(here: Situation) -> tuple[str, ...]:
+        model = () if here.full_size else (NO_LONGCAT,)
+        if here.device.type != "cuda":
+            return (*model, NO_GPU)
+        return (*model, *_missing_memory(request, here))
+
+    def needs(here: Situation) -> str:
+        return f"LongCat-Video and {longcat_bytes(request, here.weights) / 2**30:.0f} GiB of GPU memory"
+
+    return Preset(name, about, needs, lambda info: values, missing)
+
+
+def _missing_memory(request: VideoRequest, here: Situation) -> tuple[str, ...]:
+    """What LongCat-Video lacks for a request on this GPU: nothing, options, or memory."""
+
+    def fits(weights: Weights) -> bool:
+        return longcat_bytes(request, weights) <= here.total
+
+    if fits(here.weights):
+        return ()
+    way = next(filter(fits, here.weights.smaller()), None)
+    return (SMALL_GPU.format(total=here.total / 2**30) if way is None else OPTIONS.format(options=way),)
+
+
+class _Gpu:
+    type, index = "cuda", 0
+
+
+def longcat_bytes(request: VideoRequest, weights: Weights = AS_STORED) -> int:
+    """GPU memory that LongCat-Video's published checkpoint takes for a request."""
+    fixed = footprint.fixed_bytes(LONGCAT_SHAPE, _Gpu, weights)
+    return int(_HEADROOM * (fixed + footprint.activation_bytes(LONGCAT_SHAPE, request, _Gpu, weights)))
+
+
+def _is_embedded(info: CheckpointInfo) -> bool:
+    return info.path.resolve() == EMBEDDED_CHECKPOINT.resolve()
+
+
+def _own_settings(info: CheckpointInfo) -> dict[str, Any]:
+    defaults = info.defaults
+    return {
+        "width": defaults["width"],
+        "height": defaults["height"],
+        "num_frames": defaults["num_frames"],
+        "steps": defaults["num_inference_steps"],
+        "guidance_scale": defaults["guidance_scale"],
+        "bsa": info.bsa or BSAConfig(),
+    }
+
+
+def _few_steps(info: CheckpointInfo) -> dict[str, Any]:
+    adapter = "distill" if "distill" in info.loras else None
+    distilled = adapter is not None or info.defaults["use_distill"]
+    few = {"steps": 16, "guidance_scale": 1.0, "use_distill": distilled, "lora": adapter}
+    return {**_own_settings(info), **few}
+
+
+def _missing_to_refine(here: Situation) -> tuple[str, ...]:
+    adapter = () if "refine" in here.checkpoint.loras else (NO_REFINEMENT,)
+    return adapter if here.clip else (*adapter, NO_CLIP)
+
+
+def _small_settings(info: CheckpointInfo) -> dict[str, Any]:
+    """Five eighths of each side and about half of the frames: a fifth of the tokens."""
+    own = _own_settings(info)
+    sides = {name: max(1, round(own[name] * 5 / 8 / TOKEN_PIXELS)) * TOKEN_PIXELS for name in ("width", "height")}
+    return {**own, **sides, "num_frames": (own["num_frames"] // 8) * 4 + 1}
+
+
+def _small_request(here: Situation) -> VideoRequest | None:
+    """Of "Low memory" where memory is short: LongCat-Video on a GPU."""
+    if not here.full_size or here.device.type != "cuda":
+        return None
+    return here.checkpoint.request("-", **_small_settings(here.checkpoint))
+
+
+def _needs_when_small(here: Situation) -> str:
+    request = _small_request(here)
+    if request is None:
+        return "nothing more"
+    least = longcat_bytes(request, _LEAST) / 2**30
+    return f"{longcat_bytes(request, here.weights) / 2**30:.0f} GiB of GPU memory, and {least:.0f} GiB with {_LEAST}"
+
+
+def _missing_when_small(here: Situation) -> tuple[str, ...]:
+    request = _small_request(here)
+    return () if request is None else _missing_memory(request, here)

@@ -1,0 +1,159 @@
+"""From the values of the form (or of an API call) to a validated `VideoRequest`."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bsa import BSAConfig
+from pipeline import CheckpointInfo, VideoRequest
+from pipeline.media.clip import inspect_clip
+from pipeline.request.sentences import one_line
+
+SIDE_BY_SIDE, SPARSE_ONLY, DENSE_ONLY = "both", "sparse", "dense"
+TOP_K, MASS, TOP_K_AND_MASS = "top-k", "mass", "top-k and mass"
+
+
+def new_seed() -> int:
+    """Short enough to read out and to type."""
+    return random.randrange(2**31)
+
+
+def form_request(checkpoint: CheckpointInfo, values: Mapping[str, Any]) -> VideoRequest:
+    """The request that the form describes, without drawing a seed.
+
+    values: the form's values by field name, as `ui.form.fields` names them.
+    Raises ValueError with one sentence for the first thing that cannot be.
+    """
+    bsa = None
+    if values["mode"] != DENSE_ONLY:
+        bsa = bsa_config(
+            sparsity=values["sparsity"] if values["keep_by"] != MASS else None,
+            cdf_threshold=values["cdf_threshold"] if values["keep_by"] != TOP_K else None,
+            chunk_q=[values[f"chunk_q_{axis}"] for axis in "thw"],
+            chunk_k=[values[f"chunk_k_{axis}"] for axis in "thw"],
+        )
+    return video_request(
+        checkpoint,
+        prompt=values["prompt"] or "",
+        negative_prompt=values["negative_prompt"] or "",
+        width=values["width"],
+        height=values["height"],
+        num_frames=values["num_frames"],
+        steps=values["steps"],
+        guidance_scale=values["guidance_scale"],
+        seed=values["seed"],
+        bsa=bsa,
+        use_distill=values.get("use_distill"),
+        lora=values.get("lora"),
+        refine=values.get("refine"),
+        double_frames=values.get("double_frames", True),
+        t_thresh=values.get("t_thresh", 0.5),
+    )
+
+
+def keep_by(bsa: BSAConfig) -> str:
+    """The form's choice of the rule by which this configuration keeps blocks."""
+    if bsa.cdf_threshold is None:
+        return TOP_K
+    return MASS if bsa.sparsity is None else TOP_K_AND_MASS
+
+
+def bsa_config(
+    *, sparsity: float | None, cdf_threshold: float | None, chunk_q: Sequence[Any], chunk_k: Sequence[Any]
+) -> BSAConfig:
+    return BSAConfig(
+        sparsity=None if sparsity is None else _real("sparsity", sparsity),
+        cdf_threshold=None if cdf_threshold is None else _real("cdf threshold", cdf_threshold),
+        chunk_q=_chunk("query chunk", chunk_q),
+        chunk_k=_chunk("key chunk", chunk_k),
+    )
+
+
+def video_request(
+    checkpoint: CheckpointInfo,
+    *,
+    prompt: str,
+    negative_prompt: str,
+    width: Any,
+    height: Any,
+    num_frames: Any,
+    steps: Any,
+    guidance_scale: Any,
+    seed: Any,
+    bsa: BSAConfig | None,
+    use_distill: bool | None = None,
+    lora: str | None = None,
+    refine: str | None = None,
+    double_frames: bool = True,
+    t_thresh: Any = 0.5,
+) -> VideoRequest:
+    """refine: path of a clip, whose frames then count and not `num_frames`. use_distill None: as the adapter asks for,
+    or the checkpoint."""
+    given = {
+        "negative_prompt": negative_prompt,
+        "width": _whole("width", width),
+        "height": _whole("height", height),
+        "steps": _whole("number of steps", steps),
+        "guidance_scale": _real("guidance scale", guidance_scale),
+        "seed": _whole("seed", seed),
+        "bsa": bsa,
+        "lora": lora or None,
+    }
+    if use_distill is not None:
+        given["use_distill"] = use_distill
+    if not refine:
+        return checkpoint.request(prompt, num_frames=_whole("number of frames", num_frames), **given)
+    shape = {"double_frames": double_frames, "t_thresh": _real("noise level", t_thresh)}
+    return checkpoint.refinement(prompt, inspect_clip(refine), **shape, **given)
+
+
+def _chunk(name: str, sides: Sequence[Any]) -> list[int]:
+    if not isinstance(sides, Sequence) or isinstance(sides, str) or len(sides) != 3:
+        raise ValueError(f"{name} {sides!r} is not three numbers; give frames, rows and columns, such as [4, 4, 4]")
+    return [_whole(f"{name} {axis}", side) for axis, side in zip("THW", sides, strict=True)]
+
+
+def _real(name: str, value: Any) -> float:
+    """A float also of a whole number, so that a video's settings read the same wherever they were entered."""
+    return float(_number(name, value))
+
+
+def _number(name: str, value: Any) -> int | float:
+    if value is None:
+        raise ValueError(f"{name} is empty; enter a number")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} {value!r} is not a number; enter one such as 4 or 0.5")
+    if 2**64 < abs(value) < math.inf:  # JSON sets no limit, and math's functions raise beyond a float's range
+        raise ValueError(f"{name} is far too large; enter a smaller number")
+    return value
+
+
+def _whole(name: str, value: Any) -> int:
+    """Browsers and JSON deliver whole numbers as 4.0 too; anything with a fraction is refused, never rounded."""
+    number = _number(name, value)
+    if not math.isfinite(number) or number != int(number):
+        near = int(number) if math.isfinite(number) else 1
+        raise ValueError(f"{name} {value} is not a whole number; try one such as {near}")
+    return int(number)
+
+
+# The pipeline's sentences name its fields; the page says the same with the words of its labels.
+_PAGE_WORDS = {
+    "num_frames": "number of frames",
+    "guidance_scale": "guidance",
+    "cdf_threshold": "CDF threshold",
+    "chunk_q": "query chunk",
+    "chunk_k": "key chunk",
+    "t_thresh": "noise level",
+}
+
+
+def page_sentence(error: Exception | str) -> str:
+    """An error as a sentence of the page: its words, a capital and a full stop."""
+    text = one_line(error).rstrip(".")
+    for field, words in _PAGE_WORDS.items():
+        text = text.replace(field, words)
+    return f"{text[:1].upper()}{text[1:]}."

@@ -1,0 +1,147 @@
+"""Settings that travel: from a job or a dropped video back into the form, and out again as code."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from bsa import BSAConfig
+from pipeline import VideoRequest, cli_command, python_code, read_settings
+from pipeline.request.weights import Weights
+from ui.form.fields import Fields
+from ui.form.read import DENSE_ONLY, SIDE_BY_SIDE, SPARSE_ONLY, keep_by, page_sentence
+from ui.jobs.job import VideoJob
+from ui.look.parts import QUIET, Drawn, notice_html
+from ui.site import Site
+
+RESTORED = "The settings of {video} are in the form. Press Generate to make it again."
+RESTORED_RUN = "The settings of that run are in the form. Press Generate to make it again."
+OTHER_VERSIONS = "It was made with {made}, and here is {here}: the result may differ a little."
+OTHER_CHECKPOINT = "It was made with the checkpoint {made}, and here is {here}: the result will be another video."
+OTHER_QUANTIZATION = (
+    "It was made with the quantization {made}, and this server runs with {here}: the result will differ a little."
+)
+OTHER_FPS = "It has {fps} frames a second; the form has no field for that, and this checkpoint uses {here}."
+OTHER_CLIP = "It was refined from {clip}, which is not here: choose that clip under Refine a clip."
+LARGE_SEED = "Its seed {seed} has more digits than the form can hold; the command line can use it."
+OF_ONE_VIDEO = ("prompt", "negative_prompt", "seed", "randomise")
+LARGEST_SEED = 2**53  # numbers of a browser are exact up to here
+PACKAGES = ("torch", "triton", "fastvideo", "diffusers", "transformers")
+
+
+def form_values(request: VideoRequest, side_by_side: bool | None = None) -> dict[str, Any]:
+    """The form's values by field name that `ui.form.read.form_request` turns into `request` again.
+
+    side_by_side: whether the dense video is to be made as well; None for a request that says nothing about it.
+    """
+    values = {name: getattr(request, name) for name in ("prompt", "negative_prompt", "width", "height", "num_frames")}
+    values |= {"steps": request.steps, "guidance_scale": request.guidance_scale, "seed": request.seed}
+    values |= {"randomise": False, "use_distill": request.use_distill, "fps": request.fps, "lora": request.lora or ""}
+    clip = request.refine
+    # a whole path is one of this server's; a name alone comes from a video's own settings
+    here = clip is not None and Path(clip.video).is_absolute() and Path(clip.video).is_file()
+    values["refine"] = clip.video if here else None
+    if clip is not None:
+        values |= {"double_frames": clip.double_frames, "t_thresh": clip.t_thresh}
+    if request.bsa is None:
+        return values | {"mode": DENSE_ONLY}
+    return values | {"mode": SIDE_BY_SIDE if side_by_side else SPARSE_ONLY} | _attention_values(request.bsa)
+
+
+def general_values(request: VideoRequest, side_by_side: bool) -> dict[str, Any]:
+    """`form_values` without those of one video alone: its words and its seed."""
+    values = form_values(request, side_by_side)
+    return {name: value for name, value in values.items() if name not in OF_ONE_VIDEO}
+
+
+def _attention_values(bsa: BSAConfig) -> dict[str, Any]:
+    values: dict[str, Any] = {"keep_by": keep_by(bsa)}
+    for name in ("sparsity", "cdf_threshold"):
+        if getattr(bsa, name) is not None:
+            values[name] = getattr(bsa, name)
+    for kind in ("chunk_q", "chunk_k"):
+        values |= {f"{kind}_{axis}": side for axis, side in zip("thw", getattr(bsa, kind))}
+    return values
+
+
+def fill(fields: Fields, values: dict[str, Any]) -> dict[Any, Any]:
+    """Updates of the form's components; a slider that is too short for its value is made longer."""
+    changes = {}
+    for name, field in fields.items():
+        if name in values:
+            update = {"value": values[name]}
+            if isinstance(field, gr.Slider):
+                update |= {"minimum": min(field.minimum, values[name]), "maximum": max(field.maximum, values[name])}
+            changes[field] = gr.update(**update)
+    return changes
+
+
+def remarks(site: Site, fields: Fields, request: VideoRequest, versions: dict[str, str]) -> list[str]:
+    """Sentences about what keeps the form, or this machine, from making the very same video again."""
+    defaults, said = site.checkpoint.defaults, []
+    if request.refine is not None and form_values(request)["refine"] is None:
+        said.append(OTHER_CLIP.format(clip=Path(request.refine.video).name[:80]))
+    elif request.refine is None and "fps" not in fields and request.fps != defaults["fps"]:
+        said.append(OTHER_FPS.format(fps=request.fps, here=defaults["fps"]))
+    if request.seed > LARGEST_SEED:
+        said.append(LARGE_SEED.format(seed=request.seed))
+    quantized, ours = Weights.from_versions(versions).quantization, site.worker.weights.quantization
+    if quantized != ours:
+        said.append(OTHER_QUANTIZATION.format(made=quantized or "none", here=ours or "none"))
+    here = {name: metadata.version(name) for name in PACKAGES}
+    other = [name for name in PACKAGES if versions.get(name, here[name]) != here[name]]
+    if other:
+        made, now = (", ".join(f"{name} {which[name][:40]}" for name in other) for which in (versions, here))
+        said.append(OTHER_VERSIONS.format(made=made, here=now))
+    return said
+
+
+def settings_drop(site: Site, fields: Fields, notice: gr.HTML) -> None:
+    """A field that takes a video of this program and puts the settings that it carries into the form."""
+    drop = gr.File(
+        label="Drop a video to restore its settings", file_types=[".mp4"], height=140, elem_id="drop", type="filepath"
+    )
+
+    def restore(path: str | None) -> dict[Any, Any]:
+        if path is None:
+            return {}
+        try:
+            found = read_settings(path)
+        except ValueError as error:
+            return {notice: notice_html(page_sentence(error), "error"), drop: None}
+        said = [RESTORED.format(video=Path(path).name)]
+        if found.checkpoint not in (None, "", site.checkpoint.name):
+            said.append(OTHER_CHECKPOINT.format(made=found.checkpoint[:80], here=site.checkpoint.name))
+        said += remarks(site, fields, found.request, found.versions)
+        return fill(fields, form_values(found.request)) | {notice: notice_html(" ".join(said)), drop: None}
+
+    drop.upload(restore, drop, [*fields.values(), notice, drop], **QUIET)
+
+
+def code_panel(site: Site, shown: gr.State) -> None:
+    """The shown videos as a command line and as a program, to copy."""
+    code = Drawn("code", ["code.js"], {})
+
+    def show(job_id: str, request: gr.Request) -> dict[str, str]:
+        job = site.worker.find(job_id, site.owner(request)) if job_id else None
+        return code_of(site, job) if isinstance(job, VideoJob) else {}
+
+    shown.change(show, shown, code, **QUIET)
+
+
+def code_of(site: Site, job: VideoJob) -> dict[str, str]:
+    """{"cli", "python"}: code that makes the job's videos again; "cli" may be a sentence in "why" instead."""
+    made = next(iter(job.results.values()), None)
+    versions = {} if made is None else made.versions
+    device = versions.get("device", "auto").partition(":")[0]
+    output = f"again-{job.id}" if job.side_by_side else f"again-{job.id}.mp4"
+    options = {"model_path": site.checkpoint.path, "device": device, "compare": job.side_by_side, "output": output}
+    options["weights"] = Weights.from_versions(versions)
+    code = {"python": python_code(job.request, **options)}
+    try:
+        return code | {"cli": cli_command(job.request, **options)}
+    except ValueError as error:
+        return code | {"why": page_sentence(error)}

@@ -1,0 +1,152 @@
+"""Estimates as the page uses them: for the worker's device, learning from every job it finishes."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import replace
+
+from pipeline import CheckpointInfo, VideoRequest, VideoResult
+from pipeline.estimate.advice import Advice, advise
+from pipeline.estimate.estimator import FILE_NAME, Estimate, Estimator
+from pipeline.machine.device import expected_device
+from pipeline.machine.memory import Device, available_memory, held_memory, total_memory
+from ui.jobs.job import Job
+from ui.jobs.worker import Worker
+
+log = logging.getLogger("ui")
+
+POLL_SECONDS = 0.5
+MEMORY_SECONDS = 2.0  # how long a reading of the free memory is good for
+
+
+class Estimates:
+    """What a request will take, before it runs; and the worker's check and clock made of it.
+
+    device: "auto", "cpu", "cuda" or "cuda:N", as the worker's pipeline is loaded.
+    A checkpoint whose size cannot be read has no estimates: everything is None then, and nothing is refused.
+    """
+
+    def __init__(self, checkpoint: CheckpointInfo, worker: Worker, device: str = "auto") -> None:
+        self._expected = expected_device(device)
+        self._worker = worker
+        self._estimator: Estimator | None = None
+        self._memory = (float("-inf"), 0)
+        self._calibration: threading.Thread | None = None
+        worker.admit.append(self._admit)
+        worker.listeners.append(self._observe)
+        worker.queue.predict = self.seconds
+        self.use(checkpoint)
+
+    def use(self, checkpoint: CheckpointInfo) -> None:
+        """Estimate for this checkpoint from now on, the one that the worker loads or has loaded."""
+        try:
+            store = self._worker.output_dir / FILE_NAME
+            self._estimator = Estimator(checkpoint, self.device, store, self._worker.weights)
+        except ValueError as error:
+            log.info("no estimates: %s", error)
+            self._estimator = None
+            return
+        self._calibration = threading.Thread(
+            target=self._calibrate, args=(self._estimator,), name="calibration", daemon=True
+        )
+        self._calibration.start()
+
+    @property
+    def device(self) -> Device:
+        """The one that the model runs on, or while none is loaded the one that it is expected to."""
+        return self._worker.device or self._expected
+
+    @property
+    def pending(self) -> bool:
+        """Whether this machine is still to be measured, so that estimates will change by themselves."""
+        return self._calibration is not None and self._calibration.is_alive()
+
+    def of(self, request: VideoRequest) -> Estimate | None:
+        return None if self._estimator is None else self._estimator.estimate(request)
+
+    def available(self) -> int | None:
+        """Bytes that a video, with the loaded weights, may take; read again every few seconds."""
+        estimator = self._estimator
+        if estimator is None:
+            return None
+        taken, size = self._memory
+        if time.monotonic() - taken > MEMORY_SECONDS:
+            size = available_memory(self.device) + self.held()
+            self._memory = time.monotonic(), size
+        return size
+
+    def check(self, request: VideoRequest) -> None:
+        """Raises ValueError when the request cannot fit into the device's memory, or run with the model's weights."""
+        self._worker.weights.check(request)
+        estimator, available = self._estimator, self.available()
+        if estimator is not None and available is not None:
+            estimator.check(request, available)
+
+    def ratio(self, request: VideoRequest) -> float | None:
+        """Expected denoising time with full attention over that of the request."""
+        sparse, dense = self.of(request), self.of(replace(request, bsa=None))
+        if sparse is None or dense is None or not sparse.seconds or not dense.seconds:
+            return None
+        return dense.seconds["denoise"] / sparse.seconds["denoise"]
+
+    def advice(self, request: VideoRequest) -> Advice | None:
+        estimate = self.of(request)
+        return advise(request, self.ratio, None if estimate is None else estimate.memory, self.available())
+
+    def seconds(self, job: Job) -> float | None:
+        """How long a job will take; None where it cannot be told."""
+        total = 0.0
+        for request in job_requests(job):
+            estimate = self.of(request)
+            if estimate is None or estimate.seconds is None:
+                return None
+            total += estimate.seconds["total"]
+        return total or None
+
+    def held(self) -> int:
+        """What of the device's memory the worker's engine has already, and would use for the next video."""
+        if self.device.type == "cuda":
+            memory = self._worker.torch_memory()
+            return memory["reserved"] if memory else 0
+        return held_memory(self.device, self._worker.engine_pid)
+
+    def total(self) -> int:
+        """Bytes of the device's memory in all."""
+        return total_memory(self.device)
+
+    def _admit(self, job: Job) -> None:
+        for request in job_requests(job):
+            self.check(request)
+
+    def _observe(self, job: Job) -> None:
+        results, estimator = getattr(job, "results", None), self._estimator
+        for result in results.values() if isinstance(results, dict) else ():
+            if estimator is not None and isinstance(result, VideoResult):
+                estimator.observe(result)
+
+    def _calibrate(self, estimator: Estimator) -> None:
+        """Once the model is loaded and nothing waits, on a machine that was not measured before."""
+        while self._worker.state == "loading":
+            time.sleep(POLL_SECONDS)
+        if str(self.device) != str(estimator.device):
+            self.use(estimator.info)
+            return
+        if self._worker.state == "failed" or estimator.calibrated:
+            return
+        try:
+            if points := self._worker.calibrate():
+                estimator.calibrate(points)
+        except Exception as error:
+            log.warning("no calibration, so estimates come with the first video: %s", error)
+
+
+def job_requests(job: Job) -> list[VideoRequest]:
+    """The videos that a job makes."""
+    if (requests := getattr(job, "requests", None)) is not None:
+        return list(requests)
+    request = getattr(job, "request", None)
+    if request is None:
+        return []
+    return [replace(request, bsa=None), request] if getattr(job, "side_by_side", False) else [request]

@@ -1,0 +1,146 @@
+"""What the machine did while jobs ran: readings from a thread of the server, and the trace that each job leaves."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import OrderedDict
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.machine.resources import ResourceSampler
+from ui.jobs.job import Job, VideoJob
+from ui.jobs.worker import Worker
+
+TRACE = "resources.json"
+POINTS = 2000  # of a trace: a curve that is finer than any screen
+MOST_OWNERS = 1000
+
+
+class Span(NamedTuple):
+    """One phase of one video of a job; `time.time()`."""
+
+    arm: str
+    phase: str
+    start: float
+    end: float
+
+
+class Monitor:
+    """Samples the machine and the worker's engine from the first use on, and writes a trace when a job ends."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._last: OrderedDict[str, Job] = OrderedDict()  # owner -> the job that ended last
+        self.sampler = ResourceSampler(
+            pid=lambda: worker.engine_pid, torch_memory=worker.torch_memory, more=self._activity
+        ).start()
+        worker.listeners.append(self._keep)
+
+    def current(self, owner: str, chosen: str = "", since: float = 0.0) -> Job | None:
+        """The owner's running job; else the one that ended last, unless another was chosen after that."""
+        running = next((job for job in self._worker.live(owner) if job.state == "running"), None)
+        last = self._last.get(owner)
+        if running is not None or (last is not None and (not chosen or last.ended > since)):
+            return running or last
+        return self._worker.find(chosen, owner) if chosen else None
+
+    def trace(self, job: Job) -> dict[str, Any] | None:
+        """What `job` left, or for a running one what there is so far: {"started", "ended" (None while it runs),
+        "gpus", "spans": [arm, phase, start, end], "peaks": {arm: {series: [value, time]}}}, and for one that is over
+        "times" and "series" too. None for a job without readings."""
+        if job.over:
+            return _read(job.folder / TRACE)
+        return self._summary(job) if job.started else None
+
+    def _summary(self, job: Job) -> dict[str, Any]:
+        found = list(spans(job, self._now()))
+        return {
+            "started": job.started,
+            "ended": job.ended or None,
+            "gpus": self._gpus(),
+            "spans": [list(span) for span in found],
+            "peaks": self._peaks(found),
+        }
+
+    def _peaks(self, found: list[Span]) -> dict[str, dict[str, list[float]]]:
+        peaks: dict[str, dict[str, list[float]]] = {}
+        for arm, start, end in _videos(found):
+            best = peaks.setdefault(arm, {})
+            for name, peak in self.sampler.peak(start, end).items():
+                if name not in best or peak.value > best[name][0]:
+                    best[name] = list(peak)
+        return peaks
+
+    def _gpus(self) -> list[dict[str, Any]]:
+        latest = self.sampler.latest
+        gpus = latest.gpus if latest is not None else ()
+        return [{"key": gpu.key, "label": gpu.label, "name": gpu.name, "total": gpu.total} for gpu in gpus]
+
+    def _now(self) -> float:
+        latest = self.sampler.latest
+        return latest.time if latest is not None else math.inf
+
+    def _activity(self) -> dict[str, float]:
+        return {"busy": 1.0 if self._worker.status()["state"] == "busy" else 0.0}
+
+    def _keep(self, job: Job) -> None:
+        if not job.started or not job.folder.is_dir():
+            return
+        self._last[job.owner] = job
+        self._last.move_to_end(job.owner)
+        while len(self._last) > MOST_OWNERS:
+            self._last.popitem(last=False)
+        history = self.sampler.history(job.started - self.sampler.interval, job.ended, POINTS)
+        series = {name: values for name, values in history.series.items() if name != "busy"}
+        trace = self._summary(job) | {"times": history.times, "series": series}
+        (job.folder / TRACE).write_text(json.dumps(trace, separators=(",", ":")))
+
+
+def spans(job: Job, now: float) -> Iterator[Span]:
+    """The phases of a job so far, in order. A video ends where the next one begins, or when it was finished: what
+    comes after, such as comparing the two, is no part of it."""
+    marks, stop = list(job.marks), job.ended or now
+    begun = 0.0
+    for i, mark in enumerate(marks):
+        last = i + 1 == len(marks)
+        if not i or marks[i - 1].arm != mark.arm or mark.phase == marks[0].phase:
+            begun = mark.time
+        end = stop if last else marks[i + 1].time
+        result = job.results.get(mark.arm) if isinstance(job, VideoJob) else None
+        if result is not None and (last or marks[i + 1].arm != mark.arm):
+            end = min(end, begun + result.seconds["total"])
+        yield Span(mark.arm, mark.phase, mark.time, max(mark.time, end))
+
+
+def _videos(found: list[Span]) -> Iterator[tuple[str, float, float]]:
+    """(arm, start, end) of phases that follow each other without a gap."""
+    for i, span in enumerate(found):
+        if not i or (found[i - 1].arm, found[i - 1].end) != (span.arm, span.start):
+            start = span.start
+        if i + 1 == len(found) or (found[i + 1].arm, found[i + 1].start) != (span.arm, span.end):
+            yield span.arm, start, span.end
+
+
+def job_peaks(job: Job) -> dict[str, dict[str, float]]:
+    """{arm: {series: largest sample}} of a job that is over; {} when it left no trace.
+
+    Series have the names of `pipeline.machine.resources.Resources.series`.
+    """
+    trace = _read(job.folder / TRACE) or {}
+    return {arm: {name: value for name, (value, _) in peaks.items()} for arm, peaks in trace.get("peaks", {}).items()}
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return _parse(str(path), path.stat().st_mtime_ns)
+    except (OSError, ValueError):
+        return None
+
+
+@lru_cache(maxsize=32)
+def _parse(path: str, version: int) -> dict[str, Any] | None:
+    trace = json.loads(Path(path).read_text())
+    return trace if isinstance(trace, dict) and "spans" in trace else None

@@ -1,0 +1,155 @@
+"""What is kept of each kind of job when it has ended, and how a job is made from that again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline import Axis, Comparison, Sweep, SweepVideo, VideoRequest, VideoResult
+from ui.jobs.files import job_folder, poster
+from ui.jobs.job import Job, VideoJob, plain
+from ui.jobs.store import INTERRUPTED, LIVE, Record, Store
+from ui.jobs.sweep_job import SweepJob
+
+log = logging.getLogger("ui")
+
+GONE = "its video is no longer there"
+MEASURES = ("speedup", "psnr", "ssim", "recall")  # of a sweep's cell against its dense reference
+
+Restore = Callable[[Record, Path], Job]
+# kind of job -> how it is made again from its record and its folder; a kind without an entry stays a record
+RESTORE: dict[str, Restore] = {}
+
+
+def keep_record_of(store: Store, worker: Any) -> None:
+    """Write every job of the worker into the store, and let the worker find those that it does not remember."""
+
+    def write(job: Job) -> None:
+        if not job.errand:
+            store.write(record_of(job))
+
+    worker.on_submit.append(write)
+    worker.on_part.append(write)
+    worker.listeners.append(write)
+    worker.archive = lambda job_id: restored(store, job_id)
+
+
+def record_of(job: Job) -> Record:
+    request, over = getattr(job, "request", None), job.state not in LIVE
+    return Record(
+        id=job.id,
+        owner=job.owner,
+        kind=kind_of(job),
+        state=job.state,
+        error=job.error,
+        request={} if request is None else request.to_dict() | {"side_by_side": getattr(job, "side_by_side", False)},
+        report=_report(job) if over or isinstance(job, SweepJob) else {},
+        posters=_posters(job) if over else {},
+        folder=job.folder.name,
+        submitted=job.submitted,
+        started=job.started,
+        ended=job.ended,
+    )
+
+
+def kind_of(job: Job) -> str:
+    return type(job).__name__.removesuffix("Job").lower()
+
+
+def restored(store: Store, job_id: str) -> Job | None:
+    """The job as it was when it ended, with those of its videos that are still there; None if that cannot be."""
+    record = store.read(job_id)
+    if record is None or record.state in LIVE or record.kind not in RESTORE:
+        return None
+    try:
+        job = RESTORE[record.kind](record, store.output_dir / record.folder)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        log.warning("job %s could not be read back: %s", job_id, error)
+        return None
+    job.id, job.owner, job.state, job.error = record.id, record.owner, record.state, record.error
+    if record.state == INTERRUPTED:
+        job.state, job.error = "failed", "the server ended while this was being made"
+    job.submitted, job.started, job.ended = record.submitted, record.started, record.ended
+    job.folder = store.output_dir / record.folder
+    return job
+
+
+def _restore_video(record: Record, folder: Path) -> VideoJob:
+    values = dict(record.request)
+    side_by_side = values.pop("side_by_side")
+    job = VideoJob(VideoRequest.from_dict(values), side_by_side)
+    present = job_folder(folder.parent, folder.name) is not None
+    for arm in job.arms:
+        result = _result(record.report.get(arm), folder) if present else None
+        if result is not None:
+            job.results[arm] = result
+    if len(job.results) == 2 and "speedup" in record.report:
+        psnr = float("inf") if record.report["psnr"] is None else record.report["psnr"]
+        figures = record.report["speedup"], psnr, record.report["ssim"]
+        job.comparison = Comparison(job.results["dense"], job.results["sparse"], *figures)
+    return job
+
+
+def _restore_sweep(record: Record, folder: Path) -> SweepJob:
+    values = {name: value for name, value in record.request.items() if name != "side_by_side"}
+    axes = [Axis.of(axis["name"], axis["values"]) for axis in record.report["axes"]]
+    job = SweepJob(Sweep(VideoRequest.from_dict(values), *axes))
+    present = job_folder(folder.parent, folder.name) is not None
+    for made in record.report["videos"]:
+        result = _result(made["result"], folder) if present else None
+        measures = {name: made[name] for name in MEASURES}
+        if measures["speedup"] is not None and measures["psnr"] is None:
+            measures["psnr"] = float("inf")  # which JSON cannot say
+        gone = "" if result is not None or made["error"] else GONE
+        video = SweepVideo(made["row"], made["column"], VideoRequest.from_dict(made["request"]), result)
+        job.result = job.result.add(replace(video, error=made["error"] or gone, **measures))
+    return job
+
+
+RESTORE["video"] = _restore_video
+RESTORE["sweep"] = _restore_sweep
+
+
+def _result(values: dict[str, Any] | None, folder: Path) -> VideoResult | None:
+    """A finished video from its record, while its file is there."""
+    if not values or not (video := folder / Path(values["video"]).name).is_file():
+        return None
+    known = {name: value for name, value in values.items() if name in {field.name for field in fields(VideoResult)}}
+    return VideoResult(**known | {"request": VideoRequest.from_dict(values["request"]), "video": video})
+
+
+def _report(job: Job) -> dict[str, Any]:
+    """The job's report; of videos, those that were finished, by arm, also when the job was stopped or failed."""
+    if isinstance(job, SweepJob):
+        return plain(_sweep_report(job))
+    if not isinstance(job, VideoJob):
+        return plain(job.report())
+    report = {arm: result.to_dict() for arm, result in job.results.items()}
+    if job.comparison is not None:
+        report |= {name: getattr(job.comparison, name) for name in ("speedup", "psnr", "ssim")}
+    return plain(report)
+
+
+def _sweep_report(job: SweepJob) -> dict[str, Any]:
+    """What makes the sweep again with the videos so far; more of each than is in its sweep.json."""
+    videos = [
+        {name: getattr(video, name) for name in ("row", "column", "error", *MEASURES)}
+        | {"request": video.request.to_dict(), "result": None if video.result is None else video.result.to_dict()}
+        for video in job.result.videos()
+    ]
+    return {"axes": job.report()["axes"], "videos": videos}
+
+
+def _posters(job: Job) -> dict[str, str]:
+    """{name of a video: picture from its middle}, of a video job by arm, of others the first two files."""
+    if isinstance(job, VideoJob):
+        middle = job.request.num_frames // 2 / job.request.fps
+        videos = {arm: result.video for arm, result in job.results.items()}
+    else:
+        middle = 0.0
+        videos = {file.stem: file for file in sorted(job.folder.glob("**/*.mp4"))[:2]}
+    made = {name: poster(file, middle) for name, file in videos.items()}
+    return {name: picture for name, picture in made.items() if picture}

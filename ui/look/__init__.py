@@ -1,0 +1,1 @@
+"""Theme, and the small parts that every view is drawn with."""

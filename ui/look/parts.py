@@ -1,0 +1,54 @@
+"""What the panels share: boxes that scripts of ours draw, and events that only change the page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from ui.static import asset
+
+# Events that only change the page: answered at once, also while a video is being made, and no part of the API.
+QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+_BARE = {"elem_classes": "bare", "apply_default_css": False}
+
+
+def box(name: str | None = None, value: str = "") -> gr.HTML:
+    """A place for HTML without Gradio's own look. name: id of its element."""
+    return gr.HTML(value, elem_id=name, **_BARE)
+
+
+class Drawn(gr.HTML):
+    """A box that files of ui/static draw: `name`.html and the scripts, from a value that is JSON.
+
+    scripts: one function body in this order, each builds on those before it. functions: what they may call on the
+    server, past the event queue. kwargs: Gradio makes a component anew with its own arguments when it updates it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        scripts: Sequence[str],
+        value: Any = None,
+        functions: Sequence[Callable[..., Any]] = (),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            value,
+            html_template=asset(f"{name}.html"),
+            js_on_load="".join(asset(script) for script in scripts),
+            server_functions=list(functions),
+            elem_id=name,
+            **_BARE,
+            **kwargs,
+        )
+
+    def api_info(self) -> dict[str, Any]:
+        return {"type": "object"}
+
+
+def notice_html(text: str, kind: str = "info") -> str:
+    role = "alert" if kind == "error" else "status"
+    return f'<p class="notice" data-kind="{kind}" role="{role}">{escape(text)}</p>'

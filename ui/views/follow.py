@@ -1,0 +1,232 @@
+"""Following jobs on a page: from the press of a button, after a reload, in a second tab, or after a lost connection.
+
+A page never owns a job. It only looks at one, so closing or reloading it ends nothing, and every tab of a visitor may
+look at the same job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import gradio as gr
+
+from ui.form.read import page_sentence
+from ui.jobs.job import Job, VideoJob
+from ui.jobs.store import Store
+from ui.look.parts import Drawn, notice_html
+from ui.site import Site
+from ui.views.report import report_panel
+from ui.views.stage import stage_view
+
+POLL_SECONDS = 0.1
+GONE = "This run is gone."
+SERVER = secrets.token_hex(4)  # another one means that the server was started again
+Changes = dict[Any, Any]  # component -> its new value; what is not named stays as it is
+
+
+def watch_for_jobs(site: Site) -> gr.HTML:
+    """Invisible: notices that a job of this visitor runs and this page does not follow it, and triggers `retry`.
+
+    Value: {"ticket", "server", "job", "version"}: the visitor's ticket, the server's process, and the job that the page
+    follows and how much of it the page has seen.
+    """
+
+    def look(ask: dict[str, str]) -> dict[str, Any]:
+        return {"server": SERVER, **seen_from(site, ask)}
+
+    return Drawn("watch", ["watch.js"], {}, [look])
+
+
+def seen_from(site: Site, ask: Any) -> dict[str, Any]:
+    """Which job a page should follow, and how far that is: {"job", "version"}; job "" for none.
+
+    ask: {"ticket", "job"}, from the browser.
+    """
+    ask = ask if isinstance(ask, dict) else {}
+    owner = site.visitors.owner_of(ask.get("ticket"))
+    job = job_to_follow(site, owner, ask.get("job")) if owner else None
+    return {"job": job.id if job else "", "version": job.version if job else 0}
+
+
+def job_to_follow(site: Site, owner: str, named: Any) -> VideoJob | None:
+    """The job with the id `named` while it is not over, else the owner's oldest live one."""
+    live = live_videos(site, owner)
+    return next((job for job in live if job.id == named), live[0] if live else None)
+
+
+def live_videos(site: Site, owner: str) -> list[VideoJob]:
+    return [job for job in site.worker.live(owner) if isinstance(job, VideoJob)]
+
+
+@dataclass
+class Follower:
+    """The parts of the page that show a job, and what they say while it waits, runs and ends.
+
+    visitor: the ticket that the browser keeps. shown: id of the finished job whose videos are on the stage.
+    """
+
+    site: Site
+    store: Store
+    visitor: gr.BrowserState
+    watch: gr.HTML
+    notice: gr.HTML
+    stage: gr.HTML
+    report: gr.HTML
+    generate: gr.Button
+    stop: gr.Button
+    shown: gr.State
+    _aside: set[str] = field(default_factory=set)  # sessions that look at an older run while a job is being made
+
+    @property
+    def parts(self) -> list[Any]:
+        return [self.visitor, self.watch, self.notice, self.stage, self.report, self.generate, self.stop, self.shown]
+
+    def greet(self, request: gr.Request, ticket: Any) -> tuple[str, Changes]:
+        """Learn who has opened the page. Returns the owner and what the page should keep of it."""
+        ticket = self.site.visitors.greet(request, ticket)
+        kept = {} if request.username else {self.visitor: ticket}
+        return self.site.owner(request), kept | {self.watch: self._watch(request)}
+
+    async def arrive(
+        self, request: gr.Request, ticket: Any, watched: Any, fill: Callable[[VideoJob], Changes]
+    ) -> AsyncIterator[Changes]:
+        """A page was opened, or lost sight of its job: follow what is being made, or show what was made last.
+
+        fill: puts a job's settings into the form.
+        """
+        owner, kept = self.greet(request, ticket)
+        named = watched.get("job") if isinstance(watched, dict) else ""
+        fresh = not (isinstance(watched, dict) and watched.get("ticket"))
+        job = job_to_follow(self.site, owner, named)
+        if job is not None:
+            yield kept | (fill(job) if fresh else {})
+            async for changes in self.follow(request, job):
+                yield changes
+            return
+        # All at once: what is typed when Generate can be pressed is not overwritten by a form that comes later.
+        changes = kept | {self.generate: gr.update(interactive=True)}
+        job = self.site.worker.find(named, owner) if named else None
+        if job is not None:
+            changes |= self.ended(request, job)
+        elif fresh and (job := self.last(owner)) is not None:
+            changes |= fill(job) | self.show(job)
+        yield changes
+
+    def last(self, owner: str) -> VideoJob | None:
+        """The owner's newest run of which a video is left."""
+        for record in self.store.runs(owner, limit=20):
+            job = self.find(record.id, owner)
+            if isinstance(job, VideoJob) and job.results:
+                return job
+        return None
+
+    def find(self, job_id: str, owner: str) -> Job | None:
+        """A job with those of its videos that are still on the disk."""
+        worker = self.site.worker
+        job = worker.find(job_id, owner)
+        if isinstance(job, VideoJob) and job.over and not all(made.video.is_file() for made in job.results.values()):
+            worker.forget(job_id)
+            job = worker.find(job_id, owner)
+        return job
+
+    async def follow(self, request: gr.Request, job: VideoJob) -> AsyncIterator[Changes]:
+        """What changes on the page until the job has ended."""
+        session, worker = request.session_hash, self.site.worker
+        self._aside.discard(session)
+        yield {
+            self.notice: notice_html(worker.waiting_text(job)),
+            self.stage: stage_view(job),
+            self.watch: self._watch(request, job),
+            self.generate: gr.update(interactive=False),
+            self.stop: gr.update(interactive=True),
+        }
+        told, seen, made = "", -1, 0
+        while not job.over:
+            if job.state == "waiting" and worker.waiting_text(job) != told:
+                told = worker.waiting_text(job)
+                yield {self.notice: notice_html(told), self.watch: self._watch(request, job)}
+            elif job.state == "running" and (job.version != seen or len(job.results) != made):
+                seen = job.version
+                changes = {self.notice: notice_html(running_text(job)), self.watch: self._watch(request, job)}
+                if session not in self._aside:
+                    changes[self.stage] = stage_view(job)
+                    if len(job.results) != made:
+                        made = len(job.results)
+                        changes[self.report] = report_panel(job.results, job.comparison)
+                yield changes
+            await asyncio.sleep(POLL_SECONDS)
+        self._aside.discard(session)
+        yield self.ended(request, job)
+
+    def ended(self, request: gr.Request, job: VideoJob) -> Changes:
+        """The page after the end of the job that it followed."""
+        changes = {
+            self.notice: ended_notice(job),
+            self.watch: self._watch(request),
+            self.generate: gr.update(interactive=True),
+            self.stop: gr.update(interactive=False),
+        }
+        return changes | (self.show(job) if job.results else {self.stage: stage_view(job)})
+
+    def show(self, job: VideoJob) -> Changes:
+        """A finished job on the stage."""
+        return {
+            self.stage: stage_view(job),
+            self.report: report_panel(job.results, job.comparison),
+            self.shown: job.id,
+        }
+
+    def open(self, request: gr.Request, job_id: str) -> Changes:
+        """Put an earlier run on the stage, or the one that is being made back on it."""
+        job = self.find(job_id, self.site.owner(request))
+        if not isinstance(job, VideoJob):
+            return {self.notice: notice_html(GONE, "error")}
+        if not job.over:
+            self._aside.discard(request.session_hash)
+            return {self.stage: stage_view(job)}
+        if not job.results:
+            return {self.notice: notice_html("The videos of this run are gone; its settings are still here.", "error")}
+        if live_videos(self.site, job.owner):
+            self._aside.add(request.session_hash)
+        return self.show(job)
+
+    def press_stop(self, request: gr.Request, watched: Any) -> Any:
+        """Stop the job that the page follows, or the visitor's oldest when the page has not yet heard its name.
+
+        What becomes of it is said by `follow` alone: said here as well, it could arrive after the job's end was told.
+        """
+        owner = self.site.owner(request)
+        named = watched.get("job") if isinstance(watched, dict) else ""
+        job = self.site.worker.find(named, owner) if named else job_to_follow(self.site, owner, named)
+        if job is None or job.over:
+            return notice_html("Nothing is running.")
+        self.site.worker.stop(job)
+        return gr.skip()
+
+    def _watch(self, request: gr.Request, job: Job | None = None) -> dict[str, Any]:
+        following = {"job": job.id, "version": job.version} if job is not None else {"job": "", "version": 0}
+        return {"ticket": self.site.visitors.ticket(request), "server": SERVER, **following}
+
+
+def running_text(job: VideoJob) -> str:
+    if job.stopping:
+        return "Stopping at the next step…"
+    if len(job.arms) == 1:
+        return f"Making the {job.arm} video…"
+    if len(job.results) == 2:
+        return "Comparing the two videos…"
+    return f"Making video {len(job.results) + 1} of 2, the {job.arm} one…"
+
+
+def ended_notice(job: VideoJob) -> str:
+    if job.state == "failed":
+        return notice_html(page_sentence(job.error), "error")
+    if job.state == "stopped":
+        return notice_html("Stopped. Finished videos are kept.")
+    return notice_html(f"Done with seed {job.request.seed}.", "done")
+
+

@@ -1,0 +1,162 @@
+"""The visitor's earlier runs: pictures, figures, and what can be done with each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+
+from pipeline import VideoRequest
+from ui.form.fields import Fields
+from ui.form.restore import RESTORED_RUN, fill, form_values, remarks
+from ui.jobs.job import VideoJob
+from ui.jobs.store import INTERRUPTED, Record
+from ui.look.parts import QUIET, Drawn, notice_html
+from ui.views.follow import GONE, Changes, Follower, live_videos
+from ui.views.report import decibels
+from ui.views.sweep import SWEEP_TAB, SweepPanel
+
+PAGE = 24  # runs shown at first, and more with every press of "Show more"
+
+KINDS = {"both": "Dense and sparse", "dense": "Dense", "sparse": "Sparse", "sweep": "Sweep"}
+STATES = {"stopped": "Stopped", "failed": "Failed", INTERRUPTED: "Interrupted: the server ended"}
+SPEEDUP = "{value:.2f}× faster"
+SLOWER = "{value:.2f}× the speed"
+PSNR = "PSNR {value}"
+SIZE = "{width} × {height}, {frames} frames, {steps} steps, seed {seed}"
+SPARSITY = "sparsity {value:g}"
+MASS = "CDF threshold {value:g}"
+
+
+class History(Drawn):
+    """Value: `history_view`. Events: select shows a run, edit uses its settings, delete takes one, clear all, and
+    expand asks for more."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__("history", ["history.js"], {"runs": [], "more": False, "shown": ""}, **kwargs)
+
+
+def history_panel(
+    follower: Follower, fields: Fields, sweep: SweepPanel, tabs: gr.Tabs
+) -> tuple[Callable[..., dict[str, Any]], list[Any], History]:
+    """The gallery, and what its buttons do; a sweep is shown in its own tab.
+
+    Returns the function and components that show the gallery anew: `event.then(*refresh)`.
+    """
+    site, store, notice = follower.site, follower.store, follower.notice
+    history = History()
+    length = gr.State(PAGE)
+
+    def refresh(shown: str, limit: int, request: gr.Request) -> dict[str, Any]:
+        return history_view(follower, site.owner(request), shown, limit)
+
+    def select(event: gr.EventData, request: gr.Request) -> Changes:
+        record = store.read(_id(event))
+        if record is None or record.kind != "sweep" or record.owner != site.owner(request):
+            return follower.open(request, _id(event))
+        try:
+            return sweep.open(request, record.id) | {tabs: gr.Tabs(selected=SWEEP_TAB)}
+        except ValueError as error:
+            return {notice: notice_html(str(error), "error")}
+
+    def settings(event: gr.EventData, request: gr.Request) -> Changes:
+        record = store.read(_id(event))
+        if record is None or record.owner != site.owner(request) or not record.request:
+            return {notice: notice_html(GONE, "error")}
+        values = dict(record.request)
+        side_by_side = values.pop("side_by_side", False)
+        try:
+            wanted = VideoRequest.from_dict(values)
+        except ValueError as error:
+            return {notice: notice_html(str(error), "error")}
+        said = [RESTORED_RUN, *remarks(site, fields, wanted, {})]
+        return fill(fields, form_values(wanted, side_by_side)) | {notice: notice_html(" ".join(said))}
+
+    def delete(event: gr.EventData, shown: str, limit: int, request: gr.Request) -> dict[str, Any]:
+        return _delete(follower, site.owner(request), _id(event), shown, limit)
+
+    def clear(shown: str, limit: int, request: gr.Request) -> dict[str, Any]:
+        return _delete(follower, site.owner(request), None, shown, limit)
+
+    def expand(shown: str, limit: int, request: gr.Request) -> tuple[dict[str, Any], int]:
+        return refresh(shown, limit + PAGE, request), limit + PAGE
+
+    where = [follower.shown, length]
+    parts = [notice, follower.stage, follower.report, follower.shown, tabs, *sweep.parts]
+    history.select(select, None, parts, **QUIET).then(refresh, where, history, **QUIET)
+    history.edit(settings, None, [notice, *fields.values()], **QUIET)
+    history.delete(delete, where, history, **QUIET)
+    history.clear(clear, where, history, **QUIET)
+    history.expand(expand, where, [history, length], **QUIET)
+    return refresh, where, history
+
+
+def _id(event: gr.EventData) -> str:
+    data = event._data
+    return data["job"] if isinstance(data, dict) and isinstance(data.get("job"), str) else ""
+
+
+def _delete(follower: Follower, owner: str, job_id: str | None, shown: str, limit: int) -> dict[str, Any]:
+    for gone in follower.store.delete(owner, job_id):
+        follower.site.worker.forget(gone)
+    return history_view(follower, owner, shown, limit)
+
+
+def history_view(follower: Follower, owner: str, shown: str, limit: int) -> dict[str, Any]:
+    """What the page draws: {"runs", "more", "shown"}; runs being made come first, without pictures."""
+    records = follower.store.runs(owner, limit + 1)
+    live = [live_view(job) for job in reversed(live_videos(follower.site, owner))]
+    runs = live + [run_view(record) for record in records[:limit]]
+    return {"runs": runs, "more": len(records) > limit, "shown": shown}
+
+
+def live_view(job: VideoJob) -> dict[str, Any]:
+    return _view(job.id, "both" if job.side_by_side else job.arms[0], job.request.to_dict(), job.submitted) | {
+        "live": True,
+        "state": "Being made" if job.state == "running" else "Waiting",
+        "playable": True,
+    }
+
+
+def run_view(record: Record) -> dict[str, Any]:
+    """One run for the page; nothing in it is markup."""
+    request, report, posters = record.request or {}, record.report or {}, record.posters or {}
+    both = request.get("side_by_side")
+    kind = record.kind if record.kind != "video" else "both" if both else "sparse" if request.get("bsa") else "dense"
+    view = _view(record.id, kind, request, record.submitted) | {
+        "state": STATES.get(record.state, ""),
+        "error": record.error,
+        "posters": [[arm, posters[arm]] for arm in sorted(posters)][:2],
+        "playable": any(report.get(name) for name in ("dense", "sparse", "videos")),
+    }
+    if isinstance(report.get("speedup"), int | float):
+        speedup = report["speedup"]
+        psnr = float("inf") if report.get("psnr") is None else report["psnr"]
+        text = SPEEDUP if speedup >= 1 else SLOWER
+        view["figures"] = [text.format(value=speedup), PSNR.format(value=decibels(psnr))]
+    return view
+
+
+def _view(job_id: str, kind: str, request: dict[str, Any], submitted: float) -> dict[str, Any]:
+    detail = ""
+    if request:
+        size = {name: request.get(name) for name in ("width", "height", "steps", "seed")}
+        detail = SIZE.format(**size, frames=request.get("num_frames"))
+    rules = request.get("bsa") or {}
+    texts = [(SPARSITY, rules.get("sparsity")), (MASS, rules.get("cdf_threshold"))]
+    return {
+        "job": job_id,
+        "kind": KINDS.get(kind, kind.capitalize()),
+        "prompt": request.get("prompt", ""),
+        "rule": ", ".join(text.format(value=value) for text, value in texts if value is not None),
+        "detail": detail,
+        "time": submitted,
+        "settings": bool(request),
+        "live": False,
+        "state": "",
+        "error": "",
+        "posters": [],
+        "figures": [],
+        "playable": False,
+    }

@@ -1,0 +1,195 @@
+"""The tab of sweeps: what to vary, the grid of clips, and the plot of speed-up against likeness."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from ui.form.read import new_seed
+from ui.form.restore import OF_ONE_VIDEO
+from ui.jobs.job import VideoJob
+from ui.jobs.store import Store
+from ui.jobs.sweep_job import SweepJob
+from ui.look.parts import QUIET, Drawn, box
+from ui.site import Site
+from ui.views.follow import GONE
+from ui.views.report import report_panel
+from ui.views.stage import stage_view
+from ui.views.sweep_view import NONE, default_values, plan_html, problem, progress_view, read_sweep, sweep_view
+
+SWEEP_TAB = "sweep_tab"
+NAMES = {
+    "Sparsity": "sparsity",
+    "CDF threshold": "cdf_threshold",
+    "Chunk shape": "chunk",
+    "Seed": "seed",
+    "Denoising steps": "steps",
+}
+HINT = (
+    "One video for every pair of values, over the settings of the form; each is compared with a dense video of its own "
+    "seed and steps. A chunk is written 4x4x4 (frames, rows, columns), or 4x4x4/4x4x8 for query/key."
+)
+RUNNING = "Another sweep is being made in that tab; stop it, or wait for its end, to see this one."
+
+
+class SweepGrid(Drawn):
+    """Value: {"ticket"} and, when there is a sweep to show, everything of `sweep_view`.
+
+    The page asks `look` about once a second and fetches a new value when another video is done, so a reload, a second
+    tab and a lost connection all find the running sweep.
+    """
+
+    def __init__(self, look: Any, **kwargs: Any) -> None:
+        super().__init__("sweep", ["pareto.js", "clips.js", "sweep.js"], {}, [look], **kwargs)
+
+
+class SweepPanel:
+    """The controls and the grid. Make it inside its tab, `connect` it when the form is there."""
+
+    def __init__(self, site: Site, store: Store) -> None:
+        self.site = site
+        self.store = store
+        self._chosen: dict[str, str] = {}  # owner -> id of the sweep in the tab: the newest, or one from the history
+        defaults = default_values(site.checkpoint.defaults["num_inference_steps"])
+        choices = list(NAMES.items())
+        gr.Markdown(HINT, elem_classes="hint")
+        with gr.Row(elem_classes="sweep-axes"):
+            self.row_name = gr.Dropdown(choices, value="sparsity", label="Rows", elem_id="sweep_rows", min_width=120)
+            self.row_values = gr.Textbox(
+                defaults["sparsity"], label="Values of the rows", elem_id="sweep_row_values", min_width=160, max_lines=1
+            )
+            self.column_name = gr.Dropdown(
+                [("None", NONE), *choices], value="chunk", label="Columns", elem_id="sweep_columns", min_width=120
+            )
+            self.column_values = gr.Textbox(
+                defaults["chunk"],
+                label="Values of the columns",
+                elem_id="sweep_column_values",
+                min_width=160,
+                max_lines=1,
+            )
+        self.plan = box("sweep_plan")
+        with gr.Row(elem_id="sweep_buttons"):
+            self.run = gr.Button("Run sweep", variant="primary", elem_id="sweep_run")
+            self.stop = gr.Button("Stop sweep", variant="stop", interactive=False, elem_id="sweep_stop")
+        self.grid = SweepGrid(self._look_function())
+        for name, values in ((self.row_name, self.row_values), (self.column_name, self.column_values)):
+            name.change(  # not input, which comes also when the field is left, and would undo what was typed
+                lambda chosen: gr.update(value=defaults.get(chosen, ""), interactive=chosen != NONE),
+                name,
+                values,
+                **QUIET,
+            )
+
+    def connect(
+        self, fields: dict[str, Any], visitor: Any, stage: gr.HTML, report: gr.HTML, shown: gr.State, page: gr.Blocks
+    ) -> None:
+        """fields: the form by name. visitor: the browser's ticket. stage, report, shown: where a clip is opened."""
+        axes = [self.row_name, self.row_values, self.column_name, self.column_values]
+        inputs, names = [*axes, *fields.values()], list(fields)
+
+        def plan(*values: Any) -> str:
+            return plan_html(self.site, values[:4], dict(zip(names, values[4:], strict=True)))
+
+        def press(request: gr.Request, ticket: Any, *values: Any) -> tuple:
+            form = dict(zip(names, values[4:], strict=True))
+            if form["randomise"]:
+                form["seed"] = new_seed()
+            self._greet(request, ticket)
+            owner = self.site.owner(request)
+            try:
+                job = SweepJob(read_sweep(self.site, values[:4], form), owner=owner)
+                self.site.worker.submit(job)
+            except ValueError as error:
+                return gr.skip(), gr.skip(), gr.skip(), problem(error)
+            self._chosen[owner] = job.id
+            return *self._follow(request, job), plan(*values)
+
+        def press_stop(request: gr.Request) -> tuple:
+            job = self._job(self.site.owner(request))
+            if job is not None and not job.over:
+                self.site.worker.stop(job)
+            return self._follow(request, job)
+
+        def refresh(request: gr.Request, ticket: Any) -> tuple:
+            self._greet(request, ticket)
+            return self._follow(request, self._job(self.site.owner(request)))
+
+        def open_cell(request: gr.Request, event: gr.EventData) -> tuple:
+            job = self._opened(self.site.owner(request), event._data)
+            if job is None:
+                return gr.skip(), gr.skip(), gr.skip()
+            return stage_view(job), report_panel(job.results, job.comparison), job.id
+
+        self.plan.value = plan(*(field.value for field in inputs))
+        watched = [*axes, *(field for name, field in fields.items() if name not in OF_ONE_VIDEO)]
+        changes = [*(field.change for field in watched), shown.change]
+        gr.on(changes, plan, inputs, self.plan, trigger_mode="always_last", **QUIET)
+        self.run.click(press, [visitor, *inputs], [*self.parts, self.plan], **QUIET)
+        self.stop.click(press_stop, None, self.parts, **QUIET)
+        self.grid.retry(refresh, visitor, self.parts, **QUIET)
+        self.grid.select(open_cell, None, [stage, report, shown], **QUIET)
+        page.load(refresh, visitor, self.parts, **QUIET)
+
+    @property
+    def parts(self) -> list[Any]:
+        """What another sweep changes in the tab."""
+        return [self.grid, self.run, self.stop]
+
+    def open(self, request: gr.Request, job_id: str) -> dict[Any, Any]:
+        """Changes of the page that put an earlier sweep of this visitor into the tab.
+
+        Raises:
+            ValueError: it is gone, or another one is being made there.
+        """
+        owner = self.site.owner(request)
+        current = self._job(owner)
+        if current is not None and not current.over and current.id != job_id:
+            raise ValueError(RUNNING)
+        job = self._job(owner, job_id)
+        if job is None or job.id != job_id:
+            raise ValueError(GONE)
+        self._chosen[owner] = job_id
+        return dict(zip(self.parts, self._follow(request, job), strict=True))
+
+    def _greet(self, request: gr.Request, ticket: Any) -> None:
+        # On a page that is just being opened this may come before the page itself has greeted its visitor.
+        if self.site.visitors.owner_of(ticket):
+            self.site.visitors.greet(request, ticket)
+
+    def _follow(self, request: gr.Request, job: SweepJob | None) -> tuple:
+        live = job is not None and not job.over
+        view = {"ticket": self.site.visitors.ticket(request)} | ({} if job is None else sweep_view(job))
+        return view, gr.update(interactive=not live), gr.update(interactive=live)
+
+    def _job(self, owner: str, named: Any = "") -> SweepJob | None:
+        """The named sweep of an owner, or the one in the tab, also when an earlier server made it."""
+        if owner not in self._chosen:
+            self._chosen[owner] = self.store.newest(owner, "sweep")
+        for job_id in (named, self._chosen[owner]):
+            job = self.site.worker.find(job_id, owner) if isinstance(job_id, str) and job_id else None
+            if isinstance(job, SweepJob):
+                self.site.worker.adopt(job)  # a page asks every second, and would read it again each time
+                return job
+        return None
+
+    def _look_function(self) -> Any:
+        def look(ask: dict[str, str]) -> dict[str, Any]:
+            ask = ask if isinstance(ask, dict) else {}
+            owner = self.site.visitors.owner_of(ask.get("ticket"))
+            job = self._job(owner) if owner else None
+            return {"job": ""} if job is None else progress_view(self.site, job)
+
+        return look
+
+    def _opened(self, owner: str, place: Any) -> VideoJob | None:
+        """The cell as a finished job of its own, which the other panels can find."""
+        place = place if isinstance(place, dict) else {}
+        sweep = self._job(owner, place.get("job"))
+        if sweep is None or sweep.id != place.get("job"):
+            return None
+        cell = sweep.cell(place.get("row"), place.get("column"))
+        if cell is not None:
+            self.site.worker.adopt(cell)
+        return cell

@@ -1,0 +1,175 @@
+"""What the page is told of a sweep: the plan before it, its progress, its grid."""
+
+from __future__ import annotations
+
+import math
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from pipeline import Axis, Sweep, SweepResult, SweepVideo
+from ui.form.read import DENSE_ONLY, SIDE_BY_SIDE, form_request, page_sentence
+from ui.jobs.eta import duration_text
+from ui.jobs.sweep_job import SweepJob
+from ui.site import Site
+from ui.views.stage import PHASES, video_file
+
+NONE = "none"  # no second setting
+COUNT = "{cells} sparse and {dense} dense videos"
+COUNT_TIME = "{count}, about {time}"
+NOT_KNOWN = "{count}; how long they take is known after the first video"
+RUNNING = "Video {number} of {total}: {what}"
+DENSE = "dense, seed {seed}, {steps} steps"
+STEP = "{what} · {phase}, step {step} of {of}"
+LEFT = "{text} · about {time} left"
+BETWEEN_TURNS = "{tried} of {total} videos · {waiting}"
+STOPPING = "Stopping at the next step…"
+BETWEEN = "Comparing…"
+DONE = "{made} videos in {time}"
+DONE_FAILED = "{made} videos in {time}; {failed} could not be made"
+STOPPED = "Stopped: {made} of {total} videos are done and kept"
+FAILED = "Ended after {made} of {total} videos: {error}"
+RANDOM_SEED = "New seed each time is on, so the sweep draws one seed for all its videos."
+
+
+def default_values(steps: int) -> dict[str, str]:
+    """What each setting is swept over unless somebody writes something else."""
+    fewer = max(1, steps // 2)
+    return {
+        "sparsity": "0.5, 0.75, 0.9375",
+        "cdf_threshold": "0.7, 0.8, 0.9",
+        "chunk": "2x4x4, 4x4x4",
+        "seed": "1, 2",
+        "steps": f"{fewer}, {steps}" if fewer != steps else f"{steps}, {steps + 1}",
+    }
+
+
+def read_sweep(site: Site, axes: tuple, form: dict[str, Any]) -> Sweep:
+    """The sweep that the controls describe; ValueError with one sentence for what cannot be."""
+    row_name, row_values, column_name, column_values = axes
+    rows = Axis.of(row_name, row_values or "")
+    columns = None if column_name in (NONE, None) else Axis.of(column_name, column_values or "")
+    if form["mode"] == DENSE_ONLY:
+        form = {**form, "mode": SIDE_BY_SIDE}  # what to make is the sweep's own business
+    return Sweep(form_request(site.checkpoint, form), rows, columns)
+
+
+def plan_html(site: Site, axes: tuple, form: dict[str, Any]) -> str:
+    """How many videos, and how long they will take, or why they cannot be made."""
+    try:
+        runs = read_sweep(site, axes, {**form, "prompt": "-", "negative_prompt": "", "seed": form["seed"] or 0}).runs()
+    except ValueError as error:
+        return problem(error)
+    dense = sum(run.row is None for run in runs)
+    count = COUNT.format(cells=len(runs) - dense, dense=dense)
+    estimates = [site.estimates.of(run.request) for run in runs]
+    if any(estimate is None or estimate.seconds is None for estimate in estimates):
+        text = NOT_KNOWN.format(count=count)
+    else:
+        seconds = sum(estimate.seconds["total"] for estimate in estimates)
+        text = COUNT_TIME.format(count=count, time=duration_text(seconds))
+    more = f" {RANDOM_SEED}" if form["randomise"] and "seed" not in (axes[0], axes[2]) else ""
+    return f'<p class="notice" role="status"><b>{escape(text)}.</b>{escape(more)}</p>'
+
+
+def problem(error: Exception) -> str:
+    return f'<p class="notice" data-kind="error" role="alert">{escape(page_sentence(error))}</p>'
+
+
+def sweep_view(job: SweepJob) -> dict[str, Any]:
+    """What the page needs to draw the sweep as it is now."""
+    result, request = job.result, job.request
+    files = {name: job.folder / f"sweep.{name}" for name in ("csv", "json")}
+    return {
+        "job": job.id,
+        "tried": job.tried,
+        "state": state_of(job),
+        "axes": [
+            {"label": axis.label, "values": [axis.text(index) for index in range(len(axis.values))]}
+            for axis in job.sweep.axes
+        ],
+        "aspect": f"{request.width} / {request.height}",
+        "clip": {"fps": request.fps, "frames": request.num_frames},
+        "dense": [_video(job.result, video) for video in result.dense],
+        "cells": [_video(job.result, video) for video in result.cells],
+        "front": {
+            name: [[cell.row, cell.column] for cell in result.front(name)] for name in ("psnr", "ssim", "recall")
+        },
+        "files": {name: _file(path) for name, path in files.items() if path.is_file()},
+    }
+
+
+def progress_view(site: Site, job: SweepJob) -> dict[str, Any]:
+    """The little that changes with every step."""
+    run, share = job.current, (job.tried + job.share) / job.total
+    place = None if run is None or run.row is None else [run.row, run.column]
+    text = progress_text(site, job)
+    return {
+        "job": job.id,
+        "tried": job.tried,
+        "state": state_of(job),
+        "text": text,
+        "share": 1.0 if job.over and job.state == "done" else share,
+        "place": place,
+    }
+
+
+def state_of(job: SweepJob) -> str:
+    """The job's state; one that is just ending still runs."""
+    return job.state if job.over or job.state == "waiting" else "running"
+
+
+def progress_text(site: Site, job: SweepJob) -> str:
+    if job.over:
+        return ended_text(job)
+    if job.stopping:
+        return STOPPING
+    if job.state == "waiting":
+        waiting = site.worker.waiting_text(job)
+        return BETWEEN_TURNS.format(tried=job.tried, total=job.total, waiting=waiting) if job.tried else waiting
+    run, update = job.current, job.update
+    if run is None:
+        return BETWEEN
+    if run.row is None:
+        what = DENSE.format(seed=run.request.seed, steps=run.request.steps)
+    else:
+        what = job.sweep.describe(run.row, run.column)
+    text = RUNNING.format(number=job.tried + 1, total=job.total, what=what)
+    if update is not None and update.phase != "text" and update.total > 1:
+        text = STEP.format(what=text, phase=PHASES[update.phase].lower(), step=update.step, of=update.total)
+    seconds = site.worker.queue.seconds_left(job)
+    return text if seconds is None else LEFT.format(text=text, time=duration_text(seconds))
+
+
+def ended_text(job: SweepJob) -> str:
+    made = len(job.results)
+    if job.state == "stopped":
+        return STOPPED.format(made=made, total=job.total)
+    if job.state == "failed":
+        return FAILED.format(made=made, total=job.total, error=page_sentence(job.error))
+    time = duration_text(job.ended - job.started)
+    failed = job.total - made
+    return DONE_FAILED.format(made=made, time=time, failed=failed) if failed else DONE.format(made=made, time=time)
+
+
+def _video(result: SweepResult, video: SweepVideo) -> dict[str, Any]:
+    made = video.result
+    where = {"seed": video.request.seed, "steps": video.request.steps}
+    if video.row is not None:
+        dense = result.dense_of(video)
+        where = {"row": video.row, "column": video.column, "dense": result.dense.index(dense) if dense else None}
+    return where | {
+        "error": video.error,
+        "video": None if made is None else video_file(made.video),
+        "seconds": None if made is None else made.seconds["denoise"],
+        "density": None if made is None else made.density,
+        "speedup": video.speedup,
+        "psnr": "inf" if video.psnr is not None and math.isinf(video.psnr) else video.psnr,
+        "ssim": video.ssim,
+        "recall": video.recall,
+    }
+
+
+def _file(path: Any) -> dict[str, Any]:
+    return gr.FileData(path=str(path), orig_name=path.name).model_dump()
