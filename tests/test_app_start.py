@@ -14,8 +14,8 @@ from fake_pipeline import FakePipeline
 from programs import interrupted_while_importing
 
 from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint
-from pipeline.estimate import refusal
 from pipeline.machine import device as devices
+from pipeline.machine import memory
 from pipeline.machine.device import DeviceName, expected_device
 from ui import Worker
 from ui.jobs.estimates import Estimates
@@ -53,7 +53,7 @@ class TestDevice:
         """What NVML shows."""
 
         def show(gpus, visible=None):
-            for module in (devices, refusal):
+            for module in (devices, memory):
                 monkeypatch.setattr(module, "read_resources", lambda: SimpleNamespace(gpus=gpus))
             monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
             if visible is not None:

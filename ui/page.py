@@ -13,7 +13,7 @@ from bsa import BSAConfig
 from pipeline import CheckpointInfo
 from ui.access.visitor import Visitors
 from ui.api.endpoints import add_api
-from ui.form import fields
+from ui.form.fields import Fields, attention_fields, block_fields, examples, prompt_field, video_fields
 from ui.form.model import model_field
 from ui.form.plan import plan_panel
 from ui.form.presets import PresetList
@@ -80,12 +80,12 @@ def build_page(
         watch = watch_for_jobs(site)
         with gr.Row(elem_id="layout"):
             with gr.Column(elem_id="compose"):
-                fields: fields.Fields = {"prompt": fields.prompt_field()}
+                fields: Fields = {"prompt": prompt_field()}
                 with gr.Row(elem_id="buttons"):
                     generate = gr.Button("Generate", variant="primary", interactive=False, elem_id="generate")
                     stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop")
                 notice = box("notice")
-                fields.examples(fields["prompt"])
+                examples(fields["prompt"])
             with gr.Column(elem_id="results"):
                 stage = Stage()
                 live = LivePanel(site)
@@ -99,12 +99,12 @@ def build_page(
                         sweep = SweepPanel(site, store)
             with gr.Column(elem_id="settings"):
                 with gr.Group(elem_id="attention"):
-                    fields |= fields.attention_fields(default)
+                    fields |= attention_fields(default)
                     plan = box("plan")
                 with gr.Accordion("Chunk shapes and block selection", open=False):
-                    fields |= fields.block_fields(default)
+                    fields |= block_fields(default)
                 with gr.Accordion("Size, frames, steps, guidance, seed", open=False):
-                    fields |= fields.video_fields(checkpoint)
+                    fields |= video_fields(checkpoint)
                 with gr.Accordion("Refine a clip", open=False, elem_id="refine") as refine:
                     fields |= refine_fields()
                     clips = ClipChooser(site, fields, notice, shown, refine)
