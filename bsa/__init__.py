@@ -11,7 +11,9 @@ that computes, Triton when its kernel is first used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from bsa.config import BlockPlan, BSAConfig, Grid
+from bsa.config import BlockPlan, BSAConfig
+from bsa.grid import Grid
+from bsa.selectors import Selector
 
 if TYPE_CHECKING:
     from bsa.attention import block_sparse_attention
@@ -26,6 +28,7 @@ __all__ = [
     "BlockPlan",
     "BlockSelection",
     "Grid",
+    "Selector",
     "block_order_attention",
     "block_sparse_attention",
     "select_blocks",
@@ -33,7 +36,7 @@ __all__ = [
 
 _MODULES = {
     "BlockLayout": "bsa.layout",
-    "BlockSelection": "bsa.selection",
+    "BlockSelection": "bsa.block_selection",
     "block_order_attention": "bsa.ordered",
     "block_sparse_attention": "bsa.attention",
     "select_blocks": "bsa.selection",

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from bsa.block_selection import BlockSelection
-from bsa.config import BSAConfig, Grid, as_grid
+from bsa.config import BSAConfig
+from bsa.grid import Grid, as_grid
 from bsa.layout import BlockLayout
 from bsa.selection import select_blocks, select_pooled, without_autocast
 from bsa.variants import Tuning, tuning_for
@@ -67,7 +68,7 @@ def block_sparse_attention(
             else:
                 from bsa.gather import gathered_attention
 
-                v_blocks, uniform = k_layout.to_blocks(v), config.cdf_threshold is None
+                v_blocks, uniform = k_layout.to_blocks(v), config.selector.uniform
                 out = q_layout.from_blocks(
                     gathered_attention(q_blocks, k_blocks, v_blocks, selection, q_layout, k_layout, scale, uniform)
                 )

@@ -17,7 +17,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from bsa.config import Grid
+from bsa.grid import Grid
 
 
 @dataclass(frozen=True, slots=True)

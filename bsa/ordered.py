@@ -57,7 +57,7 @@ def block_order_attention(
         else:
             from bsa.gather import gathered_attention
 
-            uniform = config.cdf_threshold is None
+            uniform = config.selector.uniform
             q, k, v = (x.contiguous() for x in (*blocks, layout.blocks_from_order(v)))
             out = layout.order_from_blocks(gathered_attention(q, k, v, selection, layout, layout, scale, uniform))
     return (out, selection) if return_selection else out

@@ -16,6 +16,7 @@ from torch import Tensor
 from bsa.block_selection import BlockSelection
 from bsa.config import BSAConfig
 from bsa.layout import BlockLayout
+from bsa.selectors import Selector
 
 
 @torch.no_grad()
@@ -42,17 +43,16 @@ def select_pooled(
         cannot be (a threshold, or rows of more than `MAX_KEY_BLOCKS`), the rows are sorted.
     """
     with without_autocast(q_means.device):
-        if fused and config.cdf_threshold is None:
+        selector, key_blocks = config.selector, k_means.shape[2]
+        if fused and selector.uniform:
             from bsa.kernels.top_k import MAX_KEY_BLOCKS, top_k_blocks
 
-            if k_means.shape[2] <= MAX_KEY_BLOCKS:
-                return top_k_blocks(q_means, k_means, k_layout, config.top_k(k_means.shape[2]), scale)
+            if key_blocks <= MAX_KEY_BLOCKS:
+                return top_k_blocks(q_means, k_means, k_layout, selector.least(key_blocks), scale)
         logits = scale * (q_means @ k_means.mT)
         if k_layout.ragged:
             logits += k_layout.sizes(logits.device).log()
-        if config.cdf_threshold is None:
-            return _top_k(logits, config.top_k(logits.shape[-1]))
-        return _cumulative_mass(logits, config.cdf_threshold, config.top_k(logits.shape[-1]))
+        return _best(logits, selector)
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager:
@@ -60,6 +60,12 @@ def without_autocast(device: torch.device) -> AbstractContextManager:
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
+
+
+def _best(logits: Tensor, selector: Selector) -> BlockSelection:
+    """The key blocks that the rule keeps, from logarithms of estimated masses [..., NQ, NK]."""
+    least = selector.least(logits.shape[-1])
+    return _top_k(logits, least) if selector.uniform else _cumulative_mass(logits, selector.cdf_threshold, least)
 
 
 def _top_k(logits: Tensor, kept: int) -> BlockSelection:

@@ -65,7 +65,7 @@ def sparse_seconds(shape: ModelShape, grid: Grid, bsa: BSAConfig, kept: float, r
     chunk_k = Grid(*map(min, grid, bsa.chunk_k)).volume
     pairs = 4 * grid.volume * kept * chunk_k * shape.hidden
     layout = rates.layout * grid.volume * shape.hidden
-    select = rates.select * shape.heads * plan.q_blocks.volume * plan.k_blocks.volume
+    select = rates.select * shape.heads * plan.work.block_pairs
     return (pairs + layout + select) / rates.sparse * (rates.ragged if plan.ragged else 1)
 
 
@@ -78,11 +78,9 @@ def decode_seconds(shape: ModelShape, frames: int, height: int, width: int, rate
 def kept_blocks(bsa: BSAConfig, grid: Grid, density: float | None = None) -> float:
     """Key blocks per query block. Where a cdf threshold decides, from a measured density, and without one the most
     that it can be: the best blocks always hold at least their share of the mass."""
-    plan = bsa.blocks(grid)
-    if plan.kept is not None:
-        return plan.kept
-    most = max(plan.min_kept, bsa.cdf_threshold * plan.k_blocks.volume)
-    return most if density is None else min(most, density * plan.k_blocks.volume)
+    selector, key_blocks = bsa.selector, bsa.blocks(grid).k_blocks.volume
+    most = selector.most(key_blocks)
+    return most if selector.uniform or density is None else min(most, density * key_blocks)
 
 
 # -- memory -------------------------------------------------------------------------------------------------------

@@ -102,7 +102,7 @@ def weigh(request: VideoRequest, runs: list[Run], phase: str) -> list[float]:
 
 def density_of(request: VideoRequest, runs: list[Run]) -> float | None:
     """Where a cdf threshold decides, the density of runs with the same rule; None where the rule itself says it."""
-    if request.bsa is None or request.bsa.cdf_threshold is None:
+    if request.bsa is None or request.bsa.selector.uniform:
         return None
     weights = weigh(request, runs, "denoise")
     return weighted_median(

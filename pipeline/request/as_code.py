@@ -59,9 +59,8 @@ def cli_command(
 
 
 def _attention(bsa: BSAConfig) -> list[str]:
-    rules = [("sparsity", bsa.sparsity), ("cdf-threshold", bsa.cdf_threshold)]
-    words = [f"--{name}={'none' if value is None else repr(value)}" for name, value in rules]
-    return words + [f"--chunk-q={'x'.join(map(str, bsa.chunk_q))}", f"--chunk-k={'x'.join(map(str, bsa.chunk_k))}"]
+    chunks = [f"--chunk-{name}={'x'.join(map(str, chunk))}" for name, chunk in (("q", bsa.chunk_q), ("k", bsa.chunk_k))]
+    return bsa.selector.options + chunks
 
 
 def python_code(
@@ -98,6 +97,6 @@ def python_code(
 def _literal(value: Any) -> str:
     if not isinstance(value, BSAConfig):
         return repr(value)
-    values = {field.name: getattr(value, field.name) for field in fields(value)}
+    values = value.arguments
     values |= {name: tuple(values[name]) for name in ("chunk_q", "chunk_k")}
     return "BSAConfig(" + ", ".join(f"{name}={entry!r}" for name, entry in values.items()) + ")"

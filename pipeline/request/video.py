@@ -142,9 +142,8 @@ class VideoRequest:
                 f"num_frames {self.num_frames} is a single latent frame, for which LongCat always uses dense "
                 f"attention; ask for at least {LATENT_FRAMES + 1} frames"
             )
-        plan = self.bsa.blocks(self.grid)
-        kept = "as many as the cdf threshold needs" if plan.kept is None else f"{plan.kept}"
-        return True, f"each query block keeps {kept} of {plan.k_blocks.volume} key blocks"
+        key_blocks = self.bsa.blocks(self.grid).k_blocks.volume
+        return True, f"each query block keeps {self.bsa.selector.kept_words(key_blocks)} of {key_blocks} key blocks"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; `from_dict` reads them back."""

@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass, replace
 
 from bsa import Grid
+from bsa.selectors import TOP_K_AND_MASS
 from pipeline.request.video import VideoRequest
 from pipeline.runs.sweep_axes import Axis, Chunks
 
@@ -97,7 +98,7 @@ class Sweep:
         swept = {axis.name: axis.values[index] for axis, index in zip(self.axes, (row, column))}
         bsa = self.request.bsa
         rules = {name: swept[name] for name in ("sparsity", "cdf_threshold") if name in swept}
-        if len(rules) == 1 and (bsa.sparsity is None or bsa.cdf_threshold is None):
+        if len(rules) == 1 and bsa.selector.rule != TOP_K_AND_MASS:
             rules = {"sparsity": None, "cdf_threshold": None} | rules
         if "chunk" in swept:
             chunks: Chunks = swept["chunk"]

@@ -7,13 +7,13 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bsa import BSAConfig
+from bsa import BSAConfig, selectors
 from pipeline import CheckpointInfo, VideoRequest
 from pipeline.media.clip import inspect_clip
 from pipeline.request.sentences import one_line
 
 SIDE_BY_SIDE, SPARSE_ONLY, DENSE_ONLY = "both", "sparse", "dense"
-TOP_K, MASS, TOP_K_AND_MASS = "top-k", "mass", "top-k and mass"
+TOP_K, MASS, TOP_K_AND_MASS = selectors.TOP_K, selectors.MASS, selectors.TOP_K_AND_MASS
 
 
 def new_seed() -> int:
@@ -56,9 +56,7 @@ def form_request(checkpoint: CheckpointInfo, values: Mapping[str, Any]) -> Video
 
 def keep_by(bsa: BSAConfig) -> str:
     """The form's choice of the rule by which this configuration keeps blocks."""
-    if bsa.cdf_threshold is None:
-        return TOP_K
-    return MASS if bsa.sparsity is None else TOP_K_AND_MASS
+    return bsa.selector.rule
 
 
 def bsa_config(
