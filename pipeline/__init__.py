@@ -13,6 +13,7 @@ from pipeline.media.comment import VideoSettings, read_settings
 from pipeline.request.as_code import cli_command, python_code
 from pipeline.request.checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
 from pipeline.request.result import Comparison, VideoResult
+from pipeline.request.start import FromClip, FromNoise
 from pipeline.request.video import Cancelled, StepUpdate, VideoRequest
 from pipeline.runs.compare import compare
 from pipeline.runs.run_sweep import run_sweep, sweep_videos
@@ -30,6 +31,8 @@ __all__ = [
     "Cancelled",
     "CheckpointInfo",
     "Comparison",
+    "FromClip",
+    "FromNoise",
     "GpuReading",
     "LongCatPipeline",
     "Resources",

@@ -105,10 +105,10 @@ class FakePipeline:
             on_step(StepUpdate("decode", step, latent_frames, 0.0))
         made_by = {"versions": {"fake": "1"}, "checkpoint": CHECKPOINT.name}
         write_video(output, frames, request.fps, made_by | {"request": request.to_dict()})
-        active, reason = request.bsa_status()
+        work = request.workload
+        active, plan = work.sparse, work.blocks
         if active:
             write_record(output, request)
-        plan = request.bsa.blocks(request.grid) if active else None
         result = VideoResult(
             request=request,
             video=output,
@@ -119,7 +119,7 @@ class FakePipeline:
             blocks_kept=plan.min_kept if active else None,
             blocks_total=plan.k_blocks.volume if active else None,
             bsa_active=active,
-            bsa_reason=reason,
+            bsa_reason=work.reason,
             versions={"fake": "1"},
         )
         return result, frames
@@ -151,7 +151,7 @@ class SampledPipeline(FakePipeline):
 def write_record(video: Path, request: VideoRequest, layers: int = 3, heads: int = 2) -> None:
     """A real record of real attention, over made-up tokens in which neighbours are alike."""
     recorder = AttentionRecorder(request, layers)
-    attention = attention_for(request, recorder)
+    attention = attention_for(request.workload, recorder)
     random = torch.Generator().manual_seed(request.seed)
     for _ in range(request.steps * layers):
         q, k = torch.randn(2, 1, heads, request.grid.volume, 8, generator=random).cumsum(-2)

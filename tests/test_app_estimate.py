@@ -105,7 +105,7 @@ class TestPlan:
     def test_a_checkpoint_that_cannot_be_read_has_no_estimates(self, worker):
         estimates = Estimates(replace(INFO, path=INFO.path / "nowhere"), worker, "cpu")
         assert "Memory" not in plan_panel(INFO, FORM, estimates)
-        estimates.check(request(frames=40001, height=2048, width=2048))
+        estimates.plan(request(frames=40001, height=2048, width=2048))
 
 
 class TestWorker:

@@ -48,7 +48,7 @@ def test_a_job_keeps_its_clip(clip, tmp_path):
     pipeline = FakePipeline()
     job.run(pipeline, lambda update: None)
     clip.path.unlink()
-    kept = pipeline.requests[0].refine.video
+    kept = pipeline.requests[0].start.video
     assert inspect_clip(kept).frames == 9 and Path(kept).parent == job.folder
     assert job.report()["request"]["refine"]["video"] == "clip.mp4"  # a name: where it lies is the server's business
     assert form_values(job.request)["refine"] == kept
@@ -196,7 +196,7 @@ def test_the_file_of_a_refinement_names_its_clip(clip, tmp_path):
     job.folder.mkdir()
     job.run(FakePipeline(), lambda update: None)
     said = read_settings(job.results["sparse"].video).request
-    assert isinstance(said, VideoRequest) and said.refine.t_thresh == 0.5
+    assert isinstance(said, VideoRequest) and said.start.t_thresh == 0.5
 
 
 def test_a_dropped_file_names_no_place_of_the_server(clip, tmp_path):

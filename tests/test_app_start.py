@@ -106,6 +106,6 @@ class TestDevice:
         try:
             until(lambda: estimates.of(wanted).memory_label != before.memory_label, "the estimates of the CPU")
             assert str(estimates.device) == "cpu"
-            estimates.check(wanted)
+            estimates.plan(wanted)
         finally:
             worker.close()

@@ -69,7 +69,7 @@ def test_estimates_are_of_them(site):
 def test_what_they_cannot_run_is_not_queued(site):
     mixed = replace(REQUEST, bsa=BSAConfig(0.5, None, (2, 4, 4), (2, 4, 8)))
     with pytest.raises(ValueError, match="--quantization fp8 --offload needs the fast forward"):
-        site.estimates.check(mixed)
+        site.estimates.plan(mixed)
 
 
 def test_code_and_remarks_say_how_a_video_was_made(site):

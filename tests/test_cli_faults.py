@@ -24,10 +24,10 @@ ROOT = Path(__file__).parents[1]
         pytest.param(["--sparsity", "1.0"], "sparsity must be at least 0 and below 1, got 1.0", id="sparsity"),
         pytest.param(["--sparsity", "much"], "'much' is not a number; use one from 0 to below 1", id="sparsity-text"),
         pytest.param(["--sparsity", "none"], "sparsity and cdf_threshold are both unset", id="no-rule"),
-        pytest.param(["--chunk-q", "0", "4", "4"], "chunk_q must be three positive integers", id="chunk-zero"),
+        pytest.param(["--chunk-q", "0", "4", "4"], "--chunk-q '0 4 4' is not three whole numbers from 1 on", id="zero"),
         pytest.param(
             ["--chunk-k", "4", "4"],
-            "--chunk-k '4 4' is not three whole numbers; use for example --chunk-k 4 4 4",
+            "--chunk-k '4 4' is not three whole numbers from 1 on; use for example --chunk-k 4 4 4",
             id="chunk-two",
         ),
         pytest.param(

@@ -15,10 +15,12 @@ from pipeline import EMBEDDED_CHECKPOINT, LongCatPipeline, VideoRequest, VideoRe
 from pipeline.cli.main import main
 from pipeline.estimate import cost, refusal
 from pipeline.estimate.calibrate import measure
-from pipeline.estimate.estimator import FILE_NAME, PHASES, Estimator, check_fits, check_load
+from pipeline.estimate.estimator import FILE_NAME, PHASES, Estimator
 from pipeline.estimate.refusal import refuse
 from pipeline.machine import memory
 from pipeline.request.shape import ModelShape
+from pipeline.request.weights import AS_STORED
+from pipeline.runs.plan import plan_to_load
 
 CPU = SimpleNamespace(type="cpu", index=None)
 INFO = inspect_checkpoint(EMBEDDED_CHECKPOINT)
@@ -51,18 +53,18 @@ def true_seconds(request: VideoRequest) -> dict[str, float]:
 
 def result(request: VideoRequest, slower: float = 1.0, memory: int = 2 * 2**30, density: float = 0.25) -> VideoResult:
     seconds = {phase: slower * value for phase, value in true_seconds(request).items()}
-    active, reason = request.bsa_status()
+    work = request.workload
     return VideoResult(
         request=request,
         video=None,
         seconds={**seconds, "total": sum(seconds.values()) + 0.2},
         peak_memory=memory,
         peak_memory_label="process RSS",
-        density=density if active else 1.0,
+        density=density if work.sparse else 1.0,
         blocks_kept=None,
         blocks_total=None,
-        bsa_active=active,
-        bsa_reason=reason,
+        bsa_active=work.sparse,
+        bsa_reason=work.reason,
         versions={},
     )
 
@@ -280,15 +282,16 @@ class TestMemory:
     def test_weights_that_cannot_fit_are_refused_before_loading(self, monkeypatch):
         monkeypatch.setattr(refusal, "available_memory", lambda device: 2**20)
         with pytest.raises(ValueError, match=r"the weights of longcat-tiny take 0\.\d GiB in fp32 and 0\.0 GiB"):
-            check_load(INFO, CPU)
+            Estimator(INFO, CPU).check_load()
         with pytest.raises(ValueError, match="the weights of longcat-tiny"):
-            check_fits(INFO, request(), CPU)
+            plan_to_load(INFO, [request()], AS_STORED, CPU)
 
     def test_the_command_line_refuses_before_loading(self, monkeypatch, capsys):
         monkeypatch.setattr(LongCatPipeline, "load", lambda *_, **__: pytest.fail("nothing may be loaded"))
         huge = ["--width", "2048", "--height", "2048", "--num-frames", "40001"]
-        assert main(["generate", "--prompt", "x", *huge]) == 2
-        assert "error: 2048x2048 with 40001 frames needs about" in capsys.readouterr().err
+        for command in (["generate"], ["generate", "--compare"], ["sweep", "--rows", "sparsity=0.5,0.75"]):
+            assert main([*command, "--prompt", "x", *huge]) == 2
+            assert "error: 2048x2048 with 40001 frames needs about" in capsys.readouterr().err
 
     def test_a_container_has_its_own_limit(self, tmp_path):
         files = tuple(str(tmp_path / name) for name in ("max", "current", "stat"))

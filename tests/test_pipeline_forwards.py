@@ -10,7 +10,7 @@ import torch
 
 from bsa import BSAConfig
 from pipeline.media.attention_record import AttentionRecord
-from pipeline.model.choose_forward import checked_forward, choose_forward
+from pipeline.request.choose_forward import checked_forward, choose_forward
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 SAME, MIXED = BSAConfig(0.5, None, (2, 4, 4), (2, 4, 4)), BSAConfig(0.5, None, (2, 4, 4), (2, 4, 8))
@@ -44,13 +44,13 @@ def gpu(tmp_path, monkeypatch):
     ],
 )
 def test_the_choice_and_its_reason(request_, gpu, asked, bsa, device, name, reason):
-    choice = choose_forward(asked, replace(request_, bsa=bsa), device)
+    choice = choose_forward(asked, replace(request_, bsa=bsa).workload, device)
     assert choice.name == name and reason in choice.reason
 
 
 def test_without_measurements_of_this_gpu_the_plain_forward_runs(request_, gpu):
     gpu.write_text("{}")
-    choice = choose_forward("auto", request_, CUDA)
+    choice = choose_forward("auto", request_.workload, CUDA)
     assert choice == ("plain", "the fast one has not been measured on NVIDIA Made-up")
 
 
@@ -58,14 +58,14 @@ def test_another_gpu_with_the_same_chip_counts(request_, gpu, monkeypatch):
     gpu.write_text(json.dumps({"NVIDIA H100 80GB HBM3": {}}))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
     reason = "it was measured on NVIDIA H100 80GB HBM3, the same chip"
-    assert choose_forward("auto", request_, CUDA) == ("fast", reason)
+    assert choose_forward("auto", request_.workload, CUDA) == ("fast", reason)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA B200")
-    assert choose_forward("auto", request_, CUDA).name == "plain"
+    assert choose_forward("auto", request_.workload, CUDA).name == "plain"
 
 
 def test_what_was_asked_for_is_never_replaced(request_):
     with pytest.raises(ValueError, match=r"chunks of 2x4x4 and 2x4x8 tokens; use the plain one, or auto"):
-        choose_forward("fast", replace(request_, bsa=MIXED), CPU)
+        choose_forward("fast", replace(request_, bsa=MIXED).workload, CPU)
     with pytest.raises(ValueError, match=r"unknown forward 'quick'; choose one of auto, plain, fast"):
         checked_forward("quick")
 

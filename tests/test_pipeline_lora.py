@@ -1,6 +1,7 @@
 """LoRA adapters: LongCat's files and FastVideo's, against the original's results and against merged weights."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,7 @@ def test_latents_of_the_original(pipeline, monkeypatch, lora):
     """generate_t2v of the original after load_lora and enable_loras, in both layouts of the file."""
     request = few_steps(pipeline, lora)
     if lora == "converted":
-        request = pipeline.info.request(**few_steps(pipeline, "distill").to_dict() | {"lora": lora, "bsa": None})
+        request = replace(few_steps(pipeline, "distill"), lora=lora, bsa=None)
     assert (request.use_distill, request.guidance_scale) == (True, 1.0)
     assert_parity(final_latents(pipeline, request, monkeypatch), "distilled-lora")
 

@@ -1,16 +1,14 @@
 """The pipeline's parts by themselves, against oracles written here."""
 
-import os
-import subprocess
 import sys
 import threading
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pytest
 import torch
+from fresh import fresh_process
 
 import pipeline
 from bsa import BlockLayout, BSAConfig, Grid, block_sparse_attention
@@ -22,14 +20,6 @@ from pipeline.model.attention import SparseAttention
 from pipeline.model.denoising import denoise, guide
 from pipeline.model.preview import LatentColours
 from pipeline.model.schedule import longcat_sigmas
-
-
-def fresh_process(code, **environment):
-    root = Path(__file__).parents[1]
-    command = [sys.executable, "-c", code]
-    return subprocess.run(
-        command, cwd=root, env=os.environ | environment, capture_output=True, text=True, check=True, timeout=300
-    )
 
 
 def test_import_is_light():

@@ -27,7 +27,7 @@ def request_for(grid, bsa, **changes):
 def record_random(request, rows=1, **options):
     """A recorder fed with random tensors, as a generation would; gives its record and the tensors by (step, layer)."""
     recorder = AttentionRecorder(request, LAYERS, **options)
-    attention = attention_for(request, recorder)
+    attention = attention_for(request.workload, recorder)
     random = torch.Generator().manual_seed(0)
     inputs = {}
     for step in range(request.steps):

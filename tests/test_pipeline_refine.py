@@ -13,10 +13,11 @@ from bsa import BSAConfig
 from pipeline import LongCatPipeline, VideoRequest, read_settings
 from pipeline.media.clip import inspect_clip, read_clip
 from pipeline.media.write import write_video
-from pipeline.model import start_from_clip
+from pipeline.model import begin
+from pipeline.model.begin import enlarge
 from pipeline.model.schedule import refine_schedule
-from pipeline.model.start_from_clip import enlarge
-from pipeline.request.refinement import Refinement, latent_frames, refined_size, steps_run
+from pipeline.request.refinement import latent_frames, refined_size, steps_run
+from pipeline.request.start import FromClip, FromNoise, read_start
 
 PROMPT = "a red circle bounces &amp; spins  🙂"
 
@@ -52,7 +53,7 @@ CASES = [
 @pytest.mark.parametrize(("case", "settings"), CASES)
 def test_latents_of_the_original(pipeline, frames, clip, monkeypatch, case, settings):
     """generate_refine with the adapter: enlarging, padding, VAE, both draws of seed 7, schedule, denoising."""
-    monkeypatch.setattr(start_from_clip, "read_clip", lambda path: frames)  # before H.264 took its share
+    monkeypatch.setattr(begin, "read_clip", lambda path: frames)  # before H.264 took its share
     request = pipeline.info.refinement(PROMPT, clip, height=64, width=128, seed=7, **settings)
     assert_parity(final_latents(pipeline, request, monkeypatch), case)
 
@@ -120,7 +121,7 @@ def test_the_whole_way(pipeline, clip, tmp_path):
     assert result.bsa_active
     assert set(result.seconds) == {"text", "encode", "denoise", "decode", "total"}
     said = read_settings(result.video).request
-    assert said == replace(request, refine=replace(request.refine, video="clip.mp4"))  # a name, no path
+    assert said == replace(request, start=request.start.at("clip.mp4"))  # a name, no path
     assert (tmp_path / "fine.attention.npz").is_file()
 
 
@@ -140,7 +141,7 @@ def test_a_request_travels_as_json(pipeline, clip):
 
 def good(**changes):
     values = {"prompt": "x", "height": 64, "width": 64, "num_frames": 26, "steps": 50, "guidance_scale": 1.0, "fps": 30,
-              "bsa": None, "lora": "refine", "refine": Refinement(video="clip.mp4")}  # fmt: skip
+              "bsa": None, "lora": "refine", "start": FromClip(video="clip.mp4")}  # fmt: skip
     return VideoRequest(**values | changes)
 
 
@@ -148,19 +149,19 @@ def good(**changes):
     ("make", "sentence"),
     [
         pytest.param(lambda: good(lora=None), "needs the LoRA adapter .* use lora 'refine'", id="no-adapter"),
-        pytest.param(lambda: good(refine=None, num_frames=25), "choose a clip, or another adapter", id="no-clip-given"),
+        pytest.param(lambda: good(start=FromNoise(), num_frames=25), "choose a clip, or another adapter", id="noise"),
         pytest.param(lambda: good(guidance_scale=4.0), "refines without guidance; use 1", id="guidance"),
         pytest.param(lambda: good(use_distill=True), "turn the few-step schedule off", id="distilled"),
         pytest.param(lambda: good(num_frames=25), "num_frames 25 is not what a refinement makes", id="odd"),
-        pytest.param(lambda: good(refine="clip.mp4"), "refine is a str; pass a Refinement", id="a-path"),
-        pytest.param(lambda: Refinement(video=""), "pass the path of an MP4 file", id="no-clip"),
-        pytest.param(lambda: Refinement(video="x", t_thresh=0), "t_thresh 0 is not a noise level", id="level-0"),
-        pytest.param(lambda: Refinement(video="x", t_thresh=float("nan")), "nan is not a noise level", id="level-nan"),
+        pytest.param(lambda: good(start="clip.mp4"), r"start is a str; pass FromNoise\(\) or FromClip", id="a-path"),
+        pytest.param(lambda: FromClip(video=""), "pass the path of an MP4 file", id="no-clip"),
+        pytest.param(lambda: FromClip(video="x", t_thresh=0), "t_thresh 0 is not a noise level", id="level-0"),
+        pytest.param(lambda: FromClip(video="x", t_thresh=float("nan")), "nan is not a noise level", id="level-nan"),
         pytest.param(
-            lambda: Refinement(video="x", double_frames=1), "double_frames 1 is not true or false", id="frames"
+            lambda: FromClip(video="x", double_frames=1), "double_frames 1 is not true or false", id="frames"
         ),
         pytest.param(
-            lambda: Refinement.from_dict({"clip": "x"}), "the refinement is incomplete: .*'clip'", id="unknown"
+            lambda: read_start({"refine": {"clip": "x"}}), "the refinement is incomplete: .*'clip'", id="unknown"
         ),
         pytest.param(lambda: inspect_clip("/nowhere/clip.mp4"), "cannot read the clip /nowhere/clip.mp4", id="nowhere"),
         pytest.param(lambda: inspect_clip(__file__), "test_pipeline_refine.py is not an MP4 video", id="no-mp4"),

@@ -47,7 +47,10 @@ def test_grid(size, grid):
         pytest.param({"width": 830}, "width 830 is not a multiple of 16; try 816 or 832", id="width"),
         pytest.param({"height": 8}, "height 8 is too small", id="height-small"),
         pytest.param({"height": -64}, "height -64 is too small", id="height-negative"),
-        pytest.param({"height": 64.0}, "height 64.0 is not a whole number", id="height-float"),
+        pytest.param({"height": 64.5}, "height 64.5 is not a whole number; try one such as 64", id="height-float"),
+        pytest.param({"seed": None}, "seed is empty; enter a number", id="seed-none"),
+        pytest.param({"fps": "15"}, "fps '15' is not a number", id="fps-text"),
+        pytest.param({"seed": 1e30}, "seed is far too large", id="seed-beyond-all"),
         pytest.param({"num_frames": 20}, "num_frames 20 is not of the form 4n + 1; try 17 or 21", id="frames"),
         pytest.param({"num_frames": 4}, "try 1 or 5", id="frames-below-five"),
         pytest.param({"num_frames": 0}, "num_frames 0 is too small", id="frames-zero"),
@@ -59,7 +62,7 @@ def test_grid(size, grid):
         pytest.param({"prompt": "a\ud800b"}, "invalid character at position 1", id="prompt-lone-surrogate"),
         pytest.param({"prompt": None}, "the prompt is a NoneType", id="prompt-none"),
         pytest.param({"steps": 0}, "steps 0 is outside 1 to 1000", id="steps-zero"),
-        pytest.param({"steps": True}, "steps True is not a whole number", id="steps-bool"),
+        pytest.param({"steps": True}, "steps True is not a number", id="steps-bool"),
         pytest.param({"steps": 60, "use_distill": True}, "use at most 50", id="steps-distilled"),
         pytest.param({"guidance_scale": 0.5}, "guidance_scale 0.5 is outside 1 to 100", id="guidance-low"),
         pytest.param({"guidance_scale": float("nan")}, "guidance_scale nan", id="guidance-nan"),
@@ -93,10 +96,22 @@ def test_a_whole_guidance_scale_is_written_as_any_other():
         pytest.param({"num_frames": 1}, False, "single latent frame", id="one-frame"),
     ],
 )
-def test_bsa_status(changes, active, says):
-    made = request(**changes)
-    assert made.bsa_status()[0] is active
-    assert says in made.bsa_status()[1]
+def test_workload(changes, active, says):
+    work = request(**changes).workload
+    assert work.sparse is active and (work.bsa is not None) is (work.blocks is not None) is active
+    assert says in work.reason
+
+
+@pytest.mark.parametrize(("scale", "rows"), [(1, 1), (1.0, 1), (1.5, 2), (4, 2)])
+def test_rows_of_guidance(scale, rows):
+    assert request(guidance_scale=scale).workload.rows == rows
+
+
+def test_whole_numbers_as_json_has_them():
+    """The form, the API and a script give the same request, and it is written the same."""
+    made = request(seed=4.0, steps=8.0, num_frames=5.0, guidance_scale=2)
+    assert made == request(seed=4, steps=8, num_frames=5, guidance_scale=2.0)
+    assert json.dumps(made.to_dict()) == json.dumps(request(seed=4, steps=8, num_frames=5, guidance_scale=2).to_dict())
 
 
 @pytest.mark.parametrize(

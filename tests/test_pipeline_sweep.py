@@ -52,10 +52,10 @@ class Painter:
         self.made.append(request)
         output.write_bytes(b"video")
         frames = paint(request)
-        active, reason = request.bsa_status()
+        work = request.workload
         seconds = {"text": 0.5, "denoise": self.seconds(request), "decode": 0.25, "total": 2.0}
         return (
-            VideoResult(request, output, seconds, 2**20, "process RSS", 0.3, None, None, active, reason, {}),
+            VideoResult(request, output, seconds, 2**20, "process RSS", 0.3, None, None, work.sparse, work.reason, {}),
             frames,
         )
 

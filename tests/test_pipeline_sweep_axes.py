@@ -47,7 +47,7 @@ class TestAxis:
             pytest.param("sparsity=0.5,0.50", "sparsity 0.5 is given twice; leave one out", id="twice"),
             pytest.param("sparsity=half", "sparsity 'half' is not a number", id="word"),
             pytest.param("sparsity=nan", "sparsity nan is not a number", id="nan"),
-            pytest.param("steps=2.5", "steps 2.5 is not a whole number; try 2", id="half a step"),
+            pytest.param("steps=2.5", "steps 2.5 is not a whole number; try one such as 2", id="half a step"),
             pytest.param("chunk=4,4,4", "chunk '4' is not three whole numbers; write 4x4x4", id="chunk by commas"),
             pytest.param("chunk=4x4x4/2x2x2/1x1x1", "chunk '4x4x4/2x2x2/1x1x1' is not", id="three chunks"),
             pytest.param("chunk=4x0x4", "chunk '4x0x4' is not three whole numbers", id="chunk 0"),

@@ -14,12 +14,13 @@ from tiny_checkpoint import write_lora
 from bsa import BSAConfig
 from pipeline import LongCatPipeline, compare, read_settings
 from pipeline.cli.main import main
+from pipeline.cli.options import checked_device
 from pipeline.media.attention_record import AttentionRecord, record_path
 from pipeline.model import fastvideo_adapter, fp8
-from pipeline.model.choose_forward import check_weights, choose_forward
 from pipeline.model.fast_forward import fast_forward
 from pipeline.model.fp8 import Fp8Linear, is_fp8
 from pipeline.model.offload import Visiting, place
+from pipeline.request.choose_forward import choose_forward
 from pipeline.request.weights import AS_STORED, Weights
 from pipeline.runs.run_sweep import run_sweep
 from pipeline.runs.sweep import Sweep
@@ -88,7 +89,7 @@ class TestVideos:
         flows = []
         for weights in (AS_STORED, FP8):
             pipeline = load(weights)
-            monkeypatch.setattr("pipeline.model.choose_forward.fast_forward", self.kept(flows))
+            monkeypatch.setattr("pipeline.model.run_forward.fast_forward", self.kept(flows))
             pipeline.generate_frames(request_of(pipeline, **changes))
         exact, ours = flows[0], flows[len(flows) // 2]
         # 3.7 % in each product of two layers with strong adapters and sparse choices that may fall otherwise
@@ -250,12 +251,13 @@ class TestRefusals:
             LongCatPipeline.load("/nowhere", **arguments)
 
     def test_a_gpu_without_8_bit_products(self, monkeypatch):
+        monkeypatch.setattr("pipeline.cli.options.choose_device", lambda name: CUDA)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
         fp8.check_device.cache_clear()
         with pytest.raises(ValueError, match=r"compute capability 8\.9 or higher.*NVIDIA A100 has 8\.0"):
-            check_weights(BOTH, "auto", CUDA)
-        check_weights(OFFLOAD, "auto", CUDA)
+            checked_device("cuda", BOTH)
+        assert checked_device("cuda", OFFLOAD) == CUDA
         fp8.check_device.cache_clear()
 
     @pytest.mark.parametrize("asked", ["auto", "fast"])
@@ -264,12 +266,12 @@ class TestRefusals:
         request = request_of(load(), bsa=MIXED)
         sentence = rf"{weights} needs the fast forward.*chunks of 2x4x4 and 2x4x8 tokens; give both the same chunk"
         with pytest.raises(ValueError, match=sentence):
-            choose_forward(asked, request, CPU, weights)
+            choose_forward(asked, request.workload, CPU, weights)
         with pytest.raises(ValueError, match=sentence):
             load(weights).generate_frames(request)
         # What reaches beyond the grid cuts no block, and dense attention has none.
         for runs in (BSAConfig(0.5, None, (2, 4, 6), (2, 4, 60)), None):
-            assert choose_forward(asked, replace(request, bsa=runs), CPU, weights).name == "fast"
+            assert choose_forward(asked, replace(request, bsa=runs).workload, CPU, weights).name == "fast"
 
     def test_the_plain_forward_chosen_later(self, load, monkeypatch):
         monkeypatch.setattr(load(FP8), "forward", "plain")

@@ -10,7 +10,7 @@ import torch
 
 from pipeline import EMBEDDED_CHECKPOINT, VideoRequest, cli_command, inspect_checkpoint, python_code
 from pipeline.estimate import footprint, refusal
-from pipeline.estimate.estimator import Estimator, check_load
+from pipeline.estimate.estimator import Estimator
 from pipeline.estimate.refusal import check_room, smaller_weights
 from pipeline.model.fp8 import to_fp8, weight_bytes
 from pipeline.model.offload import Offload
@@ -147,8 +147,8 @@ class TestRemedies:
     def test_before_anything_is_loaded(self, memory):
         memory(0, 0.05)
         with pytest.raises(ValueError, match=r"of longcat-tiny take .* in fp32 .*; try --quantization fp8$"):
-            check_load(INFO, CPU)
-        check_load(INFO, CPU, FP8)
+            Estimator(INFO, CPU).check_load()
+        Estimator(INFO, CPU, weights=FP8).check_load()
 
 
 def test_measurements_are_not_shared_between_ways(tmp_path):
@@ -204,10 +204,10 @@ class TestReproduction:
         assert words[:3] == ["python", "-m", "pipeline"]
         assert read_weights(build_parser().parse_args(words[3:])) == weights
         given = {}
-        program = python_code(HD, **self.where, weights=weights).replace("from pipeline import LongCatPipeline, ", "")
+        program = python_code(HD, **self.where, weights=weights)
         loader = SimpleNamespace(load=lambda path, device, **arguments: given.update(arguments))
-        code = program.replace("VideoRequest\n", "", 1).partition("\nrequest")[0]
-        exec(code.replace("pipeline =", "loaded ="), {"LongCatPipeline": loader})
+        code = program.partition("\npipeline = ")[2].partition("\nrequest")[0]
+        eval(code, {"LongCatPipeline": loader})
         assert Weights(**given) == weights
 
     @pytest.mark.parametrize("said", [{"quantization": "int2"}, {"offload": "maybe"}, {}])

@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,19 +24,19 @@ import torch
 from tqdm import tqdm
 
 from pipeline.cli.inspect import run_inspect
-from pipeline.cli.options import build_parser, open_checkpoint, read_request, read_weights
+from pipeline.cli.options import build_parser, checked_device, open_checkpoint, read_request, read_weights
 from pipeline.cli.sweep import run_sweep_command
-from pipeline.estimate.estimator import check_fits, outlook
+from pipeline.estimate.estimator import FILE_NAME, Estimate, Estimator
 from pipeline.machine.device import choose_device
-from pipeline.machine.memory import out_of_memory
+from pipeline.machine.memory import available_memory, out_of_memory
 from pipeline.machine.paths import check_writable
 from pipeline.media.write import prepare_output
-from pipeline.model.choose_forward import check_weights, choose_forward
 from pipeline.request.result import Comparison, VideoResult
 from pipeline.request.sentences import one_line
 from pipeline.request.video import Cancelled, StepUpdate
 from pipeline.runs.compare import compare
 from pipeline.runs.longcat import LongCatPipeline
+from pipeline.runs.plan import plan, plan_to_load
 
 
 class _Bar:
@@ -65,22 +66,19 @@ def run_generate(args: argparse.Namespace) -> dict[str, Any]:
     weights.check_forward(args.forward)
     info = open_checkpoint(args.model_path, args.device, weights)
     request = read_request(args, info)
-    device = choose_device(args.device)
-    check_weights(weights, args.forward, device)
-    check_fits(info, request, device, weights)
-    choose_forward(args.forward, request, device, weights)
-    output = args.output or _new_name(request.seed, ".mp4" if not args.compare else "")
     # loading may take minutes: everything that can be found wrong is found before
+    made = [replace(request, bsa=None), request] if args.compare else [request]
+    *_, planned = plan_to_load(info, made, weights, checked_device(args.device, weights), forward=args.forward)
+    if args.compare:
+        planned.work.check_comparison()
+    output = args.output or _new_name(request.seed, ".mp4" if not args.compare else "")
     if args.compare and output.suffix.lower() == ".mp4":
         raise ValueError(f"--compare makes two videos, and {output} names one file; name a folder for them")
     for file in (output / "dense.mp4", output / "sparse.mp4") if args.compare else (output,):
         prepare_output(file)
-    active, reason = request.bsa_status()
     if request.bsa is None and not args.dense:
         config = info.path / "transformer" / "config.json"
         print(f"BSA is off: {config} does not set enable_bsa; --sparsity 0.9375 turns it on", file=sys.stderr)
-    if args.compare and not active:
-        raise ValueError(f"nothing to compare: {reason}")
 
     pipeline = LongCatPipeline.load(
         info.path,
@@ -121,32 +119,47 @@ def run_info(args: argparse.Namespace) -> dict[str, Any]:
     """Describe the checkpoint and the request, and return the description."""
     weights = read_weights(args)
     info = open_checkpoint(args.model_path, weights=weights)
-    request = read_request(args, info)
-    active, reason = request.bsa_status()
+    request, device, store = read_request(args, info), choose_device("auto"), Path("outputs") / FILE_NAME
+    estimator = Estimator(info, device, store, weights)
+    # what does not fit here is described all the same: it may be meant for another machine
+    planned = plan(info, request, weights, device, estimator=estimator, available=sys.maxsize)
+    work = planned.work
     report: dict[str, Any] = {
         "checkpoint": str(info.path),
         "parameters": info.parameters,
         "size": f"{request.width}x{request.height}, {request.num_frames} frames at {request.fps} fps",
         "steps": request.steps,
         "guidance_scale": request.guidance_scale,
-        "token_grid": str(request.grid),
-        "tokens": request.grid.volume,
-        "bsa_active": active,
-        "bsa_reason": reason,
+        "token_grid": str(work.grid),
+        "tokens": work.grid.volume,
+        "bsa_active": work.sparse,
+        "bsa_reason": work.reason,
     }
-    if active:
-        plan = request.bsa.blocks(request.grid)
+    if work.bsa is not None:
         report |= {
-            "bsa_params": request.bsa.to_bsa_params(),
-            "query_blocks": plan.q_blocks.volume,
-            "key_blocks": plan.k_blocks.volume,
-            "key_blocks_kept": plan.kept,
+            "bsa_params": work.bsa.to_bsa_params(),
+            "query_blocks": work.blocks.q_blocks.volume,
+            "key_blocks": work.blocks.k_blocks.volume,
+            "key_blocks_kept": work.blocks.kept,
         }
-    report |= weights.versions | outlook(info, request, choose_device("auto"), Path("outputs"), weights)
+    report |= weights.versions | _expected(planned.estimate, estimator)
     if args.json != "-":
         for name, value in report.items():
             print(f"{name.replace('_', ' '):16} {_shown(name, value)}")
     return report
+
+
+def _expected(estimate: Estimate, estimator: Estimator) -> dict[str, Any]:
+    """Seconds by phase, None without measurements, and bytes."""
+    in_host = estimator.host_bytes()
+    seconds = estimate.seconds and {phase: round(value, 3) for phase, value in estimate.seconds.items()}
+    return {
+        "seconds_expected": seconds,
+        "memory_expected": estimate.memory,
+        "memory_available": available_memory(estimator.device),
+        **({"memory_in_host": in_host} if in_host else {}),
+        "estimated_from": estimate.basis,
+    }
 
 
 def _shown(name: str, value: Any) -> Any:

@@ -15,11 +15,14 @@ from bsa import BSAConfig, Grid
 from pipeline.cli.inspect import add_inspect
 from pipeline.estimate.refusal import check_room
 from pipeline.machine.device import choose_device
+from pipeline.machine.memory import Device
 from pipeline.media.clip import inspect_clip
 from pipeline.media.comment import read_settings
 from pipeline.request.checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
 from pipeline.request.download import Progress, fetch_checkpoint, is_hub_id
+from pipeline.request.fields import FIELDS
 from pipeline.request.sentences import one_line
+from pipeline.request.values import chunk
 from pipeline.request.video import VideoRequest
 from pipeline.request.weights import AS_STORED, QUANTIZATIONS, Weights
 from pipeline.runs.sweep_axes import LABELS
@@ -153,21 +156,31 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
 
 def _add_video(parser: argparse.ArgumentParser, *, prompt_required: bool) -> None:
     group = parser.add_argument_group("video")
-    group.add_argument("--prompt", required=prompt_required, default="info", help="what to show; at most 512 tokens")
-    group.add_argument("--negative-prompt", default="", help="what to avoid; counts when the guidance scale is above 1")
-    group.add_argument("--height", type=int, metavar="PIXELS", help="a multiple of 16")
-    group.add_argument("--width", type=int, metavar="PIXELS", help="a multiple of 16")
-    group.add_argument("--num-frames", type=int, metavar="N", help="of the form 4n + 1")
-    group.add_argument("--steps", "--num-inference-steps", type=int, metavar="N", help="denoising steps")
-    group.add_argument("--guidance-scale", type=float, metavar="X", help="1 for none, which is twice as fast")
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default: 0)")
-    group.add_argument("--fps", type=int, metavar="N", help="frames per second of the file")
+    group.add_argument("--prompt", required=prompt_required, default="info", help=_help("prompt"))
+    _add_fields(group, "negative_prompt", default="")
+    _add_fields(group, "height", "width", metavar="PIXELS")
+    _add_fields(group, "num_frames", metavar="N")
+    group.add_argument("--steps", "--num-inference-steps", type=int, metavar="N", help=_help("steps"))
+    _add_fields(group, "guidance_scale", metavar="X")
+    _add_fields(group, "seed", default=0, metavar="N")
+    _add_fields(group, "fps", metavar="N")
     group.add_argument(
         "--use-distill",
         action=argparse.BooleanOptionalAction,
-        help="the few-step schedule of LongCat's distilled model",
+        help=_help("use_distill"),
     )
     _add_lora(group, "LoRA adapter of the checkpoint to run with; distill is LongCat's for 16 steps (default: none)")
+
+
+def _add_fields(group: Any, *names: str, **options: Any) -> None:
+    for name in names:
+        group.add_argument(f"--{name.replace('_', '-')}", type=FIELDS[name].kind, help=_help(name), **options)
+
+
+def _help(name: str) -> str:
+    """What a field means, as options say it: without a capital."""
+    text = FIELDS[name].help
+    return text[0].lower() + text[1:]
 
 
 def _add_lora(group: Any, text: str) -> None:
@@ -280,15 +293,26 @@ def _number_or_none(text: str) -> float | str:
 
 
 def _chunk(option: str, parts: list[str]) -> Grid:
-    words = " ".join(parts).replace(",", " ").replace("x", " ").split()
-    if len(words) != 3 or not all(word.isdecimal() and len(word) < 10 for word in words):
-        raise ValueError(f"{option} {' '.join(parts)!r} is not three whole numbers; use for example {option} 4 4 4")
-    return Grid(*map(int, words))
+    sides = chunk(" ".join(parts))
+    if sides is None:
+        given = " ".join(parts)
+        raise ValueError(f"{option} {given!r} is not three whole numbers from 1 on; use for example {option} 4 4 4")
+    return sides
 
 
 def read_weights(args: argparse.Namespace) -> Weights:
     """How the model is to be kept in memory."""
     return Weights(args.quantization, args.offload)
+
+
+def checked_device(name: str, weights: Weights) -> Device:
+    """The device of that name; ValueError where it does not exist or cannot run such weights."""
+    device = choose_device(name)
+    if weights.quantization is not None and device.type == "cuda":
+        from pipeline.model.fp8 import check_device  # the page's server reads options too, without PyTorch
+
+        check_device(device)
+    return device
 
 
 def read_bsa(args: argparse.Namespace, default: BSAConfig | None) -> BSAConfig | None:

@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipeline.cli.options import open_checkpoint, read_request, read_weights
-from pipeline.machine.device import choose_device
+from pipeline.cli.options import checked_device, open_checkpoint, read_request, read_weights
 from pipeline.media.write import prepare_output
-from pipeline.model.choose_forward import check_weights
-from pipeline.runs.longcat import LongCatPipeline, OnStep
+from pipeline.request.generator import OnStep
+from pipeline.runs.longcat import LongCatPipeline
+from pipeline.runs.plan import plan_to_load
 from pipeline.runs.run_sweep import run_sweep
 from pipeline.runs.sweep import Sweep, SweepRun
 from pipeline.runs.sweep_axes import parse_axis
@@ -31,11 +31,10 @@ def run_sweep_command(args: argparse.Namespace, on_step: OnStep, output: TextIO)
     rows = parse_axis(args.rows)
     columns = None if args.columns is None else parse_axis(args.columns)
     sweep = Sweep(read_request(args, info), rows, columns)
-    check_weights(weights, "auto", choose_device(args.device))
-    folder = args.output or Path("outputs") / time.strftime("%Y%m%d-%H%M%S-sweep")
     runs = sweep.runs()
-    for run in runs:
-        weights.check(run.request)
+    device = checked_device(args.device, weights)
+    plan_to_load(info, [run.request for run in runs], weights, device)
+    folder = args.output or Path("outputs") / time.strftime("%Y%m%d-%H%M%S-sweep")
     prepare_output(folder / runs[0].name)
 
     def on_begin(run: SweepRun) -> None:

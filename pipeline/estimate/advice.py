@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from pipeline.request.video import LATENT_FRAMES, VideoRequest
+from pipeline.request.start import LATENT_FRAMES
+from pipeline.request.video import VideoRequest
 
 LARGE_SIDE = 704  # LongCat's 720p bucket is 704x1280
 SMALL_SIDE = 480
@@ -54,7 +55,7 @@ def advise(
 
     Returns None where BSA would not be active anyway, such as for a single frame.
     """
-    if not request.bsa_status()[0]:
+    if not request.workload.sparse:
         return None
     expected = ratio(request)
     kind, sentences = _by_rule(request) if expected is None else _measured(request, expected, ratio)
@@ -91,6 +92,8 @@ def crossover(request: VideoRequest, ratio: Callable[[VideoRequest], float | Non
         return (ratio(longer) or 0) >= WORTH
 
     low, high = request.latent_shape[0], _MOST_LATENT_FRAMES
+    if request.start.clip is not None:  # whose length is the clip's
+        return None
     if low >= high or not pays(high):
         return None
     while high - low > 1:

@@ -98,7 +98,7 @@ class Estimator:
 
     def observe(self, result: VideoResult) -> None:
         """Learn from a finished video; not from a refinement, which the ledger has no words for."""
-        if result.request.refine is not None:
+        if result.request.start.clip is not None:
             return
         with self._lock:
             self._ledger.add_run(kept_run(result))
@@ -133,6 +133,14 @@ class Estimator:
             basis=self._basis(runs),
         )
 
+    def check_load(self) -> None:
+        """Refuse weights that cannot fit, before one is read. Raises ValueError with numbers and a remedy."""
+        check_room(self._shape, self.info.name, self.device, self.weights)
+
+    def host_bytes(self) -> int:
+        """Weights that offload keeps in the host's memory."""
+        return footprint.host_bytes(self._shape, self.device, self.weights)
+
     def check(self, request: VideoRequest, available: int | None = None) -> None:
         """Refuse what cannot fit.
 
@@ -164,26 +172,26 @@ class Estimator:
             weights = weigh(request, runs, phase)
             ratio = weighted_median((run.ratios[phase], weight) for run, weight in zip(runs, weights))
             seconds[phase] = self._counted(phase, request, density) * (1.0 if ratio is None else ratio)
-        if request.refine is not None:
+        if request.start.clip is not None:
             seconds["encode"] = _ENCODER * seconds["decode"]
         return {**seconds, "total": sum(seconds.values())}
 
     def _counted(self, phase: str, request: VideoRequest, density: float | None) -> float:
         """Seconds of a phase from the work and the calibration, before the runs have their say."""
-        rows = 2 if request.guidance_scale > 1 else 1
+        work = request.workload
         size = (request.num_frames, request.height, request.width)
         if phase == "text":
-            return 0.05 * rows * max(1, self._shape.parameters / 2e9)
+            return 0.05 * work.rows * max(1, self._shape.parameters / 2e9)
         if phase == "file":
             return 2e-8 * math.prod(size) + 0.05
         if phase == "decode":
             return cost.decode_seconds(self._shape, *size, self._rates) * self._scale("decode", math.prod(size[1:]))
-        shape, rates, tokens = self._shape, self._rates, request.grid.volume
+        shape, rates, rows, tokens = self._shape, self._rates, work.rows, work.grid.volume
         layer = cost.linear_seconds(shape, tokens * rows, rates) * self._scale("linear", tokens)
-        if request.bsa_status()[0]:
-            kept = cost.kept_blocks(request.bsa, request.grid, density)
-            kind = "ragged" if request.bsa.blocks(request.grid).ragged else "sparse"
-            sparse = cost.sparse_seconds(shape, request.grid, request.bsa, kept, rates)
+        if work.sparse:
+            kept = cost.kept_blocks(work.bsa, work.grid, density)
+            kind = "ragged" if work.blocks.ragged else "sparse"
+            sparse = cost.sparse_seconds(shape, work.grid, work.bsa, kept, rates)
             layer += rows * sparse * self._scale(kind, tokens)
         else:
             layer += rows * cost.dense_seconds(shape, tokens, rates) * self._scale("dense", tokens)
@@ -239,11 +247,6 @@ class Estimator:
         return CALIBRATION if self._points else NOTHING
 
 
-def check_load(info: CheckpointInfo, device: Device, weights: Weights = AS_STORED) -> None:
-    """Refuse a checkpoint whose weights cannot fit, before one is read. Raises ValueError with numbers and a remedy."""
-    check_room(ModelShape.read(info), info.name, device, weights)
-
-
 def device_name(device: Device) -> str:
     """What measurements are kept under: the processor and its threads, or the GPU."""
     if device.type == "cuda":
@@ -255,29 +258,3 @@ def device_name(device: Device) -> str:
 
 def _versions() -> str:
     return " ".join(f"{package} {metadata.version(package)}" for package in ("torch", "triton", "fastvideo"))
-
-
-def check_fits(info: CheckpointInfo, request: VideoRequest, device: Device, weights: Weights = AS_STORED) -> None:
-    """Refuse before loading: weights or a video that cannot fit. Raises ValueError with the numbers and a way out."""
-    check_load(info, device, weights)
-    Estimator(info, device, weights=weights).check(request)
-
-
-def outlook(
-    info: CheckpointInfo, request: VideoRequest, device: Device, folder: Path, weights: Weights = AS_STORED
-) -> dict[str, Any]:
-    """What a request should take on a device, from the measurements kept in `folder`; plain values, ready for JSON.
-
-    "seconds_expected" is None without measurements; memory is in bytes; "memory_in_host" is there where weights are
-    offloaded to it.
-    """
-    found = Estimator(info, device, folder / FILE_NAME, weights).estimate(request)
-    in_host = footprint.host_bytes(ModelShape.read(info), device, weights)
-    seconds = found.seconds and {phase: round(value, 3) for phase, value in found.seconds.items()}
-    return {
-        "seconds_expected": seconds,
-        "memory_expected": found.memory,
-        "memory_available": available_memory(device),
-        **({"memory_in_host": in_host} if in_host else {}),
-        "estimated_from": found.basis,
-    }

@@ -48,7 +48,7 @@ def kept_run(result: VideoResult) -> dict[str, Any]:
     return {
         "size": [request.num_frames, request.height, request.width],
         "steps": request.steps,
-        "guided": request.guidance_scale > 1,
+        "guided": request.workload.rows == 2,
         "bsa": request.bsa.to_bsa_params() if result.bsa_active else None,
         "density": result.density,
         "seconds": seconds,
@@ -69,13 +69,13 @@ class _Traits(NamedTuple):
 
     @classmethod
     def of(cls, request: VideoRequest) -> _Traits:
-        sparse, grid = request.bsa_status()[0], request.grid
-        kept = cost.kept_blocks(request.bsa, grid) / request.bsa.blocks(grid).k_blocks.volume if sparse else 1.0
+        work = request.workload
+        kept = cost.kept_blocks(work.bsa, work.grid) / work.blocks.k_blocks.volume if work.sparse else 1.0
         return cls(
-            tokens=math.log(grid.volume),
-            sparse=sparse,
+            tokens=math.log(work.grid.volume),
+            sparse=work.sparse,
             kept=math.log(kept),
-            chunk=request.bsa.chunk_k if sparse else None,
+            chunk=work.bsa.chunk_k if work.sparse else None,
             size=(request.height, request.width),
             area=math.log(request.height * request.width),
             frames=math.log(request.num_frames),

@@ -82,16 +82,14 @@ def fixed_bytes(shape: ModelShape, device: Device, weights: Weights = AS_STORED)
 def activation_bytes(shape: ModelShape, request: VideoRequest, device: Device, weights: Weights = AS_STORED) -> int:
     """The larger of the transformer's and the decoder's, which do not run at the same time; and of the text encoder's
     weights where they are there for their turn only."""
-    size, grid = element_size(device), request.grid
-    rows = 2 if request.guidance_scale > 1 else 1
-    copies = rows * grid.volume * shape.hidden * size
+    size, work = element_size(device), request.workload
+    copies = work.rows * work.grid.volume * shape.hidden * size
     if weights and device.type == "cuda":
         block = _FAST_TENSORS * copies
     else:
         block = _BLOCK_TENSORS.get(device.type, _BLOCK_TENSORS["cpu"]) * copies
-        if request.bsa_status()[0]:
-            plan = request.bsa.blocks(grid)
-            scores = 4 * rows * shape.heads * plan.q_blocks.volume * plan.k_blocks.volume
+        if work.sparse:
+            scores = 4 * work.rows * shape.heads * work.blocks.q_blocks.volume * work.blocks.k_blocks.volume
             # selection runs before the feed-forward widens the block, so only what goes beyond counts
             block = max(block, 7 * copies + 4 * copies + 4 * scores)
     positions = request.height * request.width // shape.decoder_patch**2
@@ -104,8 +102,8 @@ def least_bytes(shape: ModelShape, request: VideoRequest, device: Device, weight
     """What certainly exists at one time, so that what needs more than there is cannot run: the weights, and five
     tensors of tokens x hidden (input, queries, keys, values, result) or the decoded pixels and a copy of them."""
     size = element_size(device)
-    rows = 2 if request.guidance_scale > 1 else 1
-    block = 5 * rows * request.grid.volume * shape.hidden * size
+    work = request.workload
+    block = 5 * work.rows * work.grid.volume * shape.hidden * size
     pixels = 3 * request.num_frames * request.height * request.width
     visiting = _visiting_bytes(shape, device, weights)
     return _resident_bytes(shape, device, weights) + max(block, 2 * 4 * pixels, visiting)

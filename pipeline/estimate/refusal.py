@@ -10,7 +10,8 @@ from typing import NamedTuple
 from pipeline.estimate import footprint
 from pipeline.machine.memory import Device, available_memory
 from pipeline.request.shape import ModelShape
-from pipeline.request.video import LATENT_FRAMES, TOKEN_PIXELS, VideoRequest
+from pipeline.request.start import LATENT_FRAMES
+from pipeline.request.video import TOKEN_PIXELS, VideoRequest
 from pipeline.request.weights import Weights
 
 
@@ -41,7 +42,9 @@ def nearest_fit(request: VideoRequest, needed: Callable[[VideoRequest], int], av
         return needed(replace(request, **changes)) <= available
 
     ways = []
-    frames = _largest(lambda n: fits(num_frames=LATENT_FRAMES * n + 1), (request.num_frames - 1) // LATENT_FRAMES)
+    frames = None
+    if request.start.clip is None:  # else the clip decides
+        frames = _largest(lambda n: fits(num_frames=LATENT_FRAMES * n + 1), (request.num_frames - 1) // LATENT_FRAMES)
     if frames is not None:
         ways.append(f"{_frames(LATENT_FRAMES * frames + 1)} at this size")
 

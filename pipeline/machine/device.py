@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 from importlib import metadata
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.machine.memory import gpu_of
+from pipeline.machine.memory import Device, gpu_of
 from pipeline.machine.resources import read_resources
 
 if TYPE_CHECKING:
@@ -73,3 +74,12 @@ def choose_device(device: str) -> torch.device:
             raise ValueError(f"device {device!r} does not exist; this machine has {count} GPUs, counted from 0")
         chosen = torch.device("cuda", chosen.index or 0)
     return chosen
+
+
+def gpu_name(device: Device) -> str | None:
+    """What a CUDA device is called, by PyTorch where that is loaded, else by NVML; None where NVML does not show it."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(device, torch.device):
+        return torch.cuda.get_device_name(device)
+    gpu = gpu_of(device)
+    return None if gpu is None else gpu.name

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pipeline.request.start import FromClip
 from pipeline.request.video import VideoRequest
 
 MAX_COMMENT = 2**20  # bytes; a request with the longest prompts is a tenth of that
@@ -33,10 +34,7 @@ class VideoSettings:
 def describe(request: VideoRequest, versions: dict[str, str], checkpoint: str) -> dict[str, Any]:
     """What a video says about itself; `read_settings` reads it. Of a clip that was refined only the name: where it lay
     is nobody else's business, and of no use on another machine."""
-    values = request.to_dict()
-    if request.refine is not None:
-        values["refine"] |= {"video": Path(request.refine.video).name}
-    return {"request": values, "versions": versions, "checkpoint": checkpoint}
+    return {"request": _without_places(request).to_dict(), "versions": versions, "checkpoint": checkpoint}
 
 
 def read_settings(path: str | Path) -> VideoSettings:
@@ -67,9 +65,14 @@ def read_settings(path: str | Path) -> VideoSettings:
     except (ValueError, TypeError, OverflowError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"the settings in {path.name} cannot be used: {reason}") from None
-    if request.refine is not None:  # whatever a file says, it names no place of this machine
-        request = replace(request, refine=replace(request.refine, video=Path(request.refine.video).name or "clip"))
+    # whatever a file says, it names no place of this machine
+    request = _without_places(request)
     return VideoSettings(request, _versions(description.get("versions")), _text(description.get("checkpoint")))
+
+
+def _without_places(request: VideoRequest) -> VideoRequest:
+    start = request.start
+    return replace(request, start=start.at(start.clip.name or "clip")) if isinstance(start, FromClip) else request
 
 
 def _versions(value: Any) -> dict[str, str]:

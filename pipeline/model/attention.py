@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bsa import BlockLayout, BlockSelection, BSAConfig, Grid, block_sparse_attention
 from pipeline.model.forward import attend_dense
-from pipeline.request.video import VideoRequest
+from pipeline.request.workload import Workload
 
 # (q, k, selection) of every call, tensors as `block_sparse_attention` takes and returns them
 Observer = Callable[[Tensor, Tensor, BlockSelection], None]
@@ -88,10 +88,6 @@ def token_density(selection: BlockSelection, q_layout: BlockLayout, k_layout: Bl
     return pairs / q_layout.grid.volume**2
 
 
-def attention_for(request: VideoRequest, observer: Observer | None = None) -> DenseAttention | SparseAttention:
-    """The attention of one generation; see `VideoRequest.bsa_status` for the choice.
-
-    observer: sees every call of a sparse generation.
-    """
-    active, _ = request.bsa_status()
-    return SparseAttention(request.bsa, request.grid, observer) if active else DenseAttention()
+def attention_for(work: Workload, observer: Observer | None = None) -> DenseAttention | SparseAttention:
+    """The attention of one generation. observer: sees every call of a sparse one."""
+    return DenseAttention() if work.bsa is None else SparseAttention(work.bsa, work.grid, observer)

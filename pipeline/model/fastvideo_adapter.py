@@ -172,7 +172,7 @@ class FastVideoLongCat:
             # Left out, FastVideo takes its scheduler's spacing, which is not LongCat's.
             sigmas=longcat_sigmas(request.steps, use_distill=request.use_distill),
             # Left out, FastVideo draws the noise in the text encoder's dtype; the original draws fp32.
-            latents=_noise(request, self.transformer.in_channels) if request.refine is None else None,
+            latents=_noise(request, self.transformer.in_channels) if request.start.clip is None else None,
             prompt_attention_mask=[],
             negative_attention_mask=[],
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 from bsa import BSAConfig
 from pipeline.request.checkpoint import EMBEDDED_CHECKPOINT
+from pipeline.request.start import FromClip
 from pipeline.request.video import VideoRequest
 from pipeline.request.weights import AS_STORED, Weights
 
@@ -29,27 +30,28 @@ def cli_command(
     Raises:
         ValueError: a prompt has a null character, which no command line can carry.
     """
-    refine = request.refine
+    start = request.start
     options: list[tuple[str, Any]] = [("prompt", request.prompt)]
     if request.negative_prompt:
         options.append(("negative-prompt", request.negative_prompt))
     if model_path != EMBEDDED_CHECKPOINT:
         options.append(("model-path", model_path))
     names = ("height", "width", "num_frames", "steps", "guidance_scale", "seed", "fps")
-    if refine is not None:  # the clip says how many frames there are, and there is no guidance
+    words = ["python", "-m", "pipeline", "generate"]
+    if isinstance(start, FromClip):  # the clip says how many frames there are, and there is no guidance
+        words = [*words[:-1], "refine", shlex.quote(start.video)]
         names = ("height", "width", "steps", "seed", "fps")
-        options.append(("t-thresh", repr(refine.t_thresh)))
+        options.append(("t-thresh", repr(start.t_thresh)))
     options += [(name.replace("_", "-"), repr(getattr(request, name))) for name in names]
     if request.lora is not None:
         options.append(("lora", request.lora))
-    words = ["python", "-m", "pipeline"] + (["generate"] if refine is None else ["refine", shlex.quote(refine.video)])
     for name, value in options:
         if "\0" in str(value):
             raise ValueError("the prompt has a null character, which no command line can carry; use the Python code")
         words.append(f"--{name}={shlex.quote(str(value))}")
-    if refine is None:
+    if not isinstance(start, FromClip):
         words.append("--use-distill" if request.use_distill else "--no-use-distill")
-    elif not refine.double_frames:
+    elif not start.double_frames:
         words.append("--spatial-only")
     words += ["--dense"] if request.bsa is None else _attention(request.bsa)
     words += ["--compare"] if compare else []
@@ -84,11 +86,10 @@ def python_code(
         )
     else:
         run, name = f"result = pipeline.generate(request, output={output!r})\nprint(result.video)", ""
-    names = ", ".join(filter(None, ("LongCatPipeline", "VideoRequest", name)))
+    names = ", ".join(filter(None, (type(request.start).__name__, "LongCatPipeline", "VideoRequest", name)))
     return (
         ("from bsa import BSAConfig\n" if request.bsa is not None else "")
-        + f"from pipeline import {names}\n"
-        + ("from pipeline.request.refinement import Refinement\n\n" if request.refine is not None else "\n")
+        + f"from pipeline import {names}\n\n"
         + f"pipeline = LongCatPipeline.load({path}device={device!r}{kept})\n"
         + f"request = VideoRequest(\n{settings})\n{run}\n"
     )

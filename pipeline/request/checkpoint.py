@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bsa import BSAConfig
 from pipeline.machine.paths import expand_user
-from pipeline.request.refinement import STEPS, Refinement, refined_size, steps_run
+from pipeline.request.refinement import STEPS, Clip, refined_size
 from pipeline.request.safetensors_files import component_parameters, incomplete, open_file, read_json
+from pipeline.request.start import FromClip
 from pipeline.request.video import VideoRequest
-
-if TYPE_CHECKING:
-    from pipeline.request.refinement import Clip
 
 # A small checkpoint trained for this project, with everything the 13.6 B one has.
 EMBEDDED_CHECKPOINT = Path(__file__).resolve().parents[2] / "assets" / "longcat-tiny"
@@ -103,28 +101,26 @@ class CheckpointInfo:
 
         `overrides` are fields of `VideoRequest`. Raises ValueError as `request` does.
         """
-        factor = 2 if double_frames else 1
+        start = FromClip(video=str(clip.path), t_thresh=t_thresh, double_frames=double_frames)
         native = self.defaults["width"] * self.defaults["height"]
         height, width = refined_size(clip.height, clip.width, native)
         values = {
             "height": height,
             "width": width,
-            "num_frames": factor * clip.frames,
-            "fps": min(120, factor * clip.fps),
+            "num_frames": start.factor * clip.frames,
+            "fps": min(120, start.factor * clip.fps),
             "steps": STEPS,
             "guidance_scale": 1.0,
             "use_distill": False,
             "bsa": self.sparse,
             "lora": "refine",
-            "refine": Refinement(video=str(clip.path), t_thresh=t_thresh, double_frames=double_frames),
+            "start": start,
         }
         return self.request(prompt, **(values | overrides))
 
     def steps_run(self, request: VideoRequest) -> int:
         """Denoising steps that a request takes with this checkpoint's schedule."""
-        if request.refine is None:
-            return request.steps
-        return steps_run(request.steps, request.refine.t_thresh, self.shift)
+        return request.start.steps_run(request.steps, self.shift)
 
     def check_lora(self, name: str | None) -> None:
         """Raise ValueError when the checkpoint has no adapter of that name."""

@@ -1,16 +1,13 @@
-"""What a refinement is asked for: the clip, how far it is noised, and the size that LongCat makes of it.
+"""How LongCat refines: the size that it makes of a clip, the latent frames, and the part of the schedule that runs.
 
-LongCat-Video makes 720p clips from 480p ones: the clip is enlarged, encoded, noised to a level in the middle of the
-schedule and denoised from there, with an adapter trained for that and block sparse attention (arXiv 2510.22200, 4.3).
-Plain values; `pipeline.model.start_from_clip` does the work.
+The numbers of `generate_refine` in LongCat-Video's pipeline_longcat_video.py (arXiv 2510.22200, 4.3).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 # LongCat's 720p sizes as (height, width): multiples of 64, which 4 x 4 token chunks divide, of about 960 x 960 pixels.
 # A clip gets the one whose ratio of height to width, rounded to two digits, is nearest to its own.
@@ -23,45 +20,6 @@ SIDE, STEP = 960, 16  # pixels: of the square size, and of a token
 NATIVE_PIXELS = 832 * 480  # of LongCat-Video's own clips, which become those
 STEPS = 50  # of the schedule of which the part below the noise level runs
 LATENT_GROUP = 4  # latent frames come in whole groups of these, as in the original, dense or sparse
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Refinement:
-    """The clip that a request refines.
-
-    Attributes:
-        video: path of an MP4 file.
-        t_thresh: noise level to start from, above 0 to 1; 0.5 replaces half of the clip by noise, 1 all of it.
-        double_frames: twice as many frames as well, interpolated before they are refined.
-
-    Raises:
-        ValueError: a value cannot be used.
-    """
-
-    video: str
-    t_thresh: float = 0.5
-    double_frames: bool = True
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.video, str) or not self.video or "\0" in self.video:
-            raise ValueError(f"the clip to refine is {self.video!r}; pass the path of an MP4 file")
-        level = self.t_thresh
-        if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level <= 1:
-            raise ValueError(f"t_thresh {level!r} is not a noise level above 0 to 1; LongCat refines from 0.5")
-        object.__setattr__(self, "t_thresh", float(level))
-        if not isinstance(self.double_frames, bool):
-            raise ValueError(f"double_frames {self.double_frames!r} is not true or false; pass one of them")
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Refinement:
-        """Read what `to_dict` wrote. Raises ValueError for a name that is unknown or missing."""
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise ValueError(f"the refinement is incomplete: {str(error).partition('() ')[2]}") from None
 
 
 def latent_frames(frames: int) -> int:

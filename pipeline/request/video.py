@@ -1,4 +1,4 @@
-"""What is asked of the pipeline and what comes back: plain values, no torch model, no user interface."""
+"""What is asked of the pipeline: one video, and its progress while it is made."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, Literal
 import numpy as np
 
 from bsa import BSAConfig, Grid
-from pipeline.request.refinement import Refinement, latent_frames
+from pipeline.request.start import KEYS, STARTS, FromNoise, Start, read_start
+from pipeline.request.values import real, whole
+from pipeline.request.workload import Workload
 
-# Strides of LongCat: the Wan VAE turns 8x8 pixels and 4 frames (after the first) into one latent,
-# the transformer turns 1x2x2 latents into one token.
-LATENT_FRAMES = 4
+# Strides of LongCat: the Wan VAE turns 8x8 pixels into one latent, the transformer turns 1x2x2 latents into one token.
 LATENT_PIXELS = 8
 TOKEN_PIXELS = 16
 
@@ -46,7 +46,7 @@ class VideoRequest:
         bsa: block sparse attention, or None for dense attention.
         use_distill: sigmas of LongCat's distilled (few-step) model instead of the regular ones.
         lora: name of an adapter of the checkpoint to run with (see `CheckpointInfo.loras`), or None.
-        refine: the clip to refine into this size, or None to begin with noise alone. `steps` are then those of the
+        start: how it begins: `FromNoise`, or `FromClip` to refine a clip into this size. `steps` are then those of the
             whole schedule, of which the part below the clip's noise level runs.
 
     Raises:
@@ -65,67 +65,45 @@ class VideoRequest:
     bsa: BSAConfig | None
     use_distill: bool = False
     lora: str | None = None
-    refine: Refinement | None = None
+    start: Start = FromNoise()
 
     def __post_init__(self) -> None:
         for name in ("prompt", "negative_prompt"):
             _check_text(name, getattr(self, name))
         if not any(map(_shows, self.prompt)):
             raise ValueError("the prompt is empty; describe the video in a sentence or two")
+        for name in ("height", "width", "num_frames", "steps", "seed", "fps"):
+            object.__setattr__(self, name, whole(name, getattr(self, name)))
+        # A float also of a whole number: equal requests are written equally.
+        object.__setattr__(self, "guidance_scale", real("guidance_scale", self.guidance_scale))
         for name in ("height", "width"):
             _check_size(name, getattr(self, name))
-        if self.refine is None:
-            _check_frames(self.num_frames)
-        else:
-            self._check_refinement()
-        if not 1 <= _whole("steps", self.steps) <= 1000:
+        if not isinstance(self.start, STARTS):
+            raise ValueError(f"start is a {type(self.start).__name__}; pass FromNoise() or FromClip(video=...)")
+        self.start.check(self)
+        if not 1 <= self.steps <= 1000:
             raise ValueError(f"steps {self.steps} is outside 1 to 1000; LongCat uses 50, its distilled model 16")
         if not isinstance(self.use_distill, bool):
             raise ValueError(f"use_distill {self.use_distill!r} is not true or false; pass one of them")
         if self.use_distill and self.steps > 50:
             raise ValueError(f"steps {self.steps} is more than the 50 of the distilled schedule; use at most 50")
-        if not 1 <= _number("guidance_scale", self.guidance_scale) <= 100:
+        if not 1 <= self.guidance_scale <= 100:
             raise ValueError(
                 f"guidance_scale {self.guidance_scale} is outside 1 to 100; use 1 for none, about 4 for LongCat"
             )
-        object.__setattr__(self, "guidance_scale", float(self.guidance_scale))  # equal requests are written equally
-        if not 0 <= _whole("seed", self.seed) < 2**63:
+        if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed {self.seed} is outside 0 to 2^63 - 1; use a smaller non-negative number")
-        if not 1 <= _whole("fps", self.fps) <= 120:
+        if not 1 <= self.fps <= 120:
             raise ValueError(f"fps {self.fps} is outside 1 to 120; LongCat videos are made for 15")
         if self.bsa is not None and not isinstance(self.bsa, BSAConfig):
             raise ValueError(f"bsa is a {type(self.bsa).__name__}; pass a BSAConfig, or None for dense attention")
-
         if self.lora is not None and not (isinstance(self.lora, str) and self.lora):
             raise ValueError(f"lora {self.lora!r} is not the name of an adapter; pass one such as 'distill', or None")
-        if self.lora == "refine" and self.refine is None:
-            raise ValueError("the adapter 'refine' is for refining a clip; choose a clip, or another adapter")
-
-    def _check_refinement(self) -> None:
-        if not isinstance(self.refine, Refinement):
-            raise ValueError(f"refine is a {type(self.refine).__name__}; pass a Refinement, or None")
-        if _whole("num_frames", self.num_frames) < 1 or (self.refine.double_frames and self.num_frames % 2):
-            raise ValueError(
-                f"num_frames {self.num_frames} is not what a refinement makes; use the clip's number of frames, or "
-                "twice that with double_frames"
-            )
-        if self.guidance_scale != 1:
-            raise ValueError(
-                f"guidance_scale {self.guidance_scale} has no effect: LongCat refines without guidance; use 1"
-            )
-        if self.use_distill is True:
-            raise ValueError("a refinement runs LongCat's regular schedule; turn the few-step schedule off")
-        if self.lora is None:
-            raise ValueError(
-                "a refinement needs the LoRA adapter trained for it, without which the clip only gets larger, not "
-                "sharper; use lora 'refine'"
-            )
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Latent frames, rows and columns."""
-        refining = self.refine is not None
-        frames = latent_frames(self.num_frames) if refining else 1 + (self.num_frames - 1) // LATENT_FRAMES
+        frames = self.start.latent_frames(self.num_frames)
         return frames, self.height // LATENT_PIXELS, self.width // LATENT_PIXELS
 
     @property
@@ -133,24 +111,16 @@ class VideoRequest:
         """Token grid of the transformer: one token per latent frame and 16x16 pixels."""
         return Grid(self.latent_shape[0], self.height // TOKEN_PIXELS, self.width // TOKEN_PIXELS)
 
-    def bsa_status(self) -> tuple[bool, str]:
-        """Whether the self-attention will be sparse, and why (not)."""
-        if self.bsa is None:
-            return False, "dense attention was asked for"
-        if self.grid.t == 1:
-            return False, (
-                f"num_frames {self.num_frames} is a single latent frame, for which LongCat always uses dense "
-                f"attention; ask for at least {LATENT_FRAMES + 1} frames"
-            )
-        key_blocks = self.bsa.blocks(self.grid).k_blocks.volume
-        return True, f"each query block keeps {self.bsa.selector.kept_words(key_blocks)} of {key_blocks} key blocks"
+    @property
+    def workload(self) -> Workload:
+        """What it comes to on the transformer; see there."""
+        return Workload.of(self.grid, self.guidance_scale, self.bsa, self.num_frames)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; `from_dict` reads them back."""
-        values = {name: getattr(self, name) for name in self.__slots__}
+        values = {name: getattr(self, name) for name in self.__slots__ if name != "start"}
         values["bsa"] = None if self.bsa is None else self.bsa.to_bsa_params()
-        values["refine"] = None if self.refine is None else self.refine.to_dict()
-        return values
+        return values | self.start.to_dict()
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> VideoRequest:
@@ -159,16 +129,15 @@ class VideoRequest:
         Raises:
             ValueError: a name is unknown or missing, or a value cannot be used.
         """
-        unknown = sorted(set(values) - set(cls.__slots__))
+        known = [name for name in cls.__slots__ if name != "start"] + list(KEYS)
+        unknown = sorted(set(values) - set(known))
         if unknown:
-            raise ValueError(f"unknown request field {unknown[0]!r}; the fields are {', '.join(cls.__slots__)}")
-        values = dict(values)
-        if isinstance(values.get("bsa"), dict):
-            values["bsa"] = BSAConfig.from_bsa_params(values["bsa"])
-        if isinstance(values.get("refine"), dict):
-            values["refine"] = Refinement.from_dict(values["refine"])
+            raise ValueError(f"unknown request field {unknown[0]!r}; the fields are {', '.join(known)}")
+        given = {name: value for name, value in values.items() if name not in KEYS}
+        if isinstance(given.get("bsa"), dict):
+            given["bsa"] = BSAConfig.from_bsa_params(given["bsa"])
         try:
-            return cls(**values)
+            return cls(**given, start=read_start(values))
         except TypeError as error:
             raise ValueError(f"the request is incomplete: {str(error).partition('() ')[2]}") from None
 
@@ -193,10 +162,6 @@ class StepUpdate:
     preview: Callable[[], np.ndarray] | None = None
 
 
-
-
-
-
 def _check_text(name: str, text: object) -> None:
     label = name.replace("_", " ")
     if not isinstance(text, str):
@@ -217,29 +182,9 @@ def _shows(character: str) -> bool:
     return unicodedata.category(character) not in ("Cc", "Cf", "Zl", "Zp", "Zs") and character not in _INVISIBLE
 
 
-def _whole(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{name} {value!r} is not a whole number; pass an integer")
-    return value
-
-
-def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{name} {value!r} is not a number; pass one such as 4.0")
-    return value
-
-
 def _check_size(name: str, value: int) -> None:
-    if _whole(name, value) < TOKEN_PIXELS:
+    if value < TOKEN_PIXELS:
         raise ValueError(f"{name} {value} is too small; use a multiple of {TOKEN_PIXELS} from {TOKEN_PIXELS} on")
     if value % TOKEN_PIXELS:
         below = value // TOKEN_PIXELS * TOKEN_PIXELS
         raise ValueError(f"{name} {value} is not a multiple of {TOKEN_PIXELS}; try {below} or {below + TOKEN_PIXELS}")
-
-
-def _check_frames(value: int) -> None:
-    if _whole("num_frames", value) < 1:
-        raise ValueError(f"num_frames {value} is too small; use 1, 5, 9, ... (4n + 1)")
-    if value % LATENT_FRAMES != 1:
-        below = (value - 1) // LATENT_FRAMES * LATENT_FRAMES + 1
-        raise ValueError(f"num_frames {value} is not of the form 4n + 1; try {below} or {below + LATENT_FRAMES}")

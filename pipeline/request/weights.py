@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bsa import Grid
-from pipeline.request.video import VideoRequest
-
 QUANTIZATIONS = ("fp8",)
 
 
@@ -72,24 +69,5 @@ class Weights:
         if self and forward == "plain":
             raise ValueError(f"the plain forward cannot run with {self}; use the fast one or auto, or leave {self} out")
 
-    def check(self, request: VideoRequest) -> None:
-        """Raises ValueError for a request that only the plain forward can run."""
-        if self and (obstacle := mixed_chunks(request)):
-            raise ValueError(
-                f"{self} needs the fast forward, which cannot run this request because {obstacle}; give both the same "
-                f"chunk, or load the model without {self}"
-            )
-
 
 AS_STORED = Weights()
-
-
-def mixed_chunks(request: VideoRequest) -> str | None:
-    """Why the fast forward cannot run a request, as the end of a sentence: it has one block order for all tokens."""
-    if not request.bsa_status()[0]:
-        return None
-    chunks = request.bsa.chunk_q, request.bsa.chunk_k
-    # What reaches beyond the grid makes no difference.
-    if len({Grid(*map(min, request.grid, chunk)) for chunk in chunks}) == 1:
-        return None
-    return f"queries and keys have chunks of {chunks[0]} and {chunks[1]} tokens"

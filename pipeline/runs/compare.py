@@ -27,9 +27,7 @@ def compare(
     Raises:
         ValueError: BSA would not be active, so there is nothing to compare; or as `generate` raises.
     """
-    active, reason = request.bsa_status()
-    if not active:
-        raise ValueError(f"nothing to compare: {reason}")
+    request.workload.check_comparison()
     folder = temporary_folder() if output_dir is None else Path(output_dir)
     outputs = [prepare_output(folder / name) for name in ("dense.mp4", "sparse.mp4")]
 

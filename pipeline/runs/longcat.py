@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.estimate.estimator import Estimator, check_load
+from pipeline.estimate.estimator import Estimator
 from pipeline.machine.device import choose_device
 from pipeline.machine.measure import Clock, PeakMemory
 from pipeline.machine.memory import available_memory, held_memory
@@ -24,25 +24,20 @@ from pipeline.media.attention_record import record_path
 from pipeline.media.comment import describe
 from pipeline.media.write import prepare_output, write_video
 from pipeline.model.attention import attention_for
-from pipeline.model.choose_forward import (
-    ForwardChoice,
-    check_weights,
-    checked_forward,
-    choose_forward,
-    forward_for,
-    warm_up,
-)
+from pipeline.model.begin import begin
 from pipeline.model.denoising import denoise
 from pipeline.model.forward import trim_text
+from pipeline.model.fp8 import check_device
 from pipeline.model.preview import LatentColours
 from pipeline.model.recorder import AttentionRecorder
-from pipeline.model.schedule import refine_schedule
-from pipeline.model.start_from_clip import start_latents
+from pipeline.model.run_forward import forward_for, warm_up
 from pipeline.request.checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
+from pipeline.request.choose_forward import checked_forward
 from pipeline.request.generator import OnStep
 from pipeline.request.result import VideoResult
 from pipeline.request.video import MAX_PROMPT_TOKENS, StepUpdate, VideoRequest
 from pipeline.request.weights import AS_STORED, Weights
+from pipeline.runs.plan import Plan, plan
 
 logger = logging.getLogger("pipeline")
 
@@ -114,8 +109,9 @@ class LongCatPipeline:
         info = inspect_checkpoint(path)
         colours = LatentColours.from_config(info.defaults)
         chosen = choose_device(device)
-        check_weights(weights, forward, chosen)
-        check_load(info, chosen, weights)
+        if weights.quantization is not None and chosen.type == "cuda":
+            check_device(chosen)
+        Estimator(info, chosen, weights=weights).check_load()
         say("Importing FastVideo")
         from pipeline.model.fastvideo_adapter import FastVideoLongCat
 
@@ -153,9 +149,13 @@ class LongCatPipeline:
         output = prepare_output(output)
         with self._lock:
             self._check_tokens(request)
-            self.info.check_lora(request.lora)
-            self._check_memory(request)
-            return self._generate(request, on_step or (lambda update: None), output)
+            return self._generate(self.plan(request), on_step or (lambda update: None), output)
+
+    def plan(self, request: VideoRequest) -> Plan:
+        """What `generate` will do with a request. Raises ValueError where it would refuse it."""
+        room = available_memory(self.device) + held_memory(self.device)
+        options = {"forward": self.forward, "estimator": self._estimator, "available": room}
+        return plan(self.info, request, self.weights, self.device, **options)
 
     def _check_tokens(self, request: VideoRequest) -> None:
         for label, text in (("prompt", request.prompt), ("negative prompt", request.negative_prompt)):
@@ -172,23 +172,16 @@ class LongCatPipeline:
         with self._lock:
             yield self._model
 
-    def _check_memory(self, request: VideoRequest) -> None:
-        room = available_memory(self.device) + held_memory(self.device)
-        self._estimator.check(request, room)
-
-    def _generate(self, request: VideoRequest, on_step: OnStep, output: Path) -> tuple[VideoResult, np.ndarray]:
-        model = self._model
-        active, reason = request.bsa_status()
-        if active:
+    def _generate(self, plan: Plan, on_step: OnStep, output: Path) -> tuple[VideoResult, np.ndarray]:
+        model, request, work = self._model, plan.request, plan.work
+        if work.bsa is not None:
             logger.info("Enabling Block Sparse Attention (BSA) for LongCat transformer")
-            logger.info("BSA parameters: %s", request.bsa.to_bsa_params())
+            logger.info("BSA parameters: %s", work.bsa.to_bsa_params())
         else:
-            logger.info("Block Sparse Attention (BSA) is not used: %s", reason)
-
-        choice = choose_forward(self.forward, request, self.device, self.weights)
-        logger.info("The %s forward runs because %s", *choice)
+            logger.info("Block Sparse Attention (BSA) is not used: %s", work.reason)
+        logger.info("The %s forward runs because %s", *plan.forward)
         model.lora.use(request.lora)
-        self._warm_up(request, choice)
+        self._warm_up(plan)
         clock = Clock(self.device)
         with PeakMemory(self.device) as peak, torch.no_grad():
             with clock.phase("text") as elapsed:
@@ -200,22 +193,16 @@ class LongCatPipeline:
                     text, mask = trim_text(text, mask)
                 on_step(StepUpdate("text", 1, 1, elapsed()))
 
-            if request.refine is None:
-                latents, schedule = model.initial_latents(batch), model.scheduler
-            else:
-                with clock.phase("encode") as elapsed:
-                    model.set_timesteps(batch)
-                    schedule = refine_schedule(model.scheduler.timesteps, request.refine.t_thresh)
-                    latents = start_latents(model, request, on_step, elapsed).to(self.device)
-
+            latents, schedule = begin(model, request, batch, on_step, clock)
+            latents = latents.to(self.device)
             layers, steps = len(model.transformer.blocks), len(schedule.timesteps)
             recorder = None
-            if self.record and active:
-                recorder = AttentionRecorder(request, layers, steps=steps, block_order=choice.name == "fast")
-            attention = attention_for(request, recorder)
+            if self.record and work.sparse:
+                recorder = AttentionRecorder(request, layers, steps=steps, block_order=plan.forward.name == "fast")
+            attention = attention_for(work, recorder)
             with clock.phase("denoise") as elapsed:
                 latents = denoise(
-                    forward_for(choice, model, request, attention),
+                    forward_for(plan.forward, model, work, attention),
                     schedule,
                     latents,
                     text,
@@ -234,8 +221,8 @@ class LongCatPipeline:
                 frames = self._decode(batch, latents, on_step, elapsed)
 
         density, versions = attention.density(), _versions(self.device) | self.weights.versions
-        if choice.name != "plain":
-            versions["forward"] = choice.name  # the same video up to rounding, but not bit for bit
+        if plan.forward.name != "plain":
+            versions["forward"] = plan.forward.name  # the same video up to rounding, but not bit for bit
         frames = frames[: request.num_frames]  # without the padding of a refinement
         write_video(output, frames, request.fps, describe(request, versions, self.info.name))
         result = VideoResult(
@@ -247,8 +234,8 @@ class LongCatPipeline:
             density=density,
             blocks_kept=attention.blocks_kept(),
             blocks_total=attention.blocks_total(),
-            bsa_active=active,
-            bsa_reason=reason,
+            bsa_active=work.sparse,
+            bsa_reason=work.reason,
             versions=versions,
         )
         if recorder is not None:
@@ -264,15 +251,15 @@ class LongCatPipeline:
             # the video is made and written: a disk that filled up now is no reason to lose it
             logger.warning("The attention record %s could not be written: %s", path, error)
 
-    def _warm_up(self, request: VideoRequest, choice: ForwardChoice) -> None:
+    def _warm_up(self, plan: Plan) -> None:
         """Run what is new about a request once before the clock starts.
 
         Otherwise the first of two compared runs would carry a cost that none after it has.
         """
-        active, _ = request.bsa_status()
-        kind = (request.grid, request.bsa if active else None, request.guidance_scale > 1, choice.name)
+        work = plan.work
+        kind = (work.grid, work.bsa, work.rows, plan.forward.name)
         if kind not in self._warm:
-            warm_up(choice, self._model, request, attention_for(request), self.device)
+            warm_up(plan.forward, self._model, work, self.device)
             self._warm.add(kind)
 
     def _decode(self, batch: Any, latents: Tensor, on_step: OnStep, elapsed: Callable[[], float]) -> np.ndarray:

@@ -63,11 +63,11 @@ class Sweep:
             for column in range(width):
                 try:
                     request = self._cell(row, column)
-                    active, reason = request.bsa_status()
+                    work = request.workload
                 except ValueError as error:
                     raise ValueError(f"the cell {self.describe(row, column)} cannot be made: {error}") from None
-                if not active:
-                    raise ValueError(f"nothing to sweep: {reason}")
+                if not work.sparse:
+                    raise ValueError(f"nothing to sweep: {work.reason}")
 
     @property
     def shape(self) -> tuple[int, int]:

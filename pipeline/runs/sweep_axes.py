@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bsa import Grid
+from pipeline.request.values import LARGEST, MAX_DIGITS, chunk, whole
 
 Chunks = tuple[Grid, Grid]  # of queries and of keys
 
@@ -88,9 +88,6 @@ def value_text(value: Any) -> str:
     return str(query) if query == key else f"{query}/{key}"
 
 
-LARGEST = 2.0**64  # of any setting, and below what a float cannot hold
-MAX_DIGITS = 1000  # far fewer than those that Python refuses to read
-
 EXAMPLES = {
     "sparsity": "0.5, 0.75, 0.9375",
     "cdf_threshold": "0.7, 0.9",
@@ -114,35 +111,22 @@ def _number(name: str, value: Any) -> float:
 def _whole(name: str, value: Any) -> int:
     if isinstance(value, str) and value.strip().isdecimal() and len(value) < MAX_DIGITS:
         return int(value)  # exact, also for seeds that a float would round
-    number = _number(name, value)
-    if number != int(number):
-        raise ValueError(f"{LABELS[name]} {number:g} is not a whole number; try {math.floor(number)}")
-    return int(number)
+    return whole(LABELS[name], _number(name, value))
 
 
 def _chunks(name: str, value: Any) -> Chunks:
     if isinstance(value, str):
-        sides = [_triple(part) for part in value.strip().lower().replace("×", "x").split("/")]
+        sides = [chunk(part) for part in value.strip().lower().replace("×", "x").split("/")]
     elif isinstance(value, Sequence) and len(value) == 3:
-        sides = [_triple(value)]
+        sides = [chunk(value)]
     elif isinstance(value, Sequence):
-        sides = [_triple(part) for part in value]
+        sides = [chunk(part) for part in value]
     else:
         sides = []
     if not 1 <= len(sides) <= 2 or None in sides:
         shown = value.strip() if isinstance(value, str) else value
         raise ValueError(f"chunk {shown!r} is not three whole numbers; write 4x4x4, or 4x4x4/4x4x8 for query and key")
     return sides[0], sides[-1]
-
-
-def _triple(value: Any) -> Grid | None:
-    parts = value.split("x") if isinstance(value, str) else value
-    try:
-        whole = [int(part) for part in parts]
-        same = isinstance(value, str) or whole == list(parts)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return Grid(*whole) if len(whole) == 3 and min(whole) >= 1 and same else None
 
 
 def _unreadable(name: str, value: Any) -> str:

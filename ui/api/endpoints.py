@@ -24,7 +24,9 @@ from pipeline import Axis, CheckpointInfo, Sweep, VideoRequest, read_resources
 from pipeline.estimate.estimator import Estimate
 from pipeline.media.attention_record import AttentionRecord, record_path
 from pipeline.media.clip import inspect_clip
+from pipeline.request.fields import FIELDS
 from pipeline.request.sentences import one_line
+from pipeline.runs.sweep_axes import LABELS
 from ui.api.calls import Calls
 from ui.form.read import bsa_config, new_seed, video_request
 from ui.jobs.job import VideoJob, plain
@@ -42,17 +44,21 @@ def parameters(checkpoint: CheckpointInfo) -> list[tuple[str, Any, Any, str]]:
     """(name, type, default, description) of what a video takes; the defaults are the checkpoint's own."""
     size, bsa = checkpoint.defaults, checkpoint.bsa or BSAConfig()
     return [
-        ("prompt", str, REQUIRED, "What the video shows, in a sentence or two"),
-        ("negative_prompt", str, "", "What it should not show; counts only when guidance_scale is above 1"),
-        ("width", int, size["width"], "Pixels, a multiple of 16"),
-        ("height", int, size["height"], "Pixels, a multiple of 16"),
-        ("num_frames", int, size["num_frames"], "Frames, of the form 4n + 1"),
-        ("steps", int, size["num_inference_steps"], "Denoising steps"),
-        ("guidance_scale", float, size["guidance_scale"], "Classifier-free guidance, 1 for none"),
+        _field("prompt", REQUIRED),
+        _field("negative_prompt", ""),
+        _field("width", size["width"]),
+        _field("height", size["height"]),
+        _field("num_frames", size["num_frames"]),
+        _field("steps", size["num_inference_steps"]),
+        _field("guidance_scale", size["guidance_scale"]),
         ("seed", int | None, None, "Seed of the initial noise; null draws one, which the report states"),
-        ("lora", str | None, None, "Adapter of the checkpoint; 'distill' is made for 16 steps and guidance_scale 1"),
+        ("lora", str | None, None, FIELDS["lora"].help),
         *attention_parameters(bsa),
     ]
+
+
+def _field(name: str, default: Any) -> tuple[str, Any, Any, str]:
+    return name, FIELDS[name].kind, default, FIELDS[name].help
 
 
 def attention_parameters(bsa: BSAConfig) -> list[tuple[str, Any, Any, str]]:
@@ -66,7 +72,7 @@ def attention_parameters(bsa: BSAConfig) -> list[tuple[str, Any, Any, str]]:
 
 JOB_ID = ("job_id", str | None, None, "Your own name for the job, for /cancel and /inspect; null draws one")
 KNOWN_ID = ("job_id", str, REQUIRED, "What you named the job, or what its report says")
-SETTINGS = Literal["sparsity", "cdf_threshold", "chunk", "seed", "steps"]
+SETTINGS = Literal[tuple(LABELS)]  # type: ignore[valid-type]  # made from the table
 NO_COLUMNS = "column_values are given without columns; name the setting that they are of, such as 'steps'"
 NOT_ESTIMATED = "the model that runs here does not say how large it is, so nothing can be estimated"
 
@@ -141,18 +147,17 @@ def add_api(page: gr.Blocks, site: Site) -> None:
         """What a video will take on this machine, dense and sparse: seconds by phase, peak memory in bytes and what the
         numbers rest on. Makes nothing. Fails with the numbers when the video cannot fit."""
         request = _request(site, {"prompt": "-", "negative_prompt": "", "seed": 0} | values)
-        site.estimates.check(request)
-        sparse, dense = site.estimates.of(request), site.estimates.of(replace(request, bsa=None))
+        plans = {"dense": site.estimates.plan(replace(request, bsa=None)), "sparse": site.estimates.plan(request)}
+        dense, sparse = plans["dense"].estimate, plans["sparse"].estimate
         if sparse is None or dense is None:
             raise ValueError(NOT_ESTIMATED)
-        active, reason = request.bsa_status()
         return {
             "dense": _estimate(dense),
             "sparse": _estimate(sparse),
             "speedup": site.estimates.ratio(request) if dense.seconds and sparse.seconds else None,
             "available_memory": site.estimates.available(),
-            "bsa_active": active,
-            "bsa_reason": reason,
+            "bsa_active": plans["sparse"].work.sparse,
+            "bsa_reason": plans["sparse"].work.reason,
         }
 
     async def inspect_(job_id: str, step: int, layer: int, head: int, query_block: int) -> dict[str, Any]:

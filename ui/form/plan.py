@@ -33,7 +33,7 @@ def plan_panel(checkpoint: CheckpointInfo, values: Mapping[str, Any], estimates:
 def _expected(
     checkpoint: CheckpointInfo, values: Mapping[str, Any], request: VideoRequest, estimates: Estimates
 ) -> str:
-    estimates.check(request)
+    estimates.plan(request)
     sparse = request
     if request.bsa is None:
         sparse = form_request(checkpoint, {**values, "mode": SPARSE_ONLY, "sparsity": values["sparsity"] or 0})
@@ -41,14 +41,14 @@ def _expected(
 
 
 def _describe(request: VideoRequest, expected: str) -> str:
-    grid = request.grid
-    active, reason = request.bsa_status()
+    work = request.workload
+    grid, active = work.grid, work.sparse
     verdict = "BSA active" if active else "BSA not active"
     rows = [("Token grid", f"{_sides(grid)} = {_count(grid.volume)} tokens")]
     picture = ""
     if active:
-        plan = request.bsa.blocks(grid)
-        rows += _block_rows(request.bsa, plan)
+        plan = work.blocks
+        rows += _block_rows(work.bsa, plan)
         rows.append(("Ragged blocks", _ragged(plan.ragged_q, plan.ragged_k)))
         total = plan.k_blocks.volume
         if plan.kept is None:
@@ -62,7 +62,7 @@ def _describe(request: VideoRequest, expected: str) -> str:
         rows.append(("Kept", "every token attends to every token (100%)"))
     table = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in rows)
     # The kept count is in the table already, so the reason is only needed where BSA stays off.
-    why = "" if active else f'<p class="why">{escape(page_sentence(reason))}</p>'
+    why = "" if active else f'<p class="why">{escape(page_sentence(work.reason))}</p>'
     return (
         f'<div class="plan" data-active="{str(active).lower()}">'
         f'<p class="verdict"><span class="dot"></span>{verdict}</p>{why}<dl>{table}</dl>{picture}{expected}</div>'
@@ -136,8 +136,7 @@ def outlook(estimates: Estimates, request: VideoRequest, sparse: VideoRequest, m
 def _time(arms: dict[str, Estimate], sparse: VideoRequest, mode: str) -> str:
     if arms["dense"].seconds is None:
         return escape(TIME_UNKNOWN)
-    active, _ = sparse.bsa_status()
-    if not active:
+    if not sparse.workload.sparse:
         return escape(TIME_ONE.format(dense=duration_text(arms["dense"].seconds["total"])))
     words = {name: duration_text(estimate.seconds["total"]) for name, estimate in arms.items()}
     ratio = arms["dense"].seconds["denoise"] / arms["sparse"].seconds["denoise"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +9,9 @@ from typing import Any
 from bsa import BSAConfig, selectors
 from pipeline import CheckpointInfo, VideoRequest
 from pipeline.media.clip import inspect_clip
+from pipeline.request.fields import FIELDS
 from pipeline.request.sentences import one_line
+from pipeline.request.values import real, whole
 
 SIDE_BY_SIDE, SPARSE_ONLY, DENSE_ONLY = "both", "sparse", "dense"
 TOP_K, MASS, TOP_K_AND_MASS = selectors.TOP_K, selectors.MASS, selectors.TOP_K_AND_MASS
@@ -63,8 +64,8 @@ def bsa_config(
     *, sparsity: float | None, cdf_threshold: float | None, chunk_q: Sequence[Any], chunk_k: Sequence[Any]
 ) -> BSAConfig:
     return BSAConfig(
-        sparsity=None if sparsity is None else _real("sparsity", sparsity),
-        cdf_threshold=None if cdf_threshold is None else _real("cdf threshold", cdf_threshold),
+        sparsity=None if sparsity is None else real("sparsity", sparsity),
+        cdf_threshold=None if cdf_threshold is None else real("cdf threshold", cdf_threshold),
         chunk_q=_chunk("query chunk", chunk_q),
         chunk_k=_chunk("key chunk", chunk_k),
     )
@@ -90,52 +91,21 @@ def video_request(
 ) -> VideoRequest:
     """refine: path of a clip, whose frames then count and not `num_frames`. use_distill None: as the adapter asks for,
     or the checkpoint."""
-    given = {
-        "negative_prompt": negative_prompt,
-        "width": _whole("width", width),
-        "height": _whole("height", height),
-        "steps": _whole("number of steps", steps),
-        "guidance_scale": _real("guidance scale", guidance_scale),
-        "seed": _whole("seed", seed),
-        "bsa": bsa,
-        "lora": lora or None,
-    }
+    numbers = {"width": width, "height": height, "steps": steps, "guidance_scale": guidance_scale, "seed": seed}
+    given: dict[str, Any] = {name: FIELDS[name].read(value) for name, value in numbers.items()}
+    given |= {"negative_prompt": negative_prompt, "bsa": bsa, "lora": lora or None}
     if use_distill is not None:
         given["use_distill"] = use_distill
     if not refine:
-        return checkpoint.request(prompt, num_frames=_whole("number of frames", num_frames), **given)
-    shape = {"double_frames": double_frames, "t_thresh": _real("noise level", t_thresh)}
+        return checkpoint.request(prompt, num_frames=FIELDS["num_frames"].read(num_frames), **given)
+    shape = {"double_frames": double_frames, "t_thresh": real("noise level", t_thresh)}
     return checkpoint.refinement(prompt, inspect_clip(refine), **shape, **given)
 
 
 def _chunk(name: str, sides: Sequence[Any]) -> list[int]:
     if not isinstance(sides, Sequence) or isinstance(sides, str) or len(sides) != 3:
         raise ValueError(f"{name} {sides!r} is not three numbers; give frames, rows and columns, such as [4, 4, 4]")
-    return [_whole(f"{name} {axis}", side) for axis, side in zip("THW", sides, strict=True)]
-
-
-def _real(name: str, value: Any) -> float:
-    """A float also of a whole number, so that a video's settings read the same wherever they were entered."""
-    return float(_number(name, value))
-
-
-def _number(name: str, value: Any) -> int | float:
-    if value is None:
-        raise ValueError(f"{name} is empty; enter a number")
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} {value!r} is not a number; enter one such as 4 or 0.5")
-    if 2**64 < abs(value) < math.inf:  # JSON sets no limit, and math's functions raise beyond a float's range
-        raise ValueError(f"{name} is far too large; enter a smaller number")
-    return value
-
-
-def _whole(name: str, value: Any) -> int:
-    """Browsers and JSON deliver whole numbers as 4.0 too; anything with a fraction is refused, never rounded."""
-    number = _number(name, value)
-    if not math.isfinite(number) or number != int(number):
-        near = int(number) if math.isfinite(number) else 1
-        raise ValueError(f"{name} {value} is not a whole number; try one such as {near}")
-    return int(number)
+    return [whole(f"{name} {axis}", side) for axis, side in zip("THW", sides, strict=True)]
 
 
 # The pipeline's sentences name its fields; the page says the same with the words of its labels.

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from bsa import BSAConfig
-from pipeline import VideoRequest, cli_command, python_code, read_settings
+from pipeline import FromClip, VideoRequest, cli_command, python_code, read_settings
 from pipeline.request.weights import Weights
 from ui.form.fields import Fields
 from ui.form.read import DENSE_ONLY, SIDE_BY_SIDE, SPARSE_ONLY, keep_by, page_sentence
@@ -40,7 +40,7 @@ def form_values(request: VideoRequest, side_by_side: bool | None = None) -> dict
     values = {name: getattr(request, name) for name in ("prompt", "negative_prompt", "width", "height", "num_frames")}
     values |= {"steps": request.steps, "guidance_scale": request.guidance_scale, "seed": request.seed}
     values |= {"randomise": False, "use_distill": request.use_distill, "fps": request.fps, "lora": request.lora or ""}
-    clip = request.refine
+    clip = request.start if isinstance(request.start, FromClip) else None
     # a whole path is one of this server's; a name alone comes from a video's own settings
     here = clip is not None and Path(clip.video).is_absolute() and Path(clip.video).is_file()
     values["refine"] = clip.video if here else None
@@ -82,9 +82,10 @@ def fill(fields: Fields, values: dict[str, Any]) -> dict[Any, Any]:
 def remarks(site: Site, fields: Fields, request: VideoRequest, versions: dict[str, str]) -> list[str]:
     """Sentences about what keeps the form, or this machine, from making the very same video again."""
     defaults, said = site.checkpoint.defaults, []
-    if request.refine is not None and form_values(request)["refine"] is None:
-        said.append(OTHER_CLIP.format(clip=Path(request.refine.video).name[:80]))
-    elif request.refine is None and "fps" not in fields and request.fps != defaults["fps"]:
+    clip = request.start.clip
+    if clip is not None and form_values(request)["refine"] is None:
+        said.append(OTHER_CLIP.format(clip=clip.name[:80]))
+    elif clip is None and "fps" not in fields and request.fps != defaults["fps"]:
         said.append(OTHER_FPS.format(fps=request.fps, here=defaults["fps"]))
     if request.seed > LARGEST_SEED:
         said.append(LARGE_SEED.format(seed=request.seed))

@@ -12,6 +12,7 @@ from pipeline.estimate.advice import Advice, advise
 from pipeline.estimate.estimator import FILE_NAME, Estimate, Estimator
 from pipeline.machine.device import expected_device
 from pipeline.machine.memory import Device, available_memory, held_memory, total_memory
+from pipeline.runs.plan import Plan, plan
 from ui.jobs.job import Job
 from ui.jobs.worker import Worker
 
@@ -25,7 +26,8 @@ class Estimates:
     """What a request will take, before it runs; and the worker's check and clock made of it.
 
     device: "auto", "cpu", "cuda" or "cuda:N", as the worker's pipeline is loaded.
-    A checkpoint whose size cannot be read has no estimates: everything is None then, and nothing is refused.
+    A checkpoint whose size cannot be read has no estimates: everything is None then, and nothing is refused for want of
+    memory.
     """
 
     def __init__(self, checkpoint: CheckpointInfo, worker: Worker, device: str = "auto") -> None:
@@ -41,6 +43,7 @@ class Estimates:
 
     def use(self, checkpoint: CheckpointInfo) -> None:
         """Estimate for this checkpoint from now on, the one that the worker loads or has loaded."""
+        self._checkpoint = checkpoint
         try:
             store = self._worker.output_dir / FILE_NAME
             self._estimator = Estimator(checkpoint, self.device, store, self._worker.weights)
@@ -77,12 +80,10 @@ class Estimates:
             self._memory = time.monotonic(), size
         return size
 
-    def check(self, request: VideoRequest) -> None:
-        """Raises ValueError when the request cannot fit into the device's memory, or run with the model's weights."""
-        self._worker.weights.check(request)
-        estimator, available = self._estimator, self.available()
-        if estimator is not None and available is not None:
-            estimator.check(request, available)
+    def plan(self, request: VideoRequest) -> Plan:
+        """What will happen to a request. Raises ValueError where it cannot run."""
+        options = {"estimator": self._estimator, "available": self.available()}
+        return plan(self._checkpoint, request, self._worker.weights, self.device, **options)
 
     def ratio(self, request: VideoRequest) -> float | None:
         """Expected denoising time with full attention over that of the request."""
@@ -118,7 +119,7 @@ class Estimates:
 
     def _admit(self, job: Job) -> None:
         for request in job_requests(job):
-            self.check(request)
+            self.plan(request)
 
     def _observe(self, job: Job) -> None:
         results, estimator = getattr(job, "results", None), self._estimator

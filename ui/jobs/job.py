@@ -21,6 +21,7 @@ import numpy as np
 
 from pipeline import Cancelled, Comparison, StepUpdate, VideoRequest, VideoResult, compare
 from pipeline.request.generator import Generator, OnStep
+from pipeline.request.start import FromClip
 
 log = logging.getLogger("ui")
 
@@ -153,9 +154,8 @@ class VideoJob(Job):
     comparison: Comparison | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        active, reason = self.request.bsa_status()
-        if self.side_by_side and not active:
-            raise ValueError(f"nothing to compare: {reason}")
+        if self.side_by_side:
+            self.request.workload.check_comparison()
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -164,9 +164,8 @@ class VideoJob(Job):
 
     @property
     def work(self) -> float:
-        request = self.request
-        rows = 2 if request.guidance_scale > 1 else 1
-        return float(len(self.arms) * rows * request.steps * request.grid.volume)
+        work = self.request.workload
+        return float(len(self.arms) * work.rows * self.request.steps * work.grid.volume)
 
     def remaining(self) -> float | None:
         update, made = self.update, [result.seconds["total"] for result in self.results.values()]
@@ -196,15 +195,15 @@ class VideoJob(Job):
 
     def _keep_clip(self) -> None:
         """A clip to refine may be an upload, or a run that is deleted one day: the job keeps its own copy."""
-        refine = self.request.refine
-        if refine is None:
+        start = self.request.start
+        if not isinstance(start, FromClip):
             return
         kept = self.folder / "clip.mp4"
         try:
-            shutil.copyfile(refine.video, kept)
+            shutil.copyfile(start.clip, kept)
         except FileNotFoundError:
             raise ValueError("the clip to refine is gone; choose it again") from None
-        self.request = replace(self.request, refine=replace(refine, video=str(kept.absolute())))
+        self.request = replace(self.request, start=start.at(kept.absolute()))
 
     def report(self) -> dict[str, Any]:
         """What was asked for, made and measured, ready for JSON. Videos are named, not located: the reader may

@@ -19,7 +19,7 @@ import gradio as gr
 import numpy as np
 
 from pipeline.media.attention_record import AttentionRecord, record_path
-from pipeline.request.video import LATENT_FRAMES
+from pipeline.request.start import LATENT_FRAMES
 from ui.jobs.files import picture
 from ui.jobs.job import VideoJob
 from ui.look.parts import QUIET, Drawn

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from html import escape
-from pathlib import Path
 
-from pipeline import Comparison, VideoResult
+from pipeline import Comparison, FromClip, VideoResult
 
 TITLES = {"dense": "Dense", "sparse": "Sparse (BSA)"}
 
@@ -36,7 +35,7 @@ def table_rows(results: Mapping[str, VideoResult]) -> list[tuple[str, list[str]]
     memory = f"Peak memory ({labels.pop()})" if len(labels) == 1 else "Peak memory"
     encoded = [video.seconds["encode"] for video in videos if "encode" in video.seconds]
     adapters = [video.request.lora for video in videos if video.request.lora]
-    refined = [_refined(video) for video in videos if video.request.refine is not None]
+    refined = [_refined(video) for video in videos if isinstance(video.request.start, FromClip)]
     return [
         ("Text encoding", [seconds(video.seconds["text"]) for video in videos]),
         *([("Clip encoding", list(map(seconds, encoded)))] if encoded else []),
@@ -80,14 +79,14 @@ def _kept(video: VideoResult) -> str:
 def _clip(video: VideoResult) -> str:
     request = video.request
     text = f"{request.width} × {request.height}, {request.num_frames} frames"
-    if request.refine is not None:  # of whose steps only a part runs
+    if request.start.clip is not None:  # of whose steps only a part runs
         return text
     return f"{text}, {request.steps} steps, guidance {request.guidance_scale:g}"
 
 
 def _refined(video: VideoResult) -> str:
-    refine = video.request.refine
-    return REFINED.format(clip=Path(refine.video).name, level=refine.t_thresh, steps=video.request.steps)
+    start = video.request.start
+    return REFINED.format(clip=start.clip.name, level=start.t_thresh, steps=video.request.steps)
 
 
 def seconds(value: float) -> str:

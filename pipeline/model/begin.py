@@ -1,8 +1,9 @@
-"""From a clip to the noised latents that its refinement starts from.
+"""The first latents of a video and the schedule from there: noise, or a clip that is to be refined.
 
-The steps of `generate_refine` in LongCat-Video's pipeline_longcat_video.py: enlarge, interpolate frames, repeat the
-last one until whole groups of latent frames are full, encode, mix with noise. FastVideo's stage for this always goes to
-a 720p size, rounds to the text encoder's dtype and leaves the VAE tiled for every later video, so it is not used.
+For a clip, the steps of `generate_refine` in LongCat-Video's pipeline_longcat_video.py: enlarge, interpolate frames,
+repeat the last one until whole groups of latent frames are full, encode, mix with noise. FastVideo's stage for this
+always goes to a 720p size, rounds to the text encoder's dtype and leaves the VAE tiled for every later video, so it is
+not used.
 """
 
 from __future__ import annotations
@@ -15,9 +16,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.machine.measure import Clock
 from pipeline.media.clip import read_clip
+from pipeline.model.schedule import Schedule, refine_schedule
 from pipeline.request.refinement import latent_frames
+from pipeline.request.start import FromClip
 from pipeline.request.video import StepUpdate, VideoRequest
+
+
+def begin(
+    model: Any, request: VideoRequest, batch: Any, on_step: Callable[[StepUpdate], None], clock: Clock
+) -> tuple[Tensor, Schedule]:
+    """Latents fp32 [1, C, T, H, W] and the timesteps and noise levels that are left to run.
+
+    model: a loaded `FastVideoLongCat`, whose `batch` has its text encoded.
+    """
+    start = request.start
+    if not isinstance(start, FromClip):
+        latents = model.initial_latents(batch)
+        return latents, Schedule(model.scheduler.timesteps, model.scheduler.sigmas)
+    with clock.phase("encode") as elapsed:
+        model.set_timesteps(batch)
+        schedule = refine_schedule(model.scheduler.timesteps, start.t_thresh)
+        latents = start_latents(model, request, start, on_step, elapsed)
+    return latents, schedule
 
 
 def enlarge(frames: np.ndarray, num_frames: int, height: int, width: int) -> Tensor:
@@ -41,7 +63,11 @@ def noised(latents: Tensor, noise: Tensor, t_thresh: float) -> Tensor:
 
 
 def start_latents(
-    model: Any, request: VideoRequest, on_step: Callable[[StepUpdate], None], elapsed: Callable[[], float]
+    model: Any,
+    request: VideoRequest,
+    start: FromClip,
+    on_step: Callable[[StepUpdate], None],
+    elapsed: Callable[[], float],
 ) -> Tensor:
     """Read, enlarge, encode and noise the clip of a request; fp32 [1, C, T, H, W].
 
@@ -50,10 +76,9 @@ def start_latents(
     Raises:
         ValueError: the clip cannot be read, or has not as many frames as the request says.
     """
-    wanted = request.refine
     on_step(StepUpdate("encode", 0, request.latent_shape[0], elapsed()))
-    frames = read_clip(wanted.video)
-    factor = 2 if wanted.double_frames else 1
+    frames = read_clip(start.video)
+    factor = start.factor
     if factor * len(frames) != request.num_frames:
         raise ValueError(
             f"the clip has {len(frames)} frames, which a refinement makes {factor * len(frames)}, and num_frames is "
@@ -70,4 +95,4 @@ def start_latents(
 
     latents = model.encode(pixels, generator, on_frame)
     noise = torch.randn(latents.shape, generator=generator).to(latents)
-    return noised(latents, noise, wanted.t_thresh)
+    return noised(latents, noise, start.t_thresh)

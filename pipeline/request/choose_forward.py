@@ -1,0 +1,61 @@
+"""Which forward runs a generation: the plain one, or the fast one for large videos. Decided without PyTorch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from bsa.variants import measured_as
+from pipeline.machine.device import gpu_name
+from pipeline.machine.memory import Device
+from pipeline.request.weights import AS_STORED, Weights
+from pipeline.request.workload import Workload
+
+FORWARDS = ("auto", "plain", "fast")
+
+
+class ForwardChoice(NamedTuple):
+    """name: "plain" or "fast"; reason: why, as the end of a sentence."""
+
+    name: str
+    reason: str
+
+
+def checked_forward(name: str) -> str:
+    """The name; ValueError unless it is one of `FORWARDS`."""
+    if name not in FORWARDS:
+        raise ValueError(f"unknown forward {name!r}; choose one of {', '.join(FORWARDS)}")
+    return name
+
+
+def choose_forward(asked: str, work: Workload, device: Device, weights: Weights = AS_STORED) -> ForwardChoice:
+    """ "auto" takes the fast forward where the weights need it and on GPUs that bsa/tuned.json has measurements of, and
+    the plain one elsewhere.
+
+    A dense and a sparse video get the same one, so that only the attention differs between them; but not where chunks
+    of queries and keys differ, which only the plain forward takes: ask for "plain" to compare such videos.
+
+    Raises:
+        ValueError: the fast forward was asked for, or the weights need it, and it cannot run this generation.
+    """
+    weights.check_forward(checked_forward(asked))
+    obstacle = work.mixed_chunks
+    if weights and obstacle:
+        raise ValueError(
+            f"{weights} needs the fast forward, which cannot run this request because {obstacle}; give both the same "
+            f"chunk, or load the model without {weights}"
+        )
+    if asked == "fast" and obstacle:
+        raise ValueError(f"the fast forward cannot run this request because {obstacle}; use the plain one, or auto")
+    if asked != "auto":
+        return ForwardChoice(asked, "it was asked for")
+    if weights:
+        return ForwardChoice("fast", f"{weights} needs it")
+    if device.type != "cuda":
+        return ForwardChoice("plain", f"the device is {device.type}")
+    gpu = gpu_name(device)
+    measured = None if gpu is None else measured_as(gpu)
+    if measured is None:
+        return ForwardChoice("plain", f"the fast one has not been measured on {gpu or 'this GPU'}")
+    if obstacle:
+        return ForwardChoice("plain", obstacle)
+    return ForwardChoice("fast", f"it was measured on {measured}" + ("" if measured == gpu else ", the same chip"))

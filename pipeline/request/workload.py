@@ -1,0 +1,65 @@
+"""What a request comes to on the transformer: tokens, rows of the batch, and whether its attention is sparse."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bsa import BlockPlan, BSAConfig, Grid
+
+DENSE = "dense attention was asked for"
+ONE_FRAME = (
+    "num_frames {frames} is a single latent frame, for which LongCat always uses dense attention; ask for at least 5 "
+    "frames"
+)
+KEEPS = "each query block keeps {kept} of {blocks} key blocks"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Decided once from a request and carried from there on.
+
+    grid: tokens in frames, rows and columns.
+    rows: of the batch; 2 with classifier-free guidance.
+    bsa, blocks: the block sparse attention that runs and what it does to the grid; None where attention is dense.
+    reason: why it is sparse or dense, as a sentence without its full stop.
+    """
+
+    grid: Grid
+    rows: int
+    bsa: BSAConfig | None
+    blocks: BlockPlan | None
+    reason: str
+
+    @classmethod
+    def of(cls, grid: Grid, guidance_scale: float, bsa: BSAConfig | None, num_frames: int) -> Workload:
+        """From the values of a request; `VideoRequest.workload` calls it."""
+        rows = 2 if guidance_scale > 1 else 1
+        if bsa is None:
+            return cls(grid, rows, None, None, DENSE)
+        if grid.t == 1:
+            return cls(grid, rows, None, None, ONE_FRAME.format(frames=num_frames))
+        blocks = bsa.blocks(grid)
+        key_blocks = blocks.k_blocks.volume
+        reason = KEEPS.format(kept=bsa.selector.kept_words(key_blocks), blocks=key_blocks)
+        return cls(grid, rows, bsa, blocks, reason)
+
+    @property
+    def sparse(self) -> bool:
+        """Whether block sparse attention runs."""
+        return self.bsa is not None
+
+    def check_comparison(self) -> None:
+        """ValueError where dense and sparse would be the same video."""
+        if self.bsa is None:
+            raise ValueError(f"nothing to compare: {self.reason}")
+
+    @property
+    def mixed_chunks(self) -> str | None:
+        """Why the fast forward cannot run it, as the end of a sentence: it has one block order for all tokens."""
+        if self.bsa is None:
+            return None
+        chunks = self.bsa.chunk_q, self.bsa.chunk_k
+        # What reaches beyond the grid makes no difference.
+        if len({Grid(*map(min, self.grid, chunk)) for chunk in chunks}) == 1:
+            return None
+        return f"queries and keys have chunks of {chunks[0]} and {chunks[1]} tokens"
