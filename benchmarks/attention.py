@@ -15,9 +15,10 @@ from concurrent.futures import ProcessPoolExecutor
 
 import attention_peers as peers
 import torch
+from attention_case import Case
 from gpu import Rows, arguments, device_for, milliseconds
 
-from bsa import BlockLayout, BSAConfig, Grid, block_order_attention, block_sparse_attention
+from bsa import Grid, block_order_attention, block_sparse_attention
 from bsa.selection import select_pooled
 from bsa.variants import VARIANTS, Tuning
 
@@ -25,44 +26,6 @@ GRIDS = [Grid(24, 44, 80), Grid(24, 45, 80), Grid(24, 30, 52)]  # 704p, 720p (ra
 CHUNKS = [Grid(4, 4, 4), Grid(4, 4, 8), Grid(2, 8, 8), Grid(4, 8, 8)]
 REAL, SMOKE = (32, 128, torch.bfloat16), (2, 32, torch.float32)  # heads, head size, dtype
 SPARSITIES = [0.5, 0.75, 0.875, 0.9375, 0.97]
-
-
-class Case:
-    """q, k, v in block order and in raster order, and what a result must be."""
-
-    def __init__(self, grid, chunk, sparsity, heads, dim, dtype, device):
-        self.grid, self.config = grid, BSAConfig(sparsity, None, chunk, chunk)
-        self.layout = BlockLayout(grid, chunk)
-        torch.manual_seed(0)
-        shape = (1, grid.volume, heads, dim)
-        self.q, self.k, self.v = (torch.randn(shape, device=device, dtype=dtype) for _ in range(3))
-        self.q *= 2  # spread-out scores: nearly equal weights would hide a wrong block
-        self.scale, self.device = dim**-0.5, device
-        self.means = tuple(self.layout.pool(self.layout.blocks_from_order(x)) for x in (self.q, self.k))
-        self.selection = select_pooled(*self.means, self.layout, self.config, self.scale)
-        sizes = self.layout.sizes(device).double()
-        self.pairs = float((sizes[self.selection.indices.long()].sum(-1) * sizes).sum())
-        self.flops = 4 * dim * self.pairs
-
-    def raster(self):
-        back = self.layout.place_of_token(self.device)
-        return [x[:, back].transpose(1, 2).contiguous() for x in (self.q, self.k, self.v)]
-
-    def error(self, out, blocks=16):
-        """Relative error of ``out`` [1, S, H, D] in block order against float64, on some blocks of two heads."""
-        starts, sizes = self.layout.starts(self.device).tolist(), self.layout.sizes(self.device).tolist()
-        picked = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(0))[:blocks].tolist()
-        wrong = right = 0.0
-        for head in (0, self.q.shape[2] - 1):
-            for block in {*picked, len(sizes) - 1}:
-                kept = self.selection.indices[0, head, block].tolist()
-                keys = torch.cat([torch.arange(starts[b], starts[b] + sizes[b]) for b in kept]).to(self.device)
-                rows = slice(starts[block], starts[block] + sizes[block])
-                q, k, v = (x[0, part, head].double() for x, part in ((self.q, rows), (self.k, keys), (self.v, keys)))
-                exact = (self.scale * q @ k.T).softmax(-1) @ v
-                wrong += float((out[0, rows, head].double() - exact).square().sum())
-                right += float(exact.square().sum())
-        return (wrong / right) ** 0.5
 
 
 def kernel(case: Case, variant) -> dict:

@@ -1,4 +1,4 @@
-"""Other implementations of the attention, run on a `Case` of attention.py. Each needs its own package.
+"""Other implementations of the attention, run on a `Case` of attention_case.py. Each needs its own package.
 
 FlashInfer's (flashinfer-python) is compiled by nvcc at first use, for minutes: run `--part warm` before, since a row
 that takes so long is ended. cuDNN's is the `BSA` of its frontend (nvidia-cudnn-frontend), which has kernels for Hopper
@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import metadata
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from attention_case import Case
 from gpu import milliseconds
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from attention import Case
 
 
 def timed(case: Case, run: Callable[[], Tensor]) -> dict:

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 import triton
 import triton.language as tl
-from attention import Case
+from attention_case import Case
 from gpu import Rows, arguments, device_for, milliseconds
 from triton.tools.tensor_descriptor import TensorDescriptor
 

@@ -1,6 +1,8 @@
 """Write a trained model as a LongCat checkpoint folder in FastVideo's (diffusers) layout.
 
 python -m training.export --vae OUT --start OUT --output assets/longcat-tiny
+
+Its manifest gets the next version number.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from training.data import FRAMES, HEIGHT, WIDTH, sample_training_scenes
 from training.dit import DiTConfig
+from training.manifest import NAME, read_manifest, write_manifest
 from training.render import pack, render
 from training.sampling import SHIFT
 from training.tokenizer import load_tokenizer
@@ -137,6 +140,7 @@ def main() -> None:
     encoder.config.save_pretrained(out / "text_encoder")
     state = {key: value for key, value in encoder.state_dict().items() if not key.endswith("embed_tokens.weight")}
     _save(state, out / "text_encoder", "model", torch.bfloat16)
+    write_manifest(out, read_manifest(out)[0] + 1 if (out / NAME).exists() else 1)
 
 
 if __name__ == "__main__":
