@@ -28,6 +28,7 @@ from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint
 from pipeline.cli.options import add_weights, read_weights
 from pipeline.engine.process import EngineProcess
 from pipeline.machine.device import expected_device
+from pipeline.request.sentences import VisibleFormatter, one_line
 from ui import Look, Worker, build_page
 from ui.access.guard import Guard, MaySee
 from ui.access.hosts import ALLOWED, Hosts
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(arguments: list[str] | None) -> int:
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    _log_to_stderr()
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it is up
     try:
         checkpoint = inspect_checkpoint(options.model_path)
@@ -59,7 +60,7 @@ def _main(arguments: list[str] | None) -> int:
         if options.mcp:
             check_mcp(options.auth)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
 
     # `docker stop` and process managers end a server so; a default handler would skip the closing below
@@ -200,6 +201,12 @@ def mebibytes(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; use a whole number of MiB, such as 256")
     return int(text)
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(VisibleFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def _parser() -> argparse.ArgumentParser:
