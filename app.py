@@ -28,8 +28,10 @@ from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint
 from pipeline.cli.options import add_weights, read_weights
 from pipeline.engine.process import EngineProcess
 from pipeline.machine.device import expected_device
+from pipeline.request.sentences import VisibleFormatter, one_line
 from ui import Look, Worker, build_page
-from ui.access.guard import Guard
+from ui.access.guard import Guard, MaySee
+from ui.access.hosts import ALLOWED, Hosts
 from ui.access.login import VARIABLE, read_logins
 from ui.jobs.files import PRIVATE
 
@@ -47,17 +49,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(arguments: list[str] | None) -> int:
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    _log_to_stderr()
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it is up
     try:
         checkpoint = inspect_checkpoint(options.model_path)
         expected_device(options.device)
         output_dir = writable_folder(options.output_dir)
         options.auth = read_logins(options.auth or (), options.auth_file)
+        hosts = Hosts.of_server(options.host, options.allow_host, options.share)
         if options.mcp:
             check_mcp(options.auth)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
 
     # `docker stop` and process managers end a server so; a default handler would skip the closing below
@@ -77,6 +80,8 @@ def _main(arguments: list[str] | None) -> int:
             logins=options.auth,
             max_upload=options.max_upload * 2**20,
             mcp=options.mcp,
+            hosts=hosts,
+            may_see=lambda job_id, owner: worker.find(job_id, owner) is not None,
         )
     except OSError:
         where = f"port {options.port} of {options.host}"
@@ -99,15 +104,23 @@ def serve(
     logins: Sequence[tuple[str, str]] = (),
     max_upload: int = 256 * 2**20,
     mcp: bool = False,
+    hosts: Hosts | None = None,
+    may_see: MaySee = lambda job_id, owner: True,
 ) -> None:
     """Start the server. Only Gradio's own cache and the media of jobs are served; no run is recorded in the browser.
 
     block: stay until interrupted. logins: names and passwords, one of which is asked for; none lets everybody in.
     max_upload: bytes of one uploaded file. mcp: offer the endpoints as tools of the Model Context Protocol.
+    hosts: what this server is called; None for what it listens on. may_see: whether a job, by its id, is an owner's.
     Raises OSError when the port is taken.
     """
     guard = Middleware(
-        Guard, output_dir=output_dir, cache=Path(get_upload_folder()), strict="SPACE_ID" not in os.environ
+        Guard,
+        output_dir=output_dir,
+        cache=Path(get_upload_folder()),
+        hosts=Hosts.of_server(host) if hosts is None else hosts,
+        may_see=may_see,
+        space="SPACE_ID" in os.environ,
     )
     look = Look.default()
     page.queue().launch(
@@ -190,6 +203,12 @@ def mebibytes(text: str) -> int:
     return int(text)
 
 
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(VisibleFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Serve the page that makes LongCat videos with dense and with block sparse attention.",
@@ -220,6 +239,14 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FILE",
         help=f"logins, one NAME:PASSWORD on each line; {VARIABLE} in the environment takes such lines too",
+    )
+    add(
+        "--allow-host",
+        action="append",
+        metavar="NAME",
+        default=env(ALLOWED, "").split(),
+        help="answer to this host name too, as behind a reverse proxy, or to all below *.NAME; repeat it for more. "
+        f"IP addresses, localhost, the machine's own name and a Space's need none; also {ALLOWED}, separated by spaces",
     )
     add("--max-upload", type=mebibytes, default=256, metavar="MIB", help="size of one uploaded file, in MiB")
     add("--mcp", action="store_true", help="offer the API to MCP clients at /gradio_api/mcp/; not with a login")

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fake_pipeline import CHECKPOINT
+from fake_pipeline import CHECKPOINT, FakePipeline
 from programs import ROOT
 
 import app
@@ -35,6 +35,21 @@ def running_page(pipeline, output_dir: Path, checkpoint: CheckpointInfo = CHECKP
     page = build_page(checkpoint, worker, **options)
     port = free_port()
     app.serve(page, output_dir, host="127.0.0.1", port=port, block=False)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        page.close(verbose=False)
+        worker.close()
+
+
+@contextmanager
+def served(output_dir: Path, pipeline=None, **options) -> Iterator[str]:
+    """The page over a fake pipeline, served with `app.serve`'s own options as `app.main` passes them."""
+    worker = Worker(lambda say: pipeline or FakePipeline(), output_dir, CHECKPOINT.name).start()
+    page = build_page(CHECKPOINT, worker)
+    options.setdefault("may_see", lambda job_id, owner: worker.find(job_id, owner) is not None)
+    port = free_port()
+    app.serve(page, output_dir, host="127.0.0.1", port=port, block=False, **options)
     try:
         yield f"http://127.0.0.1:{port}"
     finally:

@@ -8,35 +8,19 @@ import sys
 import urllib.error
 import urllib.parse
 import urllib.request
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from app_server import free_port, running_page
+from app_server import running_page, served
 from browser import Watch, chromium, needs_chromium, open_page
-from fake_pipeline import CHECKPOINT, FakePipeline
+from fake_pipeline import FakePipeline
 from gradio_client import Client
 
 import app
-from ui import Worker, build_page
 from ui.access.login import VARIABLE, read_logins
 
 ROOT = Path(__file__).parents[1]
 JOB = "20260102-030405-0123456789ab"
-
-
-@contextmanager
-def served(output_dir: Path, **options):
-    """The page served with `app.serve`'s own options."""
-    worker = Worker(lambda say: FakePipeline(), output_dir, CHECKPOINT.name).start()
-    page = build_page(CHECKPOINT, worker)
-    port = free_port()
-    app.serve(page, output_dir, host="127.0.0.1", port=port, block=False, **options)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        page.close(verbose=False)
-        worker.close()
 
 
 def get(address: str, path: str):

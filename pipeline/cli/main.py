@@ -32,7 +32,7 @@ from pipeline.machine.memory import available_memory, out_of_memory
 from pipeline.machine.paths import check_writable
 from pipeline.media.write import prepare_output
 from pipeline.request.result import Comparison, VideoResult
-from pipeline.request.sentences import one_line
+from pipeline.request.sentences import VisibleFormatter, one_line, visible
 from pipeline.request.video import Cancelled, StepUpdate
 from pipeline.runs.compare import compare
 from pipeline.runs.longcat import LongCatPipeline
@@ -77,13 +77,13 @@ def run_generate(args: argparse.Namespace) -> dict[str, Any]:
     for file in (output / "dense.mp4", output / "sparse.mp4") if args.compare else (output,):
         prepare_output(file)
     if request.bsa is None and not args.dense:
-        config = info.path / "transformer" / "config.json"
+        config = visible(str(info.path / "transformer" / "config.json"))
         print(f"BSA is off: {config} does not set enable_bsa; --sparsity 0.9375 turns it on", file=sys.stderr)
 
     pipeline = LongCatPipeline.load(
         info.path,
         args.device,
-        on_message=lambda message: print(message, file=sys.stderr),
+        on_message=lambda message: print(visible(message), file=sys.stderr),
         record=args.record,
         forward=args.forward,
         **weights.arguments,
@@ -145,7 +145,7 @@ def run_info(args: argparse.Namespace) -> dict[str, Any]:
     report |= weights.versions | _expected(planned.estimate, estimator)
     if args.json != "-":
         for name, value in report.items():
-            print(f"{name.replace('_', ' '):16} {_shown(name, value)}")
+            print(f"{name.replace('_', ' '):16} {visible(str(_shown(name, value)))}")
     return report
 
 
@@ -174,7 +174,7 @@ def _print_result(result: VideoResult, json_target: str | None) -> None:
     seconds = ", ".join(f"{phase} {value:.2f}" for phase, value in result.seconds.items())
     blocks = f", {result.blocks_kept:g} of {result.blocks_total} key blocks" if result.bsa_active else ""
     lines = [
-        f"video     {result.video}",
+        f"video     {visible(str(result.video))}",
         f"seconds   {seconds}",
         f"memory    {result.peak_memory / 2**30:.2f} GiB peak ({result.peak_memory_label})",
         f"attention {'BSA' if result.bsa_active else 'dense'}, {result.density:.2%} of the token pairs{blocks}",
@@ -214,7 +214,7 @@ class _LogHandler(logging.Handler):
 
 def _set_up_logging(verbose: bool) -> None:
     handler = _LogHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(VisibleFormatter("%(message)s"))
     for name in ("pipeline", "bsa") + (("fastvideo",) if verbose else ()):
         logger = logging.getLogger(name)
         if not any(isinstance(present, _LogHandler) for present in logger.handlers):

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 from pipeline.cli.options import checked_device, open_checkpoint, read_request, read_weights
 from pipeline.media.write import prepare_output
 from pipeline.request.generator import OnStep
+from pipeline.request.sentences import visible
 from pipeline.runs.longcat import LongCatPipeline
 from pipeline.runs.plan import plan_to_load
 from pipeline.runs.run_sweep import run_sweep
@@ -41,11 +42,11 @@ def run_sweep_command(args: argparse.Namespace, on_step: OnStep, output: TextIO)
         print(f"video {runs.index(run) + 1} of {len(runs)}: {_title(sweep, run)}", file=sys.stderr)
 
     pipeline = LongCatPipeline.load(
-        info.path, args.device, on_message=lambda message: print(message, file=sys.stderr), **weights.arguments
+        info.path, args.device, on_message=lambda message: print(visible(message), file=sys.stderr), **weights.arguments
     )
     result = run_sweep(pipeline, sweep, on_step, folder, on_begin=on_begin)
     print(_table(result), file=output)
-    print(f"written to {folder}: sweep.csv, sweep.json and the videos", file=output)
+    print(f"written to {visible(str(folder))}: sweep.csv, sweep.json and the videos", file=output)
     return result.to_dict()
 
 
@@ -61,7 +62,7 @@ def _table(result: SweepResult) -> str:
     for video in result.videos():
         title = _title(result.sweep, video)
         if video.result is None:
-            lines.append(f"{'':3}{title:34}  failed: {video.error}")
+            lines.append(f"{'':3}{title:34}  failed: {visible(str(video.error))}")
             continue
         star = " * " if video in front else "   "
         lines.append(

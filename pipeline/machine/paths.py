@@ -45,3 +45,11 @@ def expand_user(path: Path | str) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         raise ValueError(f"{path} is in a home folder that does not exist; write the path in full") from None
+
+
+def is_there(path: Path) -> bool:
+    """Whether something is at the path; what no file system would take is nowhere."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from pipeline.model.lora import LoraSwitch
 from pipeline.model.offload import Offload, Visiting, place
 from pipeline.model.schedule import longcat_sigmas
+from pipeline.model.tokenizer import load_tokenizer
 from pipeline.request.safetensors_files import check_complete, stored_keys, stored_precision
 from pipeline.request.video import MAX_PROMPT_TOKENS, VideoRequest
 from pipeline.request.weights import AS_STORED, Weights
@@ -114,7 +115,10 @@ class FastVideoLongCat:
             pin_cpu_memory=False,
         )
         try:
-            self._pipeline = (HostLongCatPipeline if weights else LongCatPipeline)(str(path), self._args)
+            # FastVideo's own loader of tokenizers runs Python from the checkpoint's folder.
+            ready = {"tokenizer": load_tokenizer(path / "tokenizer")}
+            kind = HostLongCatPipeline if weights else LongCatPipeline
+            self._pipeline = kind(str(path), self._args, loaded_modules=ready)
             self._pipeline.post_init()
         except torch.OutOfMemoryError:
             raise

@@ -9,6 +9,7 @@ from typing import Any
 
 from bsa import BSAConfig
 from pipeline.request.checkpoint import EMBEDDED_CHECKPOINT
+from pipeline.request.sentences import CONTROLS
 from pipeline.request.start import FromClip
 from pipeline.request.video import VideoRequest
 from pipeline.request.weights import AS_STORED, Weights
@@ -23,12 +24,13 @@ def cli_command(
     output: str,
     weights: Weights = AS_STORED,
 ) -> str:
-    """A command for a POSIX shell that makes `request` again, bit for bit on the same kind of device.
+    """A command for a POSIX shell (of 2024, as bash and zsh are) that makes `request` again, bit for bit on the same
+    kind of device. It holds no control character: a terminal that it is pasted into would act on one, quoted or not.
 
     Every setting is named, so that the defaults of the checkpoint and of later releases do not matter.
 
     Raises:
-        ValueError: a prompt has a null character, which no command line can carry.
+        ValueError: a text has a null character, which no command line can carry.
     """
     start = request.start
     options: list[tuple[str, Any]] = [("prompt", request.prompt)]
@@ -39,16 +41,14 @@ def cli_command(
     names = ("height", "width", "num_frames", "steps", "guidance_scale", "seed", "fps")
     words = ["python", "-m", "pipeline", "generate"]
     if isinstance(start, FromClip):  # the clip says how many frames there are, and there is no guidance
-        words = [*words[:-1], "refine", shlex.quote(start.video)]
+        words = [*words[:-1], "refine", _quote(start.video)]
         names = ("height", "width", "steps", "seed", "fps")
         options.append(("t-thresh", repr(start.t_thresh)))
     options += [(name.replace("_", "-"), repr(getattr(request, name))) for name in names]
     if request.lora is not None:
         options.append(("lora", request.lora))
     for name, value in options:
-        if "\0" in str(value):
-            raise ValueError("the prompt has a null character, which no command line can carry; use the Python code")
-        words.append(f"--{name}={shlex.quote(str(value))}")
+        words.append(f"--{name}={_quote(str(value), name.replace('-', ' '))}")
     if not isinstance(start, FromClip):
         words.append("--use-distill" if request.use_distill else "--no-use-distill")
     elif not start.double_frames:
@@ -56,8 +56,24 @@ def cli_command(
     words += ["--dense"] if request.bsa is None else _attention(request.bsa)
     words += ["--compare"] if compare else []
     words += weights.options
-    words += [f"--device={shlex.quote(device)}", f"--output={shlex.quote(output)}"]
+    words += [f"--device={_quote(device)}", f"--output={_quote(output)}"]
     return " ".join(words)
+
+
+def _quote(text: str, name: str = "file's name") -> str:
+    """One word of the shell, of printable characters only."""
+    if "\0" in text:
+        raise ValueError(f"the {name} has a null character, which no command line can carry; use the Python code")
+    if not CONTROLS.search(text):
+        return shlex.quote(text)
+    special = "\\'!"  # the last for bash's history, which does not see that \' quotes
+    parts = (_octal(one) if one in special or CONTROLS.match(one) else one for one in text)
+    return f"$'{''.join(parts)}'"
+
+
+def _octal(character: str) -> str:
+    # three digits each, so that a digit that follows is not taken for a fourth; file names may hold what is no UTF-8
+    return "".join(f"\\{byte:03o}" for byte in character.encode(errors="surrogateescape"))
 
 
 def _attention(bsa: BSAConfig) -> list[str]:

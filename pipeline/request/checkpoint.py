@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from bsa import BSAConfig
-from pipeline.machine.paths import expand_user
+from pipeline.machine.paths import expand_user, is_there
 from pipeline.request.refinement import STEPS, Clip, refined_size
 from pipeline.request.safetensors_files import component_parameters, incomplete, open_file, read_json
 from pipeline.request.start import FromClip
+from pipeline.request.trust import check_files, check_index, check_names, check_plain
 from pipeline.request.video import VideoRequest
 
 # A small checkpoint trained for this project, with everything the 13.6 B one has.
@@ -142,9 +143,9 @@ def inspect_checkpoint(path: str | Path) -> CheckpointInfo:
         ValueError: the folder, a component, a shard or a configuration is missing or damaged.
     """
     path = expand_user(path)
-    if path == EMBEDDED_CHECKPOINT and not path.exists():
+    if path == EMBEDDED_CHECKPOINT and not is_there(path):
         raise ValueError(f"the embedded checkpoint {path} is missing; clone the repository again or pass another path")
-    if not path.exists():
+    if not is_there(path):
         raise ValueError(f"there is no checkpoint at {path}; check the path, or leave it out for the embedded one")
     if not path.is_dir():
         raise ValueError(f"{path} is a file; pass the checkpoint's folder, the one that holds model_index.json")
@@ -154,6 +155,7 @@ def inspect_checkpoint(path: str | Path) -> CheckpointInfo:
             f"{path}/model_index.json describes {index.get('_class_name')!r}, not 'LongCatPipeline'; "
             "convert the original weights with FastVideo's scripts/checkpoint_conversion/longcat_to_fastvideo.py"
         )
+    check_files(path)
     configs = {component: read_json(path / component / name, path) for component, name in CONFIGS.items()}
     parameters = {component: component_parameters(path / component, path) for component in WEIGHTS}
     _check_tokenizer(path)
@@ -165,6 +167,8 @@ def inspect_checkpoint(path: str | Path) -> CheckpointInfo:
             )
     if not configs["text_encoder"].get("architectures"):
         raise ValueError(incomplete(path, "text_encoder/config.json names no architectures"))
+    check_index(index, path)
+    check_names(path)
     generation = path / "generation_config.json"
     sparse = _bsa_config(configs["transformer"], path)
     info = CheckpointInfo(
@@ -173,7 +177,7 @@ def inspect_checkpoint(path: str | Path) -> CheckpointInfo:
         parameters=parameters["transformer"],
         bsa=sparse if configs["transformer"].get("enable_bsa") else None,
         sparse=sparse,
-        shift=float(configs["scheduler"].get("shift") or 1.0),
+        shift=_shift(configs["scheduler"], path),
         loras=_adapters(path / "lora"),
         defaults=LONGCAT_DEFAULTS | (read_json(generation, path) if generation.exists() else {}),
     )
@@ -182,6 +186,14 @@ def inspect_checkpoint(path: str | Path) -> CheckpointInfo:
     except ValueError as error:
         raise ValueError(f"{generation} has unusable settings: {error}") from None
     return info
+
+
+def _shift(scheduler: dict[str, Any], checkpoint: Path) -> float:
+    shift = scheduler.get("shift") or 1.0
+    if isinstance(shift, bool) or not isinstance(shift, int | float) or not 0 < shift < 1e6:
+        file = checkpoint / "scheduler" / CONFIGS["scheduler"]
+        raise ValueError(f"{file} has the shift {str(shift)[:80]}, not a number above 0; LongCat's is 12")
+    return float(shift)
 
 
 def _name(path: Path) -> str:
@@ -221,10 +233,9 @@ def _check_tokenizer(checkpoint: Path) -> None:
     """Only the ends of the file: the whole one, megabytes of it, is read when it is loaded."""
     folder = checkpoint / "tokenizer"
     file = folder / "tokenizer.json"
+    check_plain(file)
     if not file.is_file():
-        if not (folder / "spiece.model").is_file():
-            raise ValueError(incomplete(checkpoint, "tokenizer/tokenizer.json is missing"))
-        return
+        raise ValueError(incomplete(checkpoint, "tokenizer/tokenizer.json is missing"))
     with open_file(file) as stream:
         begin = stream.read(16).lstrip()
         stream.seek(max(0, file.stat().st_size - 16))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import re
 import shutil
 from collections.abc import Callable, Iterable
@@ -15,12 +14,14 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pipeline.machine.paths import expand_user, is_there
 from pipeline.request.checkpoint import CONFIGS, WEIGHTS, inspect_checkpoint
+from pipeline.request.safetensors_files import read_json
 from pipeline.request.shape import ModelShape
+from pipeline.request.trust import LARGEST_JSON, check_index, is_known
 from pipeline.request.video import Cancelled
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_OTHER_FORMATS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".msgpack", ".h5")  # of the same weights
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
 _SPARE_BYTES = 2**30  # left free on the disk, for videos and everybody else
 
 NEITHER = "{text} is neither a folder of this machine nor a name on the Hugging Face Hub, such as org/model"
@@ -57,7 +58,7 @@ CheckSize = Callable[[ModelShape, str], None]
 
 def is_hub_id(text: str) -> bool:
     """Whether a model's name means the Hub: org/name, unless such a folder exists here."""
-    return bool(_HUB_ID.fullmatch(text)) and not Path(text).exists()
+    return bool(_HUB_ID.fullmatch(text)) and not is_there(Path(text))
 
 
 def fetch_checkpoint(
@@ -78,7 +79,7 @@ def fetch_checkpoint(
     """
     text = str(text).strip()
     if not is_hub_id(text):
-        if "/" not in text and not Path(text).expanduser().exists():
+        if "/" not in text and not is_there(expand_user(text)):
             raise ValueError(NEITHER.format(text=repr(text)))
         return inspect_checkpoint(text).path
     with _sentences(text):
@@ -101,9 +102,11 @@ def _fetch(repo: str, check: CheckSize | None, on_progress: OnProgress) -> Path:
         return inspect_checkpoint(Path(here).parent).path
     _check_files(repo, files)
     # Without a commit, so that the cache notes which one this is: it is looked for without a connection.
-    index = json.loads(Path(hf_hub_download(repo, "model_index.json")).read_text(encoding="utf-8"))
+    file = Path(hf_hub_download(repo, "model_index.json"))
+    index = read_json(file, file.parent)
     if index.get("_class_name") != "LongCatPipeline":
         raise ValueError(NOT_LONGCAT.format(repo=repo, reason=f"model_index.json names {index.get('_class_name')!r}"))
+    check_index(index, file.parent)
     get = {"repo_id": repo, "revision": revision}
     plan = [hf_hub_download(filename=name, dry_run=True, **get) for name in files]
     missing = sum(files[file.filename] for file in plan if file.will_download)
@@ -123,20 +126,15 @@ def _fetch(repo: str, check: CheckSize | None, on_progress: OnProgress) -> Path:
 
 
 def _list_files(api: Any, repo: str) -> tuple[dict[str, int], str]:
-    """Bytes by name of the files that make up a checkpoint, and the commit."""
+    """Bytes by name of the files that make up a checkpoint, and the commit. Whatever else is there is not fetched."""
     info = api.model_info(repo, files_metadata=True)
-    wanted = ("lora/", *(f"{component}/" for component in CONFIGS))
-    files = {
-        file.rfilename: file.size or 0
-        for file in info.siblings
-        if file.rfilename in ("model_index.json", "generation_config.json")
-        or (file.rfilename.startswith(wanted) and not file.rfilename.endswith(_OTHER_FORMATS))
-    }
+    files = {file.rfilename: file.size or 0 for file in info.siblings or () if is_known(file.rfilename)}
     return files, info.sha
 
 
 def _check_files(repo: str, files: dict[str, int]) -> None:
     needed = ["model_index.json", *(f"{component}/{name}" for component, name in CONFIGS.items())]
+    needed.append("tokenizer/tokenizer.json")
     absent = [name for name in needed if name not in files]
     absent += [
         f"{component}/*.safetensors"
@@ -145,6 +143,9 @@ def _check_files(repo: str, files: dict[str, int]) -> None:
     ]
     if absent:
         raise ValueError(NOT_LONGCAT.format(repo=repo, reason=f"{absent[0]} is missing"))
+    for name, size in files.items():
+        if name.endswith(".json") and size > LARGEST_JSON:
+            raise ValueError(NOT_LONGCAT.format(repo=repo, reason=f"{name} has {size} bytes"))
 
 
 def _check_disk(repo: str, missing: int, target: Path) -> None:
@@ -161,7 +162,7 @@ def _shape(api: Any, repo: str, revision: str, files: Iterable[str]) -> ModelSha
     configs, parameters = {}, {}
     for part in WEIGHTS:
         config = hf_hub_download(repo, f"{part}/config.json", revision=revision)
-        configs[part] = json.loads(Path(config).read_text(encoding="utf-8"))
+        configs[part] = read_json(Path(config), Path(config).parents[1])
         shards = [name for name in files if name.startswith(f"{part}/") and name.endswith(".safetensors")]
         headers = (api.parse_safetensors_file_metadata(repo, name, revision=revision) for name in shards)
         parameters[part] = sum(sum(header.parameter_count.values()) for header in headers)

@@ -11,6 +11,8 @@ from typing import Any, BinaryIO
 
 from safetensors import safe_open
 
+from pipeline.request.trust import check_plain
+
 _PRECISIONS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 
 
@@ -47,12 +49,15 @@ def incomplete(path: Path, what: str) -> str:
 
 def read_json(file: Path, checkpoint: Path) -> dict[str, Any]:
     name = file.relative_to(checkpoint)
+    check_plain(file)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(incomplete(checkpoint, f"{name} is missing")) from None
     except OSError as error:
         raise ValueError(f"cannot read {file}: {error.strerror}; check its permissions") from None
+    except RecursionError:
+        raise ValueError(incomplete(checkpoint, f"{name} is nested too deeply")) from None
     except ValueError as error:
         raise ValueError(incomplete(checkpoint, f"{name} is not valid JSON ({error})")) from None
     if not isinstance(content, dict):
@@ -97,7 +102,7 @@ def _count_in_file(file: Path, checkpoint: Path) -> int:
             tensors = {key: value for key, value in header.items() if key != "__metadata__"}
             end = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
             count = sum(math.prod(tensor["shape"]) for tensor in tensors.values())
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
             raise ValueError(incomplete(checkpoint, f"{name} has a damaged header")) from None
     if 8 + length + end != size:
         what = f"{name} has {size} bytes where its header announces {8 + length + end}"

@@ -1,18 +1,27 @@
-"""What the server hands out, whatever Gradio would: an ASGI layer around the whole app."""
+"""What the server takes and hands out, whatever Gradio would: an ASGI layer around the whole app."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
 from starlette.responses import PlainTextResponse
 
+from ui.access.bodies import LARGEST, TOO_LARGE, Refused, check_body
+from ui.access.hosts import Hosts
+from ui.access.login import Throttle
 from ui.jobs.files import FOLDER
 
 SERVED = (".mp4", ".json", ".csv", ".png", ".jpg", ".webp")
+_LOGIN = re.compile(r"/login/?$")
+# Gradio's screen recorder hands any upload to ffmpeg. This page does not offer it.
+_UNUSED = re.compile(r"/gradio_api/process_recording/?$")
 _FILE = re.compile(r"/gradio_api/(?:file[=/]|proxy=)(?P<path>.*)$", re.DOTALL)
 # The page fetches nothing from elsewhere, and here the browser sees to it. Gradio compiles templates, hence the eval.
 POLICY = "; ".join(
@@ -29,26 +38,55 @@ POLICY = "; ".join(
         "base-uri 'self'",
     )
 )
+SAME_FRAME = "frame-ancestors 'self'"
+SPACES_FRAME = "frame-ancestors 'self' https://huggingface.co https://*.huggingface.co https://*.hf.space"
 REFUSED = "This file is not served."
+UNUSED = "This server does not offer that."
+SLOWLY = "Too many logins failed from this address; try again in {seconds} s."
+MOST_SEEN = 10_000
+
+MaySee = Callable[[str, str], bool]
 
 
 class Guard:
-    """Serves of the output folder only the media and tables in folders of jobs, fetches nothing from elsewhere on a
-    client's behalf, and sends security headers.
+    """Answers only requests that are meant for this server and sent by its own pages or by programs; serves of the
+    output folder only the media and tables in folders of jobs, with logins to their owner only; fetches nothing from
+    elsewhere on a client's behalf; and sends security headers.
 
     cache: Gradio's own folder of files that it serves, which may lie in the output folder.
-    strict: send the policy that keeps the browser from asking other hosts, too; the Hugging Face frame needs it off.
+    hosts: what this server is called.
+    may_see: says by a job's id and an owner whether that job is the owner's; asked where there are logins. Without, a
+        file is for whoever knows its path, which a visitor cannot guess.
+    space: runs as a Hugging Face Space, whose page shows this one in a frame. Otherwise no other site may, and the
+        browser is kept from asking other hosts.
     """
 
-    def __init__(self, app: Any, output_dir: Path, cache: Path, strict: bool = True) -> None:
+    def __init__(
+        self,
+        app: Any,
+        output_dir: Path,
+        cache: Path,
+        hosts: Hosts | None = None,
+        may_see: MaySee = lambda job_id, owner: True,
+        space: bool = False,
+    ) -> None:
         self._app = app
         self._output_dir = output_dir.resolve()
         self._cache = cache.resolve()
+        self._hosts = Hosts() if hosts is None else hosts
+        self._may_see = may_see
+        self._seen: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._throttle = Throttle()
         self._headers = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"}
-        if strict:
-            self._headers["Content-Security-Policy"] = POLICY
+        if space:
+            self._headers["Content-Security-Policy"] = SPACES_FRAME
+        else:
+            self._headers |= {"Content-Security-Policy": f"{POLICY}; {SAME_FRAME}", "X-Frame-Options": "SAMEORIGIN"}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":  # Gradio has none
+            await send({"type": "websocket.close", "code": 1008})
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -60,25 +98,103 @@ class Guard:
                     headers.setdefault(name, value)
             await send(message)
 
-        wanted = _FILE.search(scope["path"])
-        if wanted is not None and not self._serves(wanted["path"]):
-            await PlainTextResponse(REFUSED, status_code=403)(scope, receive, send_with_headers)
+        async def refuse(text: str, status: int, headers: dict[str, str] | None = None) -> None:
+            await PlainTextResponse(text, status_code=status, headers=headers)(scope, receive, send_with_headers)
+
+        headers, path, posted = Headers(scope=scope), scope["path"], scope["method"] == "POST"
+        if reason := self._hosts.refusal(headers):
+            await refuse(reason, 403)
+            return
+        if _UNUSED.search(path):
+            await refuse(UNUSED, 403)
+            return
+        wanted = _FILE.search(path)
+        if wanted is not None and not self._serves(wanted["path"], scope, headers):
+            await refuse(REFUSED, 403)
+            return
+        if posted and not headers.get("content-type", "").startswith("multipart/"):
+            try:
+                receive = await _checked(receive)
+            except Refused as reason:
+                await refuse(str(reason), reason.status)
+                return
+        if posted and _LOGIN.search(path):
+            await self._log_in(scope, receive, send_with_headers, refuse)
             return
         await self._app(scope, receive, send_with_headers)
 
-    def _serves(self, text: str) -> bool:
+    async def _log_in(self, scope: Any, receive: Any, send: Any, refuse: Any) -> None:
+        address = scope["client"][0] if scope.get("client") else ""
+        if seconds := self._throttle.begin(address):
+            await refuse(SLOWLY.format(seconds=seconds), 429, {"Retry-After": str(seconds)})
+            return
+
+        async def note(message: Any) -> None:
+            if message["type"] == "http.response.start" and message["status"] < 400:
+                self._throttle.succeeded(address)
+            await send(message)
+
+        await self._app(scope, receive, note)
+
+    def _serves(self, text: str, scope: Any, headers: Headers) -> bool:
         """Whether a path may be asked for; outside of the output folder Gradio decides, which knows its cache."""
         if "://" in text or "\0" in text:
             return False
         try:
             file = Path(os.path.abspath(text))
-            return all(self._allows(path) for path in (file, file.resolve()))
-        except OSError:
+            return all(self._allows(path, scope, headers) for path in (file, file.resolve()))
+        except (OSError, ValueError):
             return False
 
-    def _allows(self, path: Path) -> bool:
+    def _allows(self, path: Path, scope: Any, headers: Headers) -> bool:
         if self._output_dir not in path.parents or self._cache in path.parents:
             return True
         folder, *inner = path.relative_to(self._output_dir).parts
         shown = not any(part.startswith(".") for part in inner)
-        return bool(inner) and shown and bool(FOLDER.fullmatch(folder)) and path.suffix.lower() in SERVED
+        media = bool(inner) and shown and bool(FOLDER.fullmatch(folder)) and path.suffix.lower() in SERVED
+        return media and self._is_owners(folder, scope, headers)
+
+    def _is_owners(self, folder: str, scope: Any, headers: Headers) -> bool:
+        """Whether a job's folder is for who is logged in, where one has to be."""
+        gradio = scope["app"]
+        if gradio.auth is None:
+            return True
+        cookies = cookie_parser(headers.get("cookie", ""))
+        tickets = (cookies.get(f"access-token-{kind}{gradio.cookie_id}") for kind in ("", "unsecure-"))
+        name = gradio.tokens.get(next(filter(None, tickets), None))
+        if name is None:
+            return False
+        key = folder, f"login:{name}"
+        if key not in self._seen:
+            if not self._may_see(folder.rpartition("-")[2], key[1]):
+                return False
+            self._seen[key] = None
+            while len(self._seen) > MOST_SEEN:
+                self._seen.popitem(last=False)
+        return True
+
+
+async def _checked(receive: Any) -> Any:
+    """Read the whole body and check it. Returns a `receive` that gives it again. Raises `Refused`."""
+    pieces, size, more = [], 0, True
+    while more:
+        message = await receive()
+        if message["type"] != "http.request":  # the client is gone
+            return _again(message, receive)
+        pieces.append(message.get("body", b""))
+        size += len(pieces[-1])
+        more = message.get("more_body", False)
+        if size > LARGEST:
+            raise Refused(TOO_LARGE, 413)
+    body = b"".join(pieces)
+    check_body(body)
+    return _again({"type": "http.request", "body": body, "more_body": False}, receive)
+
+
+def _again(message: Any, receive: Any) -> Any:
+    waiting = [message]
+
+    async def give() -> Any:
+        return waiting.pop() if waiting else await receive()
+
+    return give

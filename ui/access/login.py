@@ -1,12 +1,18 @@
-"""Who may log in: names and passwords from the command line, a file or the environment."""
+"""Who may log in: names and passwords from the command line, a file or the environment; and how often one may guess."""
 
 from __future__ import annotations
 
+import ipaddress
+import math
 import os
-from collections.abc import Iterable
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 VARIABLE = "BSA_AUTH"
+TRIES, WINDOW = 10, 60.0  # failed logins of one address in so many seconds
+MOST_ADDRESSES = 10_000
 
 
 def read_logins(options: Iterable[str] = (), file: Path | None = None) -> list[tuple[str, str]]:
@@ -44,3 +50,41 @@ def read_logins(options: Iterable[str] = (), file: Path | None = None) -> list[t
                 raise ValueError(f"the login name {name!r} is there twice; remove one")
             logins[name] = password
     return list(logins.items())
+
+
+class Throttle:
+    """Bounds how many passwords one address may guess. A login that succeeds counts for nothing.
+
+    clock: seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._failed: OrderedDict[str, deque[float]] = OrderedDict()
+
+    def begin(self, address: str) -> int:
+        """Note a try, as failed until `succeeded`. Returns 0, or the seconds to wait where it may not be made."""
+        now, group = self._clock(), _group(address)
+        times = self._failed.setdefault(group, deque())
+        self._failed.move_to_end(group)
+        while len(self._failed) > MOST_ADDRESSES:
+            self._failed.popitem(last=False)
+        while times and times[0] <= now - WINDOW:
+            times.popleft()
+        if len(times) >= TRIES:
+            return max(1, math.ceil(times[0] + WINDOW - now))
+        times.append(now)
+        return 0
+
+    def succeeded(self, address: str) -> None:
+        if times := self._failed.get(_group(address)):
+            times.pop()
+
+
+def _group(address: str) -> str:
+    """Who has one IPv6 address has the 2^64 beside it."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    return str(ipaddress.ip_network((ip, 64), strict=False)) if ip.version == 6 and not ip.ipv4_mapped else str(ip)

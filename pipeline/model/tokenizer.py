@@ -1,0 +1,37 @@
+"""The checkpoint's tokenizer, read as a table of words and rules: no class that it names, and no code in its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.request.safetensors_files import read_json
+
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """transformers' tokenizer over tokenizer.json, with the special tokens that the files beside it name.
+
+    transformers' own way to open such a folder picks a class by the names in it, and for some of them runs Python from
+    it; FastVideo's asks for that outright.
+
+    Raises:
+        ValueError: a file is missing or damaged.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    settings = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).exists():
+            settings |= read_json(folder / name, folder.parent)
+    options = {name: token for name in _SPECIAL if isinstance(token := _token(settings.get(name)), str)}
+    longest = settings.get("model_max_length")
+    if isinstance(longest, int) and not isinstance(longest, bool):
+        options["model_max_length"] = longest
+    return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **options)
+
+
+def _token(value: Any) -> Any:
+    """A token's text, which files have alone or with how it is matched."""
+    return value.get("content") if isinstance(value, dict) else value

@@ -1,0 +1,162 @@
+"""What a checkpoint folder may hold: weights, tables and settings, nothing that any library would run.
+
+A checkpoint comes from strangers. The libraries that read such folders know many ways to run Python from them (a file
+that `auto_map` names, a pipeline of its own, a class chosen by name, a pickle), so the folder is looked through before
+any of them is called, and only the names that LongCat needs are known.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+MOST_ENTRIES = 10_000  # of a folder; a checkpoint has some dozens
+LARGEST_JSON = 64 * 2**20  # bytes; the shard index of a model of a hundred times LongCat's size
+
+# component folder -> the library and the classes that model_index.json may name for it
+COMPONENTS: dict[str, tuple[str, frozenset[str]]] = {
+    "transformer": ("diffusers", frozenset({"LongCatTransformer3DModel"})),
+    "vae": ("diffusers", frozenset({"AutoencoderKLWan"})),
+    "text_encoder": ("transformers", frozenset({"UMT5EncoderModel"})),
+    "scheduler": ("diffusers", frozenset({"FlowMatchEulerDiscreteScheduler"})),
+    "tokenizer": (
+        "transformers",
+        frozenset({"AutoTokenizer", "PreTrainedTokenizerFast", "T5Tokenizer", "T5TokenizerFast", "TokenizersBackend"}),
+    ),
+}
+_CLASSES = frozenset({"LongCatPipeline"}).union(*(classes for _, classes in COMPONENTS.values()))
+
+# Of a file that some loader would import, run or unpickle.
+_CODE = re.compile(r"\.(py\w?|so|dll|dylib|pkl|pickle|jit|sh|exe)$", re.IGNORECASE)
+# Keys by which the libraries find code, other repositories, or loaders that are not LongCat's.
+_CODE_KEYS = frozenset(
+    "auto_map custom_pipeline custom_pipelines custom_generate custom_objects custom_code custom_modules "
+    "trust_remote_code processor_type image_processor_type feature_extractor_type gemma_model_path".split()
+)
+# Keys that name classes.
+_CLASS_KEYS = frozenset(("_class_name", "architectures", "tokenizer_class"))
+# Read by the tokenizers library alone, as data: its keys are the words of a vocabulary.
+_VOCABULARIES = frozenset(("tokenizer.json", "vocab.json"))
+
+# What is fetched from the Hub, by name.
+_KNOWN = re.compile(
+    r"model_index\.json|generation_config\.json"
+    r"|(?:transformer|vae|text_encoder)/(?:config\.json|[^/]+\.safetensors(?:\.index\.json)?)"
+    r"|scheduler/scheduler_config\.json"
+    r"|tokenizer/(?:tokenizer|tokenizer_config|special_tokens_map)\.json"
+    r"|lora/(?:[^/]+/)?[^/]+\.safetensors"
+)
+
+REMEDY = "use a checkpoint of weights and settings alone"
+
+
+def is_known(name: str) -> bool:
+    """Whether a file of a repository, such as vae/config.json, is one that a checkpoint is made of."""
+    return _KNOWN.fullmatch(name) is not None
+
+
+def check_files(checkpoint: Path) -> None:
+    """Raise ValueError when the folder holds anything but plain files and folders, or a file that is code."""
+    for file in _files(checkpoint):
+        name = file.relative_to(checkpoint)
+        if _CODE.search(file.name):
+            raise ValueError(f"the checkpoint {checkpoint} holds the code {name}, which nothing here runs; {REMEDY}")
+        check_plain(file)
+
+
+def check_plain(file: Path) -> None:
+    """Raise ValueError for a pipe, a socket or a device, from which reading might never end. None for what is absent,
+    which whoever reads it reports."""
+    try:
+        mode = file.stat().st_mode
+    except OSError:
+        return
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise ValueError(f"{file} is neither a file nor a folder; {REMEDY}")
+
+
+def check_names(checkpoint: Path) -> None:
+    """Raise ValueError when a JSON file of the folder names code, or a class that is not one of LongCat's.
+
+    The folder's own files were found readable before; what lies beside them may be anything.
+    """
+    for file in _files(checkpoint):
+        if file.suffix.lower() != ".json" or file.name in _VOCABULARIES or not file.is_file():
+            continue
+        name = file.relative_to(checkpoint)
+        content = _content(file, name, checkpoint)
+        for key, value in _entries(content):
+            if key in _CODE_KEYS and value not in (None, False):
+                raise ValueError(f"{checkpoint}/{name} has {key}, by which it asks for code to be run; {REMEDY}")
+            named = value if isinstance(value, list) else [value]
+            if key in _CLASS_KEYS and (unknown := [one for one in named if one is not None and not _is_class(one)]):
+                raise ValueError(f"{checkpoint}/{name} names the unknown class {str(unknown[0])[:80]!r}; {REMEDY}")
+
+
+def check_index(index: dict[str, Any], checkpoint: Path) -> None:
+    """Raise ValueError when model_index.json names other components, or other classes, than LongCat's."""
+    file = checkpoint / "model_index.json"
+    if index.get("boundary_ratio") is not None:
+        raise ValueError(f"{file} has a boundary_ratio, of models with two transformers; LongCat has one: remove it")
+    for name, value in index.items():
+        if isinstance(value, dict) or (isinstance(value, list) and name not in COMPONENTS):
+            raise ValueError(f"{file} names the component {name[:80]!r}, which LongCat does not have; {REMEDY}")
+    for name, (library, classes) in COMPONENTS.items():
+        value = index.get(name)
+        if not (isinstance(value, list) and len(value) == 2 and value[0] == library and _is_in(value[1], classes)):
+            wanted = " or ".join(sorted(classes))
+            raise ValueError(f"{file} has {str(value)[:80]} for {name}, not {library}'s {wanted}; {REMEDY}")
+
+
+def _is_class(name: object) -> bool:
+    return _is_in(name, _CLASSES)
+
+
+def _is_in(name: object, names: frozenset[str]) -> bool:
+    return isinstance(name, str) and name in names
+
+
+def _content(file: Path, name: Path, checkpoint: Path) -> Any:
+    if file.stat().st_size > LARGEST_JSON:
+        limit = LARGEST_JSON >> 20
+        raise ValueError(f"{checkpoint}/{name} is larger than {limit} MiB, which no settings are; {REMEDY}")
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{checkpoint}/{name} is nested too deeply; {REMEDY}") from None
+    except ValueError as error:
+        raise ValueError(f"{checkpoint}/{name} is not valid JSON ({error}); {REMEDY}") from None
+    except OSError as error:
+        raise ValueError(f"cannot read {file}: {error.strerror}; check its permissions") from None
+
+
+def _entries(content: Any) -> Iterator[tuple[str, Any]]:
+    """All keys with their values, at any depth."""
+    waiting = [content]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            yield from value.items()
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+
+
+def _files(checkpoint: Path) -> Iterator[Path]:
+    """Everything in the folder that is no folder, through links too, each real folder once."""
+    seen, entries = set(), 0
+    for where, folders, files in os.walk(checkpoint, followlinks=True):
+        entries += len(folders) + len(files)
+        if entries > MOST_ENTRIES:
+            raise ValueError(f"{checkpoint} holds more than {MOST_ENTRIES} files; pass the checkpoint's own folder")
+        real = os.path.realpath(where)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(where, name) for name in sorted(files))

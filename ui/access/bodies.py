@@ -1,0 +1,64 @@
+"""What a request may carry, looked at before Gradio reads it.
+
+Gradio fetches whatever the path of a file names, `http://...` too: on a client's word it would ask hosts that only this
+machine can reach. A client has no use for that here, because files are uploaded. And JSON that is nested too deeply
+ends its parser, or one behind it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+LARGEST = 4 * 2**20  # bytes of a request that is no upload; the form takes a few kilobytes
+DEEPEST = 64  # levels of lists and objects; the page and the clients send about ten
+
+TOO_LARGE = f"The request is larger than {LARGEST >> 20} MiB; upload files instead of sending them inside it."
+TOO_DEEP = f"The request's JSON is nested more than {DEEPEST} levels deep."
+ELSEWHERE = "A file in the request has the address {path}; upload the file, this server fetches none from elsewhere."
+
+
+class Refused(ValueError):
+    """The request is not passed on. The text is the answer, `status` its HTTP status."""
+
+    def __init__(self, text: str, status: int = 400) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+def check_body(body: bytes) -> None:
+    """Raise `Refused` for JSON that names files elsewhere or is nested too deeply. What is no JSON, Gradio refuses."""
+    paths: list[str] = []
+
+    def note(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        # of a key that is there twice, another parser may take the other one
+        paths.extend(value for key, value in pairs if key == "path" and isinstance(value, str))
+        return dict(pairs)
+
+    if not body:
+        return
+    try:
+        content = json.loads(body, object_pairs_hook=note)
+    except RecursionError:
+        raise Refused(TOO_DEEP) from None
+    except ValueError:
+        return
+    for path in paths:
+        if "://" in path:
+            raise Refused(ELSEWHERE.format(path=ascii(path[:80])))
+    if _depth(content) > DEEPEST:
+        raise Refused(TOO_DEEP)
+
+
+def _depth(content: Any) -> int:
+    depth, level = 0, [content]
+    while level := [
+        inner
+        for value in level
+        if isinstance(value, dict | list)
+        for inner in (value.values() if isinstance(value, dict) else value)
+    ]:
+        depth += 1
+        if depth > DEEPEST:
+            break
+    return depth

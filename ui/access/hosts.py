@@ -1,0 +1,110 @@
+"""Which names this server answers to, and whose pages may send it requests.
+
+A page of another site can make a visitor's browser send requests here, and with a name that it lets point to this
+machine (DNS rebinding) it can read the answers as well. Both show in headers that a browser sets and no page changes:
+`Host` names where the request goes, `Origin` whose page sent it. Programs other than browsers send no `Origin`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import socket
+from collections.abc import Iterable, Mapping
+
+from pipeline.request.sentences import visible
+
+ALLOWED = "BSA_ALLOW_HOST"  # environment variable of app.py's --allow-host
+_NAME = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?")
+LOOPBACK = ("localhost", "*.localhost")  # the latter too is loopback for every browser, whatever a name server says
+_SPACES = ("*.hf.space",)
+_SHARED = ("*.gradio.live",)
+
+UNKNOWN_HOST = (
+    "This server does not answer to the name {host}. If that is its name, start it with --allow-host {host}, or use "
+    "its IP address."
+)
+FOREIGN_ORIGIN = (
+    "This request comes from a page of {origin}, not of this server, and was refused. If that page is to use it, start "
+    "the server with --allow-host and the page's host name."
+)
+
+
+class Hosts:
+    """Tells requests that are meant for this server, sent by its own pages or by programs, from all others.
+
+    names: that it answers to, without a port; `*.example.org` stands for all below it. IP addresses are always known,
+        because no name server can be made to lie about them.
+    origins: hosts whose pages may send requests although the request's `Host` is another, as behind a proxy that
+        rewrites it.
+    """
+
+    def __init__(self, names: Iterable[str] = LOOPBACK, origins: Iterable[str] = ()) -> None:
+        self._names = _Names(names)
+        self._origins = _Names(origins)
+
+    @classmethod
+    def of_server(cls, host: str, allowed: Iterable[str] = (), share: bool = False) -> Hosts:
+        """Of a server that listens on `host`: what it and its machine are called, what the user allowed, and what the
+        Space or the public link is called that it runs behind.
+
+        Raises:
+            ValueError: one of `allowed` is no host name.
+        """
+        chosen = [_checked(text) for text in allowed]
+        names = [*LOOPBACK, host, socket.gethostname(), f"{socket.gethostname()}.local"]
+        if "SPACE_ID" in os.environ:
+            chosen += [os.environ["SPACE_HOST"]] if os.environ.get("SPACE_HOST") else []
+            names += _SPACES
+        if share:
+            names += _SHARED
+        return cls([*names, *chosen], chosen)
+
+    def refusal(self, headers: Mapping[str, str]) -> str | None:
+        """Why a request with these headers is refused, or None."""
+        host, origin = headers.get("host"), headers.get("origin")
+        if host is not None and not _is_address(name := _name_of(host)) and name not in self._names:
+            return UNKNOWN_HOST.format(host=visible(name[:80]))
+        if origin is not None and not self._is_own(origin.lower(), (host or "").lower()):
+            return FOREIGN_ORIGIN.format(origin=visible(origin[:80]))
+        return None
+
+    def _is_own(self, origin: str, host: str) -> bool:
+        scheme, _, place = origin.partition("://")  # "null" of a sandbox or a local file has no place
+        return scheme in ("http", "https") and bool(place) and (place == host or _name_of(place) in self._origins)
+
+
+class _Names:
+    def __init__(self, names: Iterable[str]) -> None:
+        names = {name.lower() for name in names}
+        self._exact = {name for name in names if not name.startswith("*.")}
+        self._below = tuple(name[1:] for name in names if name.startswith("*."))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._exact or name.endswith(self._below)
+
+
+def _checked(text: str) -> str:
+    name = text.strip().lower().rstrip(".")
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"--allow-host {text!r} is not a host name; use one such as video.example.org, or *.example.org for all "
+            "below it, without http:// and without a port"
+        )
+    return name
+
+
+def _name_of(host: str) -> str:
+    """A Host header's name or address, without the port."""
+    name, colon, port = host.rpartition(":")
+    name = (name if colon and port.isdecimal() else host).lower().rstrip(".")
+    return name[1:-1] if name.startswith("[") and name.endswith("]") else name
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
