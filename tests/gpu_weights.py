@@ -16,9 +16,9 @@ from pipeline import LongCatPipeline
 from pipeline.estimate.calibrate import measure
 from pipeline.machine.memory import release_memory
 from pipeline.media.similarity import psnr
-from pipeline.request.weights import AS_STORED, Weights
+from pipeline.request.load_options import AS_STORED, LoadOptions
 
-WAYS = AS_STORED, Weights(None, True), Weights("fp8"), Weights("fp8", True)
+WAYS = AS_STORED, LoadOptions(None, True), LoadOptions("fp8"), LoadOptions("fp8", True)
 
 
 def held(device: torch.device, most: bool = False) -> int:

@@ -11,13 +11,13 @@ import app
 from bsa import BSAConfig
 from pipeline import EMBEDDED_CHECKPOINT, VideoRequest, inspect_checkpoint
 from pipeline.engine.process import EngineProcess
-from pipeline.request.weights import AS_STORED, Weights
+from pipeline.request.load_options import AS_STORED, LoadOptions
 from ui import Worker
 from ui.form.restore import code_of, remarks
 from ui.site import Site
 
 INFO = inspect_checkpoint(EMBEDDED_CHECKPOINT)
-BOTH = Weights("fp8", True)
+BOTH = LoadOptions("fp8", True)
 REQUEST = VideoRequest(prompt="x", width=96, height=80, num_frames=13, steps=2, guidance_scale=1.0, fps=15, bsa=None)
 
 
@@ -53,7 +53,7 @@ def test_the_engine_makes_videos_with_them(engine, tmp_path):
     engine.start(said.append)
     assert said[-1].endswith("to cpu with --quantization fp8 --offload")
     result, _ = engine.generate_frames(REQUEST, None, tmp_path / "video.mp4")
-    assert Weights.from_versions(result.versions) == BOTH
+    assert LoadOptions.from_versions(result.versions) == BOTH
     engine.switch(EMBEDDED_CHECKPOINT)
     assert engine.weights == BOTH  # another model is kept in the same way
 
@@ -78,6 +78,6 @@ def test_code_and_remarks_say_how_a_video_was_made(site):
     code = code_of(site, job)
     assert code["cli"].count("--quantization fp8 --offload") == 1
     assert "device='cpu', quantization='fp8', offload=True)" in code["python"]
-    assert remarks(site, {}, REQUEST, BOTH.versions) == remarks(site, {}, REQUEST, Weights("fp8").versions)
+    assert remarks(site, {}, REQUEST, BOTH.versions) == remarks(site, {}, REQUEST, LoadOptions("fp8").versions)
     said = remarks(site, {}, REQUEST, {})
     assert any("with the quantization none, and this server runs with fp8" in text for text in said)

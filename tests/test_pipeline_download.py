@@ -16,10 +16,10 @@ from pipeline.cli.main import main
 from pipeline.estimate import refusal
 from pipeline.request import download
 from pipeline.request.download import fetch_checkpoint, is_hub_id
-from pipeline.request.weights import AS_STORED
+from pipeline.request.load_options import AS_STORED
 
 CPU = SimpleNamespace(type="cpu", index=None)
-ON_CPU = partial(refusal.check_room, device=CPU, weights=AS_STORED)
+ON_CPU = partial(refusal.check_weights_fit, device=CPU, weights=AS_STORED)
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from pipeline.estimate.calibrate import measure
 from pipeline.estimate.estimator import FILE_NAME, PHASES, Estimator
 from pipeline.estimate.refusal import refuse
 from pipeline.machine import memory
+from pipeline.request.load_options import AS_STORED
 from pipeline.request.shape import ModelShape
-from pipeline.request.weights import AS_STORED
 from pipeline.runs.plan import plan_to_load
 
 CPU = SimpleNamespace(type="cpu", index=None)
@@ -298,10 +298,10 @@ class TestMemory:
         for file, text in zip(files, ("1000000", "700000", "anon 500\ninactive_file 200000\n")):
             with open(file, "w") as stream:
                 stream.write(text)
-        assert memory._container_room(files) == 500_000
+        assert memory._container_available(files) == 500_000
         with open(files[0], "w") as stream:
             stream.write("max\n")
-        assert memory._container_room(files) is None
+        assert memory._container_available(files) is None
 
 
 def test_the_command_line_tells_what_a_video_should_take(tmp_path, monkeypatch, capsys):

@@ -14,7 +14,7 @@ from bsa import BSAConfig, Grid
 from pipeline import EMBEDDED_CHECKPOINT, LongCatPipeline, inspect_checkpoint
 from pipeline.cli.main import main
 from pipeline.estimate.estimator import Estimator
-from pipeline.request.weights import AS_STORED, Weights
+from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.runs.plan import plan, plan_to_load
 
 ROOT = Path(__file__).parents[1]
@@ -56,8 +56,8 @@ def test_what_a_plan_carries(changes, grid, rows, sparse, reason):
     [
         pytest.param({"lora": "nobody"}, AS_STORED, "auto", "no LoRA adapter 'nobody'", id="adapter"),
         pytest.param({"bsa": MIXED}, AS_STORED, "fast", "the fast forward cannot run this request", id="forward"),
-        pytest.param({"bsa": MIXED}, Weights("fp8"), "auto", "needs the fast forward, which cannot", id="weights"),
-        pytest.param({}, Weights("fp8"), "plain", "the plain forward cannot run with --quantization", id="plain"),
+        pytest.param({"bsa": MIXED}, LoadOptions("fp8"), "auto", "needs the fast forward, which cannot", id="weights"),
+        pytest.param({}, LoadOptions("fp8"), "plain", "the plain forward cannot run with --quantization", id="plain"),
         pytest.param({"width": 12800, "height": 7040}, AS_STORED, "auto", "12800x7040 with 61 frames", id="memory"),
     ],
 )
@@ -85,7 +85,7 @@ def test_one_cell_of_many_is_refused_with_its_numbers():
 def test_planning_needs_no_torch():
     code = (
         "import sys; from types import SimpleNamespace; from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint; "
-        "from pipeline.estimate.estimator import Estimator; from pipeline.request.weights import AS_STORED; "
+        "from pipeline.estimate.estimator import Estimator; from pipeline.request.load_options import AS_STORED; "
         "from pipeline.runs.plan import plan; cpu = SimpleNamespace(type='cpu', index=None); "
         "info = inspect_checkpoint(EMBEDDED_CHECKPOINT); estimator = Estimator(info, cpu); "
         "print(plan(info, info.request('x'), AS_STORED, cpu, estimator=estimator).work.grid, 'torch' in sys.modules)"

@@ -19,15 +19,15 @@ from pipeline.media.attention_record import AttentionRecord, record_path
 from pipeline.model import fastvideo_adapter, fp8
 from pipeline.model.fast_forward import fast_forward
 from pipeline.model.fp8 import Fp8Linear, is_fp8
-from pipeline.model.offload import Visiting, place
+from pipeline.model.offload import LayerByLayer, place
 from pipeline.request.choose_forward import choose_forward
-from pipeline.request.weights import AS_STORED, Weights
+from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.runs.run_sweep import run_sweep
 from pipeline.runs.sweep import Sweep
 from pipeline.runs.sweep_axes import parse_axis
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
-FP8, OFFLOAD, BOTH = Weights("fp8"), Weights(None, True), Weights("fp8", True)
+FP8, OFFLOAD, BOTH = LoadOptions("fp8"), LoadOptions(None, True), LoadOptions("fp8", True)
 SAME, MIXED = BSAConfig(0.5, None, (2, 4, 4), (2, 4, 4)), BSAConfig(0.5, None, (2, 4, 4), (2, 4, 8))
 
 
@@ -119,7 +119,7 @@ class TestVideos:
         for result in (pair.dense, pair.sparse):
             said = {name: result.versions.get(name) for name in ("quantization", "offload", "forward")}
             assert said == {"quantization": None, "offload": None, **weights.versions, "forward": "fast"}
-            assert Weights.from_versions(read_settings(result.video).versions) == weights
+            assert LoadOptions.from_versions(read_settings(result.video).versions) == weights
         assert pair.psnr < 60
 
     def test_the_attention_is_recorded(self, load, tmp_path, monkeypatch):
@@ -190,10 +190,10 @@ class TestPlacement:
         def away():
             return [name for name, value in model.named_parameters() if value.data_ptr() != stored[name]]
 
-        visiting = Visiting(model, list(model), CPU)
+        visiting = LayerByLayer(model, list(model), CPU)
         for layer in model:
             layer.register_forward_hook(lambda *_: seen.append(away()))
-        with visiting.there():
+        with visiting.on_device():
             assert torch.equal(model(x), expected)
         # the hooks of the test come after those that put a layer back
         assert seen == [["own"]] * 4 and away() == []
@@ -201,8 +201,8 @@ class TestPlacement:
     def test_a_layer_that_fails_goes_back(self):
         model = torch.nn.Sequential(torch.nn.Linear(8, 8))
         place_of = model[0].weight.data_ptr()
-        visiting = Visiting(model, list(model), CPU)
-        with pytest.raises(RuntimeError), visiting.there():
+        visiting = LayerByLayer(model, list(model), CPU)
+        with pytest.raises(RuntimeError), visiting.on_device():
             model(torch.randn(2, 7))
         assert model[0].weight.data_ptr() == place_of
 
@@ -294,8 +294,8 @@ class TestCommandLine:
         assert self.run(checkpoint, "generate", *size, *options) == 0
         captured = capsys.readouterr()
         assert "to cpu with --quantization fp8 --offload" in captured.err
-        assert Weights.from_versions(json.loads(captured.out)["versions"]) == BOTH
-        assert Weights.from_versions(read_settings(tmp_path / "video.mp4").versions) == BOTH
+        assert LoadOptions.from_versions(json.loads(captured.out)["versions"]) == BOTH
+        assert LoadOptions.from_versions(read_settings(tmp_path / "video.mp4").versions) == BOTH
 
     @pytest.mark.parametrize(
         ("args", "sentence"),

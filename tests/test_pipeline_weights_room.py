@@ -11,17 +11,17 @@ import torch
 from pipeline import EMBEDDED_CHECKPOINT, VideoRequest, cli_command, inspect_checkpoint, python_code
 from pipeline.estimate import footprint, refusal
 from pipeline.estimate.estimator import Estimator
-from pipeline.estimate.refusal import check_room, smaller_weights
+from pipeline.estimate.refusal import check_weights_fit, smaller_weights
 from pipeline.model.fp8 import to_fp8, weight_bytes
 from pipeline.model.offload import Offload
+from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.shape import ModelShape
-from pipeline.request.weights import AS_STORED, Weights
 from ui.form.preset_rules import LONGCAT_SHAPE, Situation, presets
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
 CPU, GPU = SimpleNamespace(type="cpu", index=None), torch.device("cuda", 0)
-FP8, OFFLOAD, BOTH = Weights("fp8"), Weights(None, True), Weights("fp8", True)
+FP8, OFFLOAD, BOTH = LoadOptions("fp8"), LoadOptions(None, True), LoadOptions("fp8", True)
 INFO = inspect_checkpoint(EMBEDDED_CHECKPOINT)
 LONGCAT = replace(INFO, path=ROOT, name="LongCat-Video", parameters=13_580_000_000, bsa=None)
 LONGCAT = replace(
@@ -111,7 +111,7 @@ class TestRemedies:
     def test_weights_that_do_not_fit(self, memory, gpu, host, weights, sentence):
         memory(gpu, host)
         with pytest.raises(ValueError, match=sentence):
-            check_room(LONGCAT_SHAPE, "X", GPU, weights)
+            check_weights_fit(LONGCAT_SHAPE, "X", GPU, weights)
 
     @pytest.mark.parametrize(
         ("gpu", "host", "weights"),
@@ -119,12 +119,12 @@ class TestRemedies:
     )
     def test_weights_that_fit(self, memory, gpu, host, weights):
         memory(gpu, host)
-        check_room(LONGCAT_SHAPE, "X", GPU, weights)
+        check_weights_fit(LONGCAT_SHAPE, "X", GPU, weights)
 
     def test_on_a_cpu_offloading_is_none(self, memory):
         memory(0, 50)
         with pytest.raises(ValueError, match="; try --quantization fp8$"):
-            check_room(LONGCAT_SHAPE, "X", CPU, AS_STORED)
+            check_weights_fit(LONGCAT_SHAPE, "X", CPU, AS_STORED)
 
     def test_a_gpu_without_8_bit_products_is_not_told_to_use_them(self, memory, monkeypatch):
         memory(30)
@@ -208,8 +208,8 @@ class TestReproduction:
         loader = SimpleNamespace(load=lambda path, device, **arguments: given.update(arguments))
         code = program.partition("\npipeline = ")[2].partition("\nrequest")[0]
         eval(code, {"LongCatPipeline": loader})
-        assert Weights(**given) == weights
+        assert LoadOptions(**given) == weights
 
     @pytest.mark.parametrize("said", [{"quantization": "int2"}, {"offload": "maybe"}, {}])
     def test_what_a_file_says_is_not_trusted(self, said):
-        assert Weights.from_versions(said) == AS_STORED
+        assert LoadOptions.from_versions(said) == AS_STORED

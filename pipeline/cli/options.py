@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from bsa import BSAConfig, Grid
 from pipeline.cli.inspect import add_inspect
-from pipeline.estimate.refusal import check_room
+from pipeline.estimate.refusal import check_weights_fit
 from pipeline.machine.device import choose_device
 from pipeline.machine.memory import Device
 from pipeline.media.clip import inspect_clip
@@ -21,10 +21,10 @@ from pipeline.media.comment import read_settings
 from pipeline.request.checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
 from pipeline.request.download import Progress, fetch_checkpoint, is_hub_id
 from pipeline.request.fields import FIELDS
+from pipeline.request.load_options import AS_STORED, QUANTIZATIONS, LoadOptions
 from pipeline.request.sentences import one_line
 from pipeline.request.values import chunk
 from pipeline.request.video import VideoRequest
-from pipeline.request.weights import AS_STORED, QUANTIZATIONS, Weights
 from pipeline.runs.sweep_axes import LABELS
 
 DESCRIPTION = """\
@@ -300,12 +300,12 @@ def _chunk(option: str, parts: list[str]) -> Grid:
     return sides
 
 
-def read_weights(args: argparse.Namespace) -> Weights:
+def read_weights(args: argparse.Namespace) -> LoadOptions:
     """How the model is to be kept in memory."""
-    return Weights(args.quantization, args.offload)
+    return LoadOptions(args.quantization, args.offload)
 
 
-def checked_device(name: str, weights: Weights) -> Device:
+def checked_device(name: str, weights: LoadOptions) -> Device:
     """The device of that name; ValueError where it does not exist or cannot run such weights."""
     device = choose_device(name)
     if weights.quantization is not None and device.type == "cuda":
@@ -365,7 +365,7 @@ def _read_refinement(args: argparse.Namespace, info: CheckpointInfo) -> VideoReq
     return info.refinement(prompt, clip, **shape, seed=args.seed, bsa=read_bsa(args, info.sparse), **given)
 
 
-def open_checkpoint(text: str | Path, device: str = "auto", weights: Weights = AS_STORED) -> CheckpointInfo:
+def open_checkpoint(text: str | Path, device: str = "auto", weights: LoadOptions = AS_STORED) -> CheckpointInfo:
     """`inspect_checkpoint` for a command line: what is a hub id is fetched first, with a bar on stderr."""
     if not is_hub_id(str(text)):
         return inspect_checkpoint(text)
@@ -376,5 +376,5 @@ def open_checkpoint(text: str | Path, device: str = "auto", weights: Weights = A
             bar.total = progress.total
             bar.update(progress.done - bar.n)
 
-        room = partial(check_room, device=choose_device(device), weights=weights)
+        room = partial(check_weights_fit, device=choose_device(device), weights=weights)
         return inspect_checkpoint(fetch_checkpoint(str(text), room, show))

@@ -18,10 +18,10 @@ from pipeline.engine.child import LOADING
 from pipeline.engine.parent import CUDA_LOST, Child, EngineDied
 from pipeline.machine.device import DeviceName
 from pipeline.request.generator import Generator
+from pipeline.request.load_options import LoadOptions
 from pipeline.request.result import VideoResult
 from pipeline.request.sentences import one_line
 from pipeline.request.video import StepUpdate, VideoRequest
-from pipeline.request.weights import Weights
 
 Say = Callable[[str], None]
 Load = Callable[[Say], Generator]
@@ -99,9 +99,9 @@ class EngineProcess:
         return Path(self._arguments["path"])
 
     @property
-    def weights(self) -> Weights:
+    def weights(self) -> LoadOptions:
         """How the model's weights are kept."""
-        return Weights(self._arguments.get("quantization"), self._arguments.get("offload", False))
+        return LoadOptions(self._arguments.get("quantization"), self._arguments.get("offload", False))
 
     def generate_frames(
         self, request: VideoRequest, on_step: Callable[[StepUpdate], None] | None, output: Path
@@ -194,7 +194,7 @@ class InProcess:
     pid = os.getpid()
     path = Path()
     why = NOT_RUNNING
-    weights = Weights()
+    weights = LoadOptions()
 
     def __init__(self, load: Load) -> None:
         self.on_exit: Callable[[], None] = lambda: None

@@ -22,13 +22,13 @@ from bsa import BSAConfig, Grid
 from pipeline.estimate import cost, footprint
 from pipeline.estimate.fit import Run, density_of, kept_run, weigh, weighted_median
 from pipeline.estimate.ledger import Ledger
-from pipeline.estimate.refusal import check_room, refuse, smaller_weights
+from pipeline.estimate.refusal import check_weights_fit, refuse, smaller_weights
 from pipeline.machine.memory import Device, available_memory, gpu_of
 from pipeline.request.checkpoint import CheckpointInfo
+from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.result import VideoResult
 from pipeline.request.shape import ModelShape
 from pipeline.request.video import VideoRequest
-from pipeline.request.weights import AS_STORED, Weights
 
 logger = logging.getLogger("pipeline")
 
@@ -73,7 +73,7 @@ class Estimator:
     """
 
     def __init__(
-        self, info: CheckpointInfo, device: Device, store: Path | None = None, weights: Weights = AS_STORED
+        self, info: CheckpointInfo, device: Device, store: Path | None = None, weights: LoadOptions = AS_STORED
     ) -> None:
         self.info = info
         self.device = device
@@ -135,7 +135,7 @@ class Estimator:
 
     def check_load(self) -> None:
         """Refuse weights that cannot fit, before one is read. Raises ValueError with numbers and a remedy."""
-        check_room(self._shape, self.info.name, self.device, self.weights)
+        check_weights_fit(self._shape, self.info.name, self.device, self.weights)
 
     def host_bytes(self) -> int:
         """Weights that offload keeps in the host's memory."""
@@ -154,8 +154,8 @@ class Estimator:
         if self._needed(request) > available:
             shape, device = self._shape, self.device
 
-            def fits(way: Weights) -> bool:
-                return footprint.least_bytes(shape, request, device, way) <= available
+            def fits(options: LoadOptions) -> bool:
+                return footprint.least_bytes(shape, request, device, options) <= available
 
             refuse(request, self._needed, available, device, smaller_weights(shape, device, self.weights, fits))
 

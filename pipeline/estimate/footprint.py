@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pipeline.machine.memory import Device
+from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.shape import ModelShape
 from pipeline.request.video import VideoRequest
-from pipeline.request.weights import AS_STORED, Weights
 
 # Tensors of tokens x hidden alive at the widest place of a block (the feed-forward's three, or q, k, v with their
 # fp32 rotations). bfloat16: 11.45 GiB at 84,480 x 4096 on an H200 are 17.8 of them, because norms work in fp32.
@@ -23,7 +23,7 @@ def element_size(device: Device) -> int:
     return 2 if device.type == "cuda" else 4
 
 
-def block_bytes(shape: ModelShape, device: Device, weights: Weights) -> int:
+def block_bytes(shape: ModelShape, device: Device, weights: LoadOptions) -> int:
     """Weights of one block of the transformer. Its scales, norms and biases are too few to count."""
     size = element_size(device)
     return _linear(shape) * (1 if weights.quantization == "fp8" else size) + _modulation(shape) * size
@@ -43,11 +43,11 @@ def _outside_blocks(shape: ModelShape, device: Device) -> int:
     return max(0, parameters) * element_size(device)
 
 
-def _offloads(device: Device, weights: Weights) -> bool:
+def _offloads(device: Device, weights: LoadOptions) -> bool:
     return weights.offload and device.type == "cuda"
 
 
-def _resident_bytes(shape: ModelShape, device: Device, weights: Weights) -> int:
+def _resident_bytes(shape: ModelShape, device: Device, weights: LoadOptions) -> int:
     """Weights that are on the device all the time."""
     size, block = element_size(device), block_bytes(shape, device, weights)
     both = _outside_blocks(shape, device) + shape.vae * size
@@ -56,30 +56,30 @@ def _resident_bytes(shape: ModelShape, device: Device, weights: Weights) -> int:
     return both + (shape.depth + 2 * weights.offload) * block + shape.text_encoder * size
 
 
-def _visiting_bytes(shape: ModelShape, device: Device, weights: Weights) -> int:
+def _visiting_bytes(shape: ModelShape, device: Device, weights: LoadOptions) -> int:
     """Weights that are on the device while a prompt is encoded, and not after that."""
     return shape.text_visit * element_size(device) if _offloads(device, weights) else 0
 
 
-def weight_bytes(shape: ModelShape, device: Device, weights: Weights = AS_STORED) -> int:
+def weight_bytes(shape: ModelShape, device: Device, weights: LoadOptions = AS_STORED) -> int:
     """The most weights that are on the device at one time, as the pipeline loads them."""
     return _resident_bytes(shape, device, weights) + _visiting_bytes(shape, device, weights)
 
 
-def host_bytes(shape: ModelShape, device: Device, weights: Weights = AS_STORED) -> int:
+def host_bytes(shape: ModelShape, device: Device, weights: LoadOptions = AS_STORED) -> int:
     """Weights in host memory for good, beside those on the device."""
     if not _offloads(device, weights):
         return 0
     return shape.depth * block_bytes(shape, device, weights) + shape.text_encoder * element_size(device)
 
 
-def fixed_bytes(shape: ModelShape, device: Device, weights: Weights = AS_STORED) -> int:
+def fixed_bytes(shape: ModelShape, device: Device, weights: LoadOptions = AS_STORED) -> int:
     """What is taken before the first generation: the weights and the process."""
     process = _CONTEXT_BYTES if device.type == "cuda" else _PROCESS_BYTES
     return _resident_bytes(shape, device, weights) + process
 
 
-def activation_bytes(shape: ModelShape, request: VideoRequest, device: Device, weights: Weights = AS_STORED) -> int:
+def activation_bytes(shape: ModelShape, request: VideoRequest, device: Device, weights: LoadOptions = AS_STORED) -> int:
     """The larger of the transformer's and the decoder's, which do not run at the same time; and of the text encoder's
     weights where they are there for their turn only."""
     size, work = element_size(device), request.workload
@@ -98,7 +98,7 @@ def activation_bytes(shape: ModelShape, request: VideoRequest, device: Device, w
     return max(block, decode, _visiting_bytes(shape, device, weights))
 
 
-def least_bytes(shape: ModelShape, request: VideoRequest, device: Device, weights: Weights = AS_STORED) -> int:
+def least_bytes(shape: ModelShape, request: VideoRequest, device: Device, weights: LoadOptions = AS_STORED) -> int:
     """What certainly exists at one time, so that what needs more than there is cannot run: the weights, and five
     tensors of tokens x hidden (input, queries, keys, values, result) or the decoded pixels and a copy of them."""
     size = element_size(device)

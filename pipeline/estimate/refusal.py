@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from pipeline.estimate import footprint
 from pipeline.machine.memory import Device, available_memory
+from pipeline.request.load_options import LoadOptions
 from pipeline.request.shape import ModelShape
 from pipeline.request.start import LATENT_FRAMES
 from pipeline.request.video import TOKEN_PIXELS, VideoRequest
-from pipeline.request.weights import Weights
 
 
 def refuse(
@@ -20,18 +20,18 @@ def refuse(
     needed: Callable[[VideoRequest], int],
     available: int,
     device: Device,
-    way: Weights | None = None,
+    smaller: LoadOptions | None = None,
 ) -> None:
     """Raise the ValueError that says what `request` needs, what there is, and what would fit.
 
-    way: how the model would have to be loaded for the request as it is.
+    smaller: how the model would have to be loaded for the request as it is.
     """
     what = "GPU memory" if device.type == "cuda" else "memory"
     size = f"{request.width}x{request.height} with {_frames(request.num_frames)}"
     raise ValueError(
         f"{size} needs about {_gib(needed(request))} of {what} and {_gib(available)} are available; "
         + nearest_fit(request, needed, available)
-        + ("" if way is None else f"; it fits as it is with {way}")
+        + ("" if smaller is None else f"; it fits as it is with {smaller}")
     )
 
 
@@ -41,12 +41,12 @@ def nearest_fit(request: VideoRequest, needed: Callable[[VideoRequest], int], av
     def fits(**changes: int) -> bool:
         return needed(replace(request, **changes)) <= available
 
-    ways = []
+    remedies = []
     frames = None
     if request.start.clip is None:  # else the clip decides
         frames = _largest(lambda n: fits(num_frames=LATENT_FRAMES * n + 1), (request.num_frames - 1) // LATENT_FRAMES)
     if frames is not None:
-        ways.append(f"{_frames(LATENT_FRAMES * frames + 1)} at this size")
+        remedies.append(f"{_frames(LATENT_FRAMES * frames + 1)} at this size")
 
     def scaled(rows: int) -> dict[str, int]:
         columns = max(1, round(rows * request.width / request.height))
@@ -56,10 +56,10 @@ def nearest_fit(request: VideoRequest, needed: Callable[[VideoRequest], int], av
     if rows is not None:
         size = scaled(rows + 1)
         number = request.num_frames
-        ways.append(f"{size['width']}x{size['height']} with {'all ' if number > 1 else ''}{_frames(number)}")
-    if not ways:
+        remedies.append(f"{size['width']}x{size['height']} with {'all ' if number > 1 else ''}{_frames(number)}")
+    if not remedies:
         return "no size fits; free some memory, or use a smaller checkpoint"
-    return f"what fits: {' or '.join(ways)}"
+    return f"what fits: {' or '.join(remedies)}"
 
 
 def _largest(fits: Callable[[int], bool], below: int) -> int | None:
@@ -84,7 +84,7 @@ class _Host(NamedTuple):
     index: int | None = None
 
 
-def check_room(shape: ModelShape, name: str, device: Device, weights: Weights, held: int = 0) -> None:
+def check_weights_fit(shape: ModelShape, name: str, device: Device, weights: LoadOptions, held: int = 0) -> None:
     """Raises ValueError with the numbers and a remedy when a model cannot be loaded.
 
     held: bytes of the device that will be free by then.
@@ -94,8 +94,11 @@ def check_room(shape: ModelShape, name: str, device: Device, weights: Weights, h
     if needed <= available and in_host <= host:
         return
 
-    way = smaller_weights(shape, device, weights, lambda way: footprint.weight_bytes(shape, device, way) <= available)
-    remedy = "use a larger device, or a smaller checkpoint" if way is None else f"try {way}"
+    def fits(options: LoadOptions) -> bool:
+        return footprint.weight_bytes(shape, device, options) <= available
+
+    smaller = smaller_weights(shape, device, weights, fits)
+    remedy = "use a larger device, or a smaller checkpoint" if smaller is None else f"try {smaller}"
     if needed > available:
         kind = ("bfloat16" if device.type == "cuda" else "fp32") + (f" with {weights}" if weights else "")
         raise ValueError(
@@ -109,15 +112,18 @@ def check_room(shape: ModelShape, name: str, device: Device, weights: Weights, h
 
 
 def smaller_weights(
-    shape: ModelShape, device: Device, weights: Weights, fits: Callable[[Weights], bool]
-) -> Weights | None:
+    shape: ModelShape, device: Device, weights: LoadOptions, fits: Callable[[LoadOptions], bool]
+) -> LoadOptions | None:
     """The least change of `weights` with which something fits, of those that device and host can run; or None."""
     host = available_memory(_Host())
-    ways = (way for way in weights.smaller() if footprint.host_bytes(shape, device, way) <= host and _runs(device, way))
-    return next(filter(fits, ways), None)
+
+    def possible(options: LoadOptions) -> bool:
+        return footprint.host_bytes(shape, device, options) <= host and _runs(device, options) and fits(options)
+
+    return next(filter(possible, weights.smaller()), None)
 
 
-def _runs(device: Device, weights: Weights) -> bool:
+def _runs(device: Device, weights: LoadOptions) -> bool:
     if device.type != "cuda":
         return not weights.offload  # which only moves things from memory to memory
     torch = sys.modules.get("torch")

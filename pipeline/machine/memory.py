@@ -69,7 +69,7 @@ def available_memory(device: Device) -> int:
     A process that has not begun to use the GPU asks NVML, because PyTorch would claim some of the memory to answer.
     """
     if device.type != "cuda":
-        return min([psutil.virtual_memory().available, *filter(None, map(_container_room, _CGROUPS))])
+        return min([psutil.virtual_memory().available, *filter(None, map(_container_available, _CGROUPS))])
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         gpu = gpu_of(device)
@@ -119,7 +119,7 @@ def gpu_of(device: Device) -> GpuReading | None:
     )
 
 
-def _container_room(files: tuple[str, str, str]) -> int | None:
+def _container_available(files: tuple[str, str, str]) -> int | None:
     try:
         limit, used, statistics = (Path(file).read_text().strip() for file in files)
         if not limit.isdecimal() or int(limit) > 2**60:  # "max", or cgroup 1's way to say so

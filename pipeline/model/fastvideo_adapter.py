@@ -24,12 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.model.lora import LoraSwitch
-from pipeline.model.offload import Offload, Visiting, place
+from pipeline.model.offload import LayerByLayer, Offload, place
 from pipeline.model.schedule import longcat_sigmas
 from pipeline.model.tokenizer import load_tokenizer
+from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.safetensors_files import check_complete, stored_keys, stored_precision
 from pipeline.request.video import MAX_PROMPT_TOKENS, VideoRequest
-from pipeline.request.weights import AS_STORED, Weights
 
 NO_LOOPBACK = (
     "FastVideo's layers need torch.distributed, which finds no network interface of its own here; turn the loopback "
@@ -59,7 +59,7 @@ class FastVideoLongCat:
         path: Path,
         device: torch.device,
         loras: Mapping[str, Path] | None = None,
-        weights: Weights = AS_STORED,
+        weights: LoadOptions = AS_STORED,
     ) -> None:
         """Load all weights from `path` to `device`: fp32 on the CPU, bfloat16 on CUDA, and as `weights` says.
 
@@ -71,7 +71,7 @@ class FastVideoLongCat:
             RuntimeError: this FastVideo is not the version that the adapter knows.
         """
         self.offload: Offload | None = None
-        self._visiting: Visiting | None = None
+        self._visiting: LayerByLayer | None = None
         with _quiet():
             _prepare_process(device)
             self._load(path, device, weights)
@@ -79,7 +79,7 @@ class FastVideoLongCat:
             self._place(weights)
         self.lora = LoraSwitch(self.transformer, loras or {})
 
-    def _load(self, path: Path, device: torch.device, weights: Weights) -> None:
+    def _load(self, path: Path, device: torch.device, weights: LoadOptions) -> None:
         from fastvideo.configs.pipelines.longcat import LongCatT2V480PConfig
         from fastvideo.fastvideo_args import FastVideoArgs
         from fastvideo.pipelines.basic.longcat.longcat_pipeline import LongCatPipeline
@@ -140,11 +140,11 @@ class FastVideoLongCat:
         self.zero_text_padding = bool(transformer_config.get("text_tokens_zero_pad", False))
         check_complete(self._vae.state_dict(), path / "vae")
 
-    def _place(self, weights: Weights) -> None:
+    def _place(self, weights: LoadOptions) -> None:
         """Bring what was loaded to host memory to where it runs."""
         encoder: nn.Module = self._pipeline.modules["text_encoder"]
         if weights.offload:
-            self._visiting = Visiting(encoder, encoder.encoder.block, self.device)
+            self._visiting = LayerByLayer(encoder, encoder.encoder.block, self.device)
         else:
             encoder.to(self.device)
         self._vae.to(self.device)
@@ -183,7 +183,7 @@ class FastVideoLongCat:
         return self._pipeline.input_validation_stage(batch, self._args)
 
     def encode_text(self, batch: Any) -> TextStates:
-        with contextlib.nullcontext() if self._visiting is None else self._visiting.there():
+        with contextlib.nullcontext() if self._visiting is None else self._visiting.on_device():
             batch = self._pipeline.prompt_encoding_stage(batch, self._args)
         states, masks = list(batch.prompt_embeds), list(batch.prompt_attention_mask)
         if batch.do_classifier_free_guidance:

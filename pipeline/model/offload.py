@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.model.fp8 import to_fp8
-from pipeline.request.weights import Weights
+from pipeline.request.load_options import LoadOptions
 
 logger = logging.getLogger("pipeline")
 
@@ -122,7 +122,7 @@ class _Stored:
         weakref.finalize(self, runtime.cudaHostUnregister, host.data_ptr()).atexit = False
 
 
-def place(transformer: nn.Module, device: torch.device, dtype: torch.dtype, weights: Weights) -> Offload | None:
+def place(transformer: nn.Module, device: torch.device, dtype: torch.dtype, weights: LoadOptions) -> Offload | None:
     """Bring a transformer from host memory to `device` in `dtype`, block after block; what brings its blocks if they
     are offloaded.
 
@@ -147,14 +147,14 @@ def place(transformer: nn.Module, device: torch.device, dtype: torch.dtype, weig
     return None
 
 
-class Visiting:
+class LayerByLayer:
     """Keeps a model in host memory that PyTorch calls layer by layer: each layer comes to the device for its own call.
 
     For a model that runs once in a while, such as a text encoder: nothing is copied ahead or pinned.
     """
 
     def __init__(self, model: nn.Module, layers: Iterable[nn.Module], device: torch.device) -> None:
-        """layers: called one after the other; what else the model has comes for the time of `there`."""
+        """layers: called one after the other; what else the model has comes for the time of `on_device`."""
         self._device = device
         own: set[Tensor] = set()
         for layer in layers:
@@ -165,7 +165,7 @@ class Visiting:
         self._rest = {tensor: data for tensor, data in _stored(model).items() if tensor not in own}
 
     @contextmanager
-    def there(self) -> Iterator[None]:
+    def on_device(self) -> Iterator[None]:
         """While this lasts, the model can be called with inputs on the device."""
         try:
             _bringing(self._rest, self._device)()

@@ -9,10 +9,10 @@ from typing import Any
 
 from bsa import BSAConfig
 from pipeline.request.checkpoint import EMBEDDED_CHECKPOINT
+from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.sentences import CONTROLS
 from pipeline.request.start import FromClip
 from pipeline.request.video import VideoRequest
-from pipeline.request.weights import AS_STORED, Weights
 
 
 def cli_command(
@@ -22,7 +22,7 @@ def cli_command(
     device: str,
     compare: bool,
     output: str,
-    weights: Weights = AS_STORED,
+    weights: LoadOptions = AS_STORED,
 ) -> str:
     """A command for a POSIX shell (of 2024, as bash and zsh are) that makes `request` again, bit for bit on the same
     kind of device. It holds no control character: a terminal that it is pasted into would act on one, quoted or not.
@@ -88,7 +88,7 @@ def python_code(
     device: str,
     compare: bool,
     output: str,
-    weights: Weights = AS_STORED,
+    weights: LoadOptions = AS_STORED,
 ) -> str:
     """A Python program that makes `request` again, bit for bit on the same kind of device."""
     path = "" if model_path == EMBEDDED_CHECKPOINT else f"{str(model_path)!r}, "

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from bsa.variants import measured_as
 from pipeline.machine.device import gpu_name
 from pipeline.machine.memory import Device
-from pipeline.request.weights import AS_STORED, Weights
+from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.workload import Workload
 
 FORWARDS = ("auto", "plain", "fast")
@@ -27,7 +27,7 @@ def checked_forward(name: str) -> str:
     return name
 
 
-def choose_forward(asked: str, work: Workload, device: Device, weights: Weights = AS_STORED) -> ForwardChoice:
+def choose_forward(asked: str, work: Workload, device: Device, weights: LoadOptions = AS_STORED) -> ForwardChoice:
     """ "auto" takes the fast forward where the weights need it and on GPUs that bsa/tuned.json has measurements of, and
     the plain one elsewhere.
 

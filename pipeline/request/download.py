@@ -70,7 +70,7 @@ def fetch_checkpoint(
 
     Args:
         check: called with the model's size and name before anything large is fetched; raises ValueError where the
-            model cannot run, such as `pipeline.estimate.refusal.check_room`.
+            model cannot run, such as `pipeline.estimate.refusal.check_weights_fit`.
         on_progress: called about every 10 MB; may raise `Cancelled`. What was fetched is kept, and resumed later.
 
     Raises:

@@ -34,9 +34,9 @@ from pipeline.model.run_forward import forward_for, warm_up
 from pipeline.request.checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
 from pipeline.request.choose_forward import checked_forward
 from pipeline.request.generator import OnStep
+from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.result import VideoResult
 from pipeline.request.video import MAX_PROMPT_TOKENS, StepUpdate, VideoRequest
-from pipeline.request.weights import AS_STORED, Weights
 from pipeline.runs.plan import Plan, plan
 
 logger = logging.getLogger("pipeline")
@@ -62,7 +62,7 @@ class LongCatPipeline:
         colours: LatentColours,
         record: bool = False,
         forward: str = "auto",
-        weights: Weights = AS_STORED,
+        weights: LoadOptions = AS_STORED,
     ) -> None:
         self.info = info
         self.device = device
@@ -104,7 +104,7 @@ class LongCatPipeline:
             RuntimeError: the installed FastVideo is not the expected one.
         """
         say = on_message or (lambda message: None)
-        weights = Weights(quantization, offload)
+        weights = LoadOptions(quantization, offload)
         weights.check_forward(checked_forward(forward))
         info = inspect_checkpoint(path)
         colours = LatentColours.from_config(info.defaults)

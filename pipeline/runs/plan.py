@@ -14,8 +14,8 @@ from pipeline.estimate.estimator import Estimate, Estimator
 from pipeline.machine.memory import Device
 from pipeline.request.checkpoint import CheckpointInfo
 from pipeline.request.choose_forward import ForwardChoice, choose_forward
+from pipeline.request.load_options import LoadOptions
 from pipeline.request.video import VideoRequest
-from pipeline.request.weights import Weights
 from pipeline.request.workload import Workload
 
 
@@ -39,7 +39,7 @@ class Plan:
 def plan(
     info: CheckpointInfo,
     request: VideoRequest,
-    weights: Weights,
+    weights: LoadOptions,
     device: Device,
     *,
     forward: str = "auto",
@@ -72,7 +72,7 @@ def plan(
 def plan_to_load(
     info: CheckpointInfo,
     requests: Iterable[VideoRequest],
-    weights: Weights,
+    weights: LoadOptions,
     device: Device,
     *,
     forward: str = "auto",

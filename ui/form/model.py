@@ -14,7 +14,7 @@ from typing import Any
 import gradio as gr
 
 from pipeline import Cancelled, inspect_checkpoint
-from pipeline.estimate.refusal import check_room
+from pipeline.estimate.refusal import check_weights_fit
 from pipeline.request.download import Progress, fetch_checkpoint
 from ui.form.fields import Fields
 from ui.form.plan import gib
@@ -96,7 +96,7 @@ class ModelChange:
 
         estimates = self._site.estimates
         room = {"device": estimates.device, "weights": self._site.worker.weights, "held": estimates.held()}
-        return fetch_checkpoint(name, partial(check_room, **room), note)
+        return fetch_checkpoint(name, partial(check_weights_fit, **room), note)
 
     def _fetched(self, name: str) -> tuple[str, float | None]:
         progress = self._progress

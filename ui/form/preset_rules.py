@@ -10,9 +10,9 @@ from bsa import BSAConfig
 from pipeline.estimate import footprint
 from pipeline.machine.memory import Device
 from pipeline.request.checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo
+from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.shape import ModelShape
 from pipeline.request.video import TOKEN_PIXELS, VideoRequest
-from pipeline.request.weights import AS_STORED, Weights
 
 # LongCat-Video as published: 13.6 B parameters in the transformer, 5.7 B in UMT5-XXL, 0.13 B in Wan's VAE.
 LONGCAT_SHAPE = ModelShape(
@@ -29,7 +29,7 @@ LONGCAT_SHAPE = ModelShape(
     decoder_patch=1,
 )
 _FULL_SIZE = 10**9  # parameters from which a transformer is taken for LongCat-Video's own
-_LEAST = Weights("fp8", offload=True)
+_LEAST = LoadOptions("fp8", offload=True)
 _HEADROOM = 1.1  # of the modelled peak, because no run has confirmed it
 
 NO_LONGCAT = "LongCat-Video's 13.6 B checkpoint"
@@ -51,7 +51,7 @@ class Situation:
     device: Device
     total: int
     clip: bool = False
-    weights: Weights = AS_STORED
+    weights: LoadOptions = AS_STORED
 
     @property
     def full_size(self) -> bool:
@@ -139,7 +139,7 @@ def _longcat(name: str, about: str, values: dict[str, Any]) -> Preset:
 def _missing_memory(request: VideoRequest, here: Situation) -> tuple[str, ...]:
     """What LongCat-Video lacks for a request on this GPU: nothing, options, or memory."""
 
-    def fits(weights: Weights) -> bool:
+    def fits(weights: LoadOptions) -> bool:
         return longcat_bytes(request, weights) <= here.total
 
     if fits(here.weights):
@@ -152,7 +152,7 @@ class _Gpu:
     type, index = "cuda", 0
 
 
-def longcat_bytes(request: VideoRequest, weights: Weights = AS_STORED) -> int:
+def longcat_bytes(request: VideoRequest, weights: LoadOptions = AS_STORED) -> int:
     """GPU memory that LongCat-Video's published checkpoint takes for a request."""
     fixed = footprint.fixed_bytes(LONGCAT_SHAPE, _Gpu, weights)
     return int(_HEADROOM * (fixed + footprint.activation_bytes(LONGCAT_SHAPE, request, _Gpu, weights)))

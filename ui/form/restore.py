@@ -10,7 +10,7 @@ import gradio as gr
 
 from bsa import BSAConfig
 from pipeline import FromClip, VideoRequest, cli_command, python_code, read_settings
-from pipeline.request.weights import Weights
+from pipeline.request.load_options import LoadOptions
 from ui.form.fields import Fields
 from ui.form.read import DENSE_ONLY, SIDE_BY_SIDE, SPARSE_ONLY, keep_by, page_sentence
 from ui.jobs.job import VideoJob
@@ -89,7 +89,7 @@ def remarks(site: Site, fields: Fields, request: VideoRequest, versions: dict[st
         said.append(OTHER_FPS.format(fps=request.fps, here=defaults["fps"]))
     if request.seed > LARGEST_SEED:
         said.append(LARGE_SEED.format(seed=request.seed))
-    quantized, ours = Weights.from_versions(versions).quantization, site.worker.weights.quantization
+    quantized, ours = LoadOptions.from_versions(versions).quantization, site.worker.weights.quantization
     if quantized != ours:
         said.append(OTHER_QUANTIZATION.format(made=quantized or "none", here=ours or "none"))
     here = {name: metadata.version(name) for name in PACKAGES}
@@ -140,7 +140,7 @@ def code_of(site: Site, job: VideoJob) -> dict[str, str]:
     device = versions.get("device", "auto").partition(":")[0]
     output = f"again-{job.id}" if job.side_by_side else f"again-{job.id}.mp4"
     options = {"model_path": site.checkpoint.path, "device": device, "compare": job.side_by_side, "output": output}
-    options["weights"] = Weights.from_versions(versions)
+    options["weights"] = LoadOptions.from_versions(versions)
     code = {"python": python_code(job.request, **options)}
     try:
         return code | {"cli": cli_command(job.request, **options)}

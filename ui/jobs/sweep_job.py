@@ -27,7 +27,7 @@ class SweepJob(Job):
     current: SweepRun | None = field(default=None, init=False)
     requests: list[VideoRequest] = field(init=False)
     _runs: list[SweepRun] = field(init=False)
-    _engine: _Lasting | None = field(default=None, init=False)
+    _engine: _RestartedPipeline | None = field(default=None, init=False)
     _videos: Iterator[SweepResult] | None = field(default=None, init=False)
     _cells: dict[tuple[int, int], VideoJob] = field(default_factory=dict, init=False)
 
@@ -86,7 +86,7 @@ class SweepJob(Job):
             self.begin_video(arm_of(run.request))
 
         if self._videos is None:
-            self._engine = _Lasting(pipeline, self)
+            self._engine = _RestartedPipeline(pipeline, self)
             self._videos = sweep_videos(self._engine, self.sweep, on_step, self.folder, on_begin=begin)
         self._engine.pipeline = pipeline
         try:
@@ -122,7 +122,7 @@ class SweepJob(Job):
         return self._cells[row, column]
 
 
-class _Lasting:
+class _RestartedPipeline:
     """A pipeline whose process is started again for the next video when it died over the one before.
 
     pipeline: set before each video; between two of them the worker may have loaded it anew.

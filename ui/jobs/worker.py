@@ -19,7 +19,7 @@ from pipeline import Cancelled, StepUpdate, inspect_checkpoint
 from pipeline.engine.process import EngineDied, EngineProcess, InProcess, Load
 from pipeline.machine.memory import Device
 from pipeline.request.generator import Generator
-from pipeline.request.weights import Weights
+from pipeline.request.load_options import LoadOptions
 from ui.jobs.errands import Calibration, Loading
 from ui.jobs.job import Job, tell
 from ui.jobs.queue import JobQueue
@@ -202,7 +202,7 @@ class Worker:
         return None if self._pipeline is None else self._pipeline.device
 
     @property
-    def weights(self) -> Weights:
+    def weights(self) -> LoadOptions:
         """How the model's weights are kept."""
         return self._engine.weights
 

@@ -1,4 +1,4 @@
-"""How the weights of a model are kept, chosen when it is loaded. Needs no PyTorch, for the page's process."""
+"""How a model is loaded: in which precision its weights are kept, and where."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ QUANTIZATIONS = ("fp8",)
 
 
 @dataclass(frozen=True)
-class Weights:
-    """True where anything is other than stored; as text, the options of the command line.
+class LoadOptions:
+    """How the weights of a model are kept. False where they are as stored; as text, the options of the command line.
 
     quantization: "fp8" for 8-bit weights in the transformer's blocks (`pipeline.model.fp8`), None for the
         checkpoint's own.
@@ -54,15 +54,15 @@ class Weights:
         return {name: "yes" if value is True else value for name, value in self.arguments.items()}
 
     @classmethod
-    def from_versions(cls, versions: Mapping[str, str]) -> Weights:
+    def from_versions(cls, versions: Mapping[str, str]) -> LoadOptions:
         """From what a video says, in which anything may stand."""
         quantization = versions.get("quantization")
         return cls(quantization if quantization in QUANTIZATIONS else None, versions.get("offload") == "yes")
 
-    def smaller(self) -> list[Weights]:
+    def smaller(self) -> list[LoadOptions]:
         """Those that take less memory of a GPU, the least change first."""
-        ways = [Weights("fp8"), Weights(None, True), Weights("fp8", True)]
-        return [way for way in ways if way != self and set(self.options) <= set(way.options)]
+        less = [LoadOptions("fp8"), LoadOptions(None, True), LoadOptions("fp8", True)]
+        return [options for options in less if options != self and set(self.options) <= set(options.options)]
 
     def check_forward(self, forward: str) -> None:
         """Raises ValueError for the plain forward, which cannot run with them."""
@@ -70,4 +70,4 @@ class Weights:
             raise ValueError(f"the plain forward cannot run with {self}; use the fast one or auto, or leave {self} out")
 
 
-AS_STORED = Weights()
+AS_STORED = LoadOptions()
