@@ -325,3 +325,20 @@ def test_a_real_pipeline_can_be_measured(tiny_pipeline):
     assert all(found.seconds[phase] > 0 for phase in PHASES)
     idle = next(point["bytes"] for point in points if point["part"] == "process")
     assert found.memory > idle
+
+
+@pytest.mark.parametrize(
+    ("grid", "chunk", "factor"),
+    [
+        pytest.param(Grid(16, 16, 16), (4, 4, 4), 1.0, id="whole"),
+        pytest.param(Grid(16, 15, 16), (4, 4, 4), RATES.ragged, id="rows-cut"),
+        pytest.param(Grid(16, 16, 16), (4, 4, 5), RATES.ragged, id="columns-cut"),
+        pytest.param(Grid(15, 16, 16), (4, 4, 4), RATES.ragged, id="frames-cut"),
+    ],
+)
+def test_blocks_cut_by_the_edge_cost_more(grid, chunk, factor):
+    """All of sparse attention, by the factor that was measured, and only where a block is cut."""
+    bsa = BSAConfig(sparsity=0.75, chunk_q=chunk, chunk_k=chunk)
+    seconds = cost.sparse_seconds(SHAPE, grid, bsa, 8, RATES)
+    assert seconds / cost.sparse_seconds(SHAPE, grid, bsa, 8, RATES._replace(ragged=1.0)) == pytest.approx(factor)
+    assert 1.2 <= RATES.ragged <= 2.0  # padding and masks were never free, and never doubled the time

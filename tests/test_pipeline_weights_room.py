@@ -151,6 +151,20 @@ class TestRemedies:
         Estimator(INFO, CPU, weights=FP8).check_load()
 
 
+def test_the_forwards_hold_as_many_tensors_as_were_measured():
+    """At 704x1280 with 93 frames the plain forward took 11.45 GiB over the weights on an H200, the fast one 4.1 GiB on
+    an H100 (docs/hopper.md). Twice as many frames with guidance take four times that, and more than the decoder."""
+    request = VideoRequest(
+        prompt="x", height=704, width=1280, num_frames=93, steps=50, guidance_scale=1, fps=15, bsa=None
+    )
+    plain = footprint.activation_bytes(LONGCAT_SHAPE, request, GPU, AS_STORED)
+    assert plain == pytest.approx(11.45 * 2**30, rel=0.03)
+    long = replace(request, num_frames=189, guidance_scale=4)
+    assert long.grid.volume == 2 * request.grid.volume
+    fast = footprint.activation_bytes(LONGCAT_SHAPE, long, GPU, FP8)
+    assert fast == pytest.approx(4 * 4.1 * 2**30, rel=0.08)  # small tensors of a block are not counted
+
+
 def test_measurements_are_not_shared_between_ways(tmp_path):
     point = [{"part": "process", "bytes": 123 * 2**20}]
     Estimator(INFO, CPU, tmp_path / "e.json").calibrate(point)
