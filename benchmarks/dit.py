@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from bsa import Grid
-from pipeline.model.fp8 import to_fp8
-from pipeline.model.offload import Offload
+from pipeline.weights.fp8 import to_fp8
+from pipeline.weights.offload import Offload
 from training.dit import DiTConfig, LongCatDiT
 
 SIZES = {"480p": (480, 832), "704p": (704, 1280), "720p": (720, 1280), "1080p": (1088, 1920)}

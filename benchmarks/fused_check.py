@@ -16,10 +16,11 @@ from dit import DiTConfig, LongCatDiT, inputs
 from gpu import Rows, arguments, device_for, milliseconds
 
 from bsa import BlockLayout, BSAConfig, Grid
-from pipeline.model import fp8, fused
+from pipeline.model import fused
 from pipeline.model.fast_forward import _tables, fast_forward
-from pipeline.model.fp8 import Fp8Linear, Quantised, quantise
-from pipeline.model.offload import Offload
+from pipeline.weights import fp8
+from pipeline.weights.fp8 import Fp8Linear, Quantised, quantise
+from pipeline.weights.offload import Offload
 
 
 def compared(ours, exact, dtype) -> dict:

@@ -8,13 +8,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pipeline import _start  # noqa: F401  comes first
+from pipeline.checkpoint.info import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
 from pipeline.machine.resources import GpuReading, Resources, read_resources
 from pipeline.media.comment import VideoSettings, read_settings
-from pipeline.request.as_code import cli_command, python_code
-from pipeline.request.checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
 from pipeline.request.result import Comparison, VideoResult
 from pipeline.request.start import FromClip, FromNoise
 from pipeline.request.video import Cancelled, StepUpdate, VideoRequest
+from pipeline.runs.as_code import cli_command, python_code
 from pipeline.runs.compare import compare
 from pipeline.runs.run_sweep import run_sweep, sweep_videos
 from pipeline.runs.sweep import Sweep, SweepRun

@@ -8,7 +8,8 @@ import json
 
 import torch
 
-from pipeline.model import fp8, fused, fused_triton
+from pipeline.model import fused, fused_triton
+from pipeline.weights import fp8
 
 
 def unrounded(x):

@@ -14,11 +14,11 @@ from PIL import Image
 
 import app
 from bsa import BSAConfig
-from ui.form.plan import plan_panel
+from ui.form.plan_panel import plan_panel
 from ui.form.read import form_request
 from ui.jobs.job import VideoJob
 from ui.jobs.worker import Worker
-from ui.views.preview import MAX_FRAMES, preview_strip
+from ui.views.preview_strip import MAX_FRAMES, preview_strip
 from ui.views.report import report_panel, table_rows
 
 FORM = {

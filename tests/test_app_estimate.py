@@ -20,8 +20,8 @@ from pipeline.estimate import advice
 from pipeline.estimate.advice import advise, crossover
 from pipeline.estimate.estimator import FILE_NAME, Estimator
 from ui import Worker
-from ui.form.fields import EXAMPLES
-from ui.form.plan import plan_panel
+from ui.form.inputs import EXAMPLES
+from ui.form.plan_panel import plan_panel
 from ui.jobs.estimates import Estimates
 from ui.jobs.eta import duration_text
 from ui.jobs.job import VideoJob

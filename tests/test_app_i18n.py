@@ -13,7 +13,7 @@ from browser import Watch, fill_number, needs_chromium, notice, open_group, open
 from fake_pipeline import FakePipeline
 from playwright.sync_api import expect
 
-from ui.form.fields import EXAMPLES
+from ui.form.inputs import EXAMPLES
 from ui.language import catalogue
 
 ROOT = Path(__file__).parent.parent

@@ -19,7 +19,7 @@ from playwright.sync_api import expect
 from pipeline import EMBEDDED_CHECKPOINT, VideoRequest, inspect_checkpoint, read_settings
 from pipeline.media.clip import inspect_clip
 from pipeline.media.write import write_video
-from ui.form.fields import adapter_choices
+from ui.form.inputs import adapter_choices
 from ui.form.preset_rules import NO_CLIP, NO_REFINEMENT, Situation, presets
 from ui.form.read import form_request
 from ui.form.restore import form_values

@@ -12,10 +12,10 @@ from fake_hub import FakeHub, serving
 from huggingface_hub import constants
 
 from pipeline import Cancelled, inspect_checkpoint
+from pipeline.checkpoint import download
+from pipeline.checkpoint.download import fetch_checkpoint, is_hub_id
 from pipeline.cli.main import main
 from pipeline.estimate import refusal
-from pipeline.request import download
-from pipeline.request.download import fetch_checkpoint, is_hub_id
 from pipeline.request.load_options import AS_STORED
 
 CPU = SimpleNamespace(type="cpu", index=None)

@@ -12,6 +12,7 @@ import torch
 
 from bsa import BlockLayout, BSAConfig, Grid, select_blocks
 from pipeline import EMBEDDED_CHECKPOINT, LongCatPipeline, VideoRequest, VideoResult, inspect_checkpoint
+from pipeline.checkpoint.shape import ModelShape
 from pipeline.cli.main import main
 from pipeline.estimate import cost, refusal
 from pipeline.estimate.calibrate import measure
@@ -19,7 +20,6 @@ from pipeline.estimate.estimator import FILE_NAME, PHASES, Estimator
 from pipeline.estimate.refusal import refuse
 from pipeline.machine import memory
 from pipeline.request.load_options import AS_STORED
-from pipeline.request.shape import ModelShape
 from pipeline.runs.plan import plan_to_load
 
 CPU = SimpleNamespace(type="cpu", index=None)

@@ -10,11 +10,11 @@ from random_dit import random_dit, random_inputs
 from torch import nn
 
 from bsa import BSAConfig, block_sparse_attention
-from pipeline.model import fp8
 from pipeline.model.fast_forward import fast_forward
 from pipeline.model.forward import longcat_forward
-from pipeline.model.fp8 import Fp8Linear, is_fp8, quantise, to_fp8, weight_bytes
-from pipeline.model.lora import LoraLayer
+from pipeline.weights import fp8
+from pipeline.weights.fp8 import Fp8Linear, is_fp8, quantise, to_fp8, weight_bytes
+from pipeline.weights.lora import LoraLayer
 
 ROOT = Path(__file__).resolve().parents[1]
 

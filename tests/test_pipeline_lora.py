@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tiny_checkpoint import lora_weights, write_lora
 
 from pipeline import LongCatPipeline, inspect_checkpoint
-from pipeline.model.lora import load_lora
+from pipeline.weights.lora import load_lora
 
 PREFIX, HYPHEN = "lora___lorahyphen___", "___lorahyphen___"
 # LongCat's fused layers and what FastVideo splits them into

@@ -5,8 +5,8 @@ import torch
 from random_dit import random_dit, random_inputs
 
 from pipeline.model.fast_forward import fast_forward
-from pipeline.model.fp8 import to_fp8, weight_bytes
-from pipeline.model.offload import Offload
+from pipeline.weights.fp8 import to_fp8, weight_bytes
+from pipeline.weights.offload import Offload
 
 
 def made(depth, fp8, dtype=torch.float32):

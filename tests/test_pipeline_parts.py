@@ -16,10 +16,10 @@ from pipeline import LongCatPipeline
 from pipeline.machine.measure import PeakMemory
 from pipeline.media.similarity import psnr, ssim
 from pipeline.model import fastvideo_adapter
-from pipeline.model.attention import SparseAttention
 from pipeline.model.denoising import denoise, guide
 from pipeline.model.preview import LatentColours
 from pipeline.model.schedule import longcat_sigmas
+from pipeline.model.self_attention import SparseAttention
 
 
 def test_import_is_light():

@@ -12,8 +12,8 @@ from bsa import BlockLayout, BSAConfig, Grid, block_sparse_attention
 from pipeline import VideoRequest
 from pipeline.cli import main
 from pipeline.media.attention_record import AttentionRecord, Sampled, record_path
-from pipeline.model.attention import attention_for
 from pipeline.model.recorder import MANY_BLOCKS, STORED_BYTES, AttentionRecorder
+from pipeline.model.self_attention import attention_for
 
 LAYERS, HEADS, DIM = 3, 2, 8
 

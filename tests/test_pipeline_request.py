@@ -6,7 +6,7 @@ import pytest
 
 from bsa import BSAConfig, Grid
 from pipeline import VideoRequest
-from pipeline.request.checkpoint import LONGCAT_DEFAULTS
+from pipeline.checkpoint.info import LONGCAT_DEFAULTS
 
 GOOD = {
     "prompt": "a red circle",

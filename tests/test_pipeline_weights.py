@@ -16,15 +16,16 @@ from pipeline import LongCatPipeline, compare, read_settings
 from pipeline.cli.main import main
 from pipeline.cli.options import checked_device
 from pipeline.media.attention_record import AttentionRecord, record_path
-from pipeline.model import fastvideo_adapter, fp8
+from pipeline.model import fastvideo_adapter
 from pipeline.model.fast_forward import fast_forward
-from pipeline.model.fp8 import Fp8Linear, is_fp8
-from pipeline.model.offload import LayerByLayer, place
 from pipeline.request.choose_forward import choose_forward
 from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.runs.run_sweep import run_sweep
 from pipeline.runs.sweep import Sweep
 from pipeline.runs.sweep_axes import parse_axis
+from pipeline.weights import fp8
+from pipeline.weights.fp8 import Fp8Linear, is_fp8
+from pipeline.weights.offload import LayerByLayer, place
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 FP8, OFFLOAD, BOTH = LoadOptions("fp8"), LoadOptions(None, True), LoadOptions("fp8", True)

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from pipeline import EMBEDDED_CHECKPOINT, VideoRequest, cli_command, inspect_checkpoint, python_code
+from pipeline.checkpoint.shape import ModelShape
 from pipeline.estimate import footprint, refusal
 from pipeline.estimate.estimator import Estimator
 from pipeline.estimate.refusal import check_weights_fit, smaller_weights
-from pipeline.model.fp8 import to_fp8, weight_bytes
-from pipeline.model.offload import Offload
 from pipeline.request.load_options import AS_STORED, LoadOptions
-from pipeline.request.shape import ModelShape
+from pipeline.weights.fp8 import to_fp8, weight_bytes
+from pipeline.weights.offload import Offload
 from ui.form.preset_rules import LONGCAT_SHAPE, Situation, presets
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,9 +13,9 @@ from bsa import BSAConfig
 from pipeline import CheckpointInfo
 from ui.access.visitor import Visitors
 from ui.api.endpoints import add_api
-from ui.form.fields import Fields, attention_fields, block_fields, examples, prompt_field, video_fields
+from ui.form.inputs import Fields, attention_fields, block_fields, examples, prompt_field, video_fields
 from ui.form.model import model_field
-from ui.form.plan import plan_panel
+from ui.form.plan_panel import plan_panel
 from ui.form.presets import PresetList
 from ui.form.read import MASS, SIDE_BY_SIDE, TOP_K, form_request, new_seed, page_sentence
 from ui.form.refine import ClipChooser, refine_fields
@@ -35,7 +35,7 @@ from ui.views.inspector import inspector_panel
 from ui.views.live import LivePanel
 from ui.views.report import report_panel
 from ui.views.stage import Stage
-from ui.views.sweep import SWEEP_TAB, SweepPanel
+from ui.views.sweep_panel import SWEEP_TAB, SweepPanel
 
 TITLE = "Block Sparse Attention for video"
 STYLES = ("page", "wide", "language", "player", "live", "outlook", "presets", "inspector", "code", "history", "sweep")

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from pipeline.cli.inspect import run_inspect
 from pipeline.cli.options import build_parser, checked_device, open_checkpoint, read_request, read_weights
-from pipeline.cli.sweep import run_sweep_command
+from pipeline.cli.sweep_command import run_sweep_command
 from pipeline.estimate.estimator import FILE_NAME, Estimate, Estimator
 from pipeline.machine.device import choose_device
 from pipeline.machine.memory import available_memory, out_of_memory

@@ -12,14 +12,14 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from bsa import BSAConfig, Grid
+from pipeline.checkpoint.download import Progress, fetch_checkpoint, is_hub_id
+from pipeline.checkpoint.info import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
 from pipeline.cli.inspect import add_inspect
 from pipeline.estimate.refusal import check_weights_fit
 from pipeline.machine.device import choose_device
 from pipeline.machine.memory import Device
 from pipeline.media.clip import inspect_clip
 from pipeline.media.comment import read_settings
-from pipeline.request.checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
-from pipeline.request.download import Progress, fetch_checkpoint, is_hub_id
 from pipeline.request.fields import FIELDS
 from pipeline.request.load_options import AS_STORED, QUANTIZATIONS, LoadOptions
 from pipeline.request.sentences import one_line
@@ -309,7 +309,7 @@ def checked_device(name: str, weights: LoadOptions) -> Device:
     """The device of that name; ValueError where it does not exist or cannot run such weights."""
     device = choose_device(name)
     if weights.quantization is not None and device.type == "cuda":
-        from pipeline.model.fp8 import check_device  # the page's server reads options too, without PyTorch
+        from pipeline.weights.fp8 import check_device  # the page's server reads options too, without PyTorch
 
         check_device(device)
     return device

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from bsa import BSAConfig, Grid, block_sparse_attention
+from pipeline.checkpoint.info import CheckpointInfo
 from pipeline.model.forward import after_attention, attend_dense, before_attention, rope_table
-from pipeline.request.checkpoint import CheckpointInfo
 
 BUDGET_SECONDS = 1.5  # for the blocks; decoding adds about as much
 REPEATS = 3

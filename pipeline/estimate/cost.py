@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from bsa import BSAConfig, Grid
+from pipeline.checkpoint.shape import ModelShape
 from pipeline.machine.memory import Device
-from pipeline.request.shape import ModelShape
 
 TEXT_TOKENS = 40  # of a prompt of a sentence or two; cross-attention is too small a part for more exactness
 

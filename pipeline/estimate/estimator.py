@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from bsa import BSAConfig, Grid
+from pipeline.checkpoint.info import CheckpointInfo
+from pipeline.checkpoint.shape import ModelShape
 from pipeline.estimate import cost, footprint
 from pipeline.estimate.fit import Run, density_of, kept_run, weigh, weighted_median
 from pipeline.estimate.ledger import Ledger
 from pipeline.estimate.refusal import check_weights_fit, refuse, smaller_weights
 from pipeline.machine.memory import Device, available_memory, gpu_of
-from pipeline.request.checkpoint import CheckpointInfo
 from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.result import VideoResult
-from pipeline.request.shape import ModelShape
 from pipeline.request.video import VideoRequest
 
 logger = logging.getLogger("pipeline")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from pipeline.checkpoint.shape import ModelShape
 from pipeline.machine.memory import Device
 from pipeline.request.load_options import AS_STORED, LoadOptions
-from pipeline.request.shape import ModelShape
 from pipeline.request.video import VideoRequest
 
 # Tensors of tokens x hidden alive at the widest place of a block (the feed-forward's three, or q, k, v with their

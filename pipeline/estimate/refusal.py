@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
+from pipeline.checkpoint.shape import ModelShape
 from pipeline.estimate import footprint
 from pipeline.machine.memory import Device, available_memory
 from pipeline.request.load_options import LoadOptions
-from pipeline.request.shape import ModelShape
 from pipeline.request.start import LATENT_FRAMES
 from pipeline.request.video import TOKEN_PIXELS, VideoRequest
 
@@ -129,6 +129,6 @@ def _runs(device: Device, weights: LoadOptions) -> bool:
     torch = sys.modules.get("torch")
     if weights.quantization is None or torch is None or not torch.cuda.is_available():
         return True
-    from pipeline.model.fp8 import CAPABILITY
+    from pipeline.weights.fp8 import CAPABILITY
 
     return torch.cuda.get_device_capability(device.index or 0) >= CAPABILITY

@@ -1,1 +1,1 @@
-"""All that runs on tensors: the adapter to FastVideo, forwards, kernels, 8-bit weights, offload, LoRA, denoising."""
+"""What runs on tensors: the adapter to FastVideo, forwards and their kernels, the start, denoising, previews."""

@@ -20,8 +20,8 @@ from bsa import BlockLayout, BlockSelection, BSAConfig, Grid, block_order_attent
 from bsa.variants import Tuning
 from pipeline.model import fused
 from pipeline.model.forward import _linear, _linear_fp32, embed_timestep, rope_table, trim_text, unpatchify
-from pipeline.model.fp8 import Quantised, is_fp8
-from pipeline.model.offload import Offload
+from pipeline.weights.fp8 import Quantised, is_fp8
+from pipeline.weights.offload import Offload
 
 FFN_TOKENS = 16384  # tokens per part of the feed-forward: large enough for full speed of its matrix products
 

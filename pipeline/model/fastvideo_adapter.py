@@ -23,13 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.model.lora import LoraSwitch
-from pipeline.model.offload import LayerByLayer, Offload, place
+from pipeline.checkpoint.safetensors_files import check_complete, stored_keys, stored_precision
+from pipeline.checkpoint.tokenizer import load_tokenizer
 from pipeline.model.schedule import longcat_sigmas
-from pipeline.model.tokenizer import load_tokenizer
 from pipeline.request.load_options import AS_STORED, LoadOptions
-from pipeline.request.safetensors_files import check_complete, stored_keys, stored_precision
 from pipeline.request.video import MAX_PROMPT_TOKENS, VideoRequest
+from pipeline.weights.lora import LoraSwitch
+from pipeline.weights.offload import LayerByLayer, Offload, place
 
 NO_LOOPBACK = (
     "FastVideo's layers need torch.distributed, which finds no network interface of its own here; turn the loopback "

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bsa import BlockLayout
-from pipeline.model.fp8 import Quantised, quantise
+from pipeline.weights.fp8 import Quantised, quantise
 
 
 def residual_norm_(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bsa import BlockLayout
 from bsa.kernels.launch import on_device
-from pipeline.model.fp8 import LARGEST, Quantised
+from pipeline.weights.fp8 import LARGEST, Quantised
 
 FP8 = torch.float8_e4m3fn
 _ROWS = 8  # tokens per program, one after the other: neighbours mostly share a frame, whose modulation stays in L1

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bsa import BlockLayout, BlockSelection
 from pipeline.media.attention_record import AttentionRecord, Sampled
-from pipeline.model.attention import token_density
+from pipeline.model.self_attention import token_density
 from pipeline.request.video import VideoRequest
 
 STORED_BYTES = 64 << 20  # bound on the selections of one video, before compression

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.model.attention import DenseAttention, SparseAttention, attention_for
 from pipeline.model.fast_forward import fast_forward
 from pipeline.model.forward import longcat_forward
+from pipeline.model.self_attention import DenseAttention, SparseAttention, attention_for
 from pipeline.request.choose_forward import ForwardChoice
 from pipeline.request.workload import Workload
 

@@ -1,1 +1,1 @@
-"""What is asked for, what a checkpoint is, and what comes back. Plain values: imports no torch."""
+"""What is asked for and what comes back. Plain values: imports no torch."""

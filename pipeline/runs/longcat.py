@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.checkpoint.info import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
 from pipeline.estimate.estimator import Estimator
 from pipeline.machine.device import choose_device
 from pipeline.machine.measure import Clock, PeakMemory
@@ -23,21 +24,20 @@ from pipeline.machine.memory import available_memory, held_memory
 from pipeline.media.attention_record import record_path
 from pipeline.media.comment import describe
 from pipeline.media.write import prepare_output, write_video
-from pipeline.model.attention import attention_for
 from pipeline.model.begin import begin
 from pipeline.model.denoising import denoise
 from pipeline.model.forward import trim_text
-from pipeline.model.fp8 import check_device
 from pipeline.model.preview import LatentColours
 from pipeline.model.recorder import AttentionRecorder
 from pipeline.model.run_forward import forward_for, warm_up
-from pipeline.request.checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
+from pipeline.model.self_attention import attention_for
 from pipeline.request.choose_forward import checked_forward
 from pipeline.request.generator import OnStep
 from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.result import VideoResult
 from pipeline.request.video import MAX_PROMPT_TOKENS, StepUpdate, VideoRequest
 from pipeline.runs.plan import Plan, plan
+from pipeline.weights.fp8 import check_device
 
 logger = logging.getLogger("pipeline")
 

@@ -9,11 +9,11 @@ import torch
 from fake_hub import FakeHub, serving
 
 from pipeline import inspect_checkpoint
+from pipeline.checkpoint.download import fetch_checkpoint, is_hub_id
+from pipeline.checkpoint.tokenizer import load_tokenizer
+from pipeline.checkpoint.trust import is_known
 from pipeline.cli.main import main
 from pipeline.model.fastvideo_adapter import FastVideoLongCat
-from pipeline.model.tokenizer import load_tokenizer
-from pipeline.request.download import fetch_checkpoint, is_hub_id
-from pipeline.request.trust import is_known
 
 PAYLOAD = "from pathlib import Path\nPath({marker!r}).touch()\nclass Evil: pass\nclass EvilProcessor(Evil): pass\n"
 

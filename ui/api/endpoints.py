@@ -29,8 +29,8 @@ from pipeline.request.sentences import one_line
 from pipeline.runs.sweep_axes import LABELS
 from ui.api.calls import Calls
 from ui.form.read import bsa_config, new_seed, video_request
+from ui.jobs.failures import sentence
 from ui.jobs.job import VideoJob, plain
-from ui.jobs.sentences import sentence
 from ui.jobs.sweep_job import SweepJob
 from ui.site import Site
 from ui.views.stage import video_file

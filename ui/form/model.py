@@ -14,10 +14,10 @@ from typing import Any
 import gradio as gr
 
 from pipeline import Cancelled, inspect_checkpoint
+from pipeline.checkpoint.download import Progress, fetch_checkpoint
 from pipeline.estimate.refusal import check_weights_fit
-from pipeline.request.download import Progress, fetch_checkpoint
-from ui.form.fields import Fields
-from ui.form.plan import gib
+from ui.form.inputs import Fields
+from ui.form.plan_panel import gib
 from ui.form.presets import PresetList
 from ui.form.read import page_sentence
 from ui.form.restore import fill, general_values

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bsa import BSAConfig
+from pipeline.checkpoint.info import EMBEDDED_CHECKPOINT, CheckpointInfo
+from pipeline.checkpoint.shape import ModelShape
 from pipeline.estimate import footprint
 from pipeline.machine.memory import Device
-from pipeline.request.checkpoint import EMBEDDED_CHECKPOINT, CheckpointInfo
 from pipeline.request.load_options import AS_STORED, LoadOptions
-from pipeline.request.shape import ModelShape
 from pipeline.request.video import TOKEN_PIXELS, VideoRequest
 
 # LongCat-Video as published: 13.6 B parameters in the transformer, 5.7 B in UMT5-XXL, 0.13 B in Wan's VAE.

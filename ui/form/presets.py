@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from ui.form.fields import Fields, adapter_choices
+from ui.form.inputs import Fields, adapter_choices
 from ui.form.preset_rules import Preset, Situation, presets
 from ui.form.read import DENSE_ONLY, SIDE_BY_SIDE
 from ui.form.refine import ClipChooser

@@ -13,7 +13,7 @@ import gradio as gr
 
 from pipeline import read_settings
 from pipeline.media.clip import inspect_clip
-from ui.form.fields import Fields
+from ui.form.inputs import Fields
 from ui.form.read import page_sentence
 from ui.form.restore import fill, general_values
 from ui.jobs.job import VideoJob

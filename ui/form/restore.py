@@ -11,7 +11,7 @@ import gradio as gr
 from bsa import BSAConfig
 from pipeline import FromClip, VideoRequest, cli_command, python_code, read_settings
 from pipeline.request.load_options import LoadOptions
-from ui.form.fields import Fields
+from ui.form.inputs import Fields
 from ui.form.read import DENSE_ONLY, SIDE_BY_SIDE, SPARSE_ONLY, keep_by, page_sentence
 from ui.jobs.job import VideoJob
 from ui.look.parts import QUIET, Drawn, notice_html

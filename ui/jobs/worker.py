@@ -21,9 +21,9 @@ from pipeline.machine.memory import Device
 from pipeline.request.generator import Generator
 from pipeline.request.load_options import LoadOptions
 from ui.jobs.errands import Calibration, Loading
+from ui.jobs.failures import sentence
 from ui.jobs.job import Job, tell
 from ui.jobs.queue import JobQueue
-from ui.jobs.sentences import sentence
 
 log = logging.getLogger("ui")
 

@@ -8,14 +8,14 @@ from typing import Any
 import gradio as gr
 
 from pipeline import VideoRequest
-from ui.form.fields import Fields
+from ui.form.inputs import Fields
 from ui.form.restore import RESTORED_RUN, fill, form_values, remarks
 from ui.jobs.job import VideoJob
 from ui.jobs.store import INTERRUPTED, Record
 from ui.look.parts import QUIET, Drawn, notice_html
 from ui.views.follow import GONE, Changes, Follower, live_videos
 from ui.views.report import decibels
-from ui.views.sweep import SWEEP_TAB, SweepPanel
+from ui.views.sweep_panel import SWEEP_TAB, SweepPanel
 
 PAGE = 24  # runs shown at first, and more with every press of "Show more"
 

@@ -8,7 +8,7 @@ import gradio as gr
 
 from ui.jobs.job import VideoJob
 from ui.look.parts import Drawn
-from ui.views.preview import preview_strip
+from ui.views.preview_strip import preview_strip
 from ui.views.report import seconds
 
 PHASES = {"text": "Reading the prompt", "encode": "Encoding the clip", "denoise": "Denoising", "decode": "Decoding"}

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from safetensors import safe_open
 
-from pipeline.request.trust import check_plain
+from pipeline.checkpoint.trust import check_plain
 
 _PRECISIONS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 

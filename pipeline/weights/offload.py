@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.model.fp8 import to_fp8
 from pipeline.request.load_options import LoadOptions
+from pipeline.weights.fp8 import to_fp8
 
 logger = logging.getLogger("pipeline")
 

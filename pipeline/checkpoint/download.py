@@ -14,11 +14,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pipeline.checkpoint.info import CONFIGS, WEIGHTS, inspect_checkpoint
+from pipeline.checkpoint.safetensors_files import read_json
+from pipeline.checkpoint.shape import ModelShape
+from pipeline.checkpoint.trust import LARGEST_JSON, check_index, is_known
 from pipeline.machine.paths import expand_user, is_there
-from pipeline.request.checkpoint import CONFIGS, WEIGHTS, inspect_checkpoint
-from pipeline.request.safetensors_files import read_json
-from pipeline.request.shape import ModelShape
-from pipeline.request.trust import LARGEST_JSON, check_index, is_known
 from pipeline.request.video import Cancelled
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.request.checkpoint import WEIGHTS, CheckpointInfo
-from pipeline.request.safetensors_files import component_parameters
+from pipeline.checkpoint.info import WEIGHTS, CheckpointInfo
+from pipeline.checkpoint.safetensors_files import component_parameters
 
 _UNKNOWN = "the configurations of {name} do not tell its size ({reason})"
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from bsa import BSAConfig
+from pipeline.checkpoint.safetensors_files import component_parameters, incomplete, open_file, read_json
+from pipeline.checkpoint.trust import check_files, check_index, check_names, check_plain
 from pipeline.machine.paths import expand_user, is_there
 from pipeline.request.refinement import STEPS, Clip, refined_size
-from pipeline.request.safetensors_files import component_parameters, incomplete, open_file, read_json
 from pipeline.request.start import FromClip
-from pipeline.request.trust import check_files, check_index, check_names, check_plain
 from pipeline.request.video import VideoRequest
 
 # A small checkpoint trained for this project, with everything the 13.6 B one has.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bsa import BSAConfig
-from pipeline.request.checkpoint import EMBEDDED_CHECKPOINT
+from pipeline.checkpoint.info import EMBEDDED_CHECKPOINT
 from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.sentences import CONTROLS
 from pipeline.request.start import FromClip
