@@ -141,8 +141,8 @@ class Estimator:
         """Weights that offload keeps in the host's memory."""
         return footprint.host_bytes(self._shape, self.device, self.weights)
 
-    def check(self, request: VideoRequest, available: int | None = None) -> None:
-        """Refuse what cannot fit.
+    def check(self, request: VideoRequest, available: int | None = None) -> Estimate:
+        """The estimate of a request that fits into memory.
 
         available: bytes that the generation may take, its weights included; None for what is free on the device,
             which is right before the weights are loaded.
@@ -151,16 +151,18 @@ class Estimator:
             ValueError: the request needs more memory than there is; the message names a size that fits.
         """
         available = available_memory(self.device) if available is None else available
-        if self._needed(request) > available:
+        estimate = self.estimate(request)
+        if self._needed(estimate) > available:
             shape, device = self._shape, self.device
 
             def fits(options: LoadOptions) -> bool:
                 return footprint.least_bytes(shape, request, device, options) <= available
 
-            refuse(request, self._needed, available, device, smaller_weights(shape, device, self.weights, fits))
+            smaller = smaller_weights(shape, device, self.weights, fits)
+            refuse(request, lambda other: self._needed(self.estimate(other)), available, device, smaller)
+        return estimate
 
-    def _needed(self, request: VideoRequest) -> int:
-        estimate = self.estimate(request)
+    def _needed(self, estimate: Estimate) -> int:
         return max(estimate.memory_least, int(_SURE * estimate.memory) if self._runs else 0)
 
     # -- seconds --------------------------------------------------------------------------------------------------

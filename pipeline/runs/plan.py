@@ -62,10 +62,7 @@ def plan(
     info.check_lora(request.lora)
     work = request.workload
     choice = choose_forward(forward, work, device, weights)
-    estimate = None
-    if estimator is not None:
-        estimator.check(request, available)
-        estimate = estimator.estimate(request)
+    estimate = None if estimator is None else estimator.check(request, available)
     return Plan(request, work, info.steps_run(request), choice, estimate)
 
 
