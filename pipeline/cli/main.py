@@ -134,7 +134,7 @@ def run_info(args: argparse.Namespace) -> dict[str, Any]:
         "bsa_active": active,
         "bsa_reason": reason,
     }
-    if active:
+    if active and request.bsa is not None:
         plan = request.bsa.blocks(request.grid)
         report |= {
             "bsa_params": request.bsa.to_bsa_params(),

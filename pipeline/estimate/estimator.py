@@ -180,7 +180,7 @@ class Estimator:
             return cost.decode_seconds(self._shape, *size, self._rates) * self._scale("decode", math.prod(size[1:]))
         shape, rates, tokens = self._shape, self._rates, request.grid.volume
         layer = cost.linear_seconds(shape, tokens * rows, rates) * self._scale("linear", tokens)
-        if request.bsa_status()[0]:
+        if request.bsa is not None and request.bsa_status()[0]:
             kept = cost.kept_blocks(request.bsa, request.grid, density)
             kind = "ragged" if request.bsa.blocks(request.grid).ragged else "sparse"
             sparse = cost.sparse_seconds(shape, request.grid, request.bsa, kept, rates)
@@ -206,10 +206,11 @@ class Estimator:
         """A calibration point as (part, size, measured over counted seconds)."""
         part, shape, rates = point["part"], self._shape, self._rates
         if part == "decode":
+            frames, height, width = point["size"]
             return (
                 part,
-                math.prod(point["size"][1:]),
-                point["seconds"] / cost.decode_seconds(shape, *point["size"], rates),
+                height * width,
+                point["seconds"] / cost.decode_seconds(shape, frames, height, width, rates),
             )
         grid = Grid(*point["grid"])
         if part == "linear":

@@ -49,7 +49,7 @@ def kept_run(result: VideoResult) -> dict[str, Any]:
         "size": [request.num_frames, request.height, request.width],
         "steps": request.steps,
         "guided": request.guidance_scale > 1,
-        "bsa": request.bsa.to_bsa_params() if result.bsa_active else None,
+        "bsa": request.bsa.to_bsa_params() if request.bsa is not None and result.bsa_active else None,
         "density": result.density,
         "seconds": seconds,
         "memory": result.peak_memory,
@@ -69,13 +69,13 @@ class _Traits(NamedTuple):
 
     @classmethod
     def of(cls, request: VideoRequest) -> _Traits:
-        sparse, grid = request.bsa_status()[0], request.grid
-        kept = cost.kept_blocks(request.bsa, grid) / request.bsa.blocks(grid).k_blocks.volume if sparse else 1.0
+        bsa, grid = request.bsa if request.bsa_status()[0] else None, request.grid
+        kept = 1.0 if bsa is None else cost.kept_blocks(bsa, grid) / bsa.blocks(grid).k_blocks.volume
         return cls(
             tokens=math.log(grid.volume),
-            sparse=sparse,
+            sparse=bsa is not None,
             kept=math.log(kept),
-            chunk=request.bsa.chunk_k if sparse else None,
+            chunk=None if bsa is None else bsa.chunk_k,
             size=(request.height, request.width),
             area=math.log(request.height * request.width),
             frames=math.log(request.num_frames),

@@ -89,7 +89,7 @@ def activation_bytes(shape: ModelShape, request: VideoRequest, device: Device, w
         block = _FAST_TENSORS * copies
     else:
         block = _BLOCK_TENSORS.get(device.type, _BLOCK_TENSORS["cpu"]) * copies
-        if request.bsa_status()[0]:
+        if request.bsa is not None and request.bsa_status()[0]:
             plan = request.bsa.blocks(grid)
             scores = 4 * rows * shape.heads * plan.q_blocks.volume * plan.k_blocks.volume
             # selection runs before the feed-forward widens the block, so only what goes beyond counts

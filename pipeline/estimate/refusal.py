@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any
 
 from pipeline.estimate import footprint
+from pipeline.machine.device import DeviceName
 from pipeline.machine.memory import Device, available_memory
 from pipeline.request.shape import ModelShape
 from pipeline.request.video import LATENT_FRAMES, TOKEN_PIXELS, VideoRequest
@@ -37,7 +38,7 @@ def refuse(
 def nearest_fit(request: VideoRequest, needed: Callable[[VideoRequest], int], available: int) -> str:
     """The most frames at this size, and the largest size of this shape at these frames, that fit."""
 
-    def fits(**changes: int) -> bool:
+    def fits(**changes: Any) -> bool:
         return needed(replace(request, **changes)) <= available
 
     ways = []
@@ -68,6 +69,9 @@ def _largest(fits: Callable[[int], bool], below: int) -> int | None:
     return None if low < 0 else low
 
 
+_HOST = DeviceName("cpu")
+
+
 def _frames(number: int) -> str:
     return "1 frame" if number == 1 else f"{number} frames"
 
@@ -76,17 +80,12 @@ def _gib(size: int) -> str:
     return f"{size / 2**30:,.1f} GiB"
 
 
-class _Host(NamedTuple):
-    type: str = "cpu"
-    index: int | None = None
-
-
 def check_room(shape: ModelShape, name: str, device: Device, weights: Weights, held: int = 0) -> None:
     """Raises ValueError with the numbers and a remedy when a model cannot be loaded.
 
     held: bytes of the device that will be free by then.
     """
-    available, host = available_memory(device) + held, available_memory(_Host())
+    available, host = available_memory(device) + held, available_memory(_HOST)
     needed, in_host = footprint.weight_bytes(shape, device, weights), footprint.host_bytes(shape, device, weights)
     if needed <= available and in_host <= host:
         return
@@ -109,7 +108,7 @@ def smaller_weights(
     shape: ModelShape, device: Device, weights: Weights, fits: Callable[[Weights], bool]
 ) -> Weights | None:
     """The least change of `weights` with which something fits, of those that device and host can run; or None."""
-    host = available_memory(_Host())
+    host = available_memory(_HOST)
     ways = (way for way in weights.smaller() if footprint.host_bytes(shape, device, way) <= host and _runs(device, way))
     return next(filter(fits, ways), None)
 

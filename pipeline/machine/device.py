@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from importlib import metadata
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pipeline.machine.memory import gpu_of
 from pipeline.machine.resources import read_resources
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
     import torch
 
 
-class DeviceName(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class DeviceName:
     """A device of another process, with the names of `torch.device`; such a process has no need of PyTorch."""
 
     type: str

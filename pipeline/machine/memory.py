@@ -59,8 +59,11 @@ _CGROUPS = (
 class Device(Protocol):
     """A `torch.device`, or what stands for one in a process that does not compute."""
 
-    type: str
-    index: int | None
+    @property
+    def type(self) -> str: ...
+
+    @property
+    def index(self) -> int | None: ...
 
 
 def available_memory(device: Device) -> int:
@@ -70,12 +73,13 @@ def available_memory(device: Device) -> int:
     """
     if device.type != "cuda":
         return min([psutil.virtual_memory().available, *filter(None, map(_container_room, _CGROUPS))])
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
+    loaded = sys.modules.get("torch")
+    if loaded is None or not loaded.cuda.is_initialized():
         gpu = gpu_of(device)
         if gpu is not None and gpu.total is not None and gpu.used is not None:
             return gpu.total - gpu.used - (gpu.reserved or 0)
-        import torch
+    import torch
+
     return torch.cuda.mem_get_info(torch.device("cuda", device.index or 0))[0]
 
 

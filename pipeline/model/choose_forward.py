@@ -83,12 +83,13 @@ def forward_for(
     """The velocity of `denoise`, for a loaded model (`FastVideoLongCat`)."""
     transformer, padding = model.transformer, model.zero_text_padding
     if choice.name == "plain":
-        return lambda *inputs: longcat_forward(transformer, *inputs, attention, zero_text_padding=padding)
+        return partial(longcat_forward, transformer, attend=attention, zero_text_padding=padding)
     active, _ = request.bsa_status()
     config = request.bsa if active else None
-    observe = attention.observe if active else None
-    options = {"zero_text_padding": padding, "observe": observe, "offload": model.offload}
-    return lambda *inputs: fast_forward(transformer, *inputs, config, **options)
+    observe = attention.observe if active and isinstance(attention, SparseAttention) else None
+    return partial(
+        fast_forward, transformer, config=config, zero_text_padding=padding, observe=observe, offload=model.offload
+    )
 
 
 def warm_up(choice: ForwardChoice, model: Any, request: VideoRequest, attention: Any, device: torch.device) -> None:

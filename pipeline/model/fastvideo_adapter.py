@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from pipeline.model import Net
 from pipeline.model.lora import LoraSwitch
 from pipeline.model.offload import Offload, Visiting, place
 from pipeline.model.schedule import longcat_sigmas
@@ -126,9 +127,9 @@ class FastVideoLongCat:
 
         modules = self._pipeline.modules
         self.device = device
-        self.transformer: nn.Module = modules["transformer"].eval().requires_grad_(False)
+        self.transformer: Net = modules["transformer"].eval().requires_grad_(False)
         self.scheduler = modules["scheduler"]
-        self._vae: nn.Module = modules["vae"].requires_grad_(False)
+        self._vae: Net = modules["vae"].requires_grad_(False)
         self._tokenizer = modules["tokenizer"]
         self.dtype: torch.dtype = self.transformer.patch_embed.proj.weight.dtype
         # The original takes a missing key as false, FastVideo as true.
@@ -138,7 +139,7 @@ class FastVideoLongCat:
 
     def _place(self, weights: Weights) -> None:
         """Bring what was loaded to host memory to where it runs."""
-        encoder: nn.Module = self._pipeline.modules["text_encoder"]
+        encoder: Net = self._pipeline.modules["text_encoder"]
         if weights.offload:
             self._visiting = Visiting(encoder, encoder.encoder.block, self.device)
         else:

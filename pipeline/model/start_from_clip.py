@@ -51,6 +51,7 @@ def start_latents(
         ValueError: the clip cannot be read, or has not as many frames as the request says.
     """
     wanted = request.refine
+    assert wanted is not None  # the caller asks only for such a request
     on_step(StepUpdate("encode", 0, request.latent_shape[0], elapsed()))
     frames = read_clip(wanted.video)
     factor = 2 if wanted.double_frames else 1

@@ -35,7 +35,7 @@ def cli_command(
         options.append(("negative-prompt", request.negative_prompt))
     if model_path != EMBEDDED_CHECKPOINT:
         options.append(("model-path", model_path))
-    names = ("height", "width", "num_frames", "steps", "guidance_scale", "seed", "fps")
+    names: tuple[str, ...] = ("height", "width", "num_frames", "steps", "guidance_scale", "seed", "fps")
     if refine is not None:  # the clip says how many frames there are, and there is no guidance
         names = ("height", "width", "steps", "seed", "fps")
         options.append(("t-thresh", repr(refine.t_thresh)))

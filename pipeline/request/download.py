@@ -7,7 +7,7 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +104,7 @@ def _fetch(repo: str, check: CheckSize | None, on_progress: OnProgress) -> Path:
     index = json.loads(Path(hf_hub_download(repo, "model_index.json")).read_text(encoding="utf-8"))
     if index.get("_class_name") != "LongCatPipeline":
         raise ValueError(NOT_LONGCAT.format(repo=repo, reason=f"model_index.json names {index.get('_class_name')!r}"))
-    get = {"repo_id": repo, "revision": revision}
+    get: dict[str, Any] = {"repo_id": repo, "revision": revision}
     plan = [hf_hub_download(filename=name, dry_run=True, **get) for name in files]
     missing = sum(files[file.filename] for file in plan if file.will_download)
     _check_disk(repo, missing, Path(plan[0].local_path))
@@ -168,10 +168,10 @@ def _shape(api: Any, repo: str, revision: str, files: Iterable[str]) -> ModelSha
     return ModelShape.of(repo, configs, parameters)
 
 
-def _bar(before: int, total: int, file: str, on_progress: OnProgress) -> type:
+def _bar(before: int, total: int, file: str, on_progress: OnProgress) -> type[Any]:
     """A progress bar class for huggingface_hub that draws nothing and reports to `on_progress`."""
 
-    class Bar(tqdm):
+    class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
         def __init__(self, *arguments: Any, **options: Any) -> None:
             options.pop("name", None)
             super().__init__(*arguments, **{**options, "file": io.StringIO()})
@@ -191,7 +191,7 @@ def _bar(before: int, total: int, file: str, on_progress: OnProgress) -> type:
 
 
 @contextmanager
-def _sentences(repo: str):
+def _sentences(repo: str) -> Iterator[None]:
     """Errors of the Hub, the network and the disk as one sentence each."""
     from huggingface_hub import errors
 

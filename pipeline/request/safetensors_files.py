@@ -96,7 +96,7 @@ def _count_in_file(file: Path, checkpoint: Path) -> int:
             header = json.loads(stream.read(length))
             tensors = {key: value for key, value in header.items() if key != "__metadata__"}
             end = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
-            count = sum(math.prod(tensor["shape"]) for tensor in tensors.values())
+            count: int = sum(math.prod(tensor["shape"]) for tensor in tensors.values())
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(incomplete(checkpoint, f"{name} has a damaged header")) from None
     if 8 + length + end != size:

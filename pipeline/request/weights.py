@@ -86,7 +86,7 @@ AS_STORED = Weights()
 
 def mixed_chunks(request: VideoRequest) -> str | None:
     """Why the fast forward cannot run a request, as the end of a sentence: it has one block order for all tokens."""
-    if not request.bsa_status()[0]:
+    if request.bsa is None or not request.bsa_status()[0]:
         return None
     chunks = request.bsa.chunk_q, request.bsa.chunk_k
     # What reaches beyond the grid makes no difference.

@@ -179,7 +179,7 @@ class LongCatPipeline:
     def _generate(self, request: VideoRequest, on_step: OnStep, output: Path) -> tuple[VideoResult, np.ndarray]:
         model = self._model
         active, reason = request.bsa_status()
-        if active:
+        if active and request.bsa is not None:
             logger.info("Enabling Block Sparse Attention (BSA) for LongCat transformer")
             logger.info("BSA parameters: %s", request.bsa.to_bsa_params())
         else:

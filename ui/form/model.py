@@ -95,7 +95,11 @@ class ModelChange:
             self._progress = progress
 
         estimates = self._site.estimates
-        room = {"device": estimates.device, "weights": self._site.worker.weights, "held": estimates.held()}
+        room: dict[str, Any] = {
+            "device": estimates.device,
+            "weights": self._site.worker.weights,
+            "held": estimates.held(),
+        }
         return fetch_checkpoint(name, partial(check_room, **room), note)
 
     def _fetched(self, name: str) -> tuple[str, float | None]:

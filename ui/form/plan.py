@@ -46,7 +46,7 @@ def _describe(request: VideoRequest, expected: str) -> str:
     verdict = "BSA active" if active else "BSA not active"
     rows = [("Token grid", f"{_sides(grid)} = {_count(grid.volume)} tokens")]
     picture = ""
-    if active:
+    if active and request.bsa is not None:
         plan = request.bsa.blocks(grid)
         rows += _block_rows(request.bsa, plan)
         rows.append(("Ragged blocks", _ragged(plan.ragged_q, plan.ragged_k)))
@@ -118,12 +118,13 @@ def outlook(estimates: Estimates, request: VideoRequest, sparse: VideoRequest, m
 
     request: what the form asks for; sparse: the same with BSA, whatever the form says; mode: the form's.
     """
-    estimate = estimates.of(request)
-    if estimate is None:
+    estimate, available = estimates.of(request), estimates.available()
+    if estimate is None or available is None:
         return ""
-    arms = {"dense": estimates.of(replace(sparse, bsa=None)), "sparse": estimates.of(sparse)}
-    made = [arms[name] for name in arms if mode in (name, SIDE_BY_SIDE)]
-    rows = [(TIME, _time(arms, sparse, mode)), (MEMORY, _memory(max(made, key=_peak), estimates.available()))]
+    both = {"dense": estimates.of(replace(sparse, bsa=None)), "sparse": estimates.of(sparse)}
+    arms = {name: arm for name, arm in both.items() if arm is not None}  # all or none: they are of one checkpoint
+    made = [arm for name, arm in arms.items() if mode in (name, SIDE_BY_SIDE)]
+    rows = [(TIME, _time(arms, sparse, mode)), (MEMORY, _memory(max(made, key=_peak), available))]
     table = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in rows)
     advice = estimates.advice(sparse)
     said = ""
@@ -134,13 +135,14 @@ def outlook(estimates: Estimates, request: VideoRequest, sparse: VideoRequest, m
 
 
 def _time(arms: dict[str, Estimate], sparse: VideoRequest, mode: str) -> str:
-    if arms["dense"].seconds is None:
+    seconds = {name: estimate.seconds for name, estimate in arms.items() if estimate.seconds is not None}
+    if "dense" not in seconds:
         return escape(TIME_UNKNOWN)
     active, _ = sparse.bsa_status()
     if not active:
-        return escape(TIME_ONE.format(dense=duration_text(arms["dense"].seconds["total"])))
-    words = {name: duration_text(estimate.seconds["total"]) for name, estimate in arms.items()}
-    ratio = arms["dense"].seconds["denoise"] / arms["sparse"].seconds["denoise"]
+        return escape(TIME_ONE.format(dense=duration_text(seconds["dense"]["total"])))
+    words = {name: duration_text(phases["total"]) for name, phases in seconds.items()}
+    ratio = seconds["dense"]["denoise"] / seconds["sparse"]["denoise"]
     text = {"sparse": TIME_SPARSE, "dense": TIME_DENSE}.get(mode, TIME_BOTH).format(**words)
     return f"{escape(text)}<br><small>{escape(FASTER.format(ratio=ratio))}</small>" if ratio > 1.05 else escape(text)
 

@@ -7,7 +7,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bsa import BSAConfig, selectors
+from bsa import BSAConfig, Grid, selectors
 from pipeline import CheckpointInfo, VideoRequest
 from pipeline.media.clip import inspect_clip
 from pipeline.request.sentences import one_line
@@ -65,8 +65,8 @@ def bsa_config(
     return BSAConfig(
         sparsity=None if sparsity is None else _real("sparsity", sparsity),
         cdf_threshold=None if cdf_threshold is None else _real("cdf threshold", cdf_threshold),
-        chunk_q=_chunk("query chunk", chunk_q),
-        chunk_k=_chunk("key chunk", chunk_k),
+        chunk_q=Grid(*_chunk("query chunk", chunk_q)),
+        chunk_k=Grid(*_chunk("key chunk", chunk_k)),
     )
 
 
@@ -90,7 +90,7 @@ def video_request(
 ) -> VideoRequest:
     """refine: path of a clip, whose frames then count and not `num_frames`. use_distill None: as the adapter asks for,
     or the checkpoint."""
-    given = {
+    given: dict[str, Any] = {
         "negative_prompt": negative_prompt,
         "width": _whole("width", width),
         "height": _whole("height", height),
@@ -104,8 +104,8 @@ def video_request(
         given["use_distill"] = use_distill
     if not refine:
         return checkpoint.request(prompt, num_frames=_whole("number of frames", num_frames), **given)
-    shape = {"double_frames": double_frames, "t_thresh": _real("noise level", t_thresh)}
-    return checkpoint.refinement(prompt, inspect_clip(refine), **shape, **given)
+    given |= {"double_frames": double_frames, "t_thresh": _real("noise level", t_thresh)}
+    return checkpoint.refinement(prompt, inspect_clip(refine), **given)
 
 
 def _chunk(name: str, sides: Sequence[Any]) -> list[int]:

@@ -43,7 +43,7 @@ def form_values(request: VideoRequest, side_by_side: bool | None = None) -> dict
     clip = request.refine
     # a whole path is one of this server's; a name alone comes from a video's own settings
     here = clip is not None and Path(clip.video).is_absolute() and Path(clip.video).is_file()
-    values["refine"] = clip.video if here else None
+    values["refine"] = clip.video if clip is not None and here else None
     if clip is not None:
         values |= {"double_frames": clip.double_frames, "t_thresh": clip.t_thresh}
     if request.bsa is None:
@@ -138,7 +138,12 @@ def code_of(site: Site, job: VideoJob) -> dict[str, str]:
     versions = {} if made is None else made.versions
     device = versions.get("device", "auto").partition(":")[0]
     output = f"again-{job.id}" if job.side_by_side else f"again-{job.id}.mp4"
-    options = {"model_path": site.checkpoint.path, "device": device, "compare": job.side_by_side, "output": output}
+    options: dict[str, Any] = {
+        "model_path": site.checkpoint.path,
+        "device": device,
+        "compare": job.side_by_side,
+        "output": output,
+    }
     options["weights"] = Weights.from_versions(versions)
     code = {"python": python_code(job.request, **options)}
     try:

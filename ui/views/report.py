@@ -87,6 +87,7 @@ def _clip(video: VideoResult) -> str:
 
 def _refined(video: VideoResult) -> str:
     refine = video.request.refine
+    assert refine is not None
     return REFINED.format(clip=Path(refine.video).name, level=refine.t_thresh, steps=video.request.steps)
 
 
