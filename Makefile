@@ -24,8 +24,9 @@ bench: $(STAMP)  ## measure the GPU: kernels, peers, whole forwards, memory (int
 		PYTHON=$(PY) OUT=outputs/bench SECONDS_ALLOWED=3600 sh benchmarks/h200.sh check attention forward memory curve; \
 		else $(PY) benchmarks/attention_cpu.py; fi
 
-lint: $(TOOLS)/.installed  ## check the style with ruff
+lint: $(STAMP) $(TOOLS)/.installed  ## check the style with ruff and the types with mypy
 	$(TOOLS)/bin/ruff check .
+	$(TOOLS)/bin/mypy --python-executable $(PY)
 
 lock: $(TOOLS)/.installed  ## compile requirements.txt from requirements.in (pins that still fit stay)
 	$(TOOLS)/bin/uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 \
@@ -35,7 +36,7 @@ lock: $(TOOLS)/.installed  ## compile requirements.txt from requirements.in (pin
 install: $(STAMP)  ## only install
 
 clean:  ## remove the environments, the caches and the outputs
-	rm -rf $(VENV) $(TOOLS) outputs .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(TOOLS) outputs .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is newer than requirements.txt once the installation has succeeded, so a second `make run` starts at once.
@@ -48,5 +49,5 @@ $(STAMP): requirements.txt
 
 $(TOOLS)/.installed: Makefile
 	$(PYTHON) -m venv $(TOOLS)
-	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.8 ruff==0.17.5
+	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.8 ruff==0.17.5 mypy==2.4.1
 	@touch $@

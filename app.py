@@ -84,8 +84,8 @@ def _main(arguments: list[str] | None) -> int:
             may_see=lambda job_id, owner: worker.find(job_id, owner) is not None,
         )
     except OSError:
-        where = f"port {options.port} of {options.host}"
-        print(f"error: {where} is taken or not allowed; try --port {options.port % 65535 + 1}", file=sys.stderr)
+        place = f"port {options.port} of {options.host}"
+        print(f"error: {place} is taken or not allowed; try --port {options.port % 65535 + 1}", file=sys.stderr)
         return 1
     finally:
         worker.close()

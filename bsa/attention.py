@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import math
 import os
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -21,6 +22,34 @@ logger = logging.getLogger("bsa")
 
 _BACKENDS = ("auto", "triton", "torch", "reference")
 _announced: set[str] = set()
+
+
+@overload
+def block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grid: Grid,
+    config: BSAConfig,
+    *,
+    backend: str = ...,
+    scale: float | None = ...,
+    return_selection: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grid: Grid,
+    config: BSAConfig,
+    *,
+    backend: str = ...,
+    scale: float | None = ...,
+    return_selection: Literal[True],
+) -> tuple[Tensor, BlockSelection]: ...
 
 
 def block_sparse_attention(
@@ -75,13 +104,16 @@ def block_sparse_attention(
     return (out, selection) if return_selection else out
 
 
-def _attend_with_triton(q, k, v, q_layout, k_layout, config, scale) -> tuple[Tensor, BlockSelection]:
+def _attend_with_triton(
+    q: Tensor, k: Tensor, v: Tensor, q_layout: BlockLayout, k_layout: BlockLayout, config: BSAConfig, scale: float
+) -> tuple[Tensor, BlockSelection]:
     """Into block order, which has no padding, and back; the means of the blocks come with it."""
     from bsa.kernels.attend import attend_tokens
     from bsa.kernels.order import from_order, to_order
 
     tuning = tuning_of(q, q_layout, k_layout)
     (q, q_means), (k, k_means) = to_order(q, q_layout), to_order(k, k_layout)
+    assert q_means is not None and k_means is not None
     v, _ = to_order(v, k_layout, means=False)
     selection = select_pooled(q_means, k_means, k_layout, config, scale, fused=tuning.fused_top_k)
     out = torch.empty_like(q)

@@ -5,6 +5,8 @@ Works on any device and dtype, and is differentiable in q, k and v (the choice o
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,7 +38,8 @@ def gathered_attention(
     q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
     indices, counts = selection.indices.flatten(0, 1), selection.counts.flatten(0, 1)
     run = _in_steps if _prefers_steps(q.device) else _all_at_once
-    return run(q, k, v, indices, counts, q_layout, k_layout, scale, uniform).unflatten(0, (batch, heads))
+    out: Tensor = run(q, k, v, indices, counts, q_layout, k_layout, scale, uniform).unflatten(0, (batch, heads))
+    return out
 
 
 def _prefers_steps(device: torch.device) -> bool:
@@ -44,7 +47,17 @@ def _prefers_steps(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def _all_at_once(q, k, v, indices, counts, q_layout, k_layout, scale, uniform):
+def _all_at_once(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indices: Tensor,
+    counts: Tensor,
+    q_layout: BlockLayout,
+    k_layout: BlockLayout,
+    scale: float,
+    uniform: bool,
+) -> Tensor:
     """[BH, N, C, D] tensors: one gather and one SDPA call, with query blocks in the place of heads."""
     if not uniform:
         indices = indices[..., : int(counts.max())]
@@ -52,13 +65,22 @@ def _all_at_once(q, k, v, indices, counts, q_layout, k_layout, scale, uniform):
     first = torch.arange(groups, device=q.device)[:, None, None] * key_blocks
     flat = (indices + first).flatten()
     shape = (groups, q.shape[1], indices.shape[-1] * chunk, dim)
-    keys = _GatherBlocks.apply(k.flatten(0, 1), flat).view(shape)
-    values = _GatherBlocks.apply(v.flatten(0, 1), flat).view(shape)
+    keys, values = (_gather(x.flatten(0, 1), flat).view(shape) for x in (k, v))
     mask = _token_mask(indices, counts, k_layout, uniform)
     return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scale)
 
 
-def _in_steps(q, k, v, indices, counts, q_layout, k_layout, scale, uniform):
+def _in_steps(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indices: Tensor,
+    counts: Tensor,
+    q_layout: BlockLayout,
+    k_layout: BlockLayout,
+    scale: float,
+    uniform: bool,
+) -> Tensor:
     """[BH, N, C, D] tensors, one head after the other, a few query blocks at a time."""
     sizes = q_layout.sizes(q.device).expand_as(counts)
     reordered = q_layout.ragged or not uniform
@@ -92,13 +114,14 @@ def _in_steps(q, k, v, indices, counts, q_layout, k_layout, scale, uniform):
     return out[row, order.argsort(dim=-1)] if reordered else out
 
 
-def _gather(blocks, indices, buffer):
+def _gather(blocks: Tensor, indices: Tensor, buffer: Tensor | None = None) -> Tensor:
     if buffer is None:
-        return _GatherBlocks.apply(blocks, indices)
+        gathered: Tensor = _GatherBlocks.apply(blocks, indices)  # type: ignore[no-untyped-call]  # so in PyTorch
+        return gathered
     return torch.index_select(blocks, 0, indices, out=buffer[: len(indices)])
 
 
-def _token_mask(indices, counts, k_layout, uniform):
+def _token_mask(indices: Tensor, counts: Tensor, k_layout: BlockLayout, uniform: bool) -> Tensor | None:
     """Boolean [..., 1, S * C], true for real tokens of kept blocks; None when that is all of them."""
     if uniform and not k_layout.ragged:
         return None
@@ -113,13 +136,13 @@ class _GatherBlocks(torch.autograd.Function):
     """Rows of [N, C, D] by index. The gradient sums in fp32: a popular block is gathered many times."""
 
     @staticmethod
-    def forward(ctx, blocks, indices):
+    def forward(ctx: Any, blocks: Tensor, indices: Tensor) -> Tensor:
         ctx.save_for_backward(indices)
         ctx.count = len(blocks)
         return blocks.index_select(0, indices)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (indices,) = ctx.saved_tensors
         total = grad.new_zeros(ctx.count, *grad.shape[1:], dtype=torch.promote_types(grad.dtype, torch.float32))
         return total.index_add_(0, indices, grad.to(total.dtype)).to(grad.dtype), None

@@ -6,6 +6,8 @@ layer. Queries, keys and values may stay as the projections leave them, heads in
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,38 @@ from bsa.config import BSAConfig
 from bsa.layout import BlockLayout
 from bsa.selection import select_pooled, without_autocast
 from bsa.variants import Tuning
+
+
+@overload
+def block_order_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: BlockLayout,
+    config: BSAConfig,
+    *,
+    means: tuple[Tensor, Tensor] | None = ...,
+    backend: str = ...,
+    scale: float | None = ...,
+    tuning: Tuning | None = ...,
+    return_selection: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def block_order_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: BlockLayout,
+    config: BSAConfig,
+    *,
+    means: tuple[Tensor, Tensor] | None = ...,
+    backend: str = ...,
+    scale: float | None = ...,
+    tuning: Tuning | None = ...,
+    return_selection: Literal[True],
+) -> tuple[Tensor, BlockSelection]: ...
 
 
 def block_order_attention(

@@ -55,7 +55,7 @@ def select_pooled(
         return _best(logits, selector)
 
 
-def without_autocast(device: torch.device) -> AbstractContextManager:
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Autocast would round fp32 products to half precision behind the caller's back."""
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
@@ -65,7 +65,7 @@ def without_autocast(device: torch.device) -> AbstractContextManager:
 def _best(logits: Tensor, selector: Selector) -> BlockSelection:
     """The key blocks that the rule keeps, from logarithms of estimated masses [..., NQ, NK]."""
     least = selector.least(logits.shape[-1])
-    return _top_k(logits, least) if selector.uniform else _cumulative_mass(logits, selector.cdf_threshold, least)
+    return _top_k(logits, least) if selector.uniform else _cumulative_mass(logits, selector.mass, least)
 
 
 def _top_k(logits: Tensor, kept: int) -> BlockSelection:

@@ -80,6 +80,11 @@ class Selector:
         """Whether every query block keeps the same number, known before anything runs."""
         return self.cdf_threshold is None
 
+    @property
+    def mass(self) -> float:
+        """Estimated softmax mass that every query block keeps; 0 where only the sparsity counts."""
+        return self.cdf_threshold or 0.0
+
     def least(self, key_blocks: int) -> int:
         """Blocks that every query block keeps at least, and never fewer than 1."""
         if self.sparsity is None:
@@ -94,7 +99,7 @@ class Selector:
     def most(self, key_blocks: int) -> float:
         """A bound on the mean number kept: the best blocks hold at least their share of the mass."""
         least = self.least(key_blocks)
-        return least if self.uniform else max(least, self.cdf_threshold * key_blocks)
+        return least if self.uniform else max(least, self.mass * key_blocks)
 
     def kept_words(self, key_blocks: int) -> str:
         """How many blocks a query block keeps, for a sentence."""

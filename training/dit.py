@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -94,6 +95,7 @@ class LongCatDiT(nn.Module):
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.depth))
         self.final_layer = _FinalLayer(config)
         # adaLN-zero (arXiv 2212.09748): every block starts as the identity, the output as zero
-        for layer in (*(b.adaln_linear_1 for b in self.blocks), self.final_layer.adaln_linear, self.final_layer.proj):
+        layers: list[Any] = [block.adaln_linear_1 for block in self.blocks]
+        for layer in (*layers, self.final_layer.adaln_linear, self.final_layer.proj):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)

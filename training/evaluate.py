@@ -15,6 +15,7 @@ import random
 from collections import Counter, defaultdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import imageio_ffmpeg
 import numpy as np
@@ -91,9 +92,10 @@ def shares(guesses: dict[str, list[str]], scenes: list[Scene]) -> dict[str, floa
 
 
 @torch.no_grad()
-def score_judge(net: Judge, device: str, size: int) -> dict[str, float | dict[str, int]]:
+def score_judge(net: Judge, device: str, size: int) -> dict[str, Any]:
     """The classifier's score on renders of held-out scenes, which it never saw, and its errors, counted."""
-    scenes, guesses = held_out_scenes(RENDERS), defaultdict(list)
+    scenes = held_out_scenes(RENDERS)
+    guesses: dict[str, list[str]] = defaultdict(list)
     for i in range(0, len(scenes), 8):
         told = net.judge(render(pack(scenes[i : i + 8], device), VIEW[0], size, size))
         for name, index in told.items():
@@ -130,7 +132,7 @@ def main() -> None:
     through_vae(pipeline.info.path, scenes, size, request.fps, args.clips, device)
 
     truth = {name: [scene.attributes[f"{name}0"] for scene in scenes] for name in NAMES}
-    report = {
+    report: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name() if pipeline.device.type == "cuda" else "cpu",
         "torch": torch.__version__,

@@ -11,6 +11,7 @@ import argparse
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -135,7 +136,7 @@ def main() -> None:
         | {"enable_bsa": True, "bsa_params": BSA_PARAMS},
     )
     _save(model.transformer.state_dict(), out / "transformer", "diffusion_pytorch_model", torch.bfloat16)
-    encoder = model.text_encoder
+    encoder: Any = model.text_encoder
     encoder.config.architectures = ["UMT5EncoderModel"]
     encoder.config.save_pretrained(out / "text_encoder")
     state = {key: value for key, value in encoder.state_dict().items() if not key.endswith("embed_tokens.weight")}

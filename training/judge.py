@@ -149,7 +149,7 @@ def train(minutes: float, device: str, batch: int, seed: int = 3) -> tuple[Judge
         losses.append(F.cross_entropy(moves["motion"].float(), motion))
         for group in optimiser.param_groups:
             group["lr"] = 2e-3 * trapezoid(progress, 0.03, 0.6)
-        sum(losses).backward()
+        torch.stack(losses).sum().backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()

@@ -35,7 +35,7 @@ class Muon(torch.optim.Optimizer):
         )
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self) -> None:  # type: ignore[override]  # without the closure that PyTorch allows
         for group in self.param_groups:
             ps = group["params"]
             grads = torch.stack([p.grad for p in ps])
@@ -73,7 +73,7 @@ class Optimiser:
         for optimiser in (self.muon, self.adam):
             for group in optimiser.param_groups:
                 group["lr"] = self.base_lr * scale
-        average([p.grad for p in self.parameters])
+        average([p.grad for p in self.parameters if p.grad is not None])
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.muon.step()
         self.adam.step()
@@ -86,7 +86,7 @@ class Optimiser:
     def load_average(self) -> None:
         """Put the averaged weights into the modules."""
         with torch.no_grad():
-            torch._foreach_copy_(self.parameters, self.average)
+            torch._foreach_copy_([*self.parameters], self.average)
 
 
 def _is_block_matrix(name: str) -> bool:

@@ -101,7 +101,8 @@ def _studio(p: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
     wall = _rgb(0.72, 0.76, 0.82, x) * (0.85 + 0.15 * y).unsqueeze(1)
     board = _mix(wall, floor, _smooth(-0.13, -0.17, y).unsqueeze(1))
     kind = p["backdrop"]
-    return sum(kind[:, i].view(-1, 1, 1, 1, 1) * image for i, image in enumerate((plain, gradient, board)))
+    parts = [kind[:, i].view(-1, 1, 1, 1, 1) * image for i, image in enumerate((plain, gradient, board))]
+    return parts[0] + parts[1] + parts[2]
 
 
 def _sky(p: dict[str, Tensor], x: Tensor, y: Tensor, sun: Tensor, pan: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,8 @@ class Run:
     def __init__(self, device: str, every: int = 100) -> None:
         self._cuda, self._every = device == "cuda", every
         self._recent: list[Tensor] = []
-        self.began, self.count, self.curve = time.time(), 0, []
+        self.began, self.count = time.time(), 0
+        self.curve: list[Any] = []
 
     def steps(self, minutes: float, wall: float | None = None) -> Iterator[float | None]:
         """wall: minutes after the run began at which the last step ends, in place of `minutes` after the first ones."""

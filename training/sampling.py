@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from bsa import BSAConfig, block_sparse_attention
+from bsa import BSAConfig, Grid, block_sparse_attention
 from pipeline.model.forward import EAGER, Attend, Stages, attend_dense, longcat_forward
 from pipeline.model.schedule import longcat_sigmas
 
@@ -31,7 +31,10 @@ def draw_sigmas(count: int, device: torch.device | str) -> Tensor:
 
 
 def attend_sparse(config: BSAConfig) -> Attend:
-    return lambda q, k, v, grid: block_sparse_attention(q, k, v, grid, config, backend="torch")
+    def attend(q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
+        return block_sparse_attention(q, k, v, grid, config, backend="torch")
+
+    return attend
 
 
 class TextToVideo(nn.Module):

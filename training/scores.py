@@ -23,7 +23,8 @@ def interval(share: float, count: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share seen in `count` trials."""
     z = 1.96
     middle, spread = share + z * z / (2 * count), z * sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return tuple((middle + sign * spread) / (1 + z * z / count) for sign in (-1, 1))
+    low, high = ((middle + sign * spread) / (1 + z * z / count) for sign in (-1, 1))
+    return low, high
 
 
 def table(report: dict[str, Any]) -> str:

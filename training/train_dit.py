@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import UMT5Config, UMT5EncoderModel
 
-from bsa import BSAConfig
+from bsa import BSAConfig, Grid
 from pipeline.model.forward import EAGER, Attend, Stages, after_attention, attend_dense, before_attention
 from training.data import Pool, add_pool_arguments, open_pool
 from training.dit import LongCatDiT
@@ -72,7 +72,8 @@ def stored_weights(start: Path) -> dict[str, torch.Tensor]:
 
 def save(model: TextToVideo, folder: Path, dtype: torch.dtype = torch.bfloat16, limit: int = 16_500_000) -> None:
     """Write model-N.safetensors, each below `limit` bytes."""
-    shard, size, shards = {}, 0, []
+    shard: dict[str, torch.Tensor] = {}
+    size, shards = 0, []
     for name, tensor in model.state_dict().items():
         if name.endswith("embed_tokens.weight"):  # tied to text_encoder.shared
             tensor = tensor.clone()
@@ -104,7 +105,7 @@ def draw_attention(rng: random.Random, dense: float) -> Attend:
     """Dense with probability `dense`, else block sparse with a random sparsity and chunk shape."""
     if rng.random() < dense:
         return attend_dense
-    chunk = rng.choice(CHUNKS)
+    chunk = Grid(*rng.choice(CHUNKS))
     return attend_sparse(BSAConfig(sparsity=rng.choice(SPARSITIES), chunk_q=chunk, chunk_k=chunk))
 
 

@@ -20,6 +20,7 @@ import argparse
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +90,8 @@ def phrases(tokenizer, scenes: list[Scene]) -> tuple[Tensor, dict[str, Tensor]]:
     offsets = tokenizer(
         captions, padding="max_length", truncation=True, max_length=TEXT_TOKENS, return_offsets_mapping=True
     )["offset_mapping"]
-    inside, facts = torch.zeros(len(scenes), TEXT_TOKENS, dtype=torch.bool), {name: [] for name in FACTS}
+    inside = torch.zeros(len(scenes), TEXT_TOKENS, dtype=torch.bool)
+    facts: dict[str, list[Any]] = {name: [] for name in FACTS}
     for row, scene in enumerate(scenes):
         a = scene.attributes
         for i in (i for i in range(2) if f"phrase{i}" in a):
@@ -173,7 +175,8 @@ def main() -> None:
     torch.manual_seed(args.seed)
     tokenizer = load_tokenizer()
     model = build(len(tokenizer), args.device, args.start, compiled=False).eval()
-    trained = model.text_encoder
+    trained: Any = model.text_encoder
+    encoder: Any
     if args.encoder:
         encoder = build(len(tokenizer), args.device, args.encoder, compiled=False).text_encoder.train()
     else:

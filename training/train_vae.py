@@ -140,10 +140,11 @@ def main() -> None:
         torch._foreach_lerp_(average, [p.detach() for p in trained], 1 - decay)
         run.log(loss, l1, kl)
     with torch.no_grad():
-        torch._foreach_copy_(trained, average)
+        torch._foreach_copy_([*trained], average)
     save_file({k: v.contiguous() for k, v in vae.state_dict().items()}, args.output / "vae.safetensors")
     measured = measure(vae, args.device, args.size)
-    if args.decoder_only:  # what was trained on these latents knows them by the statistics of then
+    if args.decoder_only and statistics is not None:
+        # What was trained on these latents knows them by the statistics of then.
         measured |= {
             f"latents_{name}": values.tolist() for name, values in zip(("mean", "std"), statistics, strict=True)
         }

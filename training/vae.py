@@ -220,4 +220,5 @@ def load_vae(folder: Path, device: str) -> tuple[VideoVAE, tuple[Tensor, Tensor]
     vae = VideoVAE().to(device).eval()
     vae.load_state_dict(load_file(weights))
     report = json.loads(statistics.read_text())
-    return vae, tuple(torch.tensor(report[f"latents_{name}"], device=device) for name in ("mean", "std"))
+    mean, std = (torch.tensor(report[f"latents_{name}"], device=device) for name in ("mean", "std"))
+    return vae, (mean, std)

@@ -16,8 +16,11 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from bsa.block_selection import BlockSelection
 from bsa.kernels.launch import launch_options, shared_memory
 from bsa.kernels.primitives import SIZES, online_softmax_update
+from bsa.layout import BlockLayout
+from bsa.variants import Variant
 
 
 @triton.jit
@@ -143,7 +146,17 @@ def descriptor_obstacle(
     return None
 
 
-def attend_with_descriptors(q, k, v, selection, q_layout, k_layout, scale, out, variant) -> None:
+def attend_with_descriptors(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    selection: BlockSelection,
+    q_layout: BlockLayout,
+    k_layout: BlockLayout,
+    scale: float,
+    out: Tensor,
+    variant: Variant,
+) -> None:
     """`attend_tokens` for a variant with descriptors. ValueError for tensors that it cannot take."""
     batch, heads, _, head_dim = q.shape
     device = q.device
@@ -200,4 +213,4 @@ def _as_matrix(x: Tensor, tile: int) -> tuple[TensorDescriptor | None, tuple[int
 
 
 def _interpreted() -> bool:
-    return triton.knobs.runtime.interpret
+    return bool(triton.knobs.runtime.interpret)

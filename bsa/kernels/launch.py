@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import triton
@@ -11,14 +12,14 @@ from torch import Tensor
 from bsa.variants import BASELINE, Variant
 
 
-def on_device(x: Tensor) -> AbstractContextManager:
+def on_device(x: Tensor) -> AbstractContextManager[object]:
     """Triton launches on the current GPU, which need not be the tensor's. The interpreter's tensors are on the CPU."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def launch_options(
     dtype: torch.dtype, head_dim: int, chunk_q: int, chunk_k: int, shared_memory: int, variant: Variant = BASELINE
-) -> dict:
+) -> dict[str, Any]:
     """Tile shape, dot precision and pipeline depth; shared_memory: bytes one program may use."""
     dim = max(16, triton.next_power_of_2(head_dim))
     # fp32 products run on the ordinary cores, unrolled: smaller tiles keep them in registers.
@@ -40,4 +41,5 @@ def launch_options(
 def shared_memory(device: torch.device) -> int:
     if device.type != "cuda":
         return 1 << 20  # Triton's interpreter has no such limit.
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    properties: Any = torch.cuda.get_device_properties(device)  # PyTorch's types lack the one that is wanted
+    return int(properties.shared_memory_per_block_optin)

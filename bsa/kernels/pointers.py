@@ -15,9 +15,13 @@ import math
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from bsa.block_selection import BlockSelection
 from bsa.kernels.launch import launch_options, shared_memory
 from bsa.kernels.primitives import SIZES, online_softmax_update
+from bsa.layout import BlockLayout
+from bsa.variants import Variant
 
 
 @triton.jit
@@ -124,7 +128,17 @@ def _attend_blocks_kernel(
 
 
 
-def attend_with_pointers(q, k, v, selection, q_layout, k_layout, scale, out, variant):
+def attend_with_pointers(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    selection: BlockSelection,
+    q_layout: BlockLayout,
+    k_layout: BlockLayout,
+    scale: float,
+    out: Tensor,
+    variant: Variant,
+) -> None:
     batch, heads, _, head_dim = q.shape
     q_blocks, chunk_q, chunk_k = q_layout.blocks.volume, q_layout.chunk.volume, k_layout.chunk.volume
     launch = launch_options(q.dtype, head_dim, chunk_q, chunk_k, shared_memory(q.device), variant)

@@ -6,7 +6,7 @@ import errno
 import io
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,10 +169,10 @@ def _shape(api: Any, repo: str, revision: str, files: Iterable[str]) -> ModelSha
     return ModelShape.of(repo, configs, parameters)
 
 
-def _bar(before: int, total: int, file: str, on_progress: OnProgress) -> type:
+def _bar(before: int, total: int, file: str, on_progress: OnProgress) -> type[Any]:
     """A progress bar class for huggingface_hub that draws nothing and reports to `on_progress`."""
 
-    class Bar(tqdm):
+    class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
         def __init__(self, *arguments: Any, **options: Any) -> None:
             options.pop("name", None)
             super().__init__(*arguments, **{**options, "file": io.StringIO()})
@@ -192,7 +192,7 @@ def _bar(before: int, total: int, file: str, on_progress: OnProgress) -> type:
 
 
 @contextmanager
-def _sentences(repo: str):
+def _sentences(repo: str) -> Iterator[None]:
     """Errors of the Hub, the network and the disk as one sentence each."""
     from huggingface_hub import errors
 

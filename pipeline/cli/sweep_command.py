@@ -51,7 +51,7 @@ def run_sweep_command(args: argparse.Namespace, on_step: OnStep, output: TextIO)
 
 
 def _title(sweep: Sweep, made: SweepRun | SweepVideo) -> str:
-    if made.row is None:
+    if made.row is None or made.column is None:
         return f"dense, seed {made.request.seed}, {made.request.steps} steps"
     return sweep.describe(made.row, made.column)
 

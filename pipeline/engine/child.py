@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -157,11 +157,11 @@ class _Child:
     def _send_frames(self, frames: np.ndarray) -> None:
         # without a name in any file system, so nothing is left behind whatever happens to either process
         if hasattr(os, "memfd_create"):
-            file = open(os.memfd_create("frames"), "wb")
+            file: IO[bytes] = open(os.memfd_create("frames"), "wb")
         else:
             file = tempfile.TemporaryFile()
         with file:
-            file.write(memoryview(np.ascontiguousarray(frames)).cast("B"))
+            file.write(np.ascontiguousarray(frames).data.cast("B"))
             file.flush()
             socket.send_fds(self._frames, [b"f"], [file.fileno()])
 

@@ -58,7 +58,7 @@ class Child:
         self.alive = True
         self.why = EXITED.format(code=0)
         self.memory: dict[str, int] | None = None
-        self._task = LOADING
+        self._task: int | None = LOADING
         self._numbers = itertools.count(LOADING + 1)
         self._inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._lock = threading.Lock()  # the current task, and writing to the child

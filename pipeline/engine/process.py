@@ -56,11 +56,13 @@ class EngineProcess:
     @property
     def pid(self) -> int | None:
         """The child's process id; None while there is no child."""
-        return self._child.pid if self.alive else None
+        child = self._child
+        return child.pid if child is not None and child.alive else None
 
     def torch_memory(self) -> dict[str, int] | None:
         """{"allocated", "reserved"} bytes of the child's CUDA allocator, at most a tenth of a second old."""
-        return self._child.memory if self.alive else None
+        child = self._child
+        return child.memory if child is not None and child.alive else None
 
     def start(self, say: Say) -> EngineProcess:
         """Start a child in place of any other and wait until it has loaded the pipeline.

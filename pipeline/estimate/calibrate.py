@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import psutil
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bsa import BSAConfig, Grid, block_sparse_attention
 from pipeline.checkpoint.info import CheckpointInfo
@@ -81,7 +81,7 @@ def _measure_block(model: Any, grid: Grid, device: torch.device, timer: _Timer) 
     return points
 
 
-def _measure_one(block: nn.Module, model: Any, grid: Grid, device: torch.device, timer: _Timer) -> list[dict[str, Any]]:
+def _measure_one(block: Any, model: Any, grid: Grid, device: torch.device, timer: _Timer) -> list[dict[str, Any]]:
     heads, width = block.self_attn.num_heads, model.transformer.hidden_size
     time_width = block.adaln_linear_1.weight.shape[1]
     x = torch.randn(1, grid.volume, width, device=device, dtype=model.dtype)

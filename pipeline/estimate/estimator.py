@@ -216,10 +216,11 @@ class Estimator:
         """A calibration point as (part, size, measured over counted seconds)."""
         part, shape, rates = point["part"], self._shape, self._rates
         if part == "decode":
+            frames, height, width = point["size"]
             return (
                 part,
-                math.prod(point["size"][1:]),
-                point["seconds"] / cost.decode_seconds(shape, *point["size"], rates),
+                height * width,
+                point["seconds"] / cost.decode_seconds(shape, frames, height, width, rates),
             )
         grid = Grid(*point["grid"])
         if part == "linear":

@@ -40,6 +40,8 @@ class Ledger:
         self._save()
 
     def _read(self) -> dict[str, Any]:
+        if self._file is None:
+            return {}
         try:
             content = json.loads(self._file.read_text(encoding="utf-8"))
             return content if isinstance(content, dict) else {}

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any
 
 from pipeline.checkpoint.shape import ModelShape
 from pipeline.estimate import footprint
+from pipeline.machine.device import DeviceName
 from pipeline.machine.memory import Device, available_memory
 from pipeline.request.load_options import LoadOptions
 from pipeline.request.start import LATENT_FRAMES
@@ -38,7 +39,7 @@ def refuse(
 def nearest_fit(request: VideoRequest, needed: Callable[[VideoRequest], int], available: int) -> str:
     """The most frames at this size, and the largest size of this shape at these frames, that fit."""
 
-    def fits(**changes: int) -> bool:
+    def fits(**changes: Any) -> bool:
         return needed(replace(request, **changes)) <= available
 
     remedies = []
@@ -71,6 +72,9 @@ def _largest(fits: Callable[[int], bool], below: int) -> int | None:
     return None if low < 0 else low
 
 
+_HOST = DeviceName("cpu")
+
+
 def _frames(number: int) -> str:
     return "1 frame" if number == 1 else f"{number} frames"
 
@@ -89,7 +93,7 @@ def check_weights_fit(shape: ModelShape, name: str, device: Device, weights: Loa
 
     held: bytes of the device that will be free by then.
     """
-    available, host = available_memory(device) + held, available_memory(_Host())
+    available, host = available_memory(device) + held, available_memory(_HOST)
     needed, in_host = footprint.weight_bytes(shape, device, weights), footprint.host_bytes(shape, device, weights)
     if needed <= available and in_host <= host:
         return

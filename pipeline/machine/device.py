@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from importlib import metadata
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pipeline.machine.memory import Device, gpu_of
 from pipeline.machine.resources import read_resources
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     import torch
 
 
-class DeviceName(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class DeviceName:
     """A device of another process, with the names of `torch.device`; such a process has no need of PyTorch."""
 
     type: str

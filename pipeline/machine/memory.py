@@ -59,8 +59,11 @@ _CGROUPS = (
 class Device(Protocol):
     """A `torch.device`, or what stands for one in a process that does not compute."""
 
-    type: str
-    index: int | None
+    @property
+    def type(self) -> str: ...
+
+    @property
+    def index(self) -> int | None: ...
 
 
 def available_memory(device: Device) -> int:
@@ -75,7 +78,8 @@ def available_memory(device: Device) -> int:
         gpu = gpu_of(device)
         if gpu is not None and gpu.total is not None and gpu.used is not None:
             return gpu.total - gpu.used - (gpu.reserved or 0)
-        import torch
+    import torch
+
     return torch.cuda.mem_get_info(torch.device("cuda", device.index or 0))[0]
 
 

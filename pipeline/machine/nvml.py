@@ -147,7 +147,7 @@ class Nvml:
     def _read(self, device: _Device, pid: int, notes: list[str]) -> GpuReading:
         blank, handle = device.blank, device.handle
         memory, fault = (None, "GPU is lost") if handle is None else _ask(_memory, handle)
-        if fault:
+        if fault or memory is None:
             notes.append(f"{blank.label}: no reading, NVML says: {fault}")
             if not self._fault:
                 self._fail(notes[-1])

@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bsa.config import Grid
+from bsa.grid import Grid
 
 FORMAT = 1
 
@@ -149,9 +149,9 @@ class AttentionRecord:
                 about = json.loads(str(file["about"]))
                 arrays = {name: file[name] for name in _ARRAYS}
             if about["format"] == FORMAT:
-                grids = {name: Grid(*about[name]) for name in ("grid", "chunk_q", "chunk_k")}
+                parts: dict[str, Any] = {name: Grid(*about[name]) for name in ("grid", "chunk_q", "chunk_k")}
                 sampled = Sampled(*(tuple(about[name]) for name in Sampled._fields))
-                return cls(**grids, sampled=sampled, **arrays, request=about["request"], versions=about["versions"])
+                return cls(**parts, **arrays, sampled=sampled, request=about["request"], versions=about["versions"])
         except FileNotFoundError:
             raise ValueError(f"there is no file {path}; a sparse generation with recording on writes it") from None
         except (OSError, KeyError, TypeError, ValueError, AttributeError, zipfile.BadZipFile) as error:

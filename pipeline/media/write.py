@@ -91,12 +91,13 @@ def _encode(output: Path, frames: np.ndarray, fps: int, description: dict) -> No
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps}", "-i", "-"]
     codec = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", f"{CONSTANT_QUALITY}", "-movflags", "+faststart"]
     # imageio_ffmpeg's own writer does not look at the exit code, so a full disk would leave a broken file and no error.
-    command = [_ffmpeg(), "-v", "error", "-y", *source, *codec]
+    command: list[str | bytes] = [_ffmpeg(), "-v", "error", "-y", *source, *codec]
     # UTF-8 whatever the locale; and "file:", because a colon in a relative path would make its beginning a protocol
     command += ["-metadata", f"comment={comment}".encode(), b"file:" + os.fsencode(partial)]
     try:
         with tempfile.TemporaryFile(dir=output.parent) as log:
             with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log) as ffmpeg:
+                assert ffmpeg.stdin is not None  # a pipe
                 try:
                     for frame in frames:
                         ffmpeg.stdin.write(np.ascontiguousarray(frame).data)

@@ -14,11 +14,11 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from bsa import BlockLayout, BlockSelection, BSAConfig, Grid, block_order_attention
 from bsa.variants import Tuning
-from pipeline.model import fused
+from pipeline.model import Net, fused
 from pipeline.model.forward import _linear, _linear_fp32, embed_timestep, rope_table, trim_text, unpatchify
 from pipeline.weights.fp8 import Quantised, is_fp8
 from pipeline.weights.offload import Offload
@@ -28,7 +28,7 @@ FFN_TOKENS = 16384  # tokens per part of the feed-forward: large enough for full
 
 @torch.no_grad()
 def fast_forward(
-    model: nn.Module,
+    model: Net,
     latents: Tensor,
     timestep: Tensor,
     text: Tensor,
@@ -68,6 +68,7 @@ def fast_forward(
     embedder = model.caption_embedder
     text = _linear(embedder.linear_2, F.gelu(_linear(embedder.linear_1, text.to(dtype)), approximate="tanh"))
     if zero_text_padding:
+        assert text_mask is not None  # such a checkpoint's encoder gives one
         text, text_mask = text * text_mask[..., None].to(dtype), None
 
     rope, frames = _tables(grid, layout, dim, device)
@@ -75,10 +76,11 @@ def fast_forward(
     x = F.linear(x if layout is None else x[:, layout.order(device)], proj.weight.flatten(1), proj.bias)
 
     def attend(q: Tensor, k: Tensor, v: Tensor, means: tuple[Tensor, Tensor]) -> Tensor:
-        if layout is None:
+        if layout is None or config is None:
             return _dense(q, k, v)
-        kwargs = {"means": means, "backend": backend, "tuning": tuning, "return_selection": True}
-        out, selection = block_order_attention(q, k, v, layout, config, **kwargs)
+        out, selection = block_order_attention(
+            q, k, v, layout, config, means=means, backend=backend, tuning=tuning, return_selection=True
+        )
         if observe is not None:
             observe(q.transpose(1, 2), k.transpose(1, 2), selection)
         return out
@@ -158,7 +160,7 @@ def _dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
-def _heads(x: Tensor, attention: nn.Module) -> Tensor:
+def _heads(x: Tensor, attention: Net) -> Tensor:
     return x.unflatten(-1, (attention.num_heads, -1))
 
 

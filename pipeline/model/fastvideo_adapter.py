@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.checkpoint.safetensors_files import check_complete, stored_keys, stored_precision
 from pipeline.checkpoint.tokenizer import load_tokenizer
@@ -130,9 +130,9 @@ class FastVideoLongCat:
 
         modules = self._pipeline.modules
         self.device = device
-        self.transformer: nn.Module = modules["transformer"].eval().requires_grad_(False)
+        self.transformer: Net = modules["transformer"].eval().requires_grad_(False)
         self.scheduler = modules["scheduler"]
-        self._vae: nn.Module = modules["vae"].requires_grad_(False)
+        self._vae: Net = modules["vae"].requires_grad_(False)
         self._tokenizer = modules["tokenizer"]
         self.dtype: torch.dtype = self.transformer.patch_embed.proj.weight.dtype
         # The original takes a missing key as false, FastVideo as true.
@@ -142,7 +142,7 @@ class FastVideoLongCat:
 
     def _place(self, weights: LoadOptions) -> None:
         """Bring what was loaded to host memory to where it runs."""
-        encoder: nn.Module = self._pipeline.modules["text_encoder"]
+        encoder: Net = self._pipeline.modules["text_encoder"]
         if weights.offload:
             self._visiting = LayerByLayer(encoder, encoder.encoder.block, self.device)
         else:

@@ -19,13 +19,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from bsa import Grid
+from pipeline.model import Net
 
 # (q, k, v, grid) -> output; all [B, heads, N, D], tokens in raster (T, H, W) order.
 Attend = Callable[[Tensor, Tensor, Tensor, Grid], Tensor]
@@ -51,7 +52,8 @@ def attend_dense(q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
-def _linear(layer: nn.Module, x: Tensor) -> Tensor:
+def _linear(layer: Net, x: Any) -> Tensor:
+    """x: a tensor; for an `Fp8Linear` also a quantised one."""
     # FastVideo's linear layers return (output, bias); nn.Linear the output.
     out = layer(x)
     out = out[0] if isinstance(out, tuple) else out
@@ -59,7 +61,7 @@ def _linear(layer: nn.Module, x: Tensor) -> Tensor:
     return out if lora is None else lora.add_(out, x)
 
 
-def _linear_fp32(layer: nn.Module, x: Tensor) -> Tensor:
+def _linear_fp32(layer: Net, x: Tensor) -> Tensor:
     # The original evaluates the modulation in fp32 whatever the dtype of the weights.
     with torch.autocast(x.device.type, enabled=False):
         out = F.linear(x.float(), layer.weight.float(), layer.bias.float())
@@ -67,7 +69,7 @@ def _linear_fp32(layer: nn.Module, x: Tensor) -> Tensor:
         return out if lora is None else lora.add_(out, x)
 
 
-def _rms_norm(x: Tensor, norm: nn.Module) -> Tensor:
+def _rms_norm(x: Tensor, norm: Net) -> Tensor:
     return F.rms_norm(x.float(), x.shape[-1:], eps=1e-6).type_as(x) * norm.weight.type_as(x)
 
 
@@ -108,13 +110,13 @@ def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2).type_as(x)
 
 
-def _heads(x: Tensor, attention: nn.Module) -> Tensor:
+def _heads(x: Tensor, attention: Net) -> Tensor:
     """[B, N, E] -> [B, heads, N, D]."""
     return x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
 
 
 def before_attention(
-    block: nn.Module, x: Tensor, t: Tensor, rope: tuple[Tensor, Tensor]
+    block: Net, x: Tensor, t: Tensor, rope: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Modulation]:
     """First half of a block: modulation, projections, per-head RMSNorm, rotary embedding.
 
@@ -131,7 +133,7 @@ def before_attention(
 
 
 def after_attention(
-    block: nn.Module, x: Tensor, attended: Tensor, gate: Tensor, ffn: Modulation, text: Tensor, text_mask: Tensor | None
+    block: Net, x: Tensor, attended: Tensor, gate: Tensor, ffn: Modulation, text: Tensor, text_mask: Tensor | None
 ) -> Tensor:
     """Second half of a block: output projection, cross-attention to the text, SwiGLU feed-forward.
 
@@ -172,7 +174,7 @@ def trim_text(text: Tensor, text_mask: Tensor | None) -> tuple[Tensor, Tensor | 
     return text[:, :longest], mask
 
 
-def embed_timestep(model: nn.Module, timestep: Tensor, frames: int) -> Tensor:
+def embed_timestep(model: Net, timestep: Tensor, frames: int) -> Tensor:
     """Sinusoidal embedding and MLP. timestep [B] or [B, frames], 0 to 1000 -> fp32 [B, frames, adaln_tembed_dim]."""
     embedder = model.time_embedder
     half = embedder.frequency_embedding_size // 2
@@ -192,7 +194,7 @@ def unpatchify(x: Tensor, grid: Grid, patch: tuple[int, int, int]) -> Tensor:
 
 
 def longcat_forward(
-    model: nn.Module,
+    model: Net,
     latents: Tensor,
     timestep: Tensor,
     text: Tensor,
@@ -236,6 +238,7 @@ def longcat_forward(
     embedder = model.caption_embedder
     text = _linear(embedder.linear_2, F.gelu(_linear(embedder.linear_1, text.to(dtype)), approximate="tanh"))
     if zero_text_padding:
+        assert text_mask is not None  # such a checkpoint's encoder gives one
         text, text_mask = text * text_mask[..., None].to(dtype), None
 
     rope = rope_table(grid, x.shape[-1] // model.blocks[0].self_attn.num_heads, x.device)

@@ -35,11 +35,11 @@ def residual_norm_(
     """
 
     def of_tokens(rows: Tensor) -> Tensor:
-        return rows if rows.shape[1] == 1 else rows[:, frames.long()]
+        return rows if frames is None or rows.shape[1] == 1 else rows[:, frames.long()]
 
     if branch is not None:
         x.copy_(x.float() + (branch.float() if gate is None else branch.float() * of_tokens(gate)))
-    if gain is None:
+    if gain is None or shift is None:
         return None
     out = F.layer_norm(x.float(), x.shape[-1:], eps=1e-6) * of_tokens(gain) + of_tokens(shift)
     return quantise(out) if fp8 else out.type_as(x)

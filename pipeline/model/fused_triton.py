@@ -172,7 +172,7 @@ def residual_norm_(
             GATE=gate is not None, NORM=gain is not None, FRAMES=frames is not None,
             LARGEST=LARGEST, FP8=scales is not None, num_warps=8,
         )  # fmt: skip
-    return out if scales is None else Quantised(out, scales)
+    return out if out is None or scales is None else Quantised(out, scales)
 
 
 def head_norm_(
@@ -181,13 +181,13 @@ def head_norm_(
     """See `fused.head_norm_`. Head sizes that are powers of two."""
     batch, tokens, heads, dim = x.shape
     ordered = layout is not None
-    chunk = layout.chunk.volume if ordered else 64
-    blocks = layout.blocks.volume if ordered else triton.cdiv(tokens, chunk)
+    chunk = 64 if layout is None else layout.chunk.volume
+    blocks = triton.cdiv(tokens, chunk) if layout is None else layout.blocks.volume
     means = torch.empty(batch, heads, blocks, dim, dtype=torch.float32, device=x.device) if ordered else None
     cos, sin = (x, x) if rope is None else rope
     group = 8 if heads % 8 == 0 else 1
     tile = min(64, triton.next_power_of_2(chunk))
-    starts, sizes = (layout.starts(x.device), layout.sizes(x.device)) if ordered else (x, x)
+    starts, sizes = (x, x) if layout is None else (layout.starts(x.device), layout.sizes(x.device))
     with on_device(x):
         _head_norm_kernel[(blocks, heads // group, batch)](
             x, weight, cos, sin, starts, sizes, means if ordered else x, tokens, blocks, 1e-6,

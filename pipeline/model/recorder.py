@@ -42,6 +42,7 @@ class AttentionRecorder:
     ) -> None:
         """request: with BSA; layers: attention calls per step; stored_bytes: bound on the selections; steps: that run,
         None for those of the request; block_order: in which queries and keys come, instead of raster order."""
+        assert request.bsa is not None
         self._request = request
         self._block_order = block_order
         self._shape = steps or request.steps, layers

@@ -65,11 +65,13 @@ class SparseAttention:
             self._observer(q, k, selection)
 
     def _means(self) -> list[float]:
-        return (self._sums / self._calls).tolist()
+        means: list[float] = torch.as_tensor(self._sums / self._calls).tolist()
+        return means
 
     def density(self) -> float:
         """Computed query-key token pairs over all pairs. Waits for the device where it was measured."""
-        return self._means()[0] if self._measured else self._plan.density
+        known = None if self._measured else self._plan.density
+        return self._means()[0] if known is None else known
 
     def blocks_kept(self) -> float:
         """Key blocks per query block, a mean over everything where it was measured."""

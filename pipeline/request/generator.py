@@ -20,7 +20,8 @@ class Generator(Protocol):
     device: a `torch.device`, or what has its `type` and `index`.
     """
 
-    device: Any
+    @property
+    def device(self) -> Any: ...
 
     def generate_frames(
         self, request: VideoRequest, on_step: OnStep | None, output: Path

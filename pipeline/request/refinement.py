@@ -38,8 +38,8 @@ def refined_size(height: int, width: int, native_pixels: int = NATIVE_PIXELS) ->
     if native_pixels == NATIVE_PIXELS:
         return min(SIZES, key=lambda size: abs(round(size[0] / size[1], 2) - ratio))
     side = SIDE * math.sqrt(native_pixels / NATIVE_PIXELS)
-    sides = side * math.sqrt(ratio), side / math.sqrt(ratio)
-    return tuple(max(1, round(length / STEP)) * STEP for length in sides)
+    high, wide = (max(1, round(length / STEP)) * STEP for length in (side * math.sqrt(ratio), side / math.sqrt(ratio)))
+    return high, wide
 
 
 def steps_run(steps: int, t_thresh: float, shift: float) -> int:

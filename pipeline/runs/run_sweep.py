@@ -107,13 +107,15 @@ def _make(
 
 
 def _measure(video: SweepVideo, frames: np.ndarray, reference: tuple[VideoResult, np.ndarray] | None) -> SweepVideo:
-    video = replace(video, recall=_recall(video.result.video))
+    made = video.result
+    assert made is not None
+    video = replace(video, recall=_recall(made.video))
     if reference is None:
         return video
     dense, dense_frames = reference
     return replace(
         video,
-        speedup=dense.seconds["denoise"] / video.result.seconds["denoise"],
+        speedup=dense.seconds["denoise"] / made.seconds["denoise"],
         psnr=psnr(dense_frames, frames),
         ssim=ssim(dense_frames, frames),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from typing import Any
 
 from bsa import Grid
 from bsa.selectors import TOP_K_AND_MASS
@@ -25,7 +26,7 @@ class SweepRun:
 
     @property
     def name(self) -> str:
-        if self.row is None:
+        if self.row is None or self.column is None:
             return f"dense-seed{self.request.seed}-steps{self.request.steps}.mp4"
         return f"sparse-row{self.row + 1}-column{self.column + 1}.mp4"
 
@@ -97,7 +98,8 @@ class Sweep:
     def _cell(self, row: int, column: int) -> VideoRequest:
         swept = {axis.name: axis.values[index] for axis, index in zip(self.axes, (row, column))}
         bsa = self.request.bsa
-        rules = {name: swept[name] for name in ("sparsity", "cdf_threshold") if name in swept}
+        assert bsa is not None  # as the sweep itself has checked
+        rules: dict[str, Any] = {name: swept[name] for name in ("sparsity", "cdf_threshold") if name in swept}
         if len(rules) == 1 and bsa.selector.rule != TOP_K_AND_MASS:
             rules = {"sparsity": None, "cdf_threshold": None} | rules
         if "chunk" in swept:

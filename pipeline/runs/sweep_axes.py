@@ -123,10 +123,11 @@ def _chunks(name: str, value: Any) -> Chunks:
         sides = [chunk(part) for part in value]
     else:
         sides = []
-    if not 1 <= len(sides) <= 2 or None in sides:
+    whole = [side for side in sides if side is not None]
+    if not 1 <= len(whole) == len(sides) <= 2:
         shown = value.strip() if isinstance(value, str) else value
         raise ValueError(f"chunk {shown!r} is not three whole numbers; write 4x4x4, or 4x4x4/4x4x8 for query and key")
-    return sides[0], sides[-1]
+    return whole[0], whole[-1]
 
 
 def _unreadable(name: str, value: Any) -> str:

@@ -113,10 +113,14 @@ class SweepResult:
         The dense video takes part, with a speed-up of 1 and the quality of a perfect copy, so a cell that is slower
         than dense is never on the front.
         """
-        cells = [cell for cell in self.cells if cell.speedup is not None and getattr(cell, quality) is not None]
-        points = [(cell.speedup, getattr(cell, quality)) for cell in cells]
-        best = [index for index in pareto_front([*points, (1.0, QUALITIES[quality])]) if index < len(cells)]
-        return sorted((cells[index] for index in best), key=lambda cell: -cell.speedup)
+        cells = [
+            (cell.speedup, getattr(cell, quality), cell)
+            for cell in self.cells
+            if cell.speedup is not None and getattr(cell, quality) is not None
+        ]
+        points = [*((speedup, value) for speedup, value, _ in cells), (1.0, QUALITIES[quality])]
+        best = [cells[index] for index in pareto_front(points) if index < len(cells)]
+        return [cell for _, _, cell in sorted(best, key=lambda one: -one[0])]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON, which knows no infinity: the psnr of equal videos becomes None."""
@@ -129,7 +133,12 @@ class SweepResult:
             "dense": [_finite(video.values()) for video in self.dense],
             "cells": [_finite(video.values()) for video in self.cells],
             "pareto_front": {
-                quality: [[cell.row + 1, cell.column + 1] for cell in self.front(quality)] for quality in QUALITIES
+                quality: [
+                    [cell.row + 1, cell.column + 1]
+                    for cell in self.front(quality)
+                    if cell.row is not None and cell.column is not None
+                ]
+                for quality in QUALITIES
             },
         }
 

@@ -18,6 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pipeline.model import Net
+
 LARGEST = 448.0
 # Hopper's products may keep their running sums in fewer bits than fp32. benchmarks/fused_check.py measures both ways.
 FAST_SUMS = True
@@ -56,6 +58,10 @@ class Fp8Linear(nn.Module):
     Casting it to another dtype would undo the quantisation; moving it to another device is fine.
     """
 
+    weight: Tensor
+    scales: Tensor
+    bias: Tensor | None
+
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         """weight [out, in] and bias [out] in the dtype of the results; in and out must be multiples of 16."""
         super().__init__()
@@ -75,11 +81,12 @@ class Fp8Linear(nn.Module):
             out = values.float() @ self.weight.float().T * scales * self.scales.T
             return (out if self.bias is None else out + self.bias.float()).to(self.dtype)
         check_device(values.device)
-        options = {"bias": self.bias, "out_dtype": self.dtype, "use_fast_accum": FAST_SUMS}
-        return torch._scaled_mm(values, self.weight.T, scales, self.scales.T, **options)
+        return torch._scaled_mm(
+            values, self.weight.T, scales, self.scales.T, bias=self.bias, out_dtype=self.dtype, use_fast_accum=FAST_SUMS
+        )
 
 
-def to_fp8(transformer: nn.Module, blocks: slice = slice(None)) -> nn.Module:
+def to_fp8(transformer: Net, blocks: slice = slice(None)) -> nn.Module:
     """Replace the linear layers of its `blocks`, `LAYERS`, by `Fp8Linear` in place; returns the transformer.
 
     One layer at a time, so that 16-bit and 8-bit weights never lie side by side. A transformer too large for the GPU
@@ -113,12 +120,12 @@ def to_fp8(transformer: nn.Module, blocks: slice = slice(None)) -> nn.Module:
     return transformer
 
 
-def is_fp8(transformer: nn.Module) -> bool:
+def is_fp8(transformer: Net) -> bool:
     """Whether its blocks were converted."""
     return isinstance(transformer.blocks[0].ffn.w1, Fp8Linear)
 
 
-def weight_bytes(module: nn.Module) -> int:
+def weight_bytes(module: Net) -> int:
     """Bytes of its parameters and buffers, on whatever device."""
     return sum(x.numel() * x.element_size() for x in (*module.parameters(), *module.buffers()))
 

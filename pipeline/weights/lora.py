@@ -19,7 +19,9 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
+
+from pipeline.model import Net
 
 logger = logging.getLogger("pipeline")
 
@@ -74,11 +76,11 @@ class LoraSwitch:
     files: adapter name -> its file. Only the one in use is kept in memory.
     """
 
-    def __init__(self, transformer: nn.Module, files: Mapping[str, Path]) -> None:
+    def __init__(self, transformer: Net, files: Mapping[str, Path]) -> None:
         self.active: str | None = None
         self._transformer = transformer
         self._files = files
-        self._layers: list[nn.Module] = []
+        self._layers: list[Net] = []
 
     def use(self, name: str | None) -> None:
         """Run with adapter `name` from now on, or with the model alone for None.
@@ -99,7 +101,7 @@ class LoraSwitch:
             logger.info("LoRA adapter %s from %s is applied to %d layers", name, self._files[name], len(layers))
 
 
-def load_lora(path: Path, transformer: nn.Module) -> dict[str, LoraLayer]:
+def load_lora(path: Path, transformer: Net) -> dict[str, LoraLayer]:
     """Read an adapter file for a transformer with FastVideo's names, to the transformer's device and dtype.
 
     Understands LongCat's own keys (`lora___lorahyphen___blocks___lorahyphen___0...lora_down.weight`, with fused
@@ -158,7 +160,7 @@ def _number(name: str) -> int:
     return int(last) if last.isdecimal() else 0
 
 
-def _check(path: Path, target: str, down: Tensor, up: Tensor, transformer: nn.Module) -> None:
+def _check(path: Path, target: str, down: Tensor, up: Tensor, transformer: Net) -> None:
     try:
         weight: Tensor | None = transformer.get_submodule(target).weight
     except AttributeError:

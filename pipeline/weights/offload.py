@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.request.load_options import LoadOptions
 from pipeline.weights.fp8 import to_fp8
@@ -30,7 +30,7 @@ class Offload:
     The blocks stay usable as modules: outside `blocks` their weights are views of host memory.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
+    def __init__(self, model: Net, device: torch.device) -> None:
         """Copies the blocks to (pinned) host memory, one after the other, wherever they are.
 
         Raises:
@@ -56,14 +56,14 @@ class Offload:
         """Host memory of all blocks."""
         return sum(len(stored.host) for stored in self._stored)
 
-    def blocks(self, count: int | None = None) -> Iterator[nn.Module]:
+    def blocks(self, count: int | None = None) -> Iterator[Net]:
         """The blocks in order, each with its weights on the device until the next one is asked for.
 
         count: how many of them, from the first one on; None for all.
         """
         passing = self._stored[:count]
         ready = [torch.cuda.Event() for _ in passing] if self._cuda else []
-        if self._cuda:
+        if self._copies is not None:
             # The places may still be read by kernels of an earlier pass.
             self._copies.wait_stream(torch.cuda.current_stream(self._device))
         self._fetch(0, ready)
@@ -77,7 +77,7 @@ class Offload:
                 yield stored.block
             finally:
                 stored.show(stored.host)
-            if self._cuda:
+            if self._copies is not None:
                 # Block number + 2 takes this place: its copy must wait for the kernels that were just queued.
                 self._copies.wait_stream(torch.cuda.current_stream(self._device))
 
@@ -92,7 +92,7 @@ class Offload:
 class _Stored:
     """One block and its weights as one piece of host memory."""
 
-    def __init__(self, block: nn.Module, pin: bool) -> None:
+    def __init__(self, block: Net, pin: bool) -> None:
         self.block = block
         self._places: list[tuple[Tensor, int, int]] = []  # tensor of the module, first byte, bytes
         size = 0
@@ -174,7 +174,7 @@ class LayerByLayer:
             _returning(self._rest)()
 
 
-def _stored(module: nn.Module) -> dict[Tensor, Tensor]:
+def _stored(module: Net) -> dict[Tensor, Tensor]:
     return {tensor: tensor.data for tensor in (*module.parameters(), *module.buffers())}
 
 

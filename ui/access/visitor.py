@@ -58,17 +58,18 @@ class Visitors:
             ticket = self._ticket(f"login:{request.username}")
         elif not self.owner_of(ticket):
             ticket = self.new_ticket()
-        self._sessions[request.session_hash] = self.owner_of(ticket)
-        self._sessions.move_to_end(request.session_hash)
+        session = str(request.session_hash)
+        self._sessions[session] = self.owner_of(ticket)
+        self._sessions.move_to_end(session)
         while len(self._sessions) > MOST_SESSIONS:
             self._sessions.popitem(last=False)
-        return ticket
+        return str(ticket)
 
     def owner(self, request: gr.Request) -> str:
         """Whose an event is: the login's, the visitor's who opened the page, or else the session's own."""
         if request.username:
             return f"login:{request.username}"
-        return self._sessions.get(request.session_hash, f"session:{request.session_hash}")
+        return self._sessions.get(str(request.session_hash), f"session:{request.session_hash}")
 
     def ticket(self, request: gr.Request) -> str:
         """A ticket for the owner of an event, for what asks without a session."""

@@ -40,7 +40,9 @@ class Calls:
     @property
     def owner(self) -> str:
         """Whose the call is that is answered now."""
-        return self.site.owner(LocalContext.request.get())
+        request = LocalContext.request.get()
+        assert request is not None  # a call has one
+        return self.site.owner(request)
 
     def submit(self, job: Job, name: str | None) -> str:
         """Queue a job under the caller's id, or the job's own. Returns the id; raises ValueError."""

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import wraps
+from types import GenericAlias
 from typing import Any, Literal
 
 import gradio as gr
@@ -260,7 +261,7 @@ def _selection(record: AttentionRecord, step: int, layer: int, head: int, query_
 
 
 def _publish(
-    page: gr.Blocks, handler: Callable, table: list[tuple[str, Any, Any, str]], returns: list[tuple[str, type]]
+    page: gr.Blocks, handler: Callable, table: list[tuple[str, Any, Any, str]], returns: list[tuple[str, Any]]
 ) -> None:
     """Give the handler the table's signature and register it under its own name.
 
@@ -279,25 +280,29 @@ def _publish(
             log.exception("/%s failed", handler.__name__)
             raise gr.Error(sentence(error), print_exception=False) from None
 
-    del endpoint.__wrapped__  # whose signature would hide the table's
+    signed: Any = endpoint  # what is read of a function here, its type does not say
+    del signed.__wrapped__  # whose signature would hide the table's
 
     endpoint.__annotations__ = {name: kind for name, kind, _, _ in table}
-    endpoint.__signature__ = inspect.Signature(
+    kinds = tuple(kind for _, kind in returns)
+    signed.__signature__ = inspect.Signature(
         [
             inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kind)
             for name, kind, default, _ in table
         ],
-        return_annotation=tuple[tuple(kind for _, kind in returns)] if len(returns) > 1 else returns[0][1],
+        return_annotation=GenericAlias(tuple, kinds) if len(kinds) > 1 else kinds[0],
     )
     # MCP clients are told of a parameter what the docstring says of it
-    endpoint.__doc__ = "\n".join([handler.__doc__, "Args:", *(f"{name}: {text}" for name, _, _, text in table)])
+    about = handler.__doc__ or ""
+    endpoint.__doc__ = "\n".join([about, "Args:", *(f"{name}: {text}" for name, _, _, text in table)])
     event = gr.api(
         endpoint,
         api_name=handler.__name__,
-        api_description=" ".join(handler.__doc__.split()),
+        api_description=" ".join(about.split()),
         concurrency_limit=None,
     )
     function = page.fns[event["id"]]
+    component: Any
     for component, label in zip(function.inputs, (text for *_, text in table), strict=True):
         component.label = label
     for component, label in zip(function.outputs, (name for name, _ in returns), strict=True):

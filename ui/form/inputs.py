@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gradio as gr
 
 from bsa import BSAConfig
@@ -20,7 +22,7 @@ EXAMPLES = {
     "Sunrise": "the sun rises over rolling green hills",
 }
 
-Fields = dict[str, gr.components.Component]
+Fields = dict[str, Any]  # by name; components get their events as they are made, so their class does not list them
 
 
 def prompt_field() -> gr.Textbox:

@@ -118,12 +118,13 @@ def outlook(estimates: Estimates, request: VideoRequest, sparse: VideoRequest, m
 
     request: what the form asks for; sparse: the same with BSA, whatever the form says; mode: the form's.
     """
-    estimate = estimates.of(request)
-    if estimate is None:
+    estimate, available = estimates.of(request), estimates.available()
+    if estimate is None or available is None:
         return ""
-    arms = {"dense": estimates.of(replace(sparse, bsa=None)), "sparse": estimates.of(sparse)}
-    made = [arms[name] for name in arms if mode in (name, SIDE_BY_SIDE)]
-    rows = [(TIME, _time(arms, sparse, mode)), (MEMORY, _memory(max(made, key=_peak), estimates.available()))]
+    both = {"dense": estimates.of(replace(sparse, bsa=None)), "sparse": estimates.of(sparse)}
+    arms = {name: arm for name, arm in both.items() if arm is not None}  # all or none: they are of one checkpoint
+    made = [arm for name, arm in arms.items() if mode in (name, SIDE_BY_SIDE)]
+    rows = [(TIME, _time(arms, sparse, mode)), (MEMORY, _memory(max(made, key=_peak), available))]
     table = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in rows)
     advice = estimates.advice(sparse)
     said = ""
@@ -134,7 +135,8 @@ def outlook(estimates: Estimates, request: VideoRequest, sparse: VideoRequest, m
 
 
 def _time(arms: dict[str, Estimate], sparse: VideoRequest, mode: str) -> str:
-    if arms["dense"].seconds is None:
+    seconds = {name: estimate.seconds for name, estimate in arms.items() if estimate.seconds is not None}
+    if "dense" not in seconds:
         return escape(TIME_UNKNOWN)
     if not sparse.workload.sparse:
         return escape(TIME_ONE.format(dense=duration_text(arms["dense"].seconds["total"])))

@@ -10,6 +10,7 @@ from bsa import BSAConfig
 from pipeline.checkpoint.info import EMBEDDED_CHECKPOINT, CheckpointInfo
 from pipeline.checkpoint.shape import ModelShape
 from pipeline.estimate import footprint
+from pipeline.machine.device import DeviceName
 from pipeline.machine.memory import Device
 from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.video import TOKEN_PIXELS, VideoRequest
@@ -148,14 +149,13 @@ def _missing_memory(request: VideoRequest, here: Situation) -> tuple[str, ...]:
     return (SMALL_GPU.format(total=here.total / 2**30) if way is None else OPTIONS.format(options=way),)
 
 
-class _Gpu:
-    type, index = "cuda", 0
+_GPU = DeviceName("cuda", 0)
 
 
 def longcat_bytes(request: VideoRequest, weights: LoadOptions = AS_STORED) -> int:
     """GPU memory that LongCat-Video's published checkpoint takes for a request."""
-    fixed = footprint.fixed_bytes(LONGCAT_SHAPE, _Gpu, weights)
-    return int(_HEADROOM * (fixed + footprint.activation_bytes(LONGCAT_SHAPE, request, _Gpu, weights)))
+    fixed = footprint.fixed_bytes(LONGCAT_SHAPE, _GPU, weights)
+    return int(_HEADROOM * (fixed + footprint.activation_bytes(LONGCAT_SHAPE, request, _GPU, weights)))
 
 
 def _is_embedded(info: CheckpointInfo) -> bool:

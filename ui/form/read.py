@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bsa import BSAConfig, selectors
+from bsa import BSAConfig, Grid, selectors
 from pipeline import CheckpointInfo, VideoRequest
 from pipeline.media.clip import inspect_clip
 from pipeline.request.fields import FIELDS

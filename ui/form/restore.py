@@ -43,7 +43,7 @@ def form_values(request: VideoRequest, side_by_side: bool | None = None) -> dict
     clip = request.start if isinstance(request.start, FromClip) else None
     # a whole path is one of this server's; a name alone comes from a video's own settings
     here = clip is not None and Path(clip.video).is_absolute() and Path(clip.video).is_file()
-    values["refine"] = clip.video if here else None
+    values["refine"] = clip.video if clip is not None and here else None
     if clip is not None:
         values |= {"double_frames": clip.double_frames, "t_thresh": clip.t_thresh}
     if request.bsa is None:

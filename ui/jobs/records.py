@@ -78,27 +78,28 @@ def restored(store: Store, job_id: str) -> Job | None:
 
 
 def _restore_video(record: Record, folder: Path) -> VideoJob:
-    values = dict(record.request)
+    values, report = dict(record.request or {}), record.report or {}
     side_by_side = values.pop("side_by_side")
     job = VideoJob(VideoRequest.from_dict(values), side_by_side)
     present = job_folder(folder.parent, folder.name) is not None
     for arm in job.arms:
-        result = _result(record.report.get(arm), folder) if present else None
+        result = _result(report.get(arm), folder) if present else None
         if result is not None:
             job.results[arm] = result
-    if len(job.results) == 2 and "speedup" in record.report:
-        psnr = float("inf") if record.report["psnr"] is None else record.report["psnr"]
-        figures = record.report["speedup"], psnr, record.report["ssim"]
+    if len(job.results) == 2 and "speedup" in report:
+        psnr = float("inf") if report["psnr"] is None else report["psnr"]
+        figures = report["speedup"], psnr, report["ssim"]
         job.comparison = Comparison(job.results["dense"], job.results["sparse"], *figures)
     return job
 
 
 def _restore_sweep(record: Record, folder: Path) -> SweepJob:
-    values = {name: value for name, value in record.request.items() if name != "side_by_side"}
-    axes = [Axis.of(axis["name"], axis["values"]) for axis in record.report["axes"]]
+    values = {name: value for name, value in (record.request or {}).items() if name != "side_by_side"}
+    report = record.report or {}
+    axes = [Axis.of(axis["name"], axis["values"]) for axis in report["axes"]]
     job = SweepJob(Sweep(VideoRequest.from_dict(values), *axes))
     present = job_folder(folder.parent, folder.name) is not None
-    for made in record.report["videos"]:
+    for made in report["videos"]:
         result = _result(made["result"], folder) if present else None
         measures = {name: made[name] for name in MEASURES}
         if measures["speedup"] is not None and measures["psnr"] is None:

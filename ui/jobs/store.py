@@ -118,24 +118,30 @@ class Store:
 
     def close(self) -> None:
         with self._lock:
-            self._db.close()
+            if self._db is not None:
+                self._db.close()
 
     # what follows runs inside `_guard`
+
+    @property
+    def _connection(self) -> sqlite3.Connection:
+        assert self._db is not None  # `_guard` has opened it
+        return self._db
 
     def _write(self, record: Record) -> None:
         values = {name: getattr(record, name) for name in _COLUMNS} | {"server": self._server}
         values |= {name: json.dumps(values[name] or {}) for name in _JSON}
         values["bytes"] = folder_bytes(self.output_dir, record.folder) + sum(len(values[name]) for name in _JSON)
         places = ", ".join(f":{name}" for name in _COLUMNS)
-        with self._db:
-            self._db.execute(f"INSERT OR REPLACE INTO jobs ({', '.join(_COLUMNS)}) VALUES ({places})", values)
+        with self._connection:
+            self._connection.execute(f"INSERT OR REPLACE INTO jobs ({', '.join(_COLUMNS)}) VALUES ({places})", values)
 
     def _select(self, where: str, values: tuple = ()) -> list[Record]:
-        rows = self._db.execute(f"SELECT {', '.join(_COLUMNS)} FROM jobs WHERE {where}", values).fetchall()
+        rows = self._connection.execute(f"SELECT {', '.join(_COLUMNS)} FROM jobs WHERE {where}", values).fetchall()
         return [_record(row) for row in rows]
 
     def _total(self) -> int:
-        return self._db.execute(f"SELECT COALESCE(SUM(bytes), 0) FROM jobs WHERE NOT {_LIVE}").fetchone()[0]
+        return self._connection.execute(f"SELECT COALESCE(SUM(bytes), 0) FROM jobs WHERE NOT {_LIVE}").fetchone()[0]
 
     def _remove(self, record: Record) -> bool:
         try:
@@ -143,8 +149,8 @@ class Store:
         except OSError as error:
             log.warning("the folder %s could not be removed: %s", record.folder, error.strerror)
             return False
-        with self._db:
-            self._db.execute("DELETE FROM jobs WHERE id = ?", (record.id,))
+        with self._connection:
+            self._connection.execute("DELETE FROM jobs WHERE id = ?", (record.id,))
         return True
 
     def _evict(self, newest: str) -> None:
@@ -226,6 +232,7 @@ class Store:
         return db
 
     def _set_aside(self, why: str) -> None:
+        assert self._file is not None  # what is in memory only is never damaged
         aside = self._file.with_name(f"jobs.damaged-{time.strftime('%Y%m%d-%H%M%S')}.sqlite")
         log.warning("the record of jobs is unusable (%s); it was moved to %s and a new one begun", why, aside)
         if self._db is not None:

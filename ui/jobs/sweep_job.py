@@ -114,8 +114,9 @@ class SweepJob(Job):
             dense = None if reference is None else reference.result
             job = VideoJob(video.request, side_by_side=dense is not None, owner=self.owner)
             job.results = {"sparse": video.result} if dense is None else {"dense": dense, "sparse": video.result}
-            if dense is not None:
-                job.comparison = Comparison(dense, video.result, video.speedup, video.psnr, video.ssim)
+            speedup, psnr, ssim = video.speedup, video.psnr, video.ssim
+            if dense is not None and speedup is not None and psnr is not None and ssim is not None:
+                job.comparison = Comparison(dense, video.result, speedup, psnr, ssim)
             job.folder, job.state = self.folder, "done"
             job.submitted, job.started, job.ended = self.submitted, self.started, self.ended
             self._cells[row, column] = job
@@ -128,7 +129,7 @@ class _RestartedPipeline:
     pipeline: set before each video; between two of them the worker may have loaded it anew.
     """
 
-    def __init__(self, pipeline: Generator, job: Job) -> None:
+    def __init__(self, pipeline: Any, job: Job) -> None:
         self.pipeline = pipeline
         self._job = job
 
@@ -143,7 +144,8 @@ class _RestartedPipeline:
         if not getattr(self.pipeline, "alive", True):
             self.pipeline.start(lambda message: None)
         try:
-            return self.pipeline.generate_frames(request, on_step, output)
+            made: tuple[VideoResult, np.ndarray] = self.pipeline.generate_frames(request, on_step, output)
+            return made
         except Exception:
             self._job.check_stop()  # an engine that was killed to stop the job did not fail
             raise

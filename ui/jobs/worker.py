@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline import Cancelled, StepUpdate, inspect_checkpoint
 from pipeline.engine.process import EngineDied, EngineProcess, InProcess, Load
@@ -42,6 +42,9 @@ BUSY = "{name} is making a video"
 BUSY_WAITING = "{name} is making a video, {waiting} waiting"
 CLOSING = "the server is shutting down; try again when it runs again"
 WAIT_FOR_LOADING = "{message}. Your video starts as soon as it is loaded."
+
+
+AnyJob = TypeVar("AnyJob", bound=Job)
 
 
 class Worker:
@@ -81,7 +84,7 @@ class Worker:
         self.queue = JobQueue(max_waiting, max_waiting_of_one, kept_jobs)
         self._engine = engine if isinstance(engine, EngineProcess) else InProcess(engine)
         self._engine.on_exit = self._notice
-        self._pipeline: Generator | None = None
+        self._pipeline: Any = None  # a Generator; None while none is loaded
         self._starts = 0
         self._started = 0.0
         self._wake = self.queue.changed
@@ -105,7 +108,7 @@ class Worker:
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(JOIN_SECONDS)
 
-    def submit(self, job: Job) -> Job:
+    def submit(self, job: AnyJob) -> AnyJob:
         """Queue a job. Raises ValueError when too many wait, nothing can run, or `admit` refuses it."""
         if not job.errand:
             self._check_room(job.owner)

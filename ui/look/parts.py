@@ -11,8 +11,8 @@ import gradio as gr
 from ui.static import asset
 
 # Events that only change the page: answered at once, also while a video is being made, and no part of the API.
-QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-_BARE = {"elem_classes": "bare", "apply_default_css": False}
+QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+_BARE: dict[str, Any] = {"elem_classes": "bare", "apply_default_css": False}
 
 
 def box(name: str | None = None, value: str = "") -> gr.HTML:

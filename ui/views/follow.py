@@ -109,9 +109,9 @@ class Follower:
             return
         # All at once: what is typed when Generate can be pressed is not overwritten by a form that comes later.
         changes = kept | {self.generate: gr.update(interactive=True)}
-        job = self.site.worker.find(named, owner) if named else None
-        if job is not None:
-            changes |= self.ended(request, job)
+        found = self.site.worker.find(named, owner) if named else None
+        if isinstance(found, VideoJob):
+            changes |= self.ended(request, found)
         elif fresh and (job := self.last(owner)) is not None:
             changes |= fill(job) | self.show(job)
         yield changes
@@ -186,12 +186,12 @@ class Follower:
         if not isinstance(job, VideoJob):
             return {self.notice: notice_html(GONE, "error")}
         if not job.over:
-            self._aside.discard(request.session_hash)
+            self._aside.discard(str(request.session_hash))
             return {self.stage: stage_view(job)}
         if not job.results:
             return {self.notice: notice_html("The videos of this run are gone; its settings are still here.", "error")}
         if live_videos(self.site, job.owner):
-            self._aside.add(request.session_hash)
+            self._aside.add(str(request.session_hash))
         return self.show(job)
 
     def press_stop(self, request: gr.Request, watched: Any) -> Any:

@@ -70,7 +70,7 @@ class Keys:
         with self._lock:
             found = self._keys.get(key) if isinstance(key, str) else None
         job = found and self._site.worker.find(*found)
-        if not job or "sparse" not in job.results:
+        if not isinstance(job, VideoJob) or "sparse" not in job.results:
             raise ValueError(GONE)
         return job
 

@@ -65,7 +65,7 @@ def answer(site: Site, monitor: Monitor, ask: dict[str, Any]) -> dict[str, Any]:
     job = monitor.current(owner, _text(ask.get("job")), _number(ask.get("picked"))) if owner else None
     trace = monitor.trace(job) if job is not None else None
     window = _number(ask.get("from"))
-    if window > 0 or trace is None:
+    if window > 0 or trace is None or job is None:
         start, end, source = latest.time - (window or 120), latest.time, None
         shows = f"last {window:g}"
     else:
@@ -82,7 +82,7 @@ def answer(site: Site, monitor: Monitor, ask: dict[str, Any]) -> dict[str, Any]:
     return {
         "now": latest.time,
         "machine": machine_view(latest),
-        "job": job_view(job.id, trace) if trace is not None else None,
+        "job": job_view(job.id, trace) if job is not None and trace is not None else None,
         "shows": shows,
         "span": [start, end],
         "fresh": fresh,

@@ -64,11 +64,11 @@ def plan_html(site: Site, axes: tuple, form: dict[str, Any]) -> str:
     dense = sum(run.row is None for run in runs)
     count = COUNT.format(cells=len(runs) - dense, dense=dense)
     estimates = [site.estimates.of(run.request) for run in runs]
-    if any(estimate is None or estimate.seconds is None for estimate in estimates):
+    known = [one.seconds["total"] for one in estimates if one is not None and one.seconds is not None]
+    if len(known) < len(runs):
         text = NOT_KNOWN.format(count=count)
     else:
-        seconds = sum(estimate.seconds["total"] for estimate in estimates)
-        text = COUNT_TIME.format(count=count, time=duration_text(seconds))
+        text = COUNT_TIME.format(count=count, time=duration_text(sum(known)))
     more = f" {RANDOM_SEED}" if form["randomise"] and "seed" not in (axes[0], axes[2]) else ""
     return f'<p class="notice" role="status"><b>{escape(text)}.</b>{escape(more)}</p>'
 
@@ -131,7 +131,7 @@ def progress_text(site: Site, job: SweepJob) -> str:
     run, update = job.current, job.update
     if run is None:
         return BETWEEN
-    if run.row is None:
+    if run.row is None or run.column is None:
         what = DENSE.format(seed=run.request.seed, steps=run.request.steps)
     else:
         what = job.sweep.describe(run.row, run.column)
@@ -155,7 +155,7 @@ def ended_text(job: SweepJob) -> str:
 
 def _video(result: SweepResult, video: SweepVideo) -> dict[str, Any]:
     made = video.result
-    where = {"seed": video.request.seed, "steps": video.request.steps}
+    where: dict[str, Any] = {"seed": video.request.seed, "steps": video.request.steps}
     if video.row is not None:
         dense = result.dense_of(video)
         where = {"row": video.row, "column": video.column, "dense": result.dense.index(dense) if dense else None}
