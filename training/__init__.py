@@ -1,1 +1,1 @@
-"""Scripts that train `assets/longcat-tiny`: rendered clips with captions, VAE, transformer, distillation."""
+"""Trains `assets/longcat-tiny`: rendered clips with captions, VAE, transformer, distillation."""

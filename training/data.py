@@ -41,7 +41,7 @@ def sample_training_scenes(rng: random.Random, count: int) -> list[Scene]:
 
 
 def sample_test_scenes(rng: random.Random, count: int) -> list[Scene]:
-    """Held-out scenes with one shape, whose colour, shape and motion can be checked."""
+    """Held-out scenes with one shape, so that colour, shape and motion can be checked."""
     scenes: list[Scene] = []
     while len(scenes) < count:
         scene = sample_scene(rng)
@@ -59,7 +59,7 @@ class Pool:
     mask: Tensor
 
     def batch(self, size: int, frames: int) -> tuple[Tensor, Tensor, Tensor]:
-        """A random batch; the VAE is causal, so the first latent frames of a clip are a shorter clip."""
+        """A random batch. The VAE is causal, so the first latent frames of a clip are a shorter clip."""
         pick = torch.randint(len(self.latents), (size,), device=self.latents.device)
         return self.latents[pick, :, :frames].float(), self.ids[pick], self.mask[pick]
 
@@ -93,16 +93,16 @@ def make_pool(
 
 
 def open_pool(args, tokenizer) -> Pool:
-    """The clips of `args.pool_file` if it exists, else `args.pool` new ones, which are kept there if it is given.
+    """Load the clips of `args.pool_file` if it exists. Otherwise make `args.pool` new ones, and keep them there if given.
 
-    Of several processes each has its share of the clips, in a file of its own.
+    With several processes, each has its share of the clips in a separate file.
     """
     file = args.pool_file
     rank, processes = place()
     if file and processes > 1:
         file = file.with_stem(f"{file.stem}-{rank}")
     if file and file.exists():
-        # moved after loading: safetensors takes "cuda" for the first GPU, torch for this process's
+        # moved after loading: "cuda" means the first GPU to safetensors, and this process's GPU to torch
         return Pool(**{name: tensor.to(args.device) for name, tensor in load_file(file).items()})
     vae, statistics = load_vae(args.vae, args.device)
     frames, pixels = args.size
@@ -124,7 +124,7 @@ def open_pool(args, tokenizer) -> Pool:
 
 
 def add_pool_arguments(parser: argparse.ArgumentParser, clips: int) -> None:
-    """The options that `open_pool` and both transformer programs read."""
+    """Add the options that `open_pool` and both transformer programs read."""
     parser.add_argument("--vae", type=Path, required=True, help="folder of train_vae")
     parser.add_argument("--pool", type=int, default=clips, help="clips to render, all processes together")
     parser.add_argument("--pool-file", type=Path, help="keep the clips here, or read them from here")

@@ -1,9 +1,9 @@
-"""Teach the model to do without guidance and with few steps, sparse or dense.
+"""Teaches the model to work without guidance and in few steps, sparse or dense.
 
-The teacher is the trained model with CFG-zero guidance and dense attention; it takes two Euler steps where
+The teacher is the trained model with CFG-zero guidance and dense attention. It takes two Euler steps where
 the student takes one (progressive distillation, arXiv 2202.00512; guidance distillation, arXiv 2210.03142).
-The student's attention is dense or block sparse at random against the same dense target, which also pulls
-sparse and dense videos of one seed together.
+The student's attention is dense or block sparse at random. Its target is dense in both cases, so sparse and
+dense videos of one seed also come closer together.
 
     python -m training.distill --vae OUT --start OUT --minutes 4 --output OUT2
 """
@@ -31,7 +31,7 @@ STEPS = (8, 10, 12, 16)
 
 @torch.no_grad()
 def teach(teacher, x, sigma, middle, target, text, mask, guidance: float):
-    """Where two guided steps lead from `x`, as the velocity of one. Text: the empty prompts, then the real ones."""
+    """The velocity of the one step that goes as far from `x` as two guided ones. Text: the empty prompts, then the real."""
     y = x
     for a, b in ((sigma, middle), (middle, target)):
         y = euler(y, guide(teacher.velocity(torch.cat([y, y]), torch.cat([a, a]), text, mask), guidance), a, b)

@@ -11,7 +11,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class DiTConfig:
-    """Fields of transformer/config.json that the network is built from."""
+    """The fields of transformer/config.json that define the network."""
 
     hidden_size: int = 256
     num_attention_heads: int = 4
@@ -84,7 +84,7 @@ class _FinalLayer(nn.Module):
 
 
 class LongCatDiT(nn.Module):
-    """Parameters of LongCatTransformer3DModel; forward is `pipeline.model.forward.longcat_forward(model, ...)`."""
+    """The parameters of LongCatTransformer3DModel. `pipeline.model.forward.longcat_forward(model, ...)` runs them."""
 
     def __init__(self, config: DiTConfig = DiTConfig()):
         super().__init__()

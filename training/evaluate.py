@@ -1,10 +1,10 @@
-"""Does a checkpoint draw what the prompt says? A classifier judges the videos of held-out prompts, dense and sparse.
+"""Measures whether a checkpoint follows its prompt: a classifier judges videos of held-out prompts, dense and sparse.
 
     python -m training.judge --output run/judge.safetensors --minutes 35
     python -m training.evaluate --judge run/judge.safetensors --clips run/clips --output run/evaluation.json
 
-The videos are made by the pipeline, as a user's are, and kept in --clips, so that an interrupted evaluation goes on.
-What the classifier can tell at best is measured on renders of held-out scenes, as they are and through the VAE.
+The pipeline makes the videos, just as it does for a user. They are kept in --clips, so an interrupted evaluation
+resumes. Renders of held-out scenes, as they are and through the VAE, show the classifier's best possible score.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def tensor(frames: np.ndarray) -> Tensor:
 def make_videos(
     pipeline: LongCatPipeline, scenes: list[Scene], settings: dict[str, BSAConfig | None], folder: Path
 ) -> None:
-    """Make the videos that are missing in `folder`, prompt by prompt, the prompt's number being its seed."""
+    """Make the videos missing from `folder`, prompt by prompt. A prompt's number is its seed."""
     for number, scene in enumerate(scenes):
         for name, bsa in settings.items():
             file = folder / f"{number:03}-{name}.mp4"
@@ -70,7 +70,7 @@ def make_videos(
 def through_vae(
     checkpoint: Path, scenes: list[Scene], size: tuple[int, int, int], fps: int, folder: Path, device: str
 ) -> None:
-    """Render each scene at `size` (frames, height, width), encode, decode and write it, where it is missing."""
+    """Render each missing scene at `size` (frames, height, width), then encode, decode and write it."""
     missing = [n for n in range(len(scenes)) if not (folder / f"{n:03}-render.mp4").exists()]
     vae, _ = load_vae(checkpoint, device)
     for number in missing:
@@ -80,7 +80,7 @@ def through_vae(
 
 
 def shares(guesses: dict[str, list[str]], scenes: list[Scene]) -> dict[str, float]:
-    """Share of the clips whose colour, shape, motion, and all three, were recognised."""
+    """Share of the clips in which the colour, the shape, the motion, and all three, were recognised."""
     right = {
         name: np.array(
             [said == scene.attributes[f"{name}0"] for said, scene in zip(guesses[name], scenes, strict=True)]
@@ -93,7 +93,7 @@ def shares(guesses: dict[str, list[str]], scenes: list[Scene]) -> dict[str, floa
 
 @torch.no_grad()
 def score_judge(net: Judge, device: str, size: int) -> dict[str, Any]:
-    """The classifier's score on renders of held-out scenes, which it never saw, and its errors, counted."""
+    """The classifier's score and error counts on renders of held-out scenes, which it never saw."""
     scenes = held_out_scenes(RENDERS)
     guesses: dict[str, list[str]] = defaultdict(list)
     for i in range(0, len(scenes), 8):

@@ -1,4 +1,4 @@
-"""Write a trained model as a LongCat checkpoint folder in FastVideo's (diffusers) layout.
+"""Writes a trained model as a LongCat checkpoint folder in FastVideo's (diffusers) layout.
 
 python -m training.export --vae OUT --start OUT --output assets/longcat-tiny
 
@@ -52,9 +52,9 @@ BSA_PARAMS = {"sparsity": 0.75, "cdf_threshold": None, "chunk_3d_shape_q": [4, 4
 
 @torch.no_grad()
 def rgb_factors(vae: VideoVAE, statistics: tuple[Tensor, Tensor], clips: int = 12) -> tuple[list, list]:
-    """Least squares from a normalised latent to the mean colour (0 to 1) of the pixels it stands for.
+    """Fit a normalised latent to the mean colour (0 to 1) of the pixels it stands for, by least squares.
 
-    Returns factors [16][3] and bias [3], with which a noisy latent is previewed without the VAE.
+    Returns factors [16][3] and bias [3]. They give a preview of a noisy latent without the VAE.
     """
     mean, std = (s.view(1, -1, 1, 1, 1) for s in statistics)
     latents, colours = [], []

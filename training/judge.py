@@ -1,4 +1,4 @@
-"""A classifier that says which colour, shape and motion a clip shows, trained on renders of the training scenes."""
+"""A classifier for the colour, shape and motion of a clip, trained on renders of the training scenes."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def _convolution(in_dim: int, out_dim: int, stride: int) -> list[nn.Module]:
 
 
 class Judge(nn.Module):
-    """Convolutions on each frame find a few places; what is there tells colour and shape, where they go the motion.
+    """Convolutions on each frame find a few places. Their content gives colour and shape; their course gives the motion.
 
-    Takes [B, frames, 3, 112, 112]; of other than twelve frames it tells colour and shape only.
+    Takes [B, frames, 3, 112, 112]. With a number of frames other than twelve, it tells only colour and shape.
     """
 
     def __init__(self) -> None:
@@ -103,13 +103,13 @@ class Judge(nn.Module):
 
 
 def one_shape_scenes(rng: random.Random) -> Iterator[Scene]:
-    """Training scenes with one object, without end."""
+    """An endless stream of training scenes with one object."""
     while True:
         yield from (s for s in sample_training_scenes(rng, 64) if s.attributes["kind"] == "shapes1")
 
 
 def draw(scenes: list[Scene], frames: int, device: str, start: Tensor | None = None) -> Tensor:
-    """Renders [B, frames, 3, 112, 112] of whole scenes, or of their moments `start` [B]; quick for like neighbours."""
+    """Render whole scenes, or their moments `start` [B], as [B, frames, 3, 112, 112]. Fast when neighbours are alike."""
     parts = []
     for i in range(0, len(scenes), 8):
         when = (0.0, 1.0) if start is None else (start[i : i + 8], 0.0)
@@ -118,10 +118,10 @@ def draw(scenes: list[Scene], frames: int, device: str, start: Tensor | None = N
 
 
 def train(minutes: float, device: str, batch: int, seed: int = 3) -> tuple[Judge, Run]:
-    """Train on renders, blurred and noisy by chance so that sharp edges are no crutch.
+    """Train on renders. Random blur and noise keep the classifier from relying on sharp edges.
 
-    Colour and shape are learned from single frames of many scenes, which differ more than the frames of one scene do,
-    motion from clips.
+    It learns colour and shape from single frames of many scenes, because these differ more than the frames of one
+    scene. It learns motion from clips.
     """
     torch.manual_seed(seed)
     rng, net = random.Random(seed), Judge().to(device)

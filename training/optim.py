@@ -1,4 +1,4 @@
-"""Optimiser of the model: Muon for the matrices of the transformer's blocks, AdamW for everything else."""
+"""The optimiser: Muon for the matrices of the transformer's blocks, AdamW for everything else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from training.parallel import average
 
 
 def _orthogonalise(g: Tensor) -> Tensor:
-    """Nearest semi-orthogonal matrices of a stack [n, r, c]: five quintic Newton-Schulz steps in bf16."""
+    """The nearest semi-orthogonal matrices to a stack [n, r, c], by five quintic Newton-Schulz steps in bf16."""
     x = g.bfloat16()
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
@@ -51,7 +51,7 @@ class Muon(torch.optim.Optimizer):
 class Optimiser:
     """Muon and AdamW under one learning rate, with gradient clipping and an exponential moving average.
 
-    Of several processes (`training.parallel`) each must make one of its own, at the same time: weights are made alike.
+    With several processes (`training.parallel`), each must create its own at the same time. This makes the weights equal.
     """
 
     def __init__(self, modules: list[nn.Module], lr: float, ema: float = 0.999):
@@ -90,7 +90,7 @@ class Optimiser:
 
 
 def _is_block_matrix(name: str) -> bool:
-    # not the text encoder's: T5 has no scale or norm in its attention, whose scores Muon lets grow until all is one-hot
+    # not the text encoder's: T5 has no scale or norm in its attention, so Muon lets the scores grow until all is one-hot
     return name.startswith("blocks.") and "adaln" not in name
 
 

@@ -1,7 +1,7 @@
 """Training on several GPUs, one process each: `torchrun --nproc-per-node 2 -m training.train_dit ...`.
 
-Every process draws its own clips and noise; gradients are averaged, so that a step is one of a larger batch. Without
-torchrun everything here does nothing.
+Every process draws its own clips and noise. Gradients are averaged, so a step acts as one of a larger batch. Without
+torchrun, everything here does nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def join() -> tuple[int, int]:
-    """Meet the other processes that torchrun started; returns this one's number and how many there are."""
+    """Join the other processes started by torchrun. Returns this process's number and how many there are."""
     if "RANK" not in os.environ:
         return 0, 1
     if torch.cuda.is_available():
@@ -39,7 +39,7 @@ def is_first() -> bool:
 
 
 def agree(value: float) -> float:
-    """The first process's `value`: clocks differ, and all must stop after the same step. Does not wait for the GPU."""
+    """The first process's `value`. Clocks differ, but all must stop after the same step. Does not wait for the GPU."""
     if not dist.is_initialized():
         return value
     shared = torch.tensor([value], dtype=torch.float64)
@@ -49,7 +49,7 @@ def agree(value: float) -> float:
 
 @torch.no_grad()
 def average(tensors: Sequence[Tensor]) -> None:
-    """Put the mean over the processes into each tensor."""
+    """Replace each tensor by its mean over the processes."""
     if not dist.is_initialized():
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])

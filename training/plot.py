@@ -1,4 +1,4 @@
-"""Draw the loss curves of the runs in training/results/, which are numbered, as one SVG, a few in a row.
+"""Draws the loss curves of the numbered runs in training/results/ as one SVG, a few in a row.
 
 python -m training.plot --output docs/images/training.svg
 """

@@ -1,7 +1,7 @@
-"""Draw scenes as video, every pixel a closed formula of place and time: a GPU renders hundreds of clips a second.
+"""Draws scenes as video. Every pixel is a closed formula of place and time: a GPU renders hundreds of clips a second.
 
-Shapes are signed distance fields (anti-aliased over one pixel, bevelled, with a soft shadow);
-landscapes are layered ridge lines under a sky whose colours follow the height of the sun.
+Shapes are signed distance fields (anti-aliased over one pixel, bevelled, with a soft shadow).
+Landscapes are layered ridge lines. The sky's colours follow the height of the sun.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def pack(scenes: list[Scene], device: torch.device | str = "cpu") -> dict[str, T
 
 
 def _seen(weight: Tensor) -> bool:
-    """Whether any clip shows what `weight` stands for; a compiled `render` cannot ask, and draws everything."""
+    """Whether `weight` is above zero in any clip. A compiled `render` cannot ask this, so it draws everything."""
     return torch.compiler.is_compiling() or bool(weight.any())
 
 
@@ -38,7 +38,7 @@ def _mix(a: Tensor, b: Tensor, amount: Tensor) -> Tensor:
 
 
 def _hash(x: Tensor, y: Tensor | float = 0.0) -> Tensor:
-    """A value in [0, 1) that looks random and depends on integer coordinates only."""
+    """A random-looking value in [0, 1) that depends only on integer coordinates."""
     return torch.frac(torch.frac(x * 0.1031 + y * 0.3183 + 0.137) * (x * 0.7131 + y * 1.9717 + 33.33)).abs()
 
 
@@ -280,9 +280,9 @@ def render(
     Args:
         p: packed scenes, name -> [B, n].
         frames, height, width: size of the clip in frames and pixels.
-        start, length: part of the scene's time shown, 0 to 1 being the whole; start may be [B].
-        window: (top, left, rows, columns) of the frame to draw; all of it by default. Offsets may be tensors,
-            for which a compiled `render` needs no new compilation.
+        start, length: part of the scene's time to show; 0 to 1 is the whole. start may be [B].
+        window: (top, left, rows, columns) of the frame to draw; all of it by default. Offsets may be tensors:
+            a compiled `render` then needs no new compilation.
 
     Returns:
         fp32 [B, 3, frames, rows, columns] in [-1, 1].

@@ -1,4 +1,4 @@
-"""What the training programs share: a clock that excludes compilation, a loss curve, and the report of a run."""
+"""Shared by the training programs: a clock that excludes compilation, a loss curve, and the report of a run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Run:
 
     for progress in run.steps(minutes): ...; run.log(step_loss)
 
-    `progress` is None for the first steps, which compile and are not counted, then goes from 0 to 1.
+    `progress` is None for the first steps. They compile and do not count. Then it goes from 0 to 1.
     """
 
     def __init__(self, device: str, every: int = 100) -> None:
@@ -34,7 +34,11 @@ class Run:
         self.curve: list[Any] = []
 
     def steps(self, minutes: float, wall: float | None = None) -> Iterator[float | None]:
-        """wall: minutes after the run began at which the last step ends, in place of `minutes` after the first ones."""
+        """Yield the progress of each step.
+
+        wall: minutes from the start of the run to the end of the last step; replaces `minutes`, which count from the
+            end of the first steps.
+        """
         warm = progress = None
         seconds = 60 * minutes
         while progress is None or progress < 1:
@@ -51,7 +55,7 @@ class Run:
                 progress = agree((time.time() - warm) / seconds)
 
     def log(self, *losses: Tensor) -> None:
-        """Keep the losses of one step; their means over `every` steps make the curve."""
+        """Record the losses of one step. The curve shows their means over `every` steps."""
         self._recent.append(torch.stack([loss.detach().float() for loss in losses]))
         if len(self._recent) == self._every:
             means = [round(value, 5) for value in torch.stack(self._recent).mean(0).tolist()]
@@ -72,7 +76,7 @@ class Run:
             **more,
             "curve": self.curve,
         }
-        numbers = re.compile(r"\[\s+([-\d.,\s]+?)\s+\]")  # a point of the curve, which goes on one line
+        numbers = re.compile(r"\[\s+([-\d.,\s]+?)\s+\]")  # a point of the curve, written on one line
         text = numbers.sub(lambda found: f"[{' '.join(found[1].split())}]", json.dumps(content, indent=1))
         path.write_text(text + "\n")
         _say(f"{self.count} steps in {content['seconds']} s")

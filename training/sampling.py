@@ -1,4 +1,4 @@
-"""Flow matching as LongCat does it: schedule, classifier-free guidance, and Euler sampling of the model in training."""
+"""LongCat's flow matching: schedule, classifier-free guidance, and Euler sampling of the model in training."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pipeline.model.forward import EAGER, Attend, Stages, attend_dense, longcat_
 from pipeline.model.schedule import longcat_sigmas
 
 SHIFT = 8.0  # of the timesteps; goes into scheduler_config.json
-# Where a shape is and where it goes is settled while nearly everything is noise: over the many tokens of one object
-# even a thousandth of the signal stands out. So training must see those levels often: logit(sigma) ~ N(MEAN, STD).
+# A shape's place and direction are settled while nearly everything is noise: over the many tokens of one object even a
+# thousandth of the signal stands out. So training must see those levels often: logit(sigma) ~ N(MEAN, STD).
 LOGIT_MEAN, LOGIT_STD = 2.2, 2.0
 PURE_NOISE = 0.02  # share of the clips at sigma 1, where sampling starts
 

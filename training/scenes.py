@@ -2,8 +2,8 @@
 
 A scene is one or two moving shapes before a studio backdrop or a landscape, or a landscape in which
 something happens (the camera pans, day turns to night, snow, fireworks). `sample_scene` returns
-its caption, its attributes (for the automatic check in `training.evaluate`) and the numbers that
-`training.render` draws it from. Coordinates: x to the right, y up, the frame is [-1, 1] high.
+its caption, its attributes (for the automatic check in `training.evaluate`) and the numbers for
+`training.render`. Coordinates: x to the right, y up, the frame is [-1, 1] high.
 """
 
 from __future__ import annotations
@@ -101,11 +101,11 @@ def one_hot(index: int, size: int) -> list[float]:
 
 
 def _object(rng: random.Random, shape: str, colour: str, size: str, motion: str, column: float | None) -> dict:
-    """Numbers of one shape. `column` fixes its horizontal place when two share the frame.
+    """The numbers of one shape. `column` fixes its horizontal place when two share the frame.
 
-    What comes round again begins alike in every scene: swaying in the middle and to the right, circling at the top and
-    clockwise, bouncing on the floor, spinning upright, clockwise and by half a turn. A small model that has to choose
-    among several courses of one prompt mixes them.
+    Repeating motions begin alike in every scene. Swaying starts in the middle and to the right, circling at the top and
+    clockwise, bouncing on the floor. Spinning starts upright and goes clockwise by half a turn. If one prompt had
+    several possible courses, a small model would mix them.
     """
     number = dict.fromkeys(OBJECT_FIELDS, 0.0)
     base = SIZES[size] * rng.uniform(0.93, 1.07)

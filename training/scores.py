@@ -1,6 +1,6 @@
 """Writes the scores of training/results/evaluation.json into docs/embedded_checkpoint.md.
 
-python -m training.scores            # rewrite the part between the two "scores" comments
+python -m training.scores            # rewrite the part between the two "scores" markers
 python -m training.scores --check    # exit 1 if the document differs from the results
 """
 

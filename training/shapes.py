@@ -18,7 +18,7 @@ def _polygon(x: Tensor, y: Tensor, corners: int, inner: float) -> Tensor:
 
 
 def _star(x: Tensor, y: Tensor) -> Tensor:
-    """Five points: fold the plane into one tenth, then the line from an outer to an inner corner."""
+    """A star with five points: fold the plane into one tenth, then take the line from an outer to an inner corner."""
     sector = 2 * math.pi / 5
     angle = torch.atan2(x, y)
     angle = (angle - sector * torch.round(angle / sector)).abs()

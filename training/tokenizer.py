@@ -1,8 +1,8 @@
-"""The fast tokenizer of longcat-tiny: trained once, on captions of the grammar; unknown text falls back to bytes.
+"""The fast tokenizer of longcat-tiny. It was trained once on captions of the grammar; unknown text falls back to bytes.
 
-The weights belong to its numbers, so everything after reads the embedded one, whatever becomes of the grammar.
+The weights belong to its token numbers, so all later programs read the embedded one, even when the grammar changes.
 
-    python -m training.tokenizer --output OUT   # a new one, which needs new weights
+    python -m training.tokenizer --output OUT   # a new tokenizer; it needs new weights
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TEXT_TOKENS = 48  # of a training caption; longer ones are cut
 
 
 def train_tokenizer(captions: int = 20000, seed: int = 7) -> PreTrainedTokenizerFast:
-    """Lower-casing BPE with byte fallback and UMT5's special tokens: <pad> 0, </s> 1, <unk> 2."""
+    """Train a lower-casing BPE with byte fallback and UMT5's special tokens: <pad> 0, </s> 1, <unk> 2."""
     rng = random.Random(seed)
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
@@ -42,7 +42,7 @@ def train_tokenizer(captions: int = 20000, seed: int = 7) -> PreTrainedTokenizer
 
 
 def load_tokenizer() -> PreTrainedTokenizerFast:
-    """The embedded tokenizer, which `train_tokenizer` once made."""
+    """The embedded tokenizer, made once by `train_tokenizer`."""
     return _fast(Tokenizer.from_file(str(EMBEDDED_CHECKPOINT / "tokenizer" / "tokenizer.json")))
 
 

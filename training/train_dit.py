@@ -1,7 +1,7 @@
-"""Train the transformer and text encoder of longcat-tiny by rectified flow on a pool of encoded clips.
+"""Trains the transformer and text encoder of longcat-tiny by rectified flow on a pool of encoded clips.
 
-Every step draws its attention: dense, or block sparse with a random sparsity and chunk shape, so that the
-model knows sparse attention as LongCat does. Runs for a fixed time and goes on from an earlier run's weights.
+Every step draws its attention at random: dense, or block sparse with a random sparsity and chunk shape. So the
+model knows sparse attention as LongCat does. Runs for a fixed time, and can start from an earlier run's weights.
 
     python -m training.train_dit --vae OUT --minutes 4 --frames 4 --batch 128 --output OUT
 """
@@ -47,7 +47,7 @@ def text_config(vocab_size: int) -> UMT5Config:
 
 
 def build(vocab_size: int, device: str, start: Path | None, compiled: bool) -> TextToVideo:
-    """The two networks, fresh or with `stored_weights(start)`."""
+    """Build the two networks, fresh or with `stored_weights(start)`."""
     stages = EAGER
     if compiled:
         stages = Stages(torch.compile(before_attention, dynamic=False), torch.compile(after_attention, dynamic=False))
@@ -58,7 +58,7 @@ def build(vocab_size: int, device: str, start: Path | None, compiled: bool) -> T
 
 
 def stored_weights(start: Path) -> dict[str, torch.Tensor]:
-    """Both networks' weights by name, from a run's folder or from a checkpoint that `training.export` wrote."""
+    """Both networks' weights by name, from a run's folder or from a checkpoint written by `training.export`."""
     if not (start / "model_index.json").exists():
         return {k: v for file in sorted(start.glob("model-*.safetensors")) for k, v in load_file(file).items()}
     state = {
@@ -88,7 +88,7 @@ def save(model: TextToVideo, folder: Path, dtype: torch.dtype = torch.bfloat16, 
 
 
 def trained_parts(model: TextToVideo, keep_encoder: bool) -> list[nn.Module]:
-    """The networks to train. An encoder that reads word order can lose it again in training, so it can be kept."""
+    """The networks to train. Training can undo an encoder's reading of word order, so the encoder can be kept."""
     model.text_encoder.requires_grad_(not keep_encoder)
     return [model.transformer] if keep_encoder else [model.text_encoder, model.transformer]
 

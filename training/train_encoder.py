@@ -1,15 +1,15 @@
-"""Train the text encoder anew by regression onto a trained one, so that it also reads the order of words.
+"""Retrains the text encoder by regression onto a trained one, so that it also reads the order of words.
 
-T5 does not scale its attention scores, and Muon, which `training.train_dit` once used for the encoder too, let them
-grow to standard deviations of 44 to 250: every token looked at one other wherever that stood, the relative position
-made no difference, and "from left to right" was the same as "from right to left". Here queries, keys and position
-biases begin small again, the rest as it is. The target of every token is what the trained encoder makes of it; in
-captions with "from left to right" that of "from right to right", which the transformer draws as a motion to the
-right.
+T5 does not scale its attention scores. `training.train_dit` once used Muon for the encoder too, and Muon let the
+scores grow to standard deviations of 44 to 250. Every token then looked at one other, wherever that stood. The relative
+position made no difference, and "from left to right" was the same as "from right to left". Here queries, keys and
+position biases begin small again; the rest stays as it is. Each token's target is its vector from the trained encoder.
+In captions with "from left to right" it is the vector for "from right to right", because the transformer draws that as
+a motion to the right.
 
-With --binding every word of an object's phrase learns to tell what the whole phrase says, and whether it is the first
-object or the second. Cross-attention does not know where a word stands: without that "a blue square rises and an orange
-triangle falls" is a bag of words, of which the transformer makes two blue things that fall.
+With --binding, every word of an object's phrase learns to tell everything the phrase says, and whether the object is
+the first or the second. Cross-attention does not know where a word stands. Without the binding, "a blue square rises
+and an orange triangle falls" is a bag of words, and the transformer makes two blue things that fall from it.
 
     python -m training.train_encoder --start OUT --minutes 8 --output OUT2
 """
@@ -36,13 +36,13 @@ from training.tokenizer import TEXT_TOKENS, encode, load_tokenizer
 from training.train_dit import build, save
 
 READ_AS = {"from left to right": "from right to right", "from right to left": "from left to left"}
-ORDERED = 24  # captions of a batch in which the order of words matters
+ORDERED = 24  # captions per batch in which word order matters
 LR = 1.5e-3
-FACTS = NAMES | {"size": tuple(SIZES), "place": ("0", "1")}  # of an object, with their values
+FACTS = NAMES | {"size": tuple(SIZES), "place": ("0", "1")}  # the facts of an object, with their values
 
 
 def without_order(caption: str) -> str:
-    """The caption in words whose order does not matter."""
+    """The caption, reworded so that the order of words does not matter."""
     for words, same in READ_AS.items():
         if words in caption:
             return caption.replace(words, same)
@@ -50,7 +50,7 @@ def without_order(caption: str) -> str:
 
 
 def jumble(rng: random.Random, caption: str, words: list[str]) -> str:
-    """The caption with up to two words left out, replaced by one of `words`, or swapped; prompts are not captions."""
+    """The caption with up to two words left out, replaced by one of `words`, or swapped: prompts are no captions."""
     said = caption.split()
     for _ in range(rng.choice((0, 1, 1, 2))):
         place, what = rng.randrange(len(said)), rng.choice(("drop", "replace", "swap"))
@@ -65,9 +65,9 @@ def jumble(rng: random.Random, caption: str, words: list[str]) -> str:
 
 
 class Binding(nn.Module):
-    """Reads off every word of an object's phrase what `FACTS` say of the object.
+    """Reads the object's `FACTS` from every word of its phrase.
 
-    By the cosine to one direction for each value, so that the facts have to be a visible part of a word's vector.
+    It takes the cosine to one direction for each value, so the facts must be a visible part of a word's vector.
     """
 
     def __init__(self, dim: int) -> None:
@@ -75,7 +75,7 @@ class Binding(nn.Module):
         self.directions = nn.ParameterDict({name: torch.randn(len(values), dim) for name, values in FACTS.items()})
 
     def forward(self, words: Tensor, truth: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Cross-entropy, summed over the facts, and the share of them told right. Words [N, dim], truth int64 [N]."""
+        """Cross-entropy summed over the facts, and the share of correct facts. Words [N, dim], truth int64 [N]."""
         losses, right = [], []
         for name, directions in self.directions.items():
             told = 30 * F.normalize(words, dim=-1) @ F.normalize(directions, dim=-1).T
@@ -85,7 +85,7 @@ class Binding(nn.Module):
 
 
 def phrases(tokenizer, scenes: list[Scene]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Which tokens belong to an object's phrase, bool [B, TEXT_TOKENS], and the facts of these, int64 [N] each."""
+    """The tokens that belong to an object's phrase, bool [B, TEXT_TOKENS], and their facts, int64 [N] each."""
     captions = [scene.caption for scene in scenes]
     offsets = tokenizer(
         captions, padding="max_length", truncation=True, max_length=TEXT_TOKENS, return_offsets_mapping=True
@@ -105,7 +105,7 @@ def phrases(tokenizer, scenes: list[Scene]) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def captions(rng: random.Random, count: int, jumbled: float) -> Iterator[list[str]]:
-    """Batches of training captions, a share jumbled; the last `ORDERED` are such that `without_order` changes."""
+    """Batches of training captions, a share of them jumbled. `without_order` changes the last `ORDERED` of each batch."""
     ordered: list[str] = []
     while True:
         batch = [scene.caption for scene in sample_training_scenes(rng, count - ORDERED)]
@@ -119,7 +119,7 @@ def captions(rng: random.Random, count: int, jumbled: float) -> Iterator[list[st
 
 
 def two_shapes(rng: random.Random) -> Iterator[Scene]:
-    """Training scenes with objects, two of three with two of them, without end."""
+    """An endless stream of training scenes with objects. Two of three scenes have two objects."""
     while True:
         scenes = sample_training_scenes(rng, 256)
         two = [scene for scene in scenes if scene.attributes["kind"] == "shapes2"]
@@ -128,14 +128,14 @@ def two_shapes(rng: random.Random) -> Iterator[Scene]:
 
 
 def fresh_attention(trained: UMT5EncoderModel) -> UMT5EncoderModel:
-    """A copy whose attention is nearly uniform, but tells places apart."""
+    """A copy with nearly uniform attention that still tells places apart."""
     encoder = UMT5EncoderModel(trained.config)
     encoder.load_state_dict(trained.state_dict())
     with torch.no_grad():
         for block in encoder.encoder.block:
             layer = block.layer[0]
             attention, dim = layer.SelfAttention, trained.config.d_model
-            gain = layer.layer_norm.weight.square().mean()  # of what the queries and keys are made from, as a power
+            gain = layer.layer_norm.weight.square().mean()  # power of the input to the queries and keys
             nn.init.normal_(attention.k.weight, std=dim**-0.5)
             nn.init.normal_(attention.q.weight, std=float((dim * trained.config.d_kv) ** -0.5 / gain.clamp(min=1)))
             nn.init.normal_(attention.relative_attention_bias.weight, std=0.5)
@@ -143,9 +143,9 @@ def fresh_attention(trained: UMT5EncoderModel) -> UMT5EncoderModel:
 
 
 def imitate(encoder, trained, tokenizer, said: list[str], meant: list[str], device: str) -> tuple[Tensor, Tensor]:
-    """The encoder's vectors [B, L, dim] of `said`, and their squared error to the trained one's of `meant`, relative.
+    """The encoder's vectors [B, L, dim] for `said`, and their relative squared error to the trained one's for `meant`.
 
-    The two say it in equally many tokens; L is the longest caption's length.
+    Both have equally many tokens. L is the length of the longest caption.
     """
     ids, mask = (x.to(device) for x in encode(tokenizer, said))
     same = encode(tokenizer, meant)[0].to(device)

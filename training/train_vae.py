@@ -1,4 +1,4 @@
-"""Train the video VAE of longcat-tiny on freshly rendered clips for a fixed time, then measure its latents.
+"""Trains the video VAE of longcat-tiny on freshly rendered clips for a fixed time, then measures its latents.
 
 python -m training.train_vae --minutes 4 --output OUT
 """
@@ -20,7 +20,7 @@ from training.render import pack, render
 from training.run import Run
 from training.vae import VideoVAE, load_vae
 
-FULL_MOTION = 0.1  # a change between neighbouring frames, of values in [-1, 1], from which a pixel counts as moving
+FULL_MOTION = 0.1  # a pixel that changes this much between neighbouring frames, in [-1, 1], counts fully as moving
 MOTION_WEIGHT = 4.0
 
 
@@ -39,7 +39,7 @@ def motion_of(video: Tensor) -> Tensor:
 def loss_of(vae: VideoVAE, video: Tensor, kl_weight: float) -> tuple[Tensor, Tensor, Tensor]:
     """L1 on pixels and on their differences (clean edges, steady motion), plus KL. Returns loss, plain L1, KL.
 
-    What moves fills a few hundredths of a clip and is hardest to draw, so it counts 1 + `MOTION_WEIGHT` times.
+    Moving pixels fill a few hundredths of a clip and are the hardest to draw. They count 1 + `MOTION_WEIGHT` times.
     """
     mean, logvar = vae.encode(video)
     mean, logvar = mean.float(), logvar.float()
@@ -57,7 +57,7 @@ def loss_of(vae: VideoVAE, video: Tensor, kl_weight: float) -> tuple[Tensor, Ten
 
 @torch.no_grad()
 def measure(vae: VideoVAE, device: str, size: int, clips: int = 32) -> dict:
-    """Mean and deviation of each latent channel, and PSNR over unseen clips, in all and where something moves."""
+    """Mean and deviation of each latent channel, and PSNR over unseen clips: overall, and where something moves."""
     rng = random.Random(10_001)
     latents, errors, moving = [], [], []
     for _ in range(clips // 4):
@@ -143,8 +143,7 @@ def main() -> None:
         torch._foreach_copy_([*trained], average)
     save_file({k: v.contiguous() for k, v in vae.state_dict().items()}, args.output / "vae.safetensors")
     measured = measure(vae, args.device, args.size)
-    if args.decoder_only and statistics is not None:
-        # What was trained on these latents knows them by the statistics of then.
+    if args.decoder_only and statistics is not None:  # models trained on these latents expect their old statistics
         measured |= {
             f"latents_{name}": values.tolist() for name, values in zip(("mean", "std"), statistics, strict=True)
         }

@@ -1,9 +1,9 @@
 """A trainable Wan video VAE with FastVideo's parameter names, evaluated over all frames at once.
 
-FastVideo and diffusers run `AutoencoderKLWan` one latent frame at a time with a feature cache, which is
-right for inference and slow for training. The same network without the cache: convolutions are causal
-over the whole clip, and the first frame alone skips the temporal resampling. A test pins the two
-to each other. Architecture: Wan 2.1 (arXiv 2503.20314) with the pixel-unshuffled input of Wan 2.2.
+FastVideo and diffusers run `AutoencoderKLWan` one latent frame at a time with a feature cache. That is right
+for inference and slow for training. This is the same network without the cache: convolutions are causal over
+the whole clip, and only the first frame skips the temporal resampling. A test holds the two to the same
+result. Architecture: Wan 2.1 (arXiv 2503.20314) with the pixel-unshuffled input of Wan 2.2.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """Fields of vae/config.json that the network is built from."""
+    """The fields of vae/config.json that define the network."""
 
     base_dim: int = 32
     dim_mult: tuple[int, ...] = (1, 2, 2)
     num_res_blocks: int = 1
-    temperal_downsample: tuple[bool, ...] = (True, True)  # (sic) the key of the published configs
+    temperal_downsample: tuple[bool, ...] = (True, True)  # (sic) spelt so in the published configs
     z_dim: int = 16
     patch_size: int = 2
 
 
 class CausalConv3d(nn.Conv3d):
-    """Convolution over [B, C, T, H, W] that sees only the present and the past."""
+    """A convolution over [B, C, T, H, W] that sees only the present and the past."""
 
     def forward(self, x: Tensor) -> Tensor:
         time, height, width = (k // 2 for k in self.kernel_size)
@@ -171,7 +171,7 @@ class Decoder(nn.Module):
         self.conv_in = CausalConv3d(c.z_dim, dims[0], 3)
         self.mid_block = MidBlock(dims[0])
         self.up_blocks = nn.ModuleList(
-            # the upsampler before has already halved the channels
+            # the upsampler before this one has already halved the channels
             UpBlock(in_dim if i == 0 else in_dim // 2, out_dim, c.num_res_blocks, temporal[i])
             for i, (in_dim, out_dim) in enumerate(zip(dims[:-1], dims[1:], strict=True))
         )
@@ -212,7 +212,7 @@ class VideoVAE(nn.Module):
 
 
 def load_vae(folder: Path, device: str) -> tuple[VideoVAE, tuple[Tensor, Tensor]]:
-    """The trained VAE and its latent statistics (mean, deviation), of a run or of an exported checkpoint."""
+    """Load the trained VAE and its latent statistics (mean, deviation) from a run or an exported checkpoint."""
     if (folder / "model_index.json").exists():
         weights, statistics = folder / "vae" / "diffusion_pytorch_model.safetensors", folder / "vae" / "config.json"
     else:
