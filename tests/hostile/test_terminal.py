@@ -14,8 +14,8 @@ import pytest
 from bsa import BSAConfig
 from pipeline import VideoRequest, cli_command, python_code
 from pipeline.cli.main import main
-from pipeline.request.refinement import Refinement
 from pipeline.request.sentences import CONTROLS, VisibleFormatter, one_line, visible
+from pipeline.request.start import FromClip
 
 REQUEST = VideoRequest(
     prompt="a", height=64, width=64, num_frames=29, steps=2, guidance_scale=1.5, seed=1, fps=15, bsa=BSAConfig()
@@ -56,8 +56,8 @@ def test_the_command_is_printable_and_means_the_same(text, tmp_path):
 
 @pytest.mark.parametrize("name", ["a\nb", "a\udcff\x1bb", "it's"])
 def test_so_are_names_of_files(name, tmp_path):
-    refine = Refinement(video=f"/{name}.mp4")
-    request = replace(REQUEST, guidance_scale=1.0, lora=name, refine=refine, num_frames=30)
+    start = FromClip(video=f"/{name}.mp4")
+    request = replace(REQUEST, guidance_scale=1.0, lora=name, start=start, num_frames=30)
     line = cli_command(request, **WHERE | {"model_path": Path(name), "output": name, "device": name})
     assert not CONTROLS.search(line)
     said = printed_by_bash(line.removeprefix("python "), tmp_path)
