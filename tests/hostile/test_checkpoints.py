@@ -174,10 +174,14 @@ def nested(depth=100_000):
             id="height-huge",
         ),
         pytest.param(
-            lambda path: edit(path / "generation_config.json", fps="\ud800"), "has unusable settings: fps", id="surrogate"
+            lambda path: edit(path / "generation_config.json", fps="\ud800"),
+            "has unusable settings: fps",
+            id="surrogate",
         ),
         pytest.param(
-            lambda path: edit(path / "generation_config.json", num_frames=None), "has unusable settings: num_frames", id="no-frames"
+            lambda path: edit(path / "generation_config.json", num_frames=None),
+            "has unusable settings: num_frames",
+            id="no-frames",
         ),
         pytest.param(
             lambda path: edit(path / "transformer/config.json", bsa_params={"chunk_3d_shape_q": 10**400}),
