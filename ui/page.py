@@ -15,7 +15,7 @@ from ui.access.visitor import Visitors
 from ui.api.endpoints import add_api
 from ui.form.inputs import Fields, attention_fields, block_fields, examples, prompt_field, video_fields
 from ui.form.model import model_field
-from ui.form.plan_panel import plan_panel
+from ui.form.plan_panel import plan_error, plan_panel
 from ui.form.presets import PresetList
 from ui.form.read import MASS, SIDE_BY_SIDE, TOP_K, form_request, new_seed, page_sentence
 from ui.form.refine import ClipChooser, refine_fields
@@ -118,16 +118,22 @@ def build_page(
         names = list(fields)
         inputs = list(fields.values())
 
-        def show_plan(*values: Any) -> str:
-            return plan_panel(site.checkpoint, dict(zip(names, values, strict=True)), site.estimates)
+        async def show_plan(*values: Any) -> tuple[str, gr.Timer]:
+            form = dict(zip(names, values, strict=True))
+            try:
+                shown = await site.clips.read(form["refine"], plan_panel, site.checkpoint, form, site.estimates)
+            except ValueError as error:
+                shown = plan_error(error)
+            return shown, gr.Timer(active=site.estimates.pending)
 
-        plan.value = show_plan(*(field.value for field in inputs))
+        start = {name: field.value for name, field in fields.items()}
+        plan.value = plan_panel(site.checkpoint, start, site.estimates)
         # Each video, and the calibration of a new machine, change what the plan expects of the next one. One event for
         # all of them: of two, the older answer could come last.
         edited = [fields[name].change for name in names if name not in OF_ONE_VIDEO]
         gr.on(
             [page.load, *edited, shown.change, measured.tick],
-            lambda *values: (show_plan(*values), gr.Timer(active=site.estimates.pending)),
+            show_plan,
             inputs,
             [plan, measured],
             trigger_mode="always_last",
@@ -152,7 +158,7 @@ def build_page(
             if form["randomise"]:
                 form["seed"] = new_seed()
             try:
-                wanted = form_request(site.checkpoint, form)
+                wanted = await site.clips.read(form["refine"], form_request, site.checkpoint, form)
                 job = worker.submit(VideoJob(wanted, side_by_side=form["mode"] == SIDE_BY_SIDE, owner=owner))
             except ValueError as error:
                 yield kept | {notice: notice_html(page_sentence(error), "error")}

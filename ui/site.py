@@ -9,6 +9,7 @@ import gradio as gr
 
 from pipeline import CheckpointInfo
 from ui.access.visitor import Visitors
+from ui.form.clips import ClipReader
 from ui.jobs.estimates import Estimates
 from ui.jobs.monitor import Monitor
 from ui.jobs.worker import Worker
@@ -20,7 +21,7 @@ class Site:
 
     checkpoint: the one whose defaults the form has; worker: what runs the jobs; visitors: who the requests are from;
     device: what the worker's pipeline was told to run on; model_switch: whether visitors may load another model, which
-    reads any folder that the server can read.
+    reads any folder that the server can read; clips: reads those that are to be refined.
     """
 
     checkpoint: CheckpointInfo
@@ -28,6 +29,7 @@ class Site:
     visitors: Visitors = field(default_factory=Visitors)
     device: str = "auto"
     model_switch: bool = False
+    clips: ClipReader = field(default_factory=ClipReader)
 
     def owner(self, request: gr.Request) -> str:
         """Whose jobs an event may see: pass it to `worker.find`, and as `owner` to a new job."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import tempfile
 import uuid
 from pathlib import Path
+from typing import BinaryIO
 
 
 def check_writable(file: Path) -> None:
@@ -53,3 +56,15 @@ def is_there(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):
         return False
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file to read. OSError as `open` has it, and for a folder, a pipe or a device, on which it might wait."""
+    try:
+        number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except ValueError:  # a null character, or half of one
+        raise OSError(errno.EINVAL, "no file can have this name") from None
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise OSError(errno.EINVAL, "it is not an ordinary file")
+    return os.fdopen(number, "rb")

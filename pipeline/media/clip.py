@@ -1,22 +1,45 @@
-"""Reading the frames of a clip that is to be refined."""
+"""Reading the frames of a clip that is to be refined.
+
+Clips come from strangers, and so does what they say of themselves. ffmpeg decodes them in a process of its own, which
+may take so much memory and time and no more. One that claims more samples than any that can be refined is refused
+before that, and one of more pixels meanwhile.
+"""
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import tempfile
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import IO, BinaryIO
 
 import numpy as np
 
-from pipeline.machine.paths import expand_user
+from pipeline.machine.paths import expand_user, open_regular
+from pipeline.media.comment import boxes
+from pipeline.media.write import ffmpeg_program
 from pipeline.request.refinement import Clip
 
 MAX_FRAMES = 1000
-MAX_PIXELS = 4096 * 4096
+MAX_PIXELS = 4096 * 4096  # of a frame
+MAX_TOTAL = 2**30  # pixels of all frames: 1000 of 1365 x 768, 64 of 4096 x 4096
+MAX_TRACKS = 100  # looked into, and as many fragments: ours have one of the former and none of the latter
+MAX_SAMPLES = 100_000  # of a track; sound has some dozens for each frame
+ADDRESS_SPACE = 3 * 2**29  # bytes for ffmpeg; a clip of 4096 x 4096 takes half of it
+CPU_SECONDS, WALL_SECONDS = 120, 300  # for ffmpeg; the largest clip that is taken needs a tenth of it
+LARGEST_LOG = 4 * 2**20  # bytes, of what ffmpeg says of a damaged clip
+
 # Only a file, and only this container: others can name further files, or hosts, that the server could read.
-_INPUT = ["-protocol_whitelist", "file", "-f", "mov"]
-
-
+# Two threads, because each has frames of its own in memory.
+_INPUT = ["-nostdin", "-nostats", "-threads", "2", "-protocol_whitelist", "file", "-f", "mov"]
+# Pictures that say their size before their pixels, and the pixels as rgb24.
+_OUTPUT = ["-map", "0:v:0", "-pix_fmt", "rgb24", "-c:v", "ppm", "-f", "image2pipe", "-"]
+_FPS = re.compile(rb"Stream #.* Video: .* ([0-9]+\.?[0-9]*) fps")
 
 
 def inspect_clip(path: str | Path) -> Clip:
@@ -49,33 +72,114 @@ def read_clip(path: str | Path) -> np.ndarray:
 def _existing(path: str | Path) -> Path:
     path = expand_user(path)
     try:
-        with path.open("rb") as stream:
-            kind = stream.read(12)[4:8]
+        with open_regular(path) as stream:
+            if stream.read(12)[4:8] != b"ftyp":
+                raise ValueError(f"the clip {path.name} is not an MP4 video; convert it, for example with ffmpeg")
+            samples = _claimed_samples(stream)
     except OSError as error:
         raise ValueError(f"cannot read the clip {path}: {error.strerror}; check the path") from None
-    if kind != b"ftyp":
-        raise ValueError(f"the clip {path.name} is not an MP4 video; convert it, for example with ffmpeg")
+    if samples > MAX_SAMPLES:
+        raise ValueError(
+            f"the clip {path.name} claims to have {samples} pictures or pieces of sound; use one of at most "
+            f"{MAX_FRAMES} frames"
+        )
     return path.absolute()
+
+
+def _claimed_samples(stream: BinaryIO) -> int:
+    """The most that a track's tables, or all fragments, announce (ISO 14496-12, 8.6 to 8.8), of which a few bytes can
+    announce billions: ffmpeg makes room for them all before it looks at the first."""
+    most = 0
+    for kind, begin, stop in _inside(stream, b"moov", b"trak", b"mdia", b"minf", b"stbl"):
+        stream.seek(begin + 4)  # version and flags come first
+        if kind in (b"stsz", b"stz2"):
+            most = max(most, int.from_bytes(stream.read(8)[4:], "big"))
+        elif kind in (b"stts", b"ctts"):  # runs: how many, of which length or place
+            count = min(int.from_bytes(stream.read(4), "big"), (stop - begin) // 8, MAX_SAMPLES)
+            data = stream.read(8 * count)
+            runs = np.frombuffer(data[: len(data) // 8 * 8], ">u4")[::2]
+            most = max(most, int(runs.astype(np.int64).sum()))
+    fragments = 0
+    for kind, begin, _ in _inside(stream, b"moof", b"traf"):
+        if kind == b"trun":
+            stream.seek(begin + 4)
+            fragments += int.from_bytes(stream.read(4), "big")
+    return max(most, fragments)
+
+
+def _inside(stream: BinaryIO, *kinds: bytes) -> list[tuple[bytes, int, int]]:
+    """The boxes (kind, begin, end) in those that are nested so in the file."""
+    end = stream.seek(0, 2)
+    inner = [(b"", 0, end)]
+    for kind in (None, *kinds):
+        outer = [box for box in inner if kind is None or box[0] == kind][:MAX_TRACKS]
+        inner = [(name, begin, min(stop, end)) for _, *place in outer for name, begin, stop in boxes(stream, *place)]
+    return inner
 
 
 def _frames(path: Path) -> Iterator[tuple[bytes, tuple[int, int], float]]:
     """(rgb24 bytes, (height, width), frames per second) of each frame."""
     damaged = f"the clip {path.name} cannot be decoded; copy or download it again"
-    count = 0
-    try:
-        import imageio_ffmpeg  # not everywhere: a machine that only measures the GPU has no ffmpeg
-
-        reader = imageio_ffmpeg.read_frames(str(path), input_params=_INPUT)
-        about = next(reader)
-        width, height = about["size"]
-        if width * height > MAX_PIXELS:
-            raise ValueError(f"the clip {path.name} is {width} x {height}; use one of at most 4096 x 4096 pixels")
-        for data in reader:
+    count, fps = 0, 0.0
+    with _decoding(path) as (pictures, log):
+        while (head := _head(pictures)) is not None:
+            width, height = head
+            if width * height > MAX_PIXELS:
+                raise ValueError(f"the clip {path.name} is {width} x {height}; use one of at most 4096 x 4096 pixels")
             count += 1
             if count > MAX_FRAMES:
                 raise ValueError(f"the clip {path.name} has more than {MAX_FRAMES} frames; cut it into shorter ones")
-            yield data, (height, width), about["fps"]
-    except (OSError, RuntimeError, StopIteration, KeyError):
-        raise ValueError(damaged) from None
+            if count * width * height > MAX_TOTAL:
+                raise ValueError(
+                    f"the clip {path.name} has more than {count - 1} frames of {width} x {height}; cut it into shorter "
+                    "ones, or make it smaller"
+                )
+            data = pictures.read(3 * width * height)
+            if len(data) < 3 * width * height:
+                raise ValueError(damaged)
+            if count == 1:
+                # written before the first picture; `pread`, because ffmpeg goes on where the file is now
+                found = _FPS.search(os.pread(log.fileno(), LARGEST_LOG, 0))
+                fps = float(found[1]) if found else 0.0
+            yield data, (height, width), fps
     if not count:
         raise ValueError(damaged)
+
+
+def _head(pictures: IO[bytes]) -> tuple[int, int] | None:
+    """Width and height of the next picture: P6, width height, 255, on a line each. None at the end."""
+    magic, size, depth = (pictures.readline(64) for _ in range(3))
+    numbers = size.split()
+    if magic != b"P6\n" or len(numbers) != 2 or not all(map(bytes.isdigit, numbers)) or depth != b"255\n":
+        return None
+    return int(numbers[0]), int(numbers[1])
+
+
+@contextmanager
+def _decoding(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """(pictures, log) of an ffmpeg that ends with this, at the latest."""
+    command = [ffmpeg_program(), "-hide_banner", *_INPUT, "-i", f"file:{path}", *_OUTPUT]
+    with tempfile.TemporaryFile() as log:
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": log}
+        with subprocess.Popen(command, **pipes) as ffmpeg:
+            _limit(ffmpeg.pid)
+            end = threading.Timer(WALL_SECONDS, ffmpeg.kill)
+            end.daemon = True
+            end.start()
+            try:
+                yield ffmpeg.stdout, log
+            finally:
+                end.cancel()
+                ffmpeg.kill()
+
+
+def _limit(process: int) -> None:
+    """Bound what a process may take, where the system can do that to another one (Linux)."""
+    try:
+        from resource import RLIMIT_AS, RLIMIT_CORE, RLIMIT_CPU, RLIMIT_FSIZE, prlimit
+    except ImportError:
+        return
+    limits = {RLIMIT_AS: ADDRESS_SPACE, RLIMIT_CPU: CPU_SECONDS, RLIMIT_FSIZE: LARGEST_LOG, RLIMIT_CORE: 0}
+    for kind, most in limits.items():
+        with suppress(OSError, ValueError):  # it has ended already, or has a lower one
+            prlimit(process, kind, (most, most))

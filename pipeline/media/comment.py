@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pipeline.machine.paths import open_regular
 from pipeline.request.start import FromClip
 from pipeline.request.video import VideoRequest
 
@@ -47,7 +48,7 @@ def read_settings(path: str | Path) -> VideoSettings:
     """
     path = Path(path)
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             comment = _comment(stream, path.name)
     except OSError as error:
         raise ValueError(f"cannot read {path.name}: {error.strerror}; check the file") from None
@@ -93,7 +94,7 @@ def _comment(stream: BinaryIO, name: str) -> bytes | None:
         raise ValueError(f"{name} is not an MP4 video; use one from this program, as it was saved")
     start, end = 0, size
     for kind in COMMENT:
-        box = next((box for box in _boxes(stream, start, end) if box[0] == kind), None)
+        box = next((box for box in boxes(stream, start, end) if box[0] == kind), None)
         if box is None:
             return None
         _, begin, stop = box
@@ -111,7 +112,7 @@ def _comment(stream: BinaryIO, name: str) -> bytes | None:
     return stream.read(max(0, end - start))
 
 
-def _boxes(stream: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+def boxes(stream: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
     """(kind, start of the content, end) of the boxes between two places; a box may claim to end behind the file."""
     for _ in range(MAX_BOXES):
         if start + 8 > end:

@@ -25,7 +25,7 @@ def prepare_output(output: Path | str | None) -> Path:
         ValueError: the path cannot be written or does not end in .mp4.
         RuntimeError: there is no ffmpeg to write it with.
     """
-    _ffmpeg()
+    ffmpeg_program()
     if output is None:
         return temporary_folder() / "video.mp4"
     output = expand_user(output)
@@ -47,7 +47,7 @@ def _suggested_name(output: Path) -> str:
 
 
 
-def _ffmpeg() -> str:
+def ffmpeg_program() -> str:
     """The program that imageio_ffmpeg brings along, or that IMAGEIO_FFMPEG_EXE names."""
     import imageio_ffmpeg  # not everywhere: a machine that only measures the GPU has no ffmpeg
 
@@ -91,7 +91,7 @@ def _encode(output: Path, frames: np.ndarray, fps: int, description: dict) -> No
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps}", "-i", "-"]
     codec = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", f"{CONSTANT_QUALITY}", "-movflags", "+faststart"]
     # imageio_ffmpeg's own writer does not look at the exit code, so a full disk would leave a broken file and no error.
-    command: list[str | bytes] = [_ffmpeg(), "-v", "error", "-y", *source, *codec]
+    command: list[str | bytes] = [ffmpeg_program(), "-v", "error", "-y", *source, *codec]
     # UTF-8 whatever the locale; and "file:", because a colon in a relative path would make its beginning a protocol
     command += ["-metadata", f"comment={comment}".encode(), b"file:" + os.fsencode(partial)]
     try:

@@ -115,7 +115,7 @@ def add_api(page: gr.Blocks, site: Site) -> None:
         job_id, seed, rule = values.pop("job_id"), values.pop("seed"), bsa_config(**values)
         request = site.checkpoint.refinement(
             source.request.prompt if prompt is None else prompt,
-            await asyncio.to_thread(inspect_clip, source.video),
+            await site.clips.read(source.video, inspect_clip, source.video),
             t_thresh=t_thresh,
             double_frames=double_frames,
             seed=new_seed() if seed is None else seed,

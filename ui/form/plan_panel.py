@@ -26,8 +26,12 @@ def plan_panel(checkpoint: CheckpointInfo, values: Mapping[str, Any], estimates:
         request = form_request(checkpoint, values)
         expected = "" if estimates is None else _expected(checkpoint, values, request, estimates)
     except ValueError as error:
-        return f'<div class="plan plan-error" role="alert"><b>Cannot run.</b> {escape(page_sentence(error))}</div>'
+        return plan_error(error)
     return _describe(request, expected)
+
+
+def plan_error(error: ValueError) -> str:
+    return f'<div class="plan plan-error" role="alert"><b>Cannot run.</b> {escape(page_sentence(error))}</div>'
 
 
 def _expected(

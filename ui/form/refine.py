@@ -13,6 +13,7 @@ import gradio as gr
 
 from pipeline import read_settings
 from pipeline.media.clip import inspect_clip
+from pipeline.request.refinement import Clip
 from ui.form.inputs import Fields
 from ui.form.read import page_sentence
 from ui.form.restore import fill, general_values
@@ -81,21 +82,19 @@ class ClipChooser:
         fields["refine"].clear(self.clear, None, changed, **QUIET)
         self._from_stage.click(self.take_shown, [self._shown, *shape], changed, **QUIET)
 
-    def take(self, path: str | None, double_frames: bool, t_thresh: float) -> dict[Any, Any]:
+    async def take(self, path: str | None, double_frames: bool, t_thresh: float) -> dict[Any, Any]:
         """Changes of the page for a chosen clip; one that cannot be refined is taken off again, with the reason."""
         refine = self._fields["refine"]
         if not path:
             return self.clear()
         try:
-            clip = inspect_clip(path)
+            clip, prompt = await self._site.clips.read(path, _look_at, path)
             request = self._site.checkpoint.refinement("-", clip, double_frames=double_frames, t_thresh=t_thresh)
         except ValueError as error:
             return {self._notice: notice_html(page_sentence(error), "error"), refine: None}
         values = general_values(request, side_by_side=True) | {"refine": str(path)}
-        try:
-            values["prompt"] = read_settings(path).request.prompt
-        except ValueError:
-            pass  # a clip from elsewhere: the form's prompt has to describe it
+        if prompt is not None:
+            values["prompt"] = prompt
         said = CHOSEN.format(
             frames=clip.frames,
             from_size=f"{clip.width} × {clip.height}",
@@ -106,20 +105,22 @@ class ClipChooser:
         )
         return fill(self._fields, values) | {self._notice: notice_html(said)}
 
-    def take_shown(self, job_id: str, double_frames: bool, t_thresh: float, request: gr.Request) -> dict[Any, Any]:
+    async def take_shown(
+        self, job_id: str, double_frames: bool, t_thresh: float, request: gr.Request
+    ) -> dict[Any, Any]:
         """Choose the finished clip on the stage, the dense one of a pair."""
         path = self.shown_clip(job_id, self._site.owner(request))
         if path is None:
             return {self._notice: notice_html(NO_CLIP, "error")}
-        return self.take(str(path), double_frames, t_thresh)
+        return await self.take(str(path), double_frames, t_thresh)
 
-    def _press(
+    async def _press(
         self, path: str | None, job_id: str, double_frames: bool, t_thresh: float, request: gr.Request
     ) -> dict[Any, Any]:
         chosen = (
-            self.take(path, double_frames, t_thresh)
+            await self.take(path, double_frames, t_thresh)
             if path
-            else self.take_shown(job_id, double_frames, t_thresh, request)
+            else await self.take_shown(job_id, double_frames, t_thresh, request)
         )
         return chosen | {self._accordion: gr.update(open=True)}
 
@@ -133,3 +134,12 @@ class ClipChooser:
         values = general_values(self._site.checkpoint.request("-"), side_by_side=True)
         said = CLEARED.format(name=self._site.checkpoint.name)
         return fill(self._fields, values) | {self._notice: notice_html(said)}
+
+
+def _look_at(path: str) -> tuple[Clip, str | None]:
+    """The clip, and the prompt that it carries; None for one from elsewhere, which the form's prompt has to describe."""
+    clip = inspect_clip(path)
+    try:
+        return clip, read_settings(path).request.prompt
+    except ValueError:
+        return clip, None

@@ -89,22 +89,27 @@ class SweepPanel:
         axes = [self.row_name, self.row_values, self.column_name, self.column_values]
         inputs, names = [*axes, *fields.values()], list(fields)
 
-        def plan(*values: Any) -> str:
-            return plan_html(self.site, values[:4], dict(zip(names, values[4:], strict=True)))
+        async def plan(*values: Any) -> str:
+            form = dict(zip(names, values[4:], strict=True))
+            try:
+                return await self.site.clips.read(form["refine"], plan_html, self.site, values[:4], form)
+            except ValueError as error:
+                return problem(error)
 
-        def press(request: gr.Request, ticket: Any, *values: Any) -> tuple:
+        async def press(request: gr.Request, ticket: Any, *values: Any) -> tuple:
             form = dict(zip(names, values[4:], strict=True))
             if form["randomise"]:
                 form["seed"] = new_seed()
             self._greet(request, ticket)
             owner = self.site.owner(request)
             try:
-                job = SweepJob(read_sweep(self.site, values[:4], form), owner=owner)
+                sweep = await self.site.clips.read(form["refine"], read_sweep, self.site, values[:4], form)
+                job = SweepJob(sweep, owner=owner)
                 self.site.worker.submit(job)
             except ValueError as error:
                 return gr.skip(), gr.skip(), gr.skip(), problem(error)
             self._chosen[owner] = job.id
-            return *self._follow(request, job), plan(*values)
+            return *self._follow(request, job), await plan(*values)
 
         def press_stop(request: gr.Request) -> tuple:
             job = self._job(self.site.owner(request))
