@@ -175,7 +175,7 @@ class TestPlacement:
         )
         for number, block in enumerate(model.blocks):
             block.number = number
-        monkeypatch.setattr("pipeline.model.offload.Offload", lambda *args: "offload")
+        monkeypatch.setattr("pipeline.weights.offload.Offload", lambda *args: "offload")
         assert place(model, CUDA, torch.bfloat16, BOTH) == "offload"
         of_blocks = [(number, *to) for number, to in moves if number is not None]
         there = [(n, torch.bfloat16) for n in range(4)]

@@ -93,7 +93,7 @@ def make_pool(
 
 
 def open_pool(args, tokenizer) -> Pool:
-    """Load the clips of `args.pool_file` if it exists. Otherwise make `args.pool` new ones, and keep them there if given.
+    """Load the clips of `args.pool_file` if it exists, else make `args.pool` new ones, and keep them there if given.
 
     With several processes, each has its share of the clips in a separate file.
     """

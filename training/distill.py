@@ -31,7 +31,7 @@ STEPS = (8, 10, 12, 16)
 
 @torch.no_grad()
 def teach(teacher, x, sigma, middle, target, text, mask, guidance: float):
-    """The velocity of the one step that goes as far from `x` as two guided ones. Text: the empty prompts, then the real."""
+    """The velocity of one step that goes as far from `x` as two guided ones. Text: empty prompts, then real ones."""
     y = x
     for a, b in ((sigma, middle), (middle, target)):
         y = euler(y, guide(teacher.velocity(torch.cat([y, y]), torch.cat([a, a]), text, mask), guidance), a, b)

@@ -51,7 +51,7 @@ def _convolution(in_dim: int, out_dim: int, stride: int) -> list[nn.Module]:
 
 
 class Judge(nn.Module):
-    """Convolutions on each frame find a few places. Their content gives colour and shape; their course gives the motion.
+    """Convolutions on each frame find a few places. Their content gives colour and shape, their course the motion.
 
     Takes [B, frames, 3, 112, 112]. With a number of frames other than twelve, it tells only colour and shape.
     """
@@ -109,7 +109,7 @@ def one_shape_scenes(rng: random.Random) -> Iterator[Scene]:
 
 
 def draw(scenes: list[Scene], frames: int, device: str, start: Tensor | None = None) -> Tensor:
-    """Render whole scenes, or their moments `start` [B], as [B, frames, 3, 112, 112]. Fast when neighbours are alike."""
+    """Render whole scenes, or their moments `start` [B]: [B, frames, 3, 112, 112]. Fast when neighbours are alike."""
     parts = []
     for i in range(0, len(scenes), 8):
         when = (0.0, 1.0) if start is None else (start[i : i + 8], 0.0)

@@ -51,7 +51,7 @@ class Muon(torch.optim.Optimizer):
 class Optimiser:
     """Muon and AdamW under one learning rate, with gradient clipping and an exponential moving average.
 
-    With several processes (`training.parallel`), each must create its own at the same time. This makes the weights equal.
+    With several processes (`training.parallel`), each must create its own at the same time, which makes weights equal.
     """
 
     def __init__(self, modules: list[nn.Module], lr: float, ema: float = 0.999):
@@ -90,7 +90,7 @@ class Optimiser:
 
 
 def _is_block_matrix(name: str) -> bool:
-    # not the text encoder's: T5 has no scale or norm in its attention, so Muon lets the scores grow until all is one-hot
+    # not the text encoder's: T5 has no scale or norm in its attention, and Muon lets scores grow until all is one-hot
     return name.startswith("blocks.") and "adaln" not in name
 
 

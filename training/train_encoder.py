@@ -105,7 +105,7 @@ def phrases(tokenizer, scenes: list[Scene]) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def captions(rng: random.Random, count: int, jumbled: float) -> Iterator[list[str]]:
-    """Batches of training captions, a share of them jumbled. `without_order` changes the last `ORDERED` of each batch."""
+    """Batches of training captions, some of them jumbled. `without_order` changes the last `ORDERED` of each batch."""
     ordered: list[str] = []
     while True:
         batch = [scene.caption for scene in sample_training_scenes(rng, count - ORDERED)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.checkpoint.shape import ModelShape
@@ -83,7 +83,8 @@ def _gib(size: int) -> str:
     return f"{size / 2**30:,.1f} GiB"
 
 
-class _Host(NamedTuple):
+@dataclass(frozen=True)
+class _Host:
     type: str = "cpu"
     index: int | None = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING
 

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from bsa import BlockLayout, BlockSelection, BSAConfig, Grid, block_order_attention
 from bsa.variants import Tuning
-from pipeline.model import Net, fused
+from pipeline.model import fused
 from pipeline.model.forward import _linear, _linear_fp32, embed_timestep, rope_table, trim_text, unpatchify
+from pipeline.weights import Net
 from pipeline.weights.fp8 import Quantised, is_fp8
 from pipeline.weights.offload import Offload
 

@@ -28,6 +28,7 @@ from pipeline.checkpoint.tokenizer import load_tokenizer
 from pipeline.model.schedule import longcat_sigmas
 from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.video import MAX_PROMPT_TOKENS, VideoRequest
+from pipeline.weights import Net
 from pipeline.weights.lora import LoraSwitch
 from pipeline.weights.offload import LayerByLayer, Offload, place
 

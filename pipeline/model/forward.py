@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bsa import Grid
-from pipeline.model import Net
+from pipeline.weights import Net
 
 # (q, k, v, grid) -> output; all [B, heads, N, D], tokens in raster (T, H, W) order.
 Attend = Callable[[Tensor, Tensor, Tensor, Grid], Tensor]
@@ -57,7 +57,7 @@ def _linear(layer: Net, x: Any) -> Tensor:
     # FastVideo's linear layers return (output, bias); nn.Linear the output.
     out = layer(x)
     out = out[0] if isinstance(out, tuple) else out
-    lora = getattr(layer, "lora", None)  # see pipeline.model.lora
+    lora = getattr(layer, "lora", None)  # see pipeline.weights.lora
     return out if lora is None else lora.add_(out, x)
 
 

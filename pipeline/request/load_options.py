@@ -13,10 +13,10 @@ QUANTIZATIONS = ("fp8",)
 class LoadOptions:
     """How the weights of a model are kept. False where they are as stored; as text, the options of the command line.
 
-    quantization: "fp8" for 8-bit weights in the transformer's blocks (`pipeline.model.fp8`), None for the
+    quantization: "fp8" for 8-bit weights in the transformer's blocks (`pipeline.weights.fp8`), None for the
         checkpoint's own.
-    offload: whether blocks (`pipeline.model.offload`) and text encoder stay in host memory and visit the GPU for their
-        turn.
+    offload: whether blocks (`pipeline.weights.offload`) and text encoder stay in host memory and visit the GPU for
+        their turn.
 
     Raises ValueError for a quantization that there is not.
     """

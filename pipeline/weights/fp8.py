@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pipeline.model import Net
+from pipeline.weights import Net
 
 LARGEST = 448.0
 # Hopper's products may keep their running sums in fewer bits than fp32. benchmarks/fused_check.py measures both ways.

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.model import Net
+from pipeline.weights import Net
 
 logger = logging.getLogger("pipeline")
 

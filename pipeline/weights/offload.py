@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.request.load_options import LoadOptions
+from pipeline.weights import Net
 from pipeline.weights.fp8 import to_fp8
 
 logger = logging.getLogger("pipeline")
@@ -122,7 +123,7 @@ class _Stored:
         weakref.finalize(self, runtime.cudaHostUnregister, host.data_ptr()).atexit = False
 
 
-def place(transformer: nn.Module, device: torch.device, dtype: torch.dtype, weights: LoadOptions) -> Offload | None:
+def place(transformer: Net, device: torch.device, dtype: torch.dtype, weights: LoadOptions) -> Offload | None:
     """Bring a transformer from host memory to `device` in `dtype`, block after block; what brings its blocks if they
     are offloaded.
 
@@ -153,7 +154,7 @@ class LayerByLayer:
     For a model that runs once in a while, such as a text encoder: nothing is copied ahead or pinned.
     """
 
-    def __init__(self, model: nn.Module, layers: Iterable[nn.Module], device: torch.device) -> None:
+    def __init__(self, model: Net, layers: Iterable[Net], device: torch.device) -> None:
         """layers: called one after the other; what else the model has comes for the time of `on_device`."""
         self._device = device
         own: set[Tensor] = set()

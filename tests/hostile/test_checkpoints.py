@@ -250,7 +250,7 @@ def test_code_behind_a_linked_folder_is_seen(folder, tmp_path):
 
 
 def test_a_folder_of_everything_is_not_searched_to_its_end(folder, monkeypatch):
-    monkeypatch.setattr("pipeline.request.trust.MOST_ENTRIES", 5)
+    monkeypatch.setattr("pipeline.checkpoint.trust.MOST_ENTRIES", 5)
     with pytest.raises(ValueError, match="holds more than 5 files; pass the checkpoint's own folder"):
         inspect_checkpoint(folder)
 

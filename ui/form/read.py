@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bsa import BSAConfig, Grid, selectors
+from bsa import BSAConfig, selectors
 from pipeline import CheckpointInfo, VideoRequest
 from pipeline.media.clip import inspect_clip
 from pipeline.request.fields import FIELDS
@@ -25,7 +25,7 @@ def new_seed() -> int:
 def form_request(checkpoint: CheckpointInfo, values: Mapping[str, Any]) -> VideoRequest:
     """The request that the form describes, without drawing a seed.
 
-    values: the form's values by field name, as `ui.form.fields` names them.
+    values: the form's values by field name, as `ui.form.inputs` names them.
     Raises ValueError with one sentence for the first thing that cannot be.
     """
     bsa = None

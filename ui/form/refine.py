@@ -137,7 +137,7 @@ class ClipChooser:
 
 
 def _look_at(path: str) -> tuple[Clip, str | None]:
-    """The clip, and the prompt that it carries; None for one from elsewhere, which the form's prompt has to describe."""
+    """The clip, and the prompt that it carries; None for one from elsewhere, which the form's prompt describes."""
     clip = inspect_clip(path)
     try:
         return clip, read_settings(path).request.prompt
