@@ -107,7 +107,7 @@ def _fetch(repo: str, check: CheckSize | None, on_progress: OnProgress) -> Path:
     if index.get("_class_name") != "LongCatPipeline":
         raise ValueError(NOT_LONGCAT.format(repo=repo, reason=f"model_index.json names {index.get('_class_name')!r}"))
     check_index(index, file.parent)
-    get = {"repo_id": repo, "revision": revision}
+    get: dict[str, Any] = {"repo_id": repo, "revision": revision}
     plan = [hf_hub_download(filename=name, dry_run=True, **get) for name in files]
     missing = sum(files[file.filename] for file in plan if file.will_download)
     _check_disk(repo, missing, Path(plan[0].local_path))
@@ -172,7 +172,7 @@ def _shape(api: Any, repo: str, revision: str, files: Iterable[str]) -> ModelSha
 def _bar(before: int, total: int, file: str, on_progress: OnProgress) -> type[Any]:
     """A progress bar class for huggingface_hub that draws nothing and reports to `on_progress`."""
 
-    class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
+    class Bar(tqdm):
         def __init__(self, *arguments: Any, **options: Any) -> None:
             options.pop("name", None)
             super().__init__(*arguments, **{**options, "file": io.StringIO()})

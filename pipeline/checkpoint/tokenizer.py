@@ -21,11 +21,11 @@ def load_tokenizer(folder: Path) -> Any:
     """
     from transformers import PreTrainedTokenizerFast
 
-    settings = {}
+    settings: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).exists():
             settings |= read_json(folder / name, folder.parent)
-    options = {name: token for name in _SPECIAL if isinstance(token := _token(settings.get(name)), str)}
+    options: dict[str, Any] = {name: token for name in _SPECIAL if isinstance(token := _token(settings.get(name)), str)}
     longest = settings.get("model_max_length")
     if isinstance(longest, int) and not isinstance(longest, bool):
         options["model_max_length"] = longest

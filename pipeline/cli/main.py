@@ -121,9 +121,8 @@ def run_info(args: argparse.Namespace) -> dict[str, Any]:
     info = open_checkpoint(args.model_path, weights=weights)
     request, device, store = read_request(args, info), choose_device("auto"), Path("outputs") / FILE_NAME
     estimator = Estimator(info, device, store, weights)
-    # what does not fit here is described all the same: it may be meant for another machine
-    planned = plan(info, request, weights, device, estimator=estimator, available=sys.maxsize)
-    work = planned.work
+    # without an estimator: what does not fit here is described all the same, it may be meant for another machine
+    work = plan(info, request, weights, device).work
     report: dict[str, Any] = {
         "checkpoint": str(info.path),
         "parameters": info.parameters,
@@ -135,14 +134,14 @@ def run_info(args: argparse.Namespace) -> dict[str, Any]:
         "bsa_active": work.sparse,
         "bsa_reason": work.reason,
     }
-    if work.bsa is not None:
+    if work.bsa is not None and work.blocks is not None:
         report |= {
             "bsa_params": work.bsa.to_bsa_params(),
             "query_blocks": work.blocks.q_blocks.volume,
             "key_blocks": work.blocks.k_blocks.volume,
             "key_blocks_kept": work.blocks.kept,
         }
-    report |= weights.versions | _expected(planned.estimate, estimator)
+    report |= weights.versions | _expected(estimator.estimate(request), estimator)
     if args.json != "-":
         for name, value in report.items():
             print(f"{name.replace('_', ' '):16} {visible(str(_shown(name, value)))}")

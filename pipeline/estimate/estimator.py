@@ -190,7 +190,7 @@ class Estimator:
             return cost.decode_seconds(self._shape, *size, self._rates) * self._scale("decode", math.prod(size[1:]))
         shape, rates, rows, tokens = self._shape, self._rates, work.rows, work.grid.volume
         layer = cost.linear_seconds(shape, tokens * rows, rates) * self._scale("linear", tokens)
-        if work.sparse:
+        if work.bsa is not None and work.blocks is not None:
             kept = cost.kept_blocks(work.bsa, work.grid, density)
             kind = "ragged" if work.blocks.ragged else "sparse"
             sparse = cost.sparse_seconds(shape, work.grid, work.bsa, kept, rates)

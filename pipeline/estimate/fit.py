@@ -49,7 +49,7 @@ def kept_run(result: VideoResult) -> dict[str, Any]:
         "size": [request.num_frames, request.height, request.width],
         "steps": request.steps,
         "guided": request.workload.rows == 2,
-        "bsa": request.bsa.to_bsa_params() if result.bsa_active else None,
+        "bsa": request.bsa.to_bsa_params() if request.bsa is not None and result.bsa_active else None,
         "density": result.density,
         "seconds": seconds,
         "memory": result.peak_memory,
@@ -70,12 +70,14 @@ class _Traits(NamedTuple):
     @classmethod
     def of(cls, request: VideoRequest) -> _Traits:
         work = request.workload
-        kept = cost.kept_blocks(work.bsa, work.grid) / work.blocks.k_blocks.volume if work.sparse else 1.0
+        kept, chunk = 1.0, None
+        if work.bsa is not None and work.blocks is not None:
+            kept, chunk = cost.kept_blocks(work.bsa, work.grid) / work.blocks.k_blocks.volume, work.bsa.chunk_k
         return cls(
             tokens=math.log(work.grid.volume),
             sparse=work.sparse,
             kept=math.log(kept),
-            chunk=work.bsa.chunk_k if work.sparse else None,
+            chunk=chunk,
             size=(request.height, request.width),
             area=math.log(request.height * request.width),
             frames=math.log(request.num_frames),

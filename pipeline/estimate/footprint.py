@@ -88,7 +88,7 @@ def activation_bytes(shape: ModelShape, request: VideoRequest, device: Device, w
         block = _FAST_TENSORS * copies
     else:
         block = _BLOCK_TENSORS.get(device.type, _BLOCK_TENSORS["cpu"]) * copies
-        if work.sparse:
+        if work.blocks is not None:
             scores = 4 * work.rows * shape.heads * work.blocks.q_blocks.volume * work.blocks.k_blocks.volume
             # selection runs before the feed-forward widens the block, so only what goes beyond counts
             block = max(block, 7 * copies + 4 * copies + 4 * scores)

@@ -17,8 +17,10 @@ OnDenoise = Callable[[int, int, Tensor | None], None]
 class Scheduler(Protocol):
     """The two members of a flow-match Euler scheduler that the loop needs."""
 
-    timesteps: Tensor
-    sigmas: Tensor
+    @property
+    def timesteps(self) -> Tensor: ...
+    @property
+    def sigmas(self) -> Tensor: ...
 
 
 def guide(velocity: Tensor, scale: float) -> Tensor:

@@ -27,9 +27,9 @@ def forward_for(
     transformer, padding = model.transformer, model.zero_text_padding
     if choice.name == "plain":
         return lambda *inputs: longcat_forward(transformer, *inputs, attention, zero_text_padding=padding)
-    observe = attention.observe if work.sparse else None
-    options = {"zero_text_padding": padding, "observe": observe, "offload": model.offload}
-    return lambda *inputs: fast_forward(transformer, *inputs, work.bsa, **options)
+    observe = attention.observe if isinstance(attention, SparseAttention) else None
+    options: dict[str, Any] = {"zero_text_padding": padding, "observe": observe, "offload": model.offload}
+    return partial(fast_forward, transformer, config=work.bsa, **options)
 
 
 def warm_up(choice: ForwardChoice, model: Any, work: Workload, device: torch.device) -> None:

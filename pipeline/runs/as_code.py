@@ -38,7 +38,7 @@ def cli_command(
         options.append(("negative-prompt", request.negative_prompt))
     if model_path != EMBEDDED_CHECKPOINT:
         options.append(("model-path", model_path))
-    names = ("height", "width", "num_frames", "steps", "guidance_scale", "seed", "fps")
+    names: tuple[str, ...] = ("height", "width", "num_frames", "steps", "guidance_scale", "seed", "fps")
     words = ["python", "-m", "pipeline", "generate"]
     if isinstance(start, FromClip):  # the clip says how many frames there are, and there is no guidance
         words = [*words[:-1], "refine", _quote(start.video)]

@@ -154,8 +154,10 @@ class LongCatPipeline:
     def plan(self, request: VideoRequest) -> Plan:
         """What `generate` will do with a request. Raises ValueError where it would refuse it."""
         room = available_memory(self.device) + held_memory(self.device)
-        options = {"forward": self.forward, "estimator": self._estimator, "available": room}
-        return plan(self.info, request, self.weights, self.device, **options)
+        estimator, forward = self._estimator, self.forward
+        return plan(
+            self.info, request, self.weights, self.device, forward=forward, estimator=estimator, available=room
+        )
 
     def _check_tokens(self, request: VideoRequest) -> None:
         for label, text in (("prompt", request.prompt), ("negative prompt", request.negative_prompt)):

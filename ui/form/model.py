@@ -95,8 +95,9 @@ class ModelChange:
             self._progress = progress
 
         estimates = self._site.estimates
-        room = {"device": estimates.device, "weights": self._site.worker.weights, "held": estimates.held()}
-        return fetch_checkpoint(name, partial(check_weights_fit, **room), note)
+        room: dict[str, Any] = {"device": estimates.device, "held": estimates.held()}
+        check = partial(check_weights_fit, weights=self._site.worker.weights, **room)
+        return fetch_checkpoint(name, check, note)
 
     def _fetched(self, name: str) -> tuple[str, float | None]:
         progress = self._progress

@@ -50,7 +50,7 @@ def _describe(request: VideoRequest, expected: str) -> str:
     verdict = "BSA active" if active else "BSA not active"
     rows = [("Token grid", f"{_sides(grid)} = {_count(grid.volume)} tokens")]
     picture = ""
-    if active:
+    if work.bsa is not None and work.blocks is not None:
         plan = work.blocks
         rows += _block_rows(work.bsa, plan)
         rows.append(("Ragged blocks", _ragged(plan.ragged_q, plan.ragged_k)))
@@ -142,10 +142,10 @@ def _time(arms: dict[str, Estimate], sparse: VideoRequest, mode: str) -> str:
     seconds = {name: estimate.seconds for name, estimate in arms.items() if estimate.seconds is not None}
     if "dense" not in seconds:
         return escape(TIME_UNKNOWN)
+    words = {name: duration_text(phases["total"]) for name, phases in seconds.items()}
     if not sparse.workload.sparse:
-        return escape(TIME_ONE.format(dense=duration_text(arms["dense"].seconds["total"])))
-    words = {name: duration_text(estimate.seconds["total"]) for name, estimate in arms.items()}
-    ratio = arms["dense"].seconds["denoise"] / arms["sparse"].seconds["denoise"]
+        return escape(TIME_ONE.format(**words))
+    ratio = seconds["dense"]["denoise"] / seconds["sparse"]["denoise"]
     text = {"sparse": TIME_SPARSE, "dense": TIME_DENSE}.get(mode, TIME_BOTH).format(**words)
     return f"{escape(text)}<br><small>{escape(FASTER.format(ratio=ratio))}</small>" if ratio > 1.05 else escape(text)
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bsa import BSAConfig, selectors
+from bsa import BSAConfig, Grid, selectors
 from pipeline import CheckpointInfo, VideoRequest
 from pipeline.media.clip import inspect_clip
 from pipeline.request.fields import FIELDS
@@ -98,14 +98,14 @@ def video_request(
         given["use_distill"] = use_distill
     if not refine:
         return checkpoint.request(prompt, num_frames=FIELDS["num_frames"].read(num_frames), **given)
-    shape = {"double_frames": double_frames, "t_thresh": real("noise level", t_thresh)}
-    return checkpoint.refinement(prompt, inspect_clip(refine), **shape, **given)
+    level = real("noise level", t_thresh)
+    return checkpoint.refinement(prompt, inspect_clip(refine), t_thresh=level, double_frames=double_frames, **given)
 
 
-def _chunk(name: str, sides: Sequence[Any]) -> list[int]:
+def _chunk(name: str, sides: Sequence[Any]) -> Grid:
     if not isinstance(sides, Sequence) or isinstance(sides, str) or len(sides) != 3:
         raise ValueError(f"{name} {sides!r} is not three numbers; give frames, rows and columns, such as [4, 4, 4]")
-    return [whole(f"{name} {axis}", side) for axis, side in zip("THW", sides, strict=True)]
+    return Grid(*(whole(f"{name} {axis}", side) for axis, side in zip("THW", sides, strict=True)))
 
 
 # The pipeline's sentences name its fields; the page says the same with the words of its labels.

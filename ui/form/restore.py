@@ -139,8 +139,8 @@ def code_of(site: Site, job: VideoJob) -> dict[str, str]:
     versions = {} if made is None else made.versions
     device = versions.get("device", "auto").partition(":")[0]
     output = f"again-{job.id}" if job.side_by_side else f"again-{job.id}.mp4"
-    options = {"model_path": site.checkpoint.path, "device": device, "compare": job.side_by_side, "output": output}
-    options["weights"] = LoadOptions.from_versions(versions)
+    options: dict[str, Any] = {"model_path": site.checkpoint.path, "device": device, "output": output}
+    options |= {"compare": job.side_by_side, "weights": LoadOptions.from_versions(versions)}
     code = {"python": python_code(job.request, **options)}
     try:
         return code | {"cli": cli_command(job.request, **options)}

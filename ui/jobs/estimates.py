@@ -82,8 +82,8 @@ class Estimates:
 
     def plan(self, request: VideoRequest) -> Plan:
         """What will happen to a request. Raises ValueError where it cannot run."""
-        options = {"estimator": self._estimator, "available": self.available()}
-        return plan(self._checkpoint, request, self._worker.weights, self.device, **options)
+        room, weights = self.available(), self._worker.weights
+        return plan(self._checkpoint, request, weights, self.device, estimator=self._estimator, available=room)
 
     def ratio(self, request: VideoRequest) -> float | None:
         """Expected denoising time with full attention over that of the request."""

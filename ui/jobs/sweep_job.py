@@ -85,7 +85,7 @@ class SweepJob(Job):
             self.current = run
             self.begin_video(arm_of(run.request))
 
-        if self._videos is None:
+        if self._videos is None or self._engine is None:
             self._engine = _RestartedPipeline(pipeline, self)
             self._videos = sweep_videos(self._engine, self.sweep, on_step, self.folder, on_begin=begin)
         self._engine.pipeline = pipeline

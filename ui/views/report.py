@@ -35,7 +35,7 @@ def table_rows(results: Mapping[str, VideoResult]) -> list[tuple[str, list[str]]
     memory = f"Peak memory ({labels.pop()})" if len(labels) == 1 else "Peak memory"
     encoded = [video.seconds["encode"] for video in videos if "encode" in video.seconds]
     adapters = [video.request.lora for video in videos if video.request.lora]
-    refined = [_refined(video) for video in videos if isinstance(video.request.start, FromClip)]
+    refined = [text for text in map(_refined, videos) if text]
     return [
         ("Text encoding", [seconds(video.seconds["text"]) for video in videos]),
         *([("Clip encoding", list(map(seconds, encoded)))] if encoded else []),
@@ -86,6 +86,8 @@ def _clip(video: VideoResult) -> str:
 
 def _refined(video: VideoResult) -> str:
     start = video.request.start
+    if not isinstance(start, FromClip):
+        return ""
     return REFINED.format(clip=start.clip.name, level=start.t_thresh, steps=video.request.steps)
 
 
