@@ -35,7 +35,8 @@ GRADIO = {
 }
 # Units, file types, and terms that are the same in Chinese; and what the fake checkpoint is called.
 AS_THEY_ARE = {"PSNR", "PSNR {x}", "SSIM", "CSV", "JSON", "GiB", "CPU", "{x} GiB", "LongCat 480p", "720p with BSA"}
-NO_PANELS = ("endpoints", "calls", "child", "guard", "login", "store", "language")  # what these say stays off the page
+# What these say stays off the page.
+NO_PANELS = ("endpoints", "calls", "child", "guard", "hosts", "bodies", "login", "store", "language")
 
 
 class Markup(HTMLParser):

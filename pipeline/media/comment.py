@@ -73,7 +73,9 @@ def read_settings(path: str | Path) -> VideoSettings:
 
 def _without_places(request: VideoRequest) -> VideoRequest:
     start = request.start
-    return replace(request, start=start.at(start.clip.name or "clip")) if isinstance(start, FromClip) else request
+    if not isinstance(start, FromClip):
+        return request
+    return replace(request, start=start.at(_text(start.clip.name) or "clip"))
 
 
 def _versions(value: Any) -> dict[str, str]:

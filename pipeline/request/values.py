@@ -8,7 +8,7 @@ from typing import Any
 
 from bsa import Grid
 
-LARGEST = 2.0**64  # of any setting, and below what a float cannot hold
+LARGEST = 2.0**63  # of any setting, below what a float cannot hold, and what JSON's readers take
 MAX_DIGITS = 1000  # far fewer than those that Python refuses to read
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from bsa import BSAConfig, Grid
 from pipeline.request.start import KEYS, STARTS, FromNoise, Start, read_start
-from pipeline.request.values import real, whole
+from pipeline.request.values import number, real, whole
 from pipeline.request.workload import Workload
 
 # Strides of LongCat: the Wan VAE turns 8x8 pixels into one latent, the transformer turns 1x2x2 latents into one token.
@@ -97,7 +97,10 @@ class VideoRequest:
             raise ValueError(f"fps {self.fps} is outside 1 to 120; LongCat videos are made for 15")
         if self.bsa is not None and not isinstance(self.bsa, BSAConfig):
             raise ValueError(f"bsa is a {type(self.bsa).__name__}; pass a BSAConfig, or None for dense attention")
-        if self.lora is not None and not (isinstance(self.lora, str) and self.lora):
+        for kind in ("chunk_q", "chunk_k") if self.bsa is not None else ():
+            for side in getattr(self.bsa, kind):
+                number(kind, side)
+        if self.lora is not None and not (isinstance(self.lora, str) and self.lora and _is_text(self.lora)):
             raise ValueError(f"lora {self.lora!r} is not the name of an adapter; pass one such as 'distill', or None")
 
     @property
@@ -175,6 +178,15 @@ def _check_text(name: str, text: object) -> None:
             f"the {label} has {len(text)} characters, the limit is {MAX_PROMPT_CHARACTERS}; LongCat reads "
             f"{MAX_PROMPT_TOKENS} tokens (about 2000 characters) and the rest would have no effect, so shorten it"
         )
+
+
+def _is_text(text: str) -> bool:
+    """Whether it can be written: JSON knows halves of characters, which nothing can write."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _shows(character: str) -> bool:

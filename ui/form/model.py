@@ -16,6 +16,7 @@ import gradio as gr
 from pipeline import Cancelled, inspect_checkpoint
 from pipeline.checkpoint.download import Progress, fetch_checkpoint
 from pipeline.estimate.refusal import check_weights_fit
+from pipeline.request.sentences import one_line
 from ui.form.inputs import Fields
 from ui.form.plan_panel import gib
 from ui.form.presets import PresetList
@@ -64,7 +65,7 @@ class ModelChange:
         cancelled = self._cancelled = threading.Event()  # its own: an earlier download may still be ending
         self._progress = None
         try:
-            yield LOOKING.format(name=name), None
+            yield LOOKING.format(name=one_line(name)), None
             pool = ThreadPoolExecutor(1, thread_name_prefix="model")
             try:
                 fetching = pool.submit(self._fetch, name, cancelled)
@@ -102,7 +103,7 @@ class ModelChange:
     def _fetched(self, name: str) -> tuple[str, float | None]:
         progress = self._progress
         if progress is None or not progress.total:
-            return LOOKING.format(name=name), None
+            return LOOKING.format(name=one_line(name)), None
         sizes = {"done": gib(progress.done), "total": gib(progress.total)}
         return FETCHING.format(name=name, file=progress.file, **sizes), progress.done / progress.total
 
@@ -130,7 +131,8 @@ def model_field(site: Site, fields: Fields, presets: PresetList, measured: gr.Ti
         yield {load: off, cancel: on}
         ended = {load: on, cancel: off}
         try:
-            async for said, share in change.run((text or "").strip(), site.owner(request)):
+            wanted = text.strip() if isinstance(text, str) else ""
+            async for said, share in change.run(wanted, site.owner(request)):
                 yield {status: _status(said, "busy", share)}
         except Cancelled:
             yield ended | {status: _status(CANCELLED, "info")}

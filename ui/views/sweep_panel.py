@@ -127,7 +127,8 @@ class SweepPanel:
                 return gr.skip(), gr.skip(), gr.skip()
             return stage_view(job), report_panel(job.results, job.comparison), job.id
 
-        self.plan.value = plan(*(field.value for field in inputs))
+        start = [field.value for field in inputs]
+        self.plan.value = plan_html(self.site, tuple(start[:4]), dict(zip(names, start[4:], strict=True)))
         watched = [*axes, *(field for name, field in fields.items() if name not in OF_ONE_VIDEO)]
         changes = [*(field.change for field in watched), shown.change]
         gr.on(changes, plan, inputs, self.plan, trigger_mode="always_last", **QUIET)
