@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
 import os
 import re
 import sys
@@ -78,8 +79,7 @@ def available_memory(device: Device) -> int:
         gpu = gpu_of(device)
         if gpu is not None and gpu.total is not None and gpu.used is not None:
             return gpu.total - gpu.used - (gpu.reserved or 0)
-    import torch
-
+        torch = importlib.import_module("torch")
     return torch.cuda.mem_get_info(torch.device("cuda", device.index or 0))[0]
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, BinaryIO
 
 import numpy as np
 
@@ -160,8 +160,10 @@ def _decoding(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
     """(pictures, log) of an ffmpeg that ends with this, at the latest."""
     command = [ffmpeg_program(), "-hide_banner", *_INPUT, "-i", f"file:{path}", *_OUTPUT]
     with tempfile.TemporaryFile() as log:
-        pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": log}
-        with subprocess.Popen(command, **pipes) as ffmpeg:
+        with subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log
+        ) as ffmpeg:
+            assert ffmpeg.stdout is not None  # since it is a pipe
             _limit(ffmpeg.pid)
             end = threading.Timer(WALL_SECONDS, ffmpeg.kill)
             end.daemon = True

@@ -26,7 +26,7 @@ def forward_for(
     """The velocity of `denoise`, for a loaded model (`FastVideoLongCat`)."""
     transformer, padding = model.transformer, model.zero_text_padding
     if choice.name == "plain":
-        return lambda *inputs: longcat_forward(transformer, *inputs, attention, zero_text_padding=padding)
+        return partial(longcat_forward, transformer, attend=attention, zero_text_padding=padding)
     observe = attention.observe if isinstance(attention, SparseAttention) else None
     options: dict[str, Any] = {"zero_text_padding": padding, "observe": observe, "offload": model.offload}
     return partial(fast_forward, transformer, config=work.bsa, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from typing import Any
 
 LONGEST_VALUE = 80
 LONGEST = 600
@@ -31,7 +32,7 @@ class VisibleFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         return visible(super().formatMessage(record))
 
-    def formatException(self, ei: object) -> str:
+    def formatException(self, ei: Any) -> str:
         return "\n".join(map(visible, super().formatException(ei).split("\n")))
 
 

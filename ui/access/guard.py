@@ -115,8 +115,8 @@ class Guard:
         if posted and not headers.get("content-type", "").startswith("multipart/"):
             try:
                 receive = await _checked(receive)
-            except Refused as reason:
-                await refuse(str(reason), reason.status)
+            except Refused as refused:
+                await refuse(str(refused), refused.status)
                 return
         if posted and _LOGIN.search(path):
             await self._log_in(scope, receive, send_with_headers, refuse)
