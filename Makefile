@@ -8,16 +8,19 @@ STAMP  := $(VENV)/.installed
 TOOLS  := .venv-tools
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint lock bench clean
+.PHONY: help install run test test-fast lint lock bench clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(STAMP)  ## install what is missing and serve http://localhost:7860
 	$(PY) app.py $(ARGS)
 
 test: $(STAMP)  ## install what is missing and run every test that this machine can run
 	$(PY) -m pytest $(ARGS)
+
+test-fast: $(STAMP)  ## the same without browser, training, measurements and whole programs: minutes instead of half an hour
+	$(PY) -m pytest -m "not browser and not slow" $(ARGS)
 
 bench: $(STAMP)  ## measure the GPU: kernels, peers, whole forwards, memory (into outputs/bench); or the CPU's attention
 	@if $(PY) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \

@@ -15,9 +15,24 @@ import pipeline  # noqa: F401  before any test imports PyTorch: it sets how thre
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Files whose tests train, measure, build or start whole programs: `make test-fast` leaves them out.
+SLOW = {
+    "test_app_api_jobs",
+    "test_app_e2e",
+    "test_app_faults",
+    "test_app_sweep_records",
+    "test_app_weights",
+    "test_cli",
+    "test_wheel",
+}
+SLOW_KINDS = ("test_benchmarks", "test_training")
+
+
 def pytest_collection_modifyitems(config, items):
     again = config.pluginmanager.hasplugin("rerunfailures")  # -p no:rerunfailures shows every failure
     for item in items:
+        if item.path.stem in SLOW or item.path.stem.startswith(SLOW_KINDS):
+            item.add_marker("slow")
         if in_browser(item):
             item.add_marker("browser")
             if again:

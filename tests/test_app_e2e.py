@@ -50,7 +50,7 @@ def test_press_generate_and_see_two_playing_videos(address):
 def test_compare_through_the_client(address):
     info = inspect_checkpoint(EMBEDDED_CHECKPOINT)
     client = Client(address, verbose=False)
-    dense, sparse, report = client.predict("a red ball", steps=STEPS, seed=3, num_frames=17, api_name="/compare")
+    dense, sparse, report = client.predict("a red ball", steps=STEPS, seed=3, num_frames=9, api_name="/compare")
     for path in (dense, sparse):
         details = next(imageio_ffmpeg.read_frames(path))
         assert details["codec"] == "h264"

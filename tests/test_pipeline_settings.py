@@ -258,6 +258,7 @@ def executed(code: str) -> tuple:
     return names["result"].request, loaded, names["result"].output
 
 
+@pytest.mark.slow
 def test_bit_for_bit(tiny_pipeline, tiny_checkpoint, tmp_path):
     """The command and the program make the same files as the pipeline that was already running."""
     request = replace(REQUEST, prompt='it\'s a "ball"\n🎈 $(x)')
