@@ -28,6 +28,7 @@ bench: $(STAMP)  ## measure the GPU: kernels, peers, whole forwards, memory (int
 		else $(PY) benchmarks/attention_cpu.py; fi
 
 lint: $(STAMP) $(TOOLS)/.installed  ## check the style with ruff and the types with mypy
+	@find . -name '*.pyi' -not -path './.venv*' -delete  # stubs that Gradio writes; mypy would read them, stale or not
 	$(TOOLS)/bin/ruff check .
 	$(TOOLS)/bin/mypy --python-executable $(PY)
 

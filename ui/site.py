@@ -9,7 +9,7 @@ import gradio as gr
 
 from pipeline import CheckpointInfo
 from ui.access.visitor import Visitors
-from ui.form.clips import ClipReader
+from ui.jobs.clips import ClipReader
 from ui.jobs.estimates import Estimates
 from ui.jobs.monitor import Monitor
 from ui.jobs.worker import Worker

@@ -17,7 +17,7 @@ from pipeline.media import clip as clips
 from pipeline.media.clip import inspect_clip, read_clip
 from pipeline.media.comment import read_settings
 from pipeline.media.write import write_video
-from ui.form.clips import BUSY, MOST_WAITING, ClipReader
+from ui.jobs.clips import BUSY, MOST_WAITING, ClipReader
 
 HUGE = 80_000_000
 
