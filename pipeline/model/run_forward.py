@@ -1,4 +1,4 @@
-"""Runs the forward that the plan chose: the plain one of `forward.py`, or `fast_forward.py` for large videos."""
+"""Runs the forward pass that the plan chose: the plain one of `forward.py`, or the fast one of `fast_forward.py`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def forward_for(
     work: Workload,
     attention: DenseAttention | SparseAttention,
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]:
-    """The velocity of `denoise`, for a loaded model (`FastVideoLongCat`)."""
+    """Return the velocity function for `denoise`. model: a loaded `FastVideoLongCat`."""
     transformer, padding = model.transformer, model.zero_text_padding
     if choice.name == "plain":
         return partial(longcat_forward, transformer, attend=attention, zero_text_padding=padding)
@@ -33,7 +33,7 @@ def forward_for(
 
 
 def warm_up(choice: ForwardChoice, model: Any, work: Workload, device: torch.device) -> None:
-    """Run what is new about a generation once: Triton compiles it, libraries make their plans."""
+    """Run the kernels of a generation once before it is timed: Triton compiles them, and libraries make their plans."""
     transformer, rows, attention = model.transformer, work.rows, attention_for(work)
     if choice.name == "plain":
         heads = transformer.blocks[0].self_attn.num_heads
@@ -51,7 +51,7 @@ def warm_up(choice: ForwardChoice, model: Any, work: Workload, device: torch.dev
 
 
 class _FirstBlock:
-    """A loaded model whose transformer has one block: all of them run the same kernels."""
+    """A loaded model reduced to the first block of its transformer. All blocks run the same kernels."""
 
     def __init__(self, model: Any) -> None:
         self.transformer = _OneBlock(model.transformer)

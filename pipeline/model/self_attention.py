@@ -1,4 +1,4 @@
-"""The self-attention of one generation: dense or block sparse, and the share of token pairs it worked on."""
+"""The self-attention of one generation, dense or block sparse, and the share of token pairs that it computed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from bsa import BlockLayout, BlockSelection, BSAConfig, Grid, block_sparse_atten
 from pipeline.model.forward import attend_dense
 from pipeline.request.workload import Workload
 
-# (q, k, selection) of every call, tensors as `block_sparse_attention` takes and returns them
+# (q, k, selection) of every call; the tensors are those that `block_sparse_attention` takes and returns
 Observer = Callable[[Tensor, Tensor, BlockSelection], None]
 
 
 class DenseAttention:
-    """Full attention; an `Attend` for `longcat_forward`."""
+    """Full attention. It is an `Attend` for `longcat_forward`."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
         return attend_dense(q, k, v, grid)
@@ -32,13 +32,13 @@ class DenseAttention:
 
 
 class SparseAttention:
-    """Block sparse attention with one configuration; an `Attend` for `longcat_forward`.
+    """Block sparse attention with one configuration. It is an `Attend` for `longcat_forward`.
 
-    With top-k on a grid that the key chunks divide, the density follows from the configuration alone.
-    Where the data decides (a cdf threshold, or edge blocks of other sizes), it is summed up on the device
-    and read once, after the generation: reading it per layer would stop the GPU each time.
+    With top-k on a grid that the key chunks divide, the density follows from the configuration alone. If it depends on
+    the data (a cdf threshold, or smaller blocks at the edge), it is summed on the device and read once, after the
+    generation: a read per layer would stop the GPU each time.
 
-    observer: sees every call, and changes nothing about it.
+    observer: called after every attention call; it changes nothing.
     """
 
     def __init__(self, config: BSAConfig, grid: Grid, observer: Observer | None = None) -> None:
@@ -48,7 +48,7 @@ class SparseAttention:
         self._measured = self._plan.kept is None or self._layouts[1].ragged
         self._observer = observer
         self._calls = 0
-        self._sums: Tensor | float = 0.0  # fp64 [2] on the device: density and blocks kept, summed over calls
+        self._sums: Tensor | float = 0.0  # fp64 [2] on the device: sums of density and of blocks kept over all calls
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
         out, selection = block_sparse_attention(q, k, v, grid, self._config, return_selection=True)
@@ -56,7 +56,7 @@ class SparseAttention:
         return out
 
     def observe(self, q: Tensor, k: Tensor, selection: BlockSelection) -> None:
-        """Count what another forward attended to; q and k as its observer expects them."""
+        """Count a selection that another forward pass made. q, k: as the observer expects them."""
         if self._measured:
             self._calls += 1
             density = token_density(selection, *self._layouts).mean()
@@ -69,12 +69,12 @@ class SparseAttention:
         return means
 
     def density(self) -> float:
-        """Computed query-key token pairs over all pairs. Waits for the device where it was measured."""
+        """Computed query-key token pairs over all pairs. Waits for the device if it was measured."""
         known = None if self._measured else self._plan.density
         return self._means()[0] if known is None else known
 
     def blocks_kept(self) -> float:
-        """Key blocks per query block, a mean over everything where it was measured."""
+        """Key blocks kept per query block; the mean over all calls if it was measured."""
         return self._means()[1] if self._plan.kept is None else float(self._plan.kept)
 
     def blocks_total(self) -> int:
@@ -91,5 +91,5 @@ def token_density(selection: BlockSelection, q_layout: BlockLayout, k_layout: Bl
 
 
 def attention_for(work: Workload, observer: Observer | None = None) -> DenseAttention | SparseAttention:
-    """The attention of one generation. observer: sees every call of a sparse one."""
+    """Make the attention of one generation. observer: called after every call of a sparse one."""
     return DenseAttention() if work.bsa is None else SparseAttention(work.bsa, work.grid, observer)
