@@ -44,7 +44,7 @@ class Mark(NamedTuple):
 class Job:
     """One thing to do with the pipeline.
 
-    owner: whose job it is; only the owner sees it.
+    owner: whose job it is; only the owner sees it. address: where it came from, for who has no login.
     folder: its files, set when it is submitted.
     state: waiting, running, done, stopped or failed. `version` grows with every change.
     arm is the video being made now, "dense" or "sparse". preview is the newest latent preview, uint8 [H, W, 3] or
@@ -59,6 +59,7 @@ class Job:
     errand: ClassVar[bool] = False
     barrier: ClassVar[bool] = False
     owner: str = field(default="", kw_only=True)
+    address: str = field(default="", kw_only=True)
     folder: Path = field(default=Path(), init=False)
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12], init=False)
     state: str = field(default="waiting", init=False)

@@ -110,7 +110,7 @@ class Worker:
     def submit(self, job: AnyJob) -> AnyJob:
         """Queue a job. Raises ValueError when too many wait, nothing can run, or `admit` refuses it."""
         if not job.errand:
-            self._check_room(job.owner)
+            self._check_room(job)
             for check in self.admit:
                 check(job)
             job.folder = self.output_dir / f"{time.strftime('%Y%m%d-%H%M%S')}-{job.id}"
@@ -212,12 +212,12 @@ class Worker:
         """{"allocated", "reserved"}: bytes of PyTorch's CUDA allocator, the latest known; None on a CPU."""
         return self._engine.torch_memory()
 
-    def _check_room(self, owner: str) -> None:
+    def _check_room(self, job: Job) -> None:
         if self._closed:
             raise ValueError(CLOSING)
         if self.state == "failed":
             raise ValueError(self.message)
-        self.queue.check_room(owner)
+        self.queue.check_room(job.owner, job.address)
 
     def _notice(self) -> None:
         with self._wake:
@@ -227,7 +227,6 @@ class Worker:
         self._start_engine()
         while True:
             with self._wake:
-                self.queue.running = None
                 self._wake.wait_for(lambda: self._closed or len(self.queue) or self._engine_lost)
                 if self._closed:
                     return
