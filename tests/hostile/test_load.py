@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import sqlite3
+import threading
+from contextlib import closing
+
 import pytest
 from fake_pipeline import FakePipeline
 from test_pipeline_estimate import CPU, INFO, calibration, request, result
 
 from pipeline.estimate.estimator import FILE_NAME, Estimator
 from pipeline.estimate.ledger import MOST_RUNS
+from ui.jobs import store as stores
 from ui.jobs.estimates import Estimates
 from ui.jobs.job import VideoJob
+from ui.jobs.store import Record, Store
 from ui.jobs.worker import MAX_WAITING, Worker
 
 
@@ -69,3 +75,82 @@ class TestWaiting:
         with pytest.raises(ValueError, match="^100 jobs from your network address are waiting and the limit is 100"):
             submit(MAX_WAITING, "192.0.2.1")
         submit(MAX_WAITING + 1, "192.0.2.2")
+
+
+class TestRecords:
+    """Another program keeps the record of jobs locked."""
+
+    OWNER = "visitor:a"
+
+    @pytest.fixture(autouse=True)
+    def impatient(self, monkeypatch):
+        monkeypatch.setattr(stores, "WRITE_SECONDS", 0.01)
+        monkeypatch.setattr(stores, "READ_SECONDS", 0.01)
+        monkeypatch.setattr(stores, "RETRY_SECONDS", 0.01)
+
+    @pytest.fixture
+    def file(self, tmp_path):
+        Store(tmp_path).close()
+        return tmp_path / ".app" / "jobs.sqlite"
+
+    def record(self, name: str, **changes) -> Record:
+        return Record(name, self.OWNER, "video", **{"state": "done", "submitted": float(ord(name))} | changes)
+
+    def kept(self, file) -> list[str]:
+        with closing(sqlite3.connect(file)) as db:
+            return [row[0] for row in db.execute("SELECT id FROM jobs ORDER BY id")]
+
+    def test_nothing_is_lost_and_all_is_seen_meanwhile(self, file, tmp_path):
+        with closing(Store(tmp_path)) as store:
+            store.write(self.record("a"))
+            store.flush()
+            with closing(sqlite3.connect(file)) as other:
+                other.execute("BEGIN EXCLUSIVE")
+                store.write(self.record("b"))
+                store.write(self.record("c", state="running"))
+                store.flush()
+                assert [record.id for record in store.runs(self.OWNER)] == ["b", "a"]
+                assert store.read("c").state == "running"
+                assert store.newest(self.OWNER, "video") == "c"
+                store.write(self.record("c"))
+                assert [record.id for record in store.runs(self.OWNER, 2)] == ["c", "b"]
+            store.flush()
+            assert self.kept(file) == ["a", "b", "c"]
+            assert [record.id for record in store.runs(self.OWNER)] == ["c", "b", "a"]
+
+    def test_closing_writes_the_rest(self, file, tmp_path):
+        store = Store(tmp_path)
+        with closing(sqlite3.connect(file)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            store.write(self.record("a"))
+            store.flush()
+        store.close()
+        assert self.kept(file) == ["a"]
+
+    def test_locked_at_the_start(self, file, tmp_path):
+        with closing(sqlite3.connect(file)) as other:
+            other.execute("PRAGMA locking_mode = EXCLUSIVE")
+            other.execute("BEGIN EXCLUSIVE")
+            store = Store(tmp_path)
+            store.write(self.record("a"))
+            store.flush()
+            assert [record.id for record in store.runs(self.OWNER)] == ["a"]
+        store.close()
+        assert self.kept(file) == ["a"]
+
+    def test_one_that_cannot_be_written_keeps_nobody_up(self, tmp_path, file, caplog):
+        with closing(Store(tmp_path)) as store:
+            store.write(self.record("a", error="\ud800"))
+            store.write(self.record("b"))
+            store.flush()
+        assert self.kept(file) == ["b"]
+        assert "job a cannot be recorded" in caplog.text
+
+    def test_whoever_writes_waits_for_no_disk(self, tmp_path, monkeypatch):
+        threads, write = [], Store._write
+        monkeypatch.setattr(
+            Store, "_write", lambda self, record: threads.append(threading.current_thread()) or write(self, record)
+        )
+        with closing(Store(tmp_path)) as store:
+            store.write(self.record("a"))
+        assert threads and threading.current_thread() not in threads

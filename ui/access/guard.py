@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections import OrderedDict
@@ -109,7 +110,7 @@ class Guard:
             await refuse(UNUSED, 403)
             return
         wanted = _FILE.search(path)
-        if wanted is not None and not self._serves(wanted["path"], scope, headers):
+        if wanted is not None and not await asyncio.to_thread(self._serves, wanted["path"], scope, headers):
             await refuse(REFUSED, 403)
             return
         if posted and not headers.get("content-type", "").startswith("multipart/"):

@@ -58,6 +58,7 @@ class Worker:
     on_submit: each is called with every new job, before it can run. What it raises is logged.
     on_part: each is called with a job of several parts after each of them. What it raises is logged.
     listeners: each is called with every job that has ended, by whichever thread ended it. What it raises is logged.
+    on_close: each is called when all jobs have ended because the server does.
     archive: finds jobs by id that this worker does not remember.
     """
 
@@ -79,6 +80,7 @@ class Worker:
         self.on_submit: list[Callable[[Job], None]] = []
         self.on_part: list[Callable[[Job], None]] = []
         self.listeners: list[Callable[[Job], None]] = []
+        self.on_close: list[Callable[[], None]] = []
         self.archive: Callable[[str], Job | None] = lambda job_id: None
         self.queue = JobQueue(max_waiting, max_waiting_of_one, kept_jobs)
         self._engine = engine if isinstance(engine, EngineProcess) else InProcess(engine)
@@ -106,6 +108,8 @@ class Worker:
         self._engine.close()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(JOIN_SECONDS)
+        for done in self.on_close:
+            done()
 
     def submit(self, job: AnyJob) -> AnyJob:
         """Queue a job. Raises ValueError when too many wait, nothing can run, or `admit` refuses it."""
