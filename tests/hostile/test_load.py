@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 import threading
 from contextlib import closing
 
 import pytest
+from app_server import until
 from fake_pipeline import FakePipeline
 from test_pipeline_estimate import CPU, INFO, calibration, request, result
 
@@ -154,3 +156,34 @@ class TestRecords:
         with closing(Store(tmp_path)) as store:
             store.write(self.record("a"))
         assert threads and threading.current_thread() not in threads
+
+
+class TestStarts:
+    @pytest.fixture(autouse=True)
+    def impatient(self, monkeypatch):
+        monkeypatch.setattr("ui.jobs.worker.RETRY_SECONDS", 0.01)
+
+    @pytest.mark.parametrize(
+        ("error", "sentence"),
+        [
+            pytest.param(OSError(errno.EMFILE, "Too many open files"), "the server has too many files", id="handles"),
+            pytest.param(OSError(errno.EAGAIN, "Try again"), "a file of it could not be read, or its", id="processes"),
+            pytest.param(RuntimeError("CUDA is busy"), "RuntimeError: CUDA is busy; the server's log", id="anything"),
+        ],
+    )
+    def test_the_next_job_has_the_engine_started_again(self, tmp_path, error, sentence):
+        failures = [error] * 2
+
+        def load(say):
+            if failures:
+                raise failures.pop()
+            return FakePipeline(step_seconds=0)
+
+        with closing(Worker(load, tmp_path, "fake").start()) as worker:
+            until(lambda: worker.state == "failed", "the first start")
+            jobs = [VideoJob(INFO.request("x", width=32, height=32, num_frames=5, steps=1), False) for _ in range(3)]
+            for job in jobs:
+                worker.submit(job)
+                until(lambda job=job: job.over, "the job")
+        assert [job.state for job in jobs] == ["failed", "done", "done"]
+        assert jobs[0].error.startswith(f"fake could not be loaded: {sentence}")

@@ -50,6 +50,10 @@ class JobQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    @property
+    def first_is_errand(self) -> bool:
+        return bool(self._waiting) and self._waiting[0].errand
+
     def check_room(self, owner: str, address: str = "") -> None:
         """Raises ValueError when too many wait already."""
         with self.changed:
