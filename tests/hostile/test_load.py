@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import errno
+import logging
+import resource
+import socket
 import sqlite3
 import threading
 from contextlib import closing
 
+import httpx
 import pytest
-from app_server import until
-from fake_pipeline import FakePipeline
+from app_server import free_port, served, until
+from fake_pipeline import CHECKPOINT, FakePipeline
 from test_pipeline_estimate import CPU, INFO, calibration, request, result
 
+import app
 from pipeline.estimate.estimator import FILE_NAME, Estimator
 from pipeline.estimate.ledger import MOST_RUNS
+from ui import build_page
+from ui.access import connections, guard
+from ui.access.bodies import LARGEST
+from ui.access.connections import Sparing, raise_handle_limit
 from ui.jobs import store as stores
 from ui.jobs.estimates import Estimates
 from ui.jobs.job import VideoJob
@@ -187,3 +196,113 @@ class TestStarts:
                 until(lambda job=job: job.over, "the job")
         assert [job.state for job in jobs] == ["failed", "done", "done"]
         assert jobs[0].error.startswith(f"fake could not be loaded: {sentence}")
+
+
+class TestConnections:
+    def connect(self, address: str) -> socket.socket:
+        host, port = address.removeprefix("http://").split(":")
+        connection = socket.create_connection((host, int(port)))
+        connection.settimeout(60)  # only against hanging
+        return connection
+
+    def closed(self, connection: socket.socket) -> bool:
+        try:
+            return connection.recv(1) == b""
+        except ConnectionResetError:
+            return True
+
+    def test_those_beyond_the_bound_are_closed(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(connections, "MOST", 8)
+        with served(tmp_path) as address:
+            idle = [self.connect(address) for _ in range(12)]
+            assert all(self.closed(connection) for connection in idle[8:])
+            for connection in idle:
+                connection.close()
+            until(lambda: self.answers(address), "the page, when there is room again")
+
+    def answers(self, address: str) -> bool:
+        try:
+            return httpx.get(address).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def test_those_without_a_request_are_closed(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(connections, "IDLE_SECONDS", 0.1)
+        with served(tmp_path) as address:
+            silent, slow = self.connect(address), self.connect(address)
+            slow.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: ")
+            assert self.closed(silent) and self.closed(slow)
+            assert self.answers(address)
+
+    def test_the_limit_of_handles_is_raised(self):
+        soft, hard = before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
+            given = raise_handle_limit()
+            assert given == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            assert given == (65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+    def test_a_line_that_comes_again_and_again_is_written_now_and_then(self, caplog):
+        clock = [0.0]
+        log = logging.getLogger("test of sparing")
+        log.addFilter(Sparing(lambda: clock[0]))
+        for clock[0] in (0.0, 1.0, 2.0, 10.0):
+            for _ in range(1000):
+                log.error("no handles for %s", "this")
+        log.error("another")
+        assert [record.getMessage() for record in caplog.records] == [
+            "no handles for this",
+            "no handles for this (and 2999 more like it)",
+            "another",
+        ]
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    with served(tmp_path_factory.mktemp("outputs")) as address:
+        yield address
+
+
+class TestMemory:
+    def test_sessions_are_bounded(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(app, "MOST_SESSIONS", 5)
+        worker = Worker(lambda say: FakePipeline(), tmp_path, "fake").start()
+        page = build_page(CHECKPOINT, worker)
+        port = free_port()
+        app.serve(page, tmp_path, host="127.0.0.1", port=port, block=False)
+        try:
+            call = f"http://127.0.0.1:{port}/gradio_api/call/resources"
+            for _ in range(12):
+                asked = httpx.post(call, json={"data": []}).json()["event_id"]
+                assert "event: complete" in httpx.get(f"{call}/{asked}", timeout=60).text
+            assert len(page.app.state_holder.session_data) <= 5
+        finally:
+            page.close(verbose=False)
+            worker.close()
+
+    @pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=x", "text/plain"])
+    @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+    def test_only_uploads_are_large(self, address, method, kind):
+        def body():  # without a length, so that it has to be read
+            for _ in range(LARGEST // 2**20 + 1):
+                yield bytes(2**20)
+
+        answer = httpx.request(
+            method, f"{address}/gradio_api/queue/join", content=body(), headers={"Content-Type": kind}
+        )
+        assert (answer.status_code, "upload files instead" in answer.text) == (413, True)
+
+    def test_what_says_that_it_is_large_is_not_read(self, address):
+        with socket.create_connection((address[7:].split(":")[0], int(address.rpartition(":")[2]))) as connection:
+            connection.settimeout(60)
+            head = f"POST /gradio_api/queue/join HTTP/1.1\r\nHost: localhost\r\nContent-Length: {30 * 2**20}\r\n\r\n"
+            connection.sendall(head.encode())
+            assert b" 413 " in connection.recv(100)
+
+    def test_many_at_once_are_bounded(self, address, monkeypatch):
+        monkeypatch.setattr(guard, "MOST_AT_ONCE", 1000)
+        large = httpx.post(f"{address}/gradio_api/queue/join", content=b"1" * 2000)
+        assert (large.status_code, "try again in a moment" in large.text) == (503, True)
+        assert httpx.post(f"{address}/gradio_api/queue/join", content=b"1" * 500).status_code == 422
