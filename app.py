@@ -30,10 +30,15 @@ from pipeline.engine.process import EngineProcess
 from pipeline.machine.device import expected_device
 from pipeline.request.sentences import VisibleFormatter, one_line
 from ui import Look, Worker, build_page
+from ui.access.connections import bound_connections, raise_handle_limit, spare_log
 from ui.access.guard import Guard, MaySee
 from ui.access.hosts import ALLOWED, Hosts
 from ui.access.login import VARIABLE, read_logins
 from ui.jobs.files import PRIVATE
+
+# Gradio keeps a quarter of a megabyte of each, also of a single call of the API, and of 10,000 unless it is told. The
+# state of the one that was used longest ago is forgotten: which run its page shows, and how much of the history.
+MOST_SESSIONS = 500
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,7 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(arguments: list[str] | None) -> int:
     options = _parser().parse_args(arguments)
     _log_to_stderr()
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio sends itself a request to see whether it is up
+    raise_handle_limit()
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it is up
     try:
         checkpoint = inspect_checkpoint(options.model_path)
         expected_device(options.device)
@@ -140,12 +146,14 @@ def serve(
         blocked_paths=[str(output_dir / PRIVATE)],
         footer_links=["api", "settings"],
         run_history=False,
+        state_session_capacity=MOST_SESSIONS,
         share=share,
         ssr_mode=False,
         enable_monitoring=False,
         prevent_thread_lock=True,  # Gradio's own waiting would treat Ctrl-C as a normal end
         quiet=not block,
     )
+    bound_connections(page.server)
     if block:
         threading.Event().wait()
 
@@ -212,6 +220,7 @@ def _log_to_stderr() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(VisibleFormatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    spare_log()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -155,12 +155,12 @@ def build_page(
 
         async def press(request: gr.Request, ticket: Any, *values: Any) -> AsyncIterator[Changes]:
             form = dict(zip(names, values, strict=True))
-            owner, kept = follower.greet(request, ticket)
+            _, kept = follower.greet(request, ticket)
             if form["randomise"]:
                 form["seed"] = new_seed()
             try:
                 wanted = await site.clips.read(form["refine"], form_request, site.checkpoint, form)
-                job = worker.submit(VideoJob(wanted, side_by_side=form["mode"] == SIDE_BY_SIDE, owner=owner))
+                job = site.submit(VideoJob(wanted, side_by_side=form["mode"] == SIDE_BY_SIDE), request)
             except ValueError as error:
                 yield kept | {notice: notice_html(page_sentence(error), "error")}
                 return

@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-LARGEST = 4 * 2**20  # bytes of a request other than an upload; the form takes a few kilobytes
-DEEPEST = 64  # levels of lists and objects; the page and clients send about ten
+LARGEST = 4 * 2**20  # bytes of a request that is no upload; the form takes a few kilobytes
+MOST_AT_ONCE = 64 * 2**20  # bytes of all requests that are being read, each by Gradio's parsers too
+DEEPEST = 64  # levels of lists and objects; the page and the clients send about ten
 
 TOO_LARGE = f"The request is larger than {LARGEST >> 20} MiB; upload files instead of sending them inside it."
+TOO_MANY = "The server is reading the requests of others; try again in a moment."
 TOO_DEEP = f"The request's JSON is nested more than {DEEPEST} levels deep."
 ELSEWHERE = "A file in the request has the address {path}; upload the file, this server fetches none from elsewhere."
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections import OrderedDict
@@ -13,12 +14,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
 from starlette.responses import PlainTextResponse
 
-from ui.access.bodies import LARGEST, TOO_LARGE, Refused, check_body
+from ui.access.bodies import LARGEST, MOST_AT_ONCE, TOO_LARGE, TOO_MANY, Refused, check_body
 from ui.access.hosts import Hosts
 from ui.access.login import Throttle
 from ui.jobs.files import FOLDER
 
 SERVED = (".mp4", ".json", ".csv", ".png", ".jpg", ".webp")
+_UPLOAD = re.compile(r"/gradio_api/upload/?$")
 _LOGIN = re.compile(r"/login/?$")
 # Gradio's screen recorder passes any upload to ffmpeg. This page does not offer it.
 _UNUSED = re.compile(r"/gradio_api/process_recording/?$")
@@ -79,6 +81,7 @@ class Guard:
         self._may_see = may_see
         self._seen: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._throttle = Throttle()
+        self._reading = 0  # bytes of bodies
         self._headers = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"}
         if space:
             self._headers["Content-Security-Policy"] = SPACES_FRAME
@@ -104,6 +107,7 @@ class Guard:
             await PlainTextResponse(text, status_code=status, headers=headers)(scope, receive, send_with_headers)
 
         headers, path, posted = Headers(scope=scope), scope["path"], scope["method"] == "POST"
+        multipart = headers.get("content-type", "").startswith("multipart/")
         if reason := self._hosts.refusal(headers):
             await refuse(reason, 403)
             return
@@ -111,12 +115,12 @@ class Guard:
             await refuse(UNUSED, 403)
             return
         wanted = _FILE.search(path)
-        if wanted is not None and not self._serves(wanted["path"], scope, headers):
+        if wanted is not None and not await asyncio.to_thread(self._serves, wanted["path"], scope, headers):
             await refuse(REFUSED, 403)
             return
-        if posted and not headers.get("content-type", "").startswith("multipart/"):
+        if scope["method"] not in ("GET", "HEAD") and not (multipart and _UPLOAD.search(path)):
             try:
-                receive = await _checked(receive)
+                receive = await self._checked(headers, receive)
             except Refused as refused:
                 await refuse(str(refused), refused.status)
                 return
@@ -124,6 +128,31 @@ class Guard:
             await self._log_in(scope, receive, send_with_headers, refuse)
             return
         await self._app(scope, receive, send_with_headers)
+
+    async def _checked(self, headers: Headers, receive: Any) -> Any:
+        """Read the whole body and check it. Returns a `receive` that gives it again. Raises `Refused`."""
+        said = headers.get("content-length", "")
+        if said.isdecimal() and int(said) > LARGEST:
+            raise Refused(TOO_LARGE, 413)
+        pieces, size, more = [], 0, True
+        try:
+            while more:
+                message = await receive()
+                if message["type"] != "http.request":  # the client is gone
+                    return _again(message, receive)
+                pieces.append(message.get("body", b""))
+                size += len(pieces[-1])
+                self._reading += len(pieces[-1])
+                more = message.get("more_body", False)
+                if size > LARGEST:
+                    raise Refused(TOO_LARGE, 413)
+                if self._reading > MOST_AT_ONCE:
+                    raise Refused(TOO_MANY, 503)
+        finally:
+            self._reading -= size
+        body = b"".join(pieces)
+        check_body(body)
+        return _again({"type": "http.request", "body": body, "more_body": False}, receive)
 
     async def _log_in(self, scope: Any, receive: Any, send: Any, refuse: Any) -> None:
         address = scope["client"][0] if scope.get("client") else ""
@@ -174,23 +203,6 @@ class Guard:
             while len(self._seen) > MOST_SEEN:
                 self._seen.popitem(last=False)
         return True
-
-
-async def _checked(receive: Any) -> Any:
-    """Read and check the whole body. Returns a `receive` that delivers it again. Raises `Refused`."""
-    pieces, size, more = [], 0, True
-    while more:
-        message = await receive()
-        if message["type"] != "http.request":  # the client has disconnected
-            return _again(message, receive)
-        pieces.append(message.get("body", b""))
-        size += len(pieces[-1])
-        more = message.get("more_body", False)
-        if size > LARGEST:
-            raise Refused(TOO_LARGE, 413)
-    body = b"".join(pieces)
-    check_body(body)
-    return _again({"type": "http.request", "body": body, "more_body": False}, receive)
 
 
 def _again(message: Any, receive: Any) -> Any:

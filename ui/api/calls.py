@@ -38,11 +38,16 @@ class Calls:
         self._lock = threading.Lock()
 
     @property
-    def owner(self) -> str:
-        """The owner of the call that is being answered."""
+    def request(self) -> gr.Request:
+        """The one that is answered now."""
         request = LocalContext.request.get()
-        assert request is not None  # every call has one
-        return self.site.owner(request)
+        assert request is not None  # a call has one
+        return request
+
+    @property
+    def owner(self) -> str:
+        """Whose the call is that is answered now."""
+        return self.site.owner(self.request)
 
     def submit(self, job: Job, name: str | None) -> str:
         """Queue a job under the caller's id `name`, or under its own. Returns the id.
@@ -52,12 +57,12 @@ class Calls:
         name = job.id if name is None else name
         if not isinstance(name, str) or not ID.fullmatch(name):
             raise ValueError(BAD_ID.format(name=str(name)[:80]))
-        job.owner = self.owner
-        key = job.owner, name
+        request = self.request
+        key = self.site.owner(request), name
         with self._lock:
             if key in self._jobs and not self._jobs[key].over:
                 raise ValueError(TAKEN.format(name=name))
-            self.site.worker.submit(job)
+            self.site.submit(job, request)
             self._jobs[key] = job
             self._jobs.move_to_end(key)
             for old in [old for old, kept in self._jobs.items() if kept.over][: max(0, len(self._jobs) - MOST_CALLS)]:
@@ -77,26 +82,28 @@ class Calls:
         Raises:
             gr.Error: the job failed, or was stopped before it made anything.
         """
-        progress, worker = gr.Progress(), self.site.worker
-        seen = -1
+        progress, told = gr.Progress(), None
         try:
             while not job.over:
-                if job.state == "waiting" and not job.started:
-                    progress((0, 1), desc=worker.waiting_text(job), unit="jobs")
-                elif job.version != seen or job.state == "waiting":
-                    seen = job.version
-                    _tell(progress, self.site, job)
+                # whatever is told is sent to the client, so the same again is not
+                if (news := _news(self.site, job)) is not None and news != told:
+                    told = news
+                    place, text, unit = news
+                    progress(place, desc=text, unit=unit)
                 await asyncio.sleep(POLL_SECONDS)
         finally:
             if not job.over:
-                worker.stop(job)
+                self.site.worker.stop(job)
         if job.state != "done" and not (isinstance(job, SweepJob) and job.state == "stopped" and job.results):
             raise gr.Error(job.error or STOPPED, print_exception=False)
 
 
-def _tell(progress: gr.Progress, site: Site, job: Job) -> None:
+def _news(site: Site, job: Job) -> tuple[tuple[int, int], str, str] | None:
+    """How far a job is, in words, and the unit of the numbers."""
+    if job.state == "waiting" and not job.started:
+        return (0, 1), site.worker.waiting_text(job), "jobs"
     if isinstance(job, SweepJob):
-        progress((job.tried, job.total), desc=progress_text(site, job), unit="videos")
-    elif isinstance(job, VideoJob) and job.update is not None:
-        step, total = job.update.step, job.update.total
-        progress((step, total), desc=f"{job.arm}: {PHASES[job.update.phase].lower()}", unit="steps")
+        return (job.tried, job.total), progress_text(site, job), "videos"
+    if isinstance(job, VideoJob) and (update := job.update) is not None:
+        return (update.step, update.total), f"{job.arm}: {PHASES[update.phase].lower()}", "steps"
+    return None

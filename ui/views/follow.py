@@ -109,10 +109,11 @@ class Follower:
             return
         # All at once, so that the form does not arrive later and overwrite something that was typed meanwhile.
         changes = kept | {self.generate: gr.update(interactive=True)}
-        found = self.site.worker.find(named, owner) if named else None
+        # The record of jobs may be on a slow disk.
+        found = await asyncio.to_thread(self.site.worker.find, named, owner) if named else None
         if isinstance(found, VideoJob):
             changes |= self.ended(request, found)
-        elif fresh and (job := self.last(owner)) is not None:
+        elif fresh and (job := await asyncio.to_thread(self.last, owner)) is not None:
             changes |= fill(job) | self.show(job)
         yield changes
 
