@@ -17,6 +17,12 @@ from pipeline.machine.paths import check_writable, expand_user, temporary_folder
 
 CONSTANT_QUALITY = 18  # x264's crf: visually lossless, small files
 
+# BT.709, limited range, and saying so: of a file that does not say, browsers guess the colours by its height.
+_COLOURS = (
+    "scale=out_color_matrix=bt709:out_range=tv,"
+    "setparams=range=tv:color_primaries=bt709:color_trc=bt709:colorspace=bt709"
+)
+
 
 def prepare_output(output: Path | str | None) -> Path:
     """The file to write to, checked so that hours of work do not end in "permission denied". Leaves nothing behind.
@@ -89,9 +95,9 @@ def _encode(output: Path, frames: np.ndarray, fps: int, description: dict) -> No
     partial = output.with_name(f".{uuid.uuid4().hex[:8]}.partial.mp4")
     comment = json.dumps(description, ensure_ascii=False, separators=(",", ":"))
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps}", "-i", "-"]
-    codec = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", f"{CONSTANT_QUALITY}", "-movflags", "+faststart"]
+    codec = ["-vf", _COLOURS, "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", f"{CONSTANT_QUALITY}"]
     # imageio_ffmpeg's own writer does not look at the exit code, so a full disk would leave a broken file and no error.
-    command: list[str | bytes] = [ffmpeg_program(), "-v", "error", "-y", *source, *codec]
+    command: list[str | bytes] = [ffmpeg_program(), "-v", "error", "-y", *source, *codec, "-movflags", "+faststart"]
     # UTF-8 whatever the locale; and "file:", because a colon in a relative path would make its beginning a protocol
     command += ["-metadata", f"comment={comment}".encode(), b"file:" + os.fsencode(partial)]
     try:
