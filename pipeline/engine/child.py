@@ -2,7 +2,8 @@
 
 Both talk over a socket in pickled tuples. Asked: (task, kind, arguments), kind "generate", "call" or "cancel".
 Answered: (task, kind, content): any number of "say" and "step", then one "video", "done" or "error". Task 0 is loading.
-A second socket carries the file descriptor of a video's decoded frames, which are too large for messages.
+A second socket carries the file descriptor of a video's decoded frames, which are too large for messages. Signs of life
+come all the time.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from pipeline.engine.patience import BEAT_SECONDS
 from pipeline.machine.memory import out_of_memory, release_memory
 from pipeline.machine.resources import torch_memory
 from pipeline.request.video import Cancelled, StepUpdate, VideoRequest
@@ -34,6 +36,7 @@ log = logging.getLogger("pipeline")
 LOADING = 0
 MEMORY = -1  # instead of a task: the readings of PyTorch's allocator
 MEMORY_SECONDS = 0.1
+BEAT = -2  # instead of a task: a sign of life
 PARENT_SECONDS = 1.0
 
 # Errors after which every further call of the process fails, so that only a new process helps (the CUDA documentation
@@ -123,6 +126,7 @@ class _Child:
         target, arguments, level = self._link.recv()
         logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
         threading.Thread(target=self._listen, name="engine-listen", daemon=True).start()
+        threading.Thread(target=self._beat, name="engine-beat", daemon=True).start()
         try:
             pipeline = named(target)(lambda text: self._send(LOADING, "say", text), **arguments)
         except Exception as error:
@@ -202,6 +206,11 @@ class _Child:
                     self._tasks.put((task, kind, arguments))
         except (EOFError, OSError):
             _end()
+
+    def _beat(self) -> None:
+        pause = threading.Event()
+        while not pause.wait(BEAT_SECONDS):
+            self._send(BEAT, "beat", None)
 
     def _report_memory(self, device: Any) -> None:
         if device.type != "cuda":

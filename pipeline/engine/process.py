@@ -1,7 +1,7 @@
 """The pipeline in a process of its own, so that the page answers while it computes and survives its end.
 
 `EngineProcess` is what the worker and its jobs see: a `Generator` whose videos are made by the child process that runs
-`pipeline.engine.child`. A dead child is noticed at once; the worker starts another.
+`pipeline.engine.child`. A dead child is noticed at once, and one that hangs after a while; the worker starts another.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ class EngineProcess:
             except BaseException:
                 child.kill()
                 raise
+            child.forget(LOADING)
         return self
 
     @property
@@ -131,7 +132,8 @@ class EngineProcess:
         return self.call("pipeline.estimate.calibrate:measure")
 
     def cancel(self) -> None:
-        """End the task that runs now, if any, at its next step; it raises `Cancelled`."""
+        """End the task that runs now, if any, at its next step; it raises `Cancelled`. Where that step does not come,
+        the child is ended, and it raises `EngineDied`. Returns at once."""
         child = self._child
         if child is not None:
             child.cancel()
