@@ -1,4 +1,4 @@
-"""An engine that hangs: whoever stops, closes or waits is answered, and it is ended with all that it started."""
+"""An engine that hangs: whoever stops, closes or waits is answered, and it ends with all that it started."""
 
 from __future__ import annotations
 
@@ -119,3 +119,23 @@ def test_one_that_hangs_before_it_reads_anything(tmp_path):
     engine.close()
     asking.join(WAIT_SECONDS)
     assert ended
+
+
+def test_killed_while_it_writes(tmp_path):
+    """Nothing goes on writing, and nothing is left."""
+    engine = EngineProcess("endless_engine:load")
+    engine.start(lambda text: None)
+    writing = []
+
+    def on_step(update):
+        if update.step == 50:
+            assert any(".partial" in file.name for file in tmp_path.iterdir())
+            writing.extend(psutil.Process(engine.pid).children())
+            os.kill(engine.pid, signal.SIGKILL)
+
+    with pytest.raises(EngineDied, match="the engine was killed while it worked"):
+        engine.generate_frames(CHECKPOINT.request("write"), on_step, tmp_path / "a.mp4")
+    assert list(tmp_path.iterdir()) == []
+    assert [program.name()[:6] for program in writing] == ["ffmpeg"]
+    assert not psutil.wait_procs(writing, timeout=WAIT_SECONDS)[1]
+    engine.close()

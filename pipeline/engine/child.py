@@ -29,6 +29,7 @@ import numpy as np
 from pipeline.engine.patience import BEAT_SECONDS
 from pipeline.machine.memory import out_of_memory, release_memory
 from pipeline.machine.resources import torch_memory
+from pipeline.media.write import check_encoder
 from pipeline.request.video import Cancelled, StepUpdate, VideoRequest
 
 log = logging.getLogger("pipeline")
@@ -66,6 +67,7 @@ def load_longcat(say: Callable[[str], None], path: str, device: str, **weights: 
 
     weights: how they are kept, see `LongCatPipeline.load`.
     """
+    check_encoder()  # every job would fail after minutes of loading
     from pipeline.runs.longcat import LongCatPipeline
 
     return LongCatPipeline.load(path, device=device, on_message=say, record=True, **weights)

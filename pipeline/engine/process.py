@@ -17,6 +17,7 @@ import numpy as np
 from pipeline.engine.child import LOADING
 from pipeline.engine.parent import CUDA_LOST, Child, EngineDied
 from pipeline.machine.device import DeviceName
+from pipeline.machine.whole_files import remove_partials
 from pipeline.request.generator import Generator
 from pipeline.request.load_options import LoadOptions
 from pipeline.request.result import VideoResult
@@ -122,7 +123,14 @@ class EngineProcess:
             if on_step is not None:
                 on_step(StepUpdate(phase, step, total, seconds, None if preview is None else lambda: preview))
 
-        return self._ask("generate", (request, Path(output).absolute()), on_message)
+        output = Path(output).absolute()
+        child = self._child
+        try:
+            return self._ask("generate", (request, output), on_message)
+        except EngineDied:
+            if child is not None:
+                remove_partials(output.parent, child.pid)
+            raise
 
     def call(self, target: str) -> Any:
         """What the function "module:name" returns for the child's pipeline."""
