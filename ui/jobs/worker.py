@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from pipeline import Cancelled, StepUpdate, inspect_checkpoint
 from pipeline.engine.process import EngineDied, EngineProcess, InProcess, Load
 from pipeline.machine.memory import Device
+from pipeline.machine.whole_files import write_whole
 from pipeline.request.load_options import LoadOptions
 from ui.jobs.errands import Calibration, Loading
 from ui.jobs.failures import NOT_READ, sentence
@@ -337,7 +338,7 @@ class Worker:
                     return
                 job.run(self._pipeline, on_step)
             if not job.errand:
-                (job.folder / "report.json").write_text(json.dumps(job.report(), indent=2))
+                write_whole(job.folder / "report.json", json.dumps(job.report(), indent=2))
         except Cancelled:
             self._end(job, "stopped")
         except Exception as error:
