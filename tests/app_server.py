@@ -43,10 +43,10 @@ def running_page(pipeline, output_dir: Path, checkpoint: CheckpointInfo = CHECKP
 
 
 @contextmanager
-def served(output_dir: Path, pipeline=None, **options) -> Iterator[str]:
+def served(output_dir: Path, pipeline=None, *, model_switch: bool = False, **options) -> Iterator[str]:
     """The page over a fake pipeline, served with `app.serve`'s own options as `app.main` passes them."""
     worker = Worker(lambda say: pipeline or FakePipeline(), output_dir, CHECKPOINT.name).start()
-    page = build_page(CHECKPOINT, worker)
+    page = build_page(CHECKPOINT, worker, model_switch=model_switch)
     options.setdefault("may_see", lambda job_id, owner: worker.find(job_id, owner) is not None)
     port = free_port()
     app.serve(page, output_dir, host="127.0.0.1", port=port, block=False, **options)

@@ -27,8 +27,8 @@ def fake():
 
 @pytest.fixture(scope="module")
 def address(fake, tmp_path_factory):
-    with running_page(fake, tmp_path_factory.mktemp("outputs"), CHECKPOINT) as address:
-        yield address
+    with running_page(fake, tmp_path_factory.mktemp("outputs"), CHECKPOINT, model_switch=True) as address:
+        yield address  # with the model field, as on everybody's own computer
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from bsa import BSAConfig
 from pipeline import CheckpointInfo
 from ui.access.visitor import Visitors
 from ui.api.endpoints import add_api
+from ui.api.publish import Page
 from ui.form.inputs import Fields, attention_fields, block_fields, examples, prompt_field, video_fields
 from ui.form.model import model_field
 from ui.form.plan_panel import plan_error, plan_panel
@@ -72,7 +73,8 @@ def build_page(
     keep_record_of(store, worker)
     default = checkpoint.bsa or BSAConfig()
 
-    with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+    with Page(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+        add_api(page, site)  # before the page's own events, which Gradio names after their functions: names are unique
         box("header", _header(checkpoint, worker))
         measured = gr.Timer(2)  # runs until the machine is calibrated
         shown = gr.State("")  # id of the finished job whose videos are on the stage
@@ -193,7 +195,6 @@ def build_page(
             **lasting,
         ).then(*refresh, **QUIET)
         stop.click(follower.press_stop, watch, notice, **QUIET)
-        add_api(page, site)
     return page
 
 

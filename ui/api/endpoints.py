@@ -2,19 +2,13 @@
 /cancel.
 
 They share one table of parameters, from which the documented signature is made, and the page's worker, so a call
-and a press of the button wait for each other. Every failure is a `gr.Error`, because of other exceptions the client
-only learns that there was one.
+and a press of the button wait for each other.
 """
 
 from __future__ import annotations
 
 import asyncio
-import inspect
-import logging
-from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import wraps
-from types import GenericAlias
 from typing import Any, Literal
 
 import gradio as gr
@@ -26,19 +20,14 @@ from pipeline.estimate.estimator import Estimate
 from pipeline.media.attention_record import AttentionRecord, record_path
 from pipeline.media.clip import inspect_clip
 from pipeline.request.fields import FIELDS
-from pipeline.request.sentences import one_line
 from pipeline.runs.sweep_axes import LABELS
 from ui.api.calls import Calls
+from ui.api.publish import REQUIRED, publish
 from ui.form.read import bsa_config, new_seed, video_request
-from ui.jobs.failures import sentence
 from ui.jobs.job import VideoJob, plain
 from ui.jobs.sweep_job import SweepJob
 from ui.site import Site
 from ui.views.stage import video_file
-
-log = logging.getLogger("ui")
-
-REQUIRED = inspect.Parameter.empty
 
 
 def parameters(checkpoint: CheckpointInfo) -> list[tuple[str, Any, Any, str]]:
@@ -211,14 +200,14 @@ def add_api(page: gr.Blocks, site: Site) -> None:
         ("seed", int | None, None, "Seed of the noise; null draws one, which the report states"),
     ]
     made = [("video file", str), report]
-    _publish(page, generate, [*shared, attention, JOB_ID], made)
-    _publish(page, compare, [*shared, JOB_ID], [("dense video", str), ("sparse video", str), report])
-    _publish(page, refine, [*clip, *attention_parameters(site.checkpoint.sparse), attention, JOB_ID], made)
-    _publish(page, sweep, [*shared, *grid, JOB_ID], [report, ("CSV file", str)])
-    _publish(page, estimate, sizes, [("estimate", dict)])
-    _publish(page, inspect_, [KNOWN_ID, *place], [("attention", dict)])
-    _publish(page, resources, [], [("resources", dict)])
-    _publish(page, cancel, [KNOWN_ID], [("job", dict)])
+    publish(page, generate, [*shared, attention, JOB_ID], made)
+    publish(page, compare, [*shared, JOB_ID], [("dense video", str), ("sparse video", str), report])
+    publish(page, refine, [*clip, *attention_parameters(site.checkpoint.sparse), attention, JOB_ID], made)
+    publish(page, sweep, [*shared, *grid, JOB_ID], [report, ("CSV file", str)])
+    publish(page, estimate, sizes, [("estimate", dict)])
+    publish(page, inspect_, [KNOWN_ID, *place], [("attention", dict)])
+    publish(page, resources, [], [("resources", dict)])
+    publish(page, cancel, [KNOWN_ID], [("job", dict)])
 
 
 def _request(site: Site, values: dict[str, Any], *, sparse: bool = True) -> VideoRequest:
@@ -258,52 +247,3 @@ def _selection(record: AttentionRecord, step: int, layer: int, head: int, query_
             "block": {"kept": blocks.tolist(), "recall": recall},
         }
     )
-
-
-def _publish(
-    page: gr.Blocks, handler: Callable, table: list[tuple[str, Any, Any, str]], returns: list[tuple[str, Any]]
-) -> None:
-    """Give the handler the table's signature and register it under its own name.
-
-    Gradio derives the types from the signature and would label the values "1st", "2nd"; the labels are ours.
-    """
-
-    @wraps(handler)
-    async def endpoint(*values: Any) -> Any:
-        try:
-            return await handler(**{name: value for (name, *_), value in zip(table, values, strict=True)})
-        except gr.Error:  # first, because Gradio's is a ValueError too, and its text as such has quotes
-            raise
-        except ValueError as error:
-            raise gr.Error(one_line(error), print_exception=False) from None
-        except Exception as error:
-            log.exception("/%s failed", handler.__name__)
-            raise gr.Error(sentence(error), print_exception=False) from None
-
-    signed: Any = endpoint  # what is read of a function here, its type does not say
-    del signed.__wrapped__  # whose signature would hide the table's
-
-    endpoint.__annotations__ = {name: kind for name, kind, _, _ in table}
-    kinds = tuple(kind for _, kind in returns)
-    signed.__signature__ = inspect.Signature(
-        [
-            inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kind)
-            for name, kind, default, _ in table
-        ],
-        return_annotation=GenericAlias(tuple, kinds) if len(kinds) > 1 else kinds[0],
-    )
-    # MCP clients are told of a parameter what the docstring says of it
-    about = handler.__doc__ or ""
-    endpoint.__doc__ = "\n".join([about, "Args:", *(f"{name}: {text}" for name, _, _, text in table)])
-    event = gr.api(
-        endpoint,
-        api_name=handler.__name__,
-        api_description=" ".join(about.split()),
-        concurrency_limit=None,
-    )
-    function = page.fns[event["id"]]
-    component: Any
-    for component, label in zip(function.inputs, (text for *_, text in table), strict=True):
-        component.label = label
-    for component, label in zip(function.outputs, (name for name, _ in returns), strict=True):
-        component.label = label
