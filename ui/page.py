@@ -21,9 +21,10 @@ from ui.form.presets import PresetList
 from ui.form.read import MASS, SIDE_BY_SIDE, TOP_K, form_request, new_seed, page_sentence
 from ui.form.refine import ClipChooser, refine_fields
 from ui.form.restore import OF_ONE_VIDEO, code_panel, fill, form_values, settings_drop
+from ui.jobs.disk import Disk
 from ui.jobs.job import VideoJob
 from ui.jobs.records import keep_record_of
-from ui.jobs.store import DEFAULT_BUDGET, Store
+from ui.jobs.store import Store
 from ui.jobs.worker import Worker
 from ui.language import SWITCH, language_script
 from ui.look.parts import QUIET, box, notice_html
@@ -58,18 +59,18 @@ class Look:
 def build_page(
     checkpoint: CheckpointInfo,
     worker: Worker,
-    disk_budget: int = DEFAULT_BUDGET,
+    disk: Disk | None = None,
     *,
     device: str = "auto",
     model_switch: bool = False,
 ) -> gr.Blocks:
     """The page and the named API over a worker, which may still be loading its pipeline.
 
-    disk_budget: bytes that results may take in the output folder before the oldest are removed.
+    disk: how much all that the app writes may take, before the oldest results are removed.
     device: what the worker's pipeline runs on, for the estimates. model_switch: whether visitors may load other models.
     """
     site = Site(checkpoint, worker, Visitors(worker.output_dir), device, model_switch)
-    store = Store(worker.output_dir, disk_budget)
+    store = Store(worker.output_dir, disk)
     keep_record_of(store, worker)
     default = checkpoint.bsa or BSAConfig()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections import OrderedDict
@@ -16,6 +17,7 @@ from starlette.responses import PlainTextResponse
 from ui.access.bodies import LARGEST, TOO_LARGE, Refused, check_body
 from ui.access.hosts import Hosts
 from ui.access.login import Throttle
+from ui.jobs.disk import Disk
 from ui.jobs.files import FOLDER
 
 SERVED = (".mp4", ".json", ".csv", ".png", ".jpg", ".webp")
@@ -59,6 +61,7 @@ class Guard:
         file is for whoever knows its path, which a visitor cannot guess.
     space: runs as a Hugging Face Space, whose page shows this one in a frame. Otherwise no other site may, and the
         browser is kept from asking other hosts.
+    disk: what has room for uploads or not, and is tidied after each.
     """
 
     def __init__(
@@ -69,12 +72,14 @@ class Guard:
         hosts: Hosts | None = None,
         may_see: MaySee = lambda job_id, owner: True,
         space: bool = False,
+        disk: Disk | None = None,
     ) -> None:
         self._app = app
         self._output_dir = output_dir.resolve()
         self._cache = cache.resolve()
         self._hosts = Hosts() if hosts is None else hosts
         self._may_see = may_see
+        self._disk = disk
         self._seen: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._throttle = Throttle()
         self._headers = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"}
@@ -112,16 +117,34 @@ class Guard:
         if wanted is not None and not self._serves(wanted["path"], scope, headers):
             await refuse(REFUSED, 403)
             return
-        if posted and not headers.get("content-type", "").startswith("multipart/"):
+        login, multipart = _LOGIN.search(path), headers.get("content-type", "").startswith("multipart/")
+        if posted and multipart and not login:
+            await self._upload(scope, receive, send_with_headers, refuse)
+            return
+        if posted and not multipart:
             try:
                 receive = await _checked(receive)
             except Refused as refused:
                 await refuse(str(refused), refused.status)
                 return
-        if posted and _LOGIN.search(path):
+        if posted and login:
             await self._log_in(scope, receive, send_with_headers, refuse)
             return
         await self._app(scope, receive, send_with_headers)
+
+    async def _upload(self, scope: Any, receive: Any, send: Any, refuse: Any) -> None:
+        if self._disk is None:
+            await self._app(scope, receive, send)
+            return
+        size = Headers(scope=scope).get("content-length", "")
+        if reason := self._disk.refusal(int(size) if size.isdecimal() else 0):
+            await refuse(reason, 507)
+            return
+        try:
+            with self._disk.uploading():
+                await self._app(scope, receive, send)
+        finally:
+            await asyncio.to_thread(self._disk.tidy)
 
     async def _log_in(self, scope: Any, receive: Any, send: Any, refuse: Any) -> None:
         address = scope["client"][0] if scope.get("client") else ""

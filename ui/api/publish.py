@@ -16,6 +16,7 @@ import gradio as gr
 
 from pipeline.request.sentences import one_line
 from ui.jobs.failures import sentence
+from ui.look.parts import serve_in_place
 
 log = logging.getLogger("ui")
 
@@ -89,3 +90,4 @@ def publish(
         component.label = label
     for component, label in zip(function.outputs, (name for name, _ in returns), strict=True):
         component.label = label
+        serve_in_place(component)

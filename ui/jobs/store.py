@@ -17,14 +17,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from ui.jobs.disk import Disk, alive, this_process
 from ui.jobs.files import FOLDER, folder_bytes, job_folder, private_folder, remove_folder
 
 log = logging.getLogger("ui")
 
 VERSION = 1  # of the table; kept in the file's user_version
-DEFAULT_BUDGET = 5_000_000_000
+FOR_A_ROW = 1_000_000  # bytes, far above what a row takes
 INTERRUPTED = "interrupted"
 LIVE = ("waiting", "running")
 _LIVE = "state IN ('waiting', 'running')"
@@ -67,14 +66,15 @@ _JSON = ("request", "report", "posters")
 class Store:
     """All jobs of one output folder, for any thread. A fault of the file is logged and never raised.
 
-    budget: bytes that ended jobs may take; beyond it the oldest are removed with their folders, the newest is kept.
+    disk: how much all that the app writes may take; beyond it the oldest ended jobs are removed with their folders, the
+        newest is kept.
     """
 
-    def __init__(self, output_dir: Path, budget: int = DEFAULT_BUDGET) -> None:
+    def __init__(self, output_dir: Path, disk: Disk | None = None) -> None:
         self.output_dir = output_dir
-        self.budget = budget
+        self.disk = disk or Disk(output_dir)
         self._lock = threading.RLock()
-        self._server = _this_process()
+        self._server = this_process()
         self._db: sqlite3.Connection | None = None
         try:
             self._file: Path | None = private_folder(output_dir) / "jobs.sqlite"
@@ -86,10 +86,8 @@ class Store:
 
     def write(self, record: Record) -> None:
         """Add a job, or replace what is known of it. One that has ended is measured, and may push older ones out."""
-        over = record.state not in LIVE
-        self._guard(self._write, record)
-        if over:
-            self._guard(self._evict, record.id)
+        self._guard(self._write_with_room, record)
+        self._guard(self._evict)
 
     def read(self, job_id: str) -> Record | None:
         rows = self._guard(self._select, "id = ?", (job_id,)) or []
@@ -114,7 +112,8 @@ class Store:
         return [record.id for record in records if self._guard(self._remove, record)]
 
     def total_bytes(self) -> int:
-        return self._guard(self._total) or 0
+        """All that the app keeps on the disk."""
+        return (self._guard(self._total) or 0) + self.disk.beside_results()
 
     def close(self) -> None:
         with self._lock:
@@ -128,10 +127,22 @@ class Store:
         assert self._db is not None  # `_guard` has opened it
         return self._db
 
+    def _write_with_room(self, record: Record) -> None:
+        """Write a row; on a full disk once more, when the oldest jobs have made room for it."""
+        try:
+            self._write(record)
+        except sqlite3.OperationalError as error:
+            if "full" not in str(error):
+                raise
+            self._evict(FOR_A_ROW)
+            self._write(record)
+
     def _write(self, record: Record) -> None:
         values = {name: getattr(record, name) for name in _COLUMNS} | {"server": self._server}
         values |= {name: json.dumps(values[name] or {}) for name in _JSON}
-        values["bytes"] = folder_bytes(self.output_dir, record.folder) + sum(len(values[name]) for name in _JSON)
+        values["bytes"] = folder_bytes(self.output_dir, record.folder) + sum(
+            len(values[name]) for name in (*_JSON, "owner", "error")
+        )
         places = ", ".join(f":{name}" for name in _COLUMNS)
         with self._connection:
             self._connection.execute(f"INSERT OR REPLACE INTO jobs ({', '.join(_COLUMNS)}) VALUES ({places})", values)
@@ -145,6 +156,8 @@ class Store:
 
     def _remove(self, record: Record) -> bool:
         try:
+            if (folder := job_folder(self.output_dir, record.folder)) is not None:
+                self.disk.forget(folder, record.error)
             remove_folder(self.output_dir, record.folder)
         except OSError as error:
             log.warning("the folder %s could not be removed: %s", record.folder, error.strerror)
@@ -153,13 +166,15 @@ class Store:
             self._connection.execute("DELETE FROM jobs WHERE id = ?", (record.id,))
         return True
 
-    def _evict(self, newest: str) -> None:
-        excess = self._total() - self.budget
+    def _evict(self, least: int = 0) -> None:
+        """Remove the oldest ended jobs until all that is written fits, and at least so many bytes of them; never the
+        newest."""
+        excess = max(least, self.disk.make_room(self._total()))
         if excess <= 0:
             return
-        for record in self._select(f"id != ? AND NOT {_LIVE} ORDER BY ended, rowid", (newest,)):
+        for record in self._select(f"NOT {_LIVE} ORDER BY ended, rowid")[:-1]:
             if self._remove(record):
-                log.info("job %s made room: results took more than %s bytes", record.id, f"{self.budget:,}")
+                log.info("job %s made room on the disk", record.id)
                 excess -= record.bytes
             if excess <= 0:
                 return
@@ -167,7 +182,7 @@ class Store:
     def _take_stock(self) -> None:
         """Mark what a killed server left half-finished, measure again, and take in folders that no row knows."""
         for record in self._select(_LIVE):
-            if not _alive(record.server):
+            if not alive(record.server):
                 ended = {"state": INTERRUPTED, "ended": max(record.submitted, record.started)}
                 self._write(Record(**{**record.__dict__, **ended}))
         records = self._select("TRUE")
@@ -181,7 +196,7 @@ class Store:
                 state = "done" if (folder / "report.json").is_file() else INTERRUPTED
                 job_id = folder.name.rpartition("-")[2]
                 self._write(Record(job_id, "", "", state, folder=folder.name, submitted=made, ended=made))
-        self._evict("")
+        self._evict()
 
     # the file
 
@@ -255,17 +270,3 @@ def _record(row: tuple) -> Record:
         except ValueError:
             values[name] = {}
     return Record(**values)
-
-
-def _this_process() -> str:
-    process = psutil.Process()
-    return f"{process.pid}:{process.create_time():.0f}"
-
-
-def _alive(server: str) -> bool:
-    """Whether the process that a row names still runs (another server may work in the same output folder)."""
-    pid, _, created = server.partition(":")
-    try:
-        return server != _this_process() and f"{psutil.Process(int(pid)).create_time():.0f}" == created
-    except (psutil.Error, ValueError):
-        return False
