@@ -117,10 +117,10 @@ class Disk:
             with self._lock:
                 self._uploading -= 1
 
-    def forget(self, folder: Path, error: str) -> None:
-        """A job is about to be removed: its videos go from among the uploads, where the form puts a clip that is
-        refined, and the rescued one that its error names."""
-        for video in folder.glob("*.mp4"):
+    def forget(self, folder: Path | None, error: str) -> None:
+        """A job is about to be removed, with its folder if it has one: its videos go from among the uploads, where the
+        form puts a clip that is refined, and the rescued one that its error names."""
+        for video in folder.glob("*.mp4") if folder is not None else ():
             for entry in _entries(self._uploads):
                 copies = [entry.path] if entry.path.is_file() else list(entry.path.glob("*.mp4"))
                 if any(_equal(video, copy) for copy in copies):

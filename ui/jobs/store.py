@@ -156,8 +156,7 @@ class Store:
 
     def _remove(self, record: Record) -> bool:
         try:
-            if (folder := job_folder(self.output_dir, record.folder)) is not None:
-                self.disk.forget(folder, record.error)
+            self.disk.forget(job_folder(self.output_dir, record.folder), record.error)
             remove_folder(self.output_dir, record.folder)
         except OSError as error:
             log.warning("the folder %s could not be removed: %s", record.folder, error.strerror)
