@@ -22,7 +22,6 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 from pipeline import _start
 
 # isort: split
-import gradio as gr
 from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 
@@ -36,6 +35,7 @@ from ui import Look, Worker, build_page
 from ui.access.guard import Guard, MaySee
 from ui.access.hosts import ALLOWED, Hosts
 from ui.access.login import VARIABLE, read_logins
+from ui.api.publish import Page
 from ui.jobs.disk import UPLOADS, Disk, own_folder, rescue_folder
 from ui.jobs.files import PRIVATE
 
@@ -104,7 +104,7 @@ def _main(arguments: list[str] | None) -> int:
 
 
 def serve(
-    page: gr.Blocks,
+    page: Page,
     output_dir: Path,
     *,
     host: str,
@@ -133,6 +133,7 @@ def serve(
         hosts=Hosts.of_server(host) if hosts is None else hosts,
         may_see=may_see,
         disk=disk,
+        presence=page.presence,
         space="SPACE_ID" in os.environ,
     )
     look = Look.default()

@@ -73,7 +73,7 @@ def test_one_short_sentence(client, path, values, beginning):
     ],
 )
 def test_json_that_the_python_client_does_not_send(address, width, beginning):
-    rest = '64, 17, 2, 1.0, 1, null, 0.75, null, [4, 4, 4], [4, 4, 4], "sparse", null'
+    rest = '64, 17, 2, 1.0, 1, null, 0.75, null, [4, 4, 4], [4, 4, 4], "mean", 0, 0, "sparse", null'
     call = f"{address}/gradio_api/call/generate"
     body = f'{{"data": ["a", "", {width}, {rest}]}}'
     asked = httpx.post(call, content=body, headers={"Content-Type": "application/json"}, timeout=60)

@@ -187,6 +187,7 @@ class TestReadings:
         pytest.param("inspect", "query block 0 of head 0 read", id="inspect"),
         pytest.param("resources", "host: ", id="resources"),
         pytest.param("cancel", "the job was stopped", id="cancel"),
+        pytest.param("result", "sparse: ", id="result"),
     ],
 )
 def test_examples(address, name, said):

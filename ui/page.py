@@ -63,7 +63,7 @@ def build_page(
     *,
     device: str = "auto",
     model_switch: bool = False,
-) -> gr.Blocks:
+) -> Page:
     """The page and the named API over a worker, which may still be loading its pipeline.
 
     disk: how much all that the app writes may take, before the oldest results are removed.

@@ -17,6 +17,7 @@ from starlette.responses import PlainTextResponse
 from ui.access.bodies import LARGEST, TOO_LARGE, Refused, check_body
 from ui.access.hosts import Hosts
 from ui.access.login import Throttle
+from ui.access.presence import Presence, session_of_stream
 from ui.jobs.disk import Disk
 from ui.jobs.files import FOLDER
 
@@ -61,7 +62,7 @@ class Guard:
         file is for whoever knows its path, which a visitor cannot guess.
     space: runs as a Hugging Face Space, whose page shows this one in a frame. Otherwise no other site may, and the
         browser is kept from asking other hosts.
-    disk: what has room for uploads or not, and is tidied after each.
+    disk: what has room for uploads or not, and is tidied after each. presence: learns which clients are there.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Guard:
         may_see: MaySee = lambda job_id, owner: True,
         space: bool = False,
         disk: Disk | None = None,
+        presence: Presence | None = None,
     ) -> None:
         self._app = app
         self._output_dir = output_dir.resolve()
@@ -80,6 +82,7 @@ class Guard:
         self._hosts = Hosts() if hosts is None else hosts
         self._may_see = may_see
         self._disk = disk
+        self._presence = presence or Presence()
         self._seen: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._throttle = Throttle()
         self._headers = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"}
@@ -129,6 +132,10 @@ class Guard:
                 return
         if posted and login:
             await self._log_in(scope, receive, send_with_headers, refuse)
+            return
+        if not posted and (session := session_of_stream(path, scope["query_string"])):
+            with self._presence.connected(session):
+                await self._app(scope, receive, send_with_headers)
             return
         await self._app(scope, receive, send_with_headers)
 

@@ -1,5 +1,5 @@
-"""The named endpoints for `gradio_client`: /generate, /compare, /refine, /sweep, /estimate, /inspect, /resources and
-/cancel.
+"""The named endpoints for `gradio_client`: /generate, /compare, /refine, /sweep, /estimate, /inspect, /resources,
+/result and /cancel.
 
 They share one table of parameters, from which the documented signature is made, and the page's worker, so a call
 and a press of the button wait for each other.
@@ -11,7 +11,6 @@ import asyncio
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
-import gradio as gr
 import numpy as np
 
 from bsa import BSAConfig
@@ -23,7 +22,8 @@ from pipeline.media.clip import inspect_clip
 from pipeline.request.fields import FIELDS
 from pipeline.runs.sweep_axes import LABELS
 from ui.api.calls import Calls
-from ui.api.publish import REQUIRED, publish
+from ui.api.publish import REQUIRED, Page, publish
+from ui.api.results import job_result, sweep_report, table_file
 from ui.form.read import bsa_config, new_seed, video_request
 from ui.jobs.job import VideoJob, plain
 from ui.jobs.sweep_job import SweepJob
@@ -64,7 +64,13 @@ def attention_parameters(bsa: BSAConfig) -> list[tuple[str, Any, Any, str]]:
     ]
 
 
-JOB_ID = ("job_id", str | None, None, "Your own name for the job, for /cancel and /inspect; null draws one")
+JOB_ID = (
+    "job_id",
+    str | None,
+    None,
+    "Your own name for the job, for /result, /cancel and /inspect; one of 32 characters or more works over any "
+    "connection; null draws one",
+)
 KNOWN_ID = ("job_id", str, REQUIRED, "What you named the job, or what its report says")
 SCORED_BY = Literal[tuple(SCORES)]  # type: ignore[valid-type]  # made from the table
 SETTINGS = Literal[tuple(LABELS)]  # type: ignore[valid-type]  # made from the table
@@ -72,9 +78,9 @@ NO_COLUMNS = "column_values are given without columns; name the setting that the
 NOT_ESTIMATED = "the model that runs here does not say how large it is, so nothing can be estimated"
 
 
-def add_api(page: gr.Blocks, site: Site) -> None:
+def add_api(page: Page, site: Site) -> None:
     """Add the endpoints to the page, which is still being built."""
-    calls, shared = Calls(site), parameters(site.checkpoint)
+    calls, shared = Calls(site, page.presence), parameters(site.checkpoint)
     attention = ("attention", Literal["sparse", "dense"], "sparse", "Block sparse attention (BSA) or dense attention")
 
     async def generate(attention: str, job_id: str | None, **values: Any) -> tuple[Any, ...]:
@@ -132,11 +138,7 @@ def add_api(page: gr.Blocks, site: Site) -> None:
         job = SweepJob(Sweep(_request(site, values), *axes))
         name = calls.submit(job, job_id)
         await calls.follow(job)
-        report, files = job.report(), {file: video_file(result.video) for file, result in job.results.items()}
-        for video in report["dense"] + report["cells"]:
-            video["video"] = files.get(video["video"])
-        table = gr.FileData(path=str(job.folder / "sweep.csv"), orig_name="sweep.csv").model_dump()
-        return report | {"job_id": name, "state": job.state}, table
+        return sweep_report(job) | {"job_id": name, "state": job.state}, table_file(job)
 
     async def estimate(**values: Any) -> dict[str, Any]:
         """What a video will take on this machine, dense and sparse: seconds by phase, peak memory in bytes and what the
@@ -174,9 +176,15 @@ def add_api(page: gr.Blocks, site: Site) -> None:
         reading = await asyncio.to_thread(read_resources, worker.engine_pid, memory)
         return plain(asdict(reading) | {"worker": worker.status(), "torch_memory": memory})
 
+    async def result(job_id: str) -> dict[str, Any]:
+        """A job by its job_id, over or not, also when the connection was lost that began it: its state (waiting,
+        running, done, stopped or failed), why it waits or failed, the videos made so far, and its report. Asking keeps
+        a job alive whose client is gone; else it is stopped after two minutes."""
+        return job_result(site, job_id, calls.find(job_id))
+
     async def cancel(job_id: str) -> dict[str, str]:
         """Stop a job of yours, at once while it waits and at its next step when it runs. Jobs are yours when the same
-        client, or the same login, began them."""
+        client, or the same login, began them, or when their job_id is one that nobody guesses."""
         job = calls.find(job_id)
         if not job.over:
             site.worker.stop(job)
@@ -212,6 +220,7 @@ def add_api(page: gr.Blocks, site: Site) -> None:
     publish(page, estimate, sizes, [("estimate", dict)])
     publish(page, inspect_, [KNOWN_ID, *place], [("attention", dict)])
     publish(page, resources, [], [("resources", dict)])
+    publish(page, result, [KNOWN_ID], [("job", dict)])
     publish(page, cancel, [KNOWN_ID], [("job", dict)])
 
 

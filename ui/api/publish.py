@@ -15,6 +15,7 @@ from typing import Any
 import gradio as gr
 
 from pipeline.request.sentences import one_line
+from ui.access.presence import Presence
 from ui.jobs.failures import sentence
 from ui.look.parts import serve_in_place
 
@@ -27,7 +28,13 @@ class Page(gr.Blocks):
     """Blocks whose API says `int | None` of a parameter that may be null.
 
     Gradio writes `None | int`, and its client and its page of the API add ` | None` where that is the default.
+
+    presence: which clients are there; whoever serves the page keeps it.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.presence = Presence()
+        super().__init__(*args, **kwargs)
 
     def get_api_info(self, *args: Any, **kwargs: Any) -> Any:
         info = super().get_api_info(*args, **kwargs)

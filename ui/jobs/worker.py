@@ -148,8 +148,12 @@ class Worker:
 
     def find(self, job_id: str, owner: str) -> Job | None:
         """A job by its id, for its owner only; None for one that is forgotten."""
-        job = self.queue.get(job_id) or self.archive(job_id)
+        job = self.find_any(job_id)
         return job if job is not None and job.owner == owner else None
+
+    def find_any(self, job_id: str) -> Job | None:
+        """A job by its id, whoever's it is."""
+        return self.queue.get(job_id) or self.archive(job_id)
 
     def live(self, owner: str) -> list[Job]:
         """The owner's jobs that wait or run, oldest first."""
