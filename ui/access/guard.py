@@ -120,6 +120,12 @@ class Guard:
         if wanted is not None and not self._serves(wanted["path"], scope, headers):
             await refuse(REFUSED, 403)
             return
+        if wanted is not None and "range" in headers:
+            # Gradio fails at several ranges, and answers one with the request's headers. What it does not recognise it
+            # leaves to Starlette, which knows them all; the unit may be written either way.
+            scope["headers"] = [
+                (name, value.upper() if name == b"range" else value) for name, value in scope["headers"]
+            ]
         login, multipart = _LOGIN.search(path), headers.get("content-type", "").startswith("multipart/")
         if posted and multipart and not login:
             await self._upload(scope, receive, send_with_headers, refuse)

@@ -21,6 +21,7 @@ from ui.look.parts import serve_in_place
 
 log = logging.getLogger("ui")
 
+WRONG_COUNT = "/{name} takes {wanted} values in this order: {names}; {given} were given"
 REQUIRED = inspect.Parameter.empty
 
 
@@ -45,6 +46,14 @@ class Page(gr.Blocks):
                     added = parameter["parameter_has_default"] and parameter["parameter_default"] is None
                     said["type"] = said["type"].removeprefix(null) + ("" if added else " | None")
         return info
+
+    def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
+        """Say what a call lacks; Gradio would answer it with nothing."""
+        if block_fn.api_visibility == "public" and len(inputs) != len(block_fn.inputs):
+            names = ", ".join(inspect.signature(block_fn.fn).parameters) or "none"
+            values = {"name": block_fn.api_name, "wanted": len(block_fn.inputs), "given": len(inputs), "names": names}
+            raise gr.Error(WRONG_COUNT.format(**values), print_exception=False)
+        super().validate_inputs(block_fn, inputs)
 
 
 def publish(
