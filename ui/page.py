@@ -195,6 +195,7 @@ def build_page(
             trigger_mode="multiple",
             **lasting,
         ).then(*refresh, **QUIET)
+        watch.peek(follower.peek, watch, follower.parts, **QUIET)
         stop.click(follower.press_stop, watch, notice, **QUIET)
     return page
 

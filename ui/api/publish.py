@@ -26,7 +26,7 @@ REQUIRED = inspect.Parameter.empty
 
 
 class Page(gr.Blocks):
-    """Blocks whose API says `int | None` of a parameter that may be null.
+    """Blocks of which many tabs may be open, and whose API says `int | None` of a parameter that may be null.
 
     Gradio writes `None | int`, and its client and its page of the API add ` | None` where that is the default.
 
@@ -46,6 +46,13 @@ class Page(gr.Blocks):
                     added = parameter["parameter_has_default"] and parameter["parameter_default"] is None
                     said["type"] = said["type"].removeprefix(null) + ("" if added else " | None")
         return info
+
+    def get_config_file(self, *args: Any, **kwargs: Any) -> Any:
+        """Without the connection that Gradio holds open for each page, to learn when it is closed: a browser allows six
+        to one server, for all tabs together."""
+        config = super().get_config_file(*args, **kwargs)
+        config["connect_heartbeat"] = False
+        return config
 
     def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
         """Say what a call lacks; Gradio would answer it with nothing."""
