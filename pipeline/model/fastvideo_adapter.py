@@ -14,10 +14,10 @@ import json
 import logging
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from pipeline.checkpoint.safetensors_files import check_complete, stored_keys, stored_precision
 from pipeline.checkpoint.tokenizer import load_tokenizer
+from pipeline.machine.quiet import quiet
 from pipeline.model.schedule import longcat_sigmas
 from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.video import MAX_PROMPT_TOKENS, VideoRequest
@@ -284,8 +285,10 @@ def _prepare_process(device: torch.device) -> None:
 
 
 def _support_cpu() -> None:
-    """Two replacements without which FastVideo 0.2.1 has no CPU path."""
+    """Replacements without which FastVideo 0.2.1 has no CPU path, or none beside a GPU."""
+    from fastvideo import platforms
     from fastvideo.distributed import parallel_state
+    from fastvideo.pipelines.stages import base
     from fastvideo.platforms.cpu import CpuPlatform
 
     # Whatever is not CUDA or an NPU counts as "mps" there. The function is imported by name all over
@@ -299,6 +302,18 @@ def _support_cpu() -> None:
     # Ours never calls it, but the text encoder's and the transformer's constructors must succeed.
     _expect(CpuPlatform, "get_attn_backend_cls")
     CpuPlatform.get_attn_backend_cls = classmethod(lambda *_: "fastvideo.attention.backends.sdpa.SDPABackend")
+
+    # Its platform is CUDA's wherever NVML lists a GPU, whether or not PyTorch can use it and is meant to. Modules that
+    # are imported already hold the platform by its name.
+    _expect(platforms, "_current_platform")
+    platforms._current_platform = CpuPlatform()
+    for name, module in list(sys.modules.items()):
+        if name.startswith("fastvideo.") and "current_platform" in vars(module):
+            vars(module)["current_platform"] = platforms._current_platform
+
+    # The log of its stages (FASTVIDEO_STAGE_LOGGING) waits for the GPU before it reads the clock.
+    cuda = SimpleNamespace(is_available=lambda: False, synchronize=lambda: None)
+    base.torch = SimpleNamespace(device=torch.device, cuda=cuda)
 
 
 @contextlib.contextmanager
@@ -321,23 +336,3 @@ def _expect(owner: Any, name: str) -> Any:
             "install the versions of requirements.txt"
         )
     return getattr(owner, name)
-
-
-class _Muted:
-    """A text stream that drops what one thread writes and passes on what others do."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream, self._thread = stream, threading.get_ident()
-
-    def write(self, text: str) -> int:
-        return len(text) if threading.get_ident() == self._thread else self._stream.write(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Only this thread's output: a server may load in the background and print its address meanwhile."""
-    with contextlib.redirect_stdout(_Muted(sys.stdout)), contextlib.redirect_stderr(_Muted(sys.stderr)):
-        yield

@@ -1,0 +1,26 @@
+"""Programs in surroundings that are not as usual: GPUs that cannot be used, proxies, odd paths and terminals."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from programs import ROOT
+from stub_driver import StubDriver, needs_compiler
+
+
+def command_line(*arguments: str | Path, **options) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, **options)
+
+
+@needs_compiler
+def test_a_gpu_that_pytorch_cannot_use(tiny_checkpoint, tmp_path):
+    """NVML lists two; FastVideo chooses CUDA by that alone, and its log of stages waits for CUDA."""
+    env = StubDriver(tmp_path).env() | {"CUDA_VISIBLE_DEVICES": "-1", "FASTVIDEO_STAGE_LOGGING": "1"}
+    small = ["--height", "64", "--width", "64", "--num-frames", "5", "--steps", "1", "--dense"]
+    where = ["--model-path", tiny_checkpoint, "--output", tmp_path / "video.mp4"]
+    done = command_line("generate", "--prompt", "x", *small, *where, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "(process RSS)" in done.stdout
