@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from programs import ROOT
 from stub_driver import StubDriver, needs_compiler
+
+from pipeline import LongCatPipeline
 
 
 def command_line(*arguments: str | Path, **options) -> subprocess.CompletedProcess[str]:
@@ -24,3 +27,8 @@ def test_a_gpu_that_pytorch_cannot_use(tiny_checkpoint, tmp_path):
     done = command_line("generate", "--prompt", "x", *small, *where, env=env)
     assert done.returncode == 0, done.stderr
     assert "(process RSS)" in done.stdout
+
+
+def test_a_path_with_wildcards(tiny_checkpoint, tmp_path):
+    checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "models [v2] *?" / "long[cat]")
+    assert LongCatPipeline.load(checkpoint, device="cpu").info.path == checkpoint

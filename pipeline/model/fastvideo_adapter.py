@@ -120,8 +120,9 @@ class FastVideoLongCat:
             # FastVideo's own loader of tokenizers runs Python from the checkpoint's folder.
             ready = {"tokenizer": load_tokenizer(path / "tokenizer")}
             kind = HostLongCatPipeline if weights else LongCatPipeline
-            self._pipeline = kind(str(path), self._args, loaded_modules=ready)
-            self._pipeline.post_init()
+            with _folders_as_named():
+                self._pipeline = kind(str(path), self._args, loaded_modules=ready)
+                self._pipeline.post_init()
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -329,10 +330,27 @@ def _loading_to_host() -> Iterator[None]:
         function.__code__ = before
 
 
+@contextlib.contextmanager
+def _folders_as_named() -> Iterator[None]:
+    """While this lasts, FastVideo finds weights in a folder with [, ] or other wildcards in its path."""
+    from fastvideo.models.loader import component_loader
+
+    def files(pattern: str) -> list[str]:
+        folder, name = os.path.split(pattern)
+        return before.glob(os.path.join(before.escape(folder), name))
+
+    before = _expect(component_loader, "glob")
+    component_loader.glob = SimpleNamespace(glob=files)
+    try:
+        yield
+    finally:
+        component_loader.glob = before
+
+
 def _expect(owner: Any, name: str) -> Any:
     if not hasattr(owner, name):
         raise RuntimeError(
-            f"{getattr(owner, '__name__', owner)} has no {name}; the CPU support fits FastVideo 0.2.1, "
+            f"{getattr(owner, '__name__', owner)} has no {name}; the adapter fits FastVideo 0.2.1, "
             "install the versions of requirements.txt"
         )
     return getattr(owner, name)
