@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,14 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 # First, because it sees to Ctrl-C while the others are imported.
 from pipeline import _start
+from pipeline.machine.proxies import settle_proxies
+
+if __name__ == "__main__":
+    try:
+        settle_proxies()  # Gradio reads them when it is imported
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 # isort: split
 import gradio as gr
@@ -28,8 +37,10 @@ from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint
 from pipeline.cli.options import add_weights, read_weights
 from pipeline.engine.process import EngineProcess
 from pipeline.machine.device import expected_device
+from pipeline.machine.paths import expand_user
 from pipeline.request.sentences import VisibleFormatter, one_line
 from ui import Look, Worker, build_page
+from ui.access.address import check_address, taken
 from ui.access.guard import Guard, MaySee
 from ui.access.hosts import ALLOWED, Hosts
 from ui.access.login import VARIABLE, read_logins
@@ -38,7 +49,7 @@ from ui.jobs.files import PRIVATE
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve until the program is ended. Returns its exit code: 2 for options that cannot be, 1 for a port that is
-    taken, 130 for Ctrl-C."""
+    taken or not allowed, 130 for Ctrl-C."""
     try:
         _start.end()
         return _main(arguments)
@@ -54,14 +65,16 @@ def _main(arguments: list[str] | None) -> int:
     try:
         checkpoint = inspect_checkpoint(options.model_path)
         expected_device(options.device)
-        output_dir = writable_folder(options.output_dir)
+        output_dir = writable_folder(options.output_dir, "choose another with --output-dir")
+        check_temporary_folder()
         options.auth = read_logins(options.auth or (), options.auth_file)
         hosts = Hosts.of_server(options.host, options.allow_host, options.share)
         if options.mcp:
             check_mcp(options.auth)
-    except ValueError as error:
+        check_address(options.host, options.port)
+    except (ValueError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, ValueError) else 1
 
     # `docker stop` and process managers end a server so; a default handler would skip the closing below
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -83,9 +96,9 @@ def _main(arguments: list[str] | None) -> int:
             hosts=hosts,
             may_see=lambda job_id, owner: worker.find(job_id, owner) is not None,
         )
-    except OSError:
-        place = f"port {options.port} of {options.host}"
-        print(f"error: {place} is taken or not allowed; try --port {options.port % 65535 + 1}", file=sys.stderr)
+    except OSError as error:
+        reason = one_line(error) if error.errno else taken(options.host, options.port)  # Gradio's own has no number
+        print(f"error: {reason}", file=sys.stderr)
         return 1
     finally:
         worker.close()
@@ -112,7 +125,7 @@ def serve(
     block: stay until interrupted. logins: names and passwords, one of which is asked for; none lets everybody in.
     max_upload: bytes of one uploaded file. mcp: offer the endpoints as tools of the Model Context Protocol.
     hosts: what this server is called; None for what it listens on. may_see: whether a job, by its id, is an owner's.
-    Raises OSError when the port is taken.
+    Raises OSError when it cannot listen there.
     """
     guard = Middleware(
         Guard,
@@ -122,9 +135,10 @@ def serve(
         may_see=may_see,
         space="SPACE_ID" in os.environ,
     )
+    settle_proxies(host)  # Gradio asks itself whether it is up
     look = Look.default()
     page.queue().launch(
-        server_name=host,
+        server_name=f"[{host}]" if ":" in host else host,
         server_port=port,
         theme=look.theme,
         css=look.css,
@@ -147,18 +161,25 @@ def serve(
         threading.Event().wait()
 
 
-def writable_folder(path: Path) -> Path:
-    """The folder, made if need be. Raises ValueError when nothing can be written into it."""
-    path = path.expanduser().resolve()
+def writable_folder(path: Path, remedy: str) -> Path:
+    """The folder, made if need be. Raises ValueError when nothing can be written into it, with the remedy."""
+    path = expand_user(path).resolve()
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".write-test"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=path) as probe:
+            probe.write(bytes(2**16))  # a full disk still takes names
     except OSError as error:
-        remedy = "choose another with --output-dir"
-        raise ValueError(f"cannot write to the output folder {path} ({error.strerror}); {remedy}") from None
+        raise ValueError(f"cannot write to the folder {path} ({error.strerror}); {remedy}") from None
     return path
+
+
+def check_temporary_folder() -> None:
+    """Raises ValueError when Gradio could not keep the files there that it sends and receives."""
+    try:
+        folder = Path(get_upload_folder())
+    except FileNotFoundError as error:  # the system has no such folder, says Python
+        raise ValueError(f"{error.strerror}; set TMPDIR to a folder that can be written") from None
+    writable_folder(folder, "set GRADIO_TEMP_DIR to a folder of your own, on a disk with room")
 
 
 def check_mcp(logins: Sequence[tuple[str, str]] = ()) -> None:
