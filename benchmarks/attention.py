@@ -66,7 +66,7 @@ def raster_operation(case: Case, backend: str) -> dict:
 
 def selection(case: Case, fused: bool) -> dict:
     def run():
-        return select_pooled(*case.means, case.layout, case.config, case.scale, fused=fused)
+        return select_pooled(*case.means, case.layout, case.layout, case.config, case.scale, fused=fused)
 
     blocks = case.layout.blocks.volume
     same = (run().mask(blocks) == case.selection.mask(blocks)).double().mean().item()
@@ -81,7 +81,7 @@ def warm(name: str) -> str:
         if VARIANTS[name].tile_q <= chunk.volume:
             out = torch.empty_like(case.q)
             q, k, v, filled = (x.transpose(1, 2) for x in (case.q, case.k, case.v, out))
-            selection = select_pooled(*case.means, case.layout, case.config, case.scale, fused=True)
+            selection = select_pooled(*case.means, case.layout, case.layout, case.config, case.scale, fused=True)
             from bsa.kernels.attend import attend_tokens
 
             given = selection, case.layout, case.layout, case.scale, filled

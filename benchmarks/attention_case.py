@@ -23,7 +23,7 @@ class Case:
         self.q *= 2  # spread-out scores: nearly equal weights would hide a wrong block
         self.scale, self.device = dim**-0.5, device
         self.means = tuple(self.layout.pool(self.layout.blocks_from_order(x)) for x in (self.q, self.k))
-        self.selection = select_pooled(*self.means, self.layout, self.config, self.scale)
+        self.selection = select_pooled(*self.means, self.layout, self.layout, self.config, self.scale)
         sizes = self.layout.sizes(device).double()
         self.pairs = float((sizes[self.selection.indices.long()].sum(-1) * sizes).sum())
         self.flops = 4 * dim * self.pairs

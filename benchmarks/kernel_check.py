@@ -123,7 +123,7 @@ def check(case: Case, device: str, heads: int, sample: int) -> dict:
     (q_order, q_means), (k_order, k_means) = to_order(q, q_layout), to_order(k, k_layout)
     v_order, _ = to_order(v, k_layout, means=False)
     scale, tuning = case.dim**-0.5, tuning_of(q, q_layout, k_layout)
-    selection = select_pooled(q_means, k_means, k_layout, config, scale, fused=tuning.fused_top_k)
+    selection = select_pooled(q_means, k_means, q_layout, k_layout, config, scale, fused=tuning.fused_top_k)
     poisoned = torch.full_like(q_order, float("nan"))
     attend_tokens(q_order, k_order, v_order, selection, q_layout, k_layout, scale, poisoned, variant=tuning.variant)
     out = from_order(poisoned, q_layout)

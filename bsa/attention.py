@@ -15,7 +15,8 @@ from bsa.block_selection import BlockSelection
 from bsa.config import BSAConfig
 from bsa.grid import Grid, as_grid
 from bsa.layout import BlockLayout
-from bsa.selection import select_blocks, select_pooled, without_autocast
+from bsa.selection import pool, select_blocks, select_pooled, without_autocast
+from bsa.selectors import DEFAULT_SCORES
 from bsa.variants import Tuning, tuning_for
 
 logger = logging.getLogger("bsa")
@@ -112,10 +113,13 @@ def _attend_with_triton(
     from bsa.kernels.order import from_order, to_order
 
     tuning = tuning_of(q, q_layout, k_layout)
-    (q, q_means), (k, k_means) = to_order(q, q_layout), to_order(k, k_layout)
-    assert q_means is not None and k_means is not None
+    means = config.selector.scores == DEFAULT_SCORES
+    (q, q_pooled), (k, k_pooled) = to_order(q, q_layout, means), to_order(k, k_layout, means)
+    if q_pooled is None or k_pooled is None:
+        q_pooled = pool(q_layout.blocks_from_order(q.transpose(1, 2)), q_layout, config)
+        k_pooled = pool(k_layout.blocks_from_order(k.transpose(1, 2)), k_layout, config)
     v, _ = to_order(v, k_layout, means=False)
-    selection = select_pooled(q_means, k_means, k_layout, config, scale, fused=tuning.fused_top_k)
+    selection = select_pooled(q_pooled, k_pooled, q_layout, k_layout, config, scale, fused=tuning.fused_top_k)
     out = torch.empty_like(q)
     attend_tokens(q, k, v, selection, q_layout, k_layout, scale, out, variant=tuning.variant)
     return from_order(out, q_layout), selection

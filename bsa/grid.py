@@ -41,3 +41,6 @@ def as_grid(value: Any, name: str) -> Grid:
             f"{name} must be three positive integers (frames, rows, columns), such as 4,4,4; got {sides or value!r}"
         )
     return Grid(*whole)
+
+
+CELL = Grid(2, 2, 2)  # the boxes that blocks are compared by, where their means say too little; see `bsa.cells`

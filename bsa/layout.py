@@ -59,6 +59,11 @@ class BlockLayout:
         """Place in block order of every raster token, int64 [S]; the inverse of ``order``. Shared."""
         return _tables(self, device).place_of_token
 
+    def token_of_slot(self, device: torch.device) -> Tensor:
+        """Raster number of the token in every slot of block-major order, int64 [N * C]; padding repeats the first token
+        of its block. Shared: do not write to it."""
+        return _tables(self, device).token_of_slot
+
     def blocks_from_order(self, x: Tensor) -> Tensor:
         """Block order [B, S, H, D] to block-major [B, H, N, C, D]; a view where every block is whole."""
         batch, _, heads, dim = x.shape

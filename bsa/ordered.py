@@ -15,7 +15,8 @@ from bsa.attention import check_alike, checked_scale, resolve_backend, tuning_of
 from bsa.block_selection import BlockSelection
 from bsa.config import BSAConfig
 from bsa.layout import BlockLayout
-from bsa.selection import select_pooled, without_autocast
+from bsa.selection import pool, select_pooled, without_autocast
+from bsa.selectors import DEFAULT_SCORES
 from bsa.variants import Tuning
 
 
@@ -68,7 +69,8 @@ def block_order_attention(
 
     q, k, v: [B, S, H, D], tokens in the order ``layout.order`` of the config's chunks, which must be the same for
         queries and keys. No padding: a block that the edge cuts short is simply shorter.
-    means: the mean query and key of every block, each fp32 [B, H, N, D], where the caller has them already.
+    means: the mean query and key of every block, each fp32 [B, H, N, D], where the caller has them already. Used where
+        the config selects by them.
     backend: as in `block_sparse_attention`, without "reference".
     tuning: which kernels the triton backend runs; by default those measured to be best on this GPU.
 
@@ -79,9 +81,10 @@ def block_order_attention(
     backend = resolve_backend(backend, q, k, v, known=("auto", "triton", "torch"))
     with without_autocast(q.device):
         tuning = tuning or (tuning_of(q, layout, layout) if backend == "triton" else Tuning())
-        blocks = tuple(map(layout.blocks_from_order, (q, k))) if means is None or backend == "torch" else ()
-        q_means, k_means = means or tuple(map(layout.pool, blocks))
-        selection = select_pooled(q_means, k_means, layout, config, scale, fused=tuning.fused_top_k)
+        pooled = means if config.selector.scores == DEFAULT_SCORES else None
+        blocks = tuple(map(layout.blocks_from_order, (q, k))) if pooled is None or backend == "torch" else ()
+        pooled = pooled or (pool(blocks[0], layout, config), pool(blocks[1], layout, config))
+        selection = select_pooled(*pooled, layout, layout, config, scale, fused=tuning.fused_top_k)
         if backend == "triton":
             from bsa.kernels.attend import attend_tokens
 

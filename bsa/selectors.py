@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from bsa.grid import Grid
+from bsa.grid import CELL, Grid
 
 # The rules by which blocks are kept, as configurations, command line and page call them.
 TOP_K, MASS, TOP_K_AND_MASS = "top-k", "mass", "top-k and mass"
@@ -27,14 +27,21 @@ class Scores(NamedTuple):
     label: str
 
 
-DEFAULT_SCORES = "mean"
-SCORES = {scores.name: scores for scores in (Scores("mean", "by the means of the blocks"),)}
+DEFAULT_SCORES, CELLS = "mean", "cells"
+SCORES = {
+    scores.name: scores
+    for scores in (
+        Scores(DEFAULT_SCORES, "by the means of the blocks"),
+        Scores(CELLS, f"by the attention between their cells of {CELL} tokens"),
+    )
+}
 
 
 class SelectionWork(NamedTuple):
     """What one selection computes for one head."""
 
     block_pairs: int  # ranked against each other, row by row
+    cell_pairs: int  # scored for it; 0 where the blocks' means are
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +114,12 @@ class Selector:
 
     def work(self, grid: Grid, chunk_q: Grid, chunk_k: Grid) -> SelectionWork:
         """What a selection on this grid computes."""
-        return SelectionWork(grid.blocks(chunk_q).volume * grid.blocks(chunk_k).volume)
+        pairs = cells = 1
+        for chunk in (chunk_q, chunk_k):
+            blocks = grid.blocks(chunk).volume
+            pairs *= blocks
+            cells *= blocks * Grid(*map(min, grid, chunk)).blocks(CELL).volume
+        return SelectionWork(pairs, cells if self.scores == CELLS else 0)
 
     def to_params(self) -> dict[str, Any]:
         """Its part of LongCat's ``bsa_params``. What LongCat does not know is written only where it is not the default,
@@ -125,8 +137,8 @@ class Selector:
 
     @property
     def options(self) -> list[str]:
-        """The same choice as words of the command line."""
-        words = {name.replace("_", "-"): value for name, value in self.to_params().items()}
+        """The same choice as words of the command line, all of it: a checkpoint may have other defaults."""
+        words = {"sparsity": self.sparsity, "cdf-threshold": self.cdf_threshold, "selection": self.scores}
         return [f"--{name}={_word(value)}" for name, value in words.items()]
 
 

@@ -126,8 +126,6 @@ def _attend_blocks_kernel(
     tl.store(out_tile, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-
-
 def attend_with_pointers(
     q: Tensor,
     k: Tensor,
@@ -153,9 +151,3 @@ def attend_with_pointers(
         HEAD_DIM=head_dim, CHUNK_Q=chunk_q, CHUNK_K=chunk_k, REGULAR=not (q_layout.ragged or k_layout.ragged),
         RAGGED_Q=q_layout.ragged, RAGGED_K=k_layout.ragged, **launch,
     )  # fmt: skip
-
-
-
-
-
-

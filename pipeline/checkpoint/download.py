@@ -88,8 +88,6 @@ def fetch_checkpoint(
         return _fetch(text, check, on_progress)
 
 
-
-
 def _fetch(repo: str, check: CheckSize | None, on_progress: OnProgress) -> Path:
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled

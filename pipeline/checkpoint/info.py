@@ -202,10 +202,6 @@ def _name(path: Path) -> str:
     return cache.rpartition("--")[2] if cache.startswith("models--") else path.name
 
 
-
-
-
-
 def _adapters(folder: Path) -> dict[str, Path]:
     """Files lora/NAME.safetensors, as LongCat has them, and lora/NAME/*.safetensors, as FastVideo's converter does."""
     found: dict[str, Path] = {}
@@ -227,8 +223,6 @@ def _bsa_config(transformer: dict[str, Any], checkpoint: Path) -> BSAConfig:
         raise ValueError(f"{checkpoint}/transformer/config.json has unusable bsa_params: {error}") from None
 
 
-
-
 def _check_tokenizer(checkpoint: Path) -> None:
     """Only the ends of the file: the whole one, megabytes of it, is read when it is loaded."""
     folder = checkpoint / "tokenizer"
@@ -242,7 +236,3 @@ def _check_tokenizer(checkpoint: Path) -> None:
         end = stream.read().rstrip()
     if not (begin.startswith(b"{") and end.endswith(b"}")):
         raise ValueError(incomplete(checkpoint, "tokenizer/tokenizer.json is cut off or damaged"))
-
-
-
-

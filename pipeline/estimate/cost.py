@@ -15,13 +15,12 @@ from pipeline.machine.memory import Device
 TEXT_TOKENS = 40  # of a prompt of a sentence or two; cross-attention is too small a part for more exactness
 
 
-
-
 class Rates(NamedTuple):
     """How fast the parts run, in operations a second, and what else they cost, in operations.
 
-    layout: per element moved into blocks and back. select: per pair of pooled blocks. ragged: factor on all of sparse
-    attention where the chunks do not divide the grid. launch: seconds per layer that do not depend on the size.
+    layout: per element moved into blocks and back. select: per pair of pooled blocks; cells: per pair of cells, where
+    those are compared. ragged: factor on all of sparse attention where the chunks do not divide the grid. launch:
+    seconds per layer that do not depend on the size.
     """
 
     linear: float
@@ -30,14 +29,15 @@ class Rates(NamedTuple):
     decode: float
     layout: float
     select: float
+    cells: float
     ragged: float
     launch: float
 
 
 # Measured once with benchmarks/: two CPU threads in fp32, one H200 in bfloat16. Only their ratios matter.
 _RATES = {
-    "cpu": Rates(73e9, 155e9, 115e9, 136e9, 530, 500, 1.6, 1.5e-3),
-    "cuda": Rates(350e12, 600e12, 400e12, 50e12, 4000, 20000, 1.3, 1e-3),
+    "cpu": Rates(73e9, 155e9, 115e9, 136e9, 530, 500, 250, 1.6, 1.5e-3),
+    "cuda": Rates(350e12, 600e12, 400e12, 50e12, 4000, 20000, 280, 1.3, 1e-3),
 }
 
 
@@ -65,7 +65,7 @@ def sparse_seconds(shape: ModelShape, grid: Grid, bsa: BSAConfig, kept: float, r
     chunk_k = Grid(*map(min, grid, bsa.chunk_k)).volume
     pairs = 4 * grid.volume * kept * chunk_k * shape.hidden
     layout = rates.layout * grid.volume * shape.hidden
-    select = rates.select * shape.heads * plan.work.block_pairs
+    select = shape.heads * (rates.select * plan.work.block_pairs + rates.cells * plan.work.cell_pairs)
     return (pairs + layout + select) / rates.sparse * (rates.ragged if plan.ragged else 1)
 
 
@@ -81,33 +81,3 @@ def kept_blocks(bsa: BSAConfig, grid: Grid, density: float | None = None) -> flo
     selector, key_blocks = bsa.selector, bsa.blocks(grid).k_blocks.volume
     most = selector.most(key_blocks)
     return most if selector.uniform or density is None else min(most, density * key_blocks)
-
-
-# -- memory -------------------------------------------------------------------------------------------------------
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-

@@ -190,14 +190,17 @@ class Estimator:
             return cost.decode_seconds(self._shape, *size, self._rates) * self._scale("decode", math.prod(size[1:]))
         shape, rates, rows, tokens = self._shape, self._rates, work.rows, work.grid.volume
         layer = cost.linear_seconds(shape, tokens * rows, rates) * self._scale("linear", tokens)
+        steps, dense = self.info.steps_run(request), 1.0
         if work.bsa is not None and work.blocks is not None:
+            dense = work.bsa.dense_share(steps, shape.depth)
+            if density is not None and dense < 1:
+                density = max(0.0, density - dense) / (1 - dense)  # of the sparse layers, not of all
             kept = cost.kept_blocks(work.bsa, work.grid, density)
             kind = "ragged" if work.blocks.ragged else "sparse"
             sparse = cost.sparse_seconds(shape, work.grid, work.bsa, kept, rates)
-            layer += rows * sparse * self._scale(kind, tokens)
-        else:
-            layer += rows * cost.dense_seconds(shape, tokens, rates) * self._scale("dense", tokens)
-        return self.info.steps_run(request) * shape.depth * layer
+            layer += (1 - dense) * rows * sparse * self._scale(kind, tokens)
+        layer += dense * rows * cost.dense_seconds(shape, tokens, rates) * self._scale("dense", tokens)
+        return steps * shape.depth * layer
 
     def _scale(self, part: str, size: float) -> float:
         """Measured over counted seconds of one part, from the calibration points of the nearest size.

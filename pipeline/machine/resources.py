@@ -231,5 +231,3 @@ class ResourceSampler:
         self._samples.add(reading.time, {**reading.series(), **self._more()})
         self._latest = reading
         self._first.set()
-
-

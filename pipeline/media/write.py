@@ -41,12 +41,6 @@ def _suggested_name(output: Path) -> str:
     return "video.mp4" if output.name.startswith(".") else output.with_suffix(".mp4").name
 
 
-
-
-
-
-
-
 def ffmpeg_program() -> str:
     """The program that imageio_ffmpeg brings along, or that IMAGEIO_FFMPEG_EXE names."""
     import imageio_ffmpeg  # not everywhere: a machine that only measures the GPU has no ffmpeg

@@ -10,7 +10,7 @@ A transformer that `to_fp8` converted runs with 8-bit products, quantised by the
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -36,10 +36,11 @@ def fast_forward(
     text_mask: Tensor | None,
     config: BSAConfig | None,
     *,
+    dense_layers: int = 0,
     zero_text_padding: bool = False,
     backend: str = "auto",
     tuning: Tuning | None = None,
-    observe: Callable[[Tensor, Tensor, BlockSelection], None] | None = None,
+    observe: Callable[[Tensor, Tensor, BlockSelection | None], None] | None = None,
     ffn_tokens: int = FFN_TOKENS,
     offload: Offload | None = None,
 ) -> Tensor:
@@ -48,7 +49,8 @@ def fast_forward(
     config: block sparse attention with one chunk for queries and keys, or None for dense attention.
     backend: "auto", "torch" or "triton", for the attention and the fused operations alike.
     tuning: see `bsa.block_order_attention`.
-    observe: sees queries and keys, [B, H, N, D] in block order, and the selection of every layer.
+    dense_layers: so many of the first blocks attend to everything, still in block order.
+    observe: sees queries and keys, [B, H, N, D] in block order, and the selection of every layer, None for everything.
     offload: brings the blocks' weights from the host, for a model that does not fit into the GPU.
 
     Raises ValueError as `longcat_forward` does, and for a config whose chunks differ.
@@ -76,20 +78,23 @@ def fast_forward(
     x = _patches(latents.to(dtype), patch)
     x = F.linear(x if layout is None else x[:, layout.order(device)], proj.weight.flatten(1), proj.bias)
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, means: tuple[Tensor, Tensor]) -> Tensor:
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, means: tuple[Tensor, Tensor]) -> Tensor:
         if layout is None or config is None:
             return _dense(q, k, v)
-        out, selection = block_order_attention(
-            q, k, v, layout, config, means=means, backend=backend, tuning=tuning, return_selection=True
-        )
+        if layer < dense_layers:
+            out, selection = _dense(q, k, v), None
+        else:
+            out, selection = block_order_attention(
+                q, k, v, layout, config, means=means, backend=backend, tuning=tuning, return_selection=True
+            )
         if observe is not None:
             observe(q.transpose(1, 2), k.transpose(1, 2), selection)
         return out
 
     fp8 = is_fp8(model)
     text = ops.quantise(text) if fp8 else text
-    for block in model.blocks if offload is None else offload.blocks():
-        _block(ops, block, x, t, text, text_mask, rope, frames, layout, attend, ffn_tokens, fp8)
+    for layer, block in enumerate(model.blocks if offload is None else offload.blocks()):
+        _block(ops, block, x, t, text, text_mask, rope, frames, layout, partial(attend, layer), ffn_tokens, fp8)
 
     final = model.final_layer
     shift, scale = _linear_fp32(final.adaln_linear, F.silu(t)).chunk(2, dim=-1)

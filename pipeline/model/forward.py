@@ -17,7 +17,7 @@ Shape letters: B batch, C latent channels, T H W latent frames, rows and columns
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -199,7 +199,7 @@ def longcat_forward(
     timestep: Tensor,
     text: Tensor,
     text_mask: Tensor | None,
-    attend: Attend = attend_dense,
+    attend: Attend | Sequence[Attend] = attend_dense,
     *,
     zero_text_padding: bool = False,
     stages: Stages = EAGER,
@@ -212,7 +212,7 @@ def longcat_forward(
         timestep: [B] or [B, t], 0 (clean) to 1000 (noise).
         text: encoder states [B, L, text channels]; text_mask: [B, L], or an attention mask
             [B, 1, 1, L] that is used as it is (no host synchronisation), or None for "all valid".
-        attend: self-attention over [B, heads, N, D] tokens in raster order.
+        attend: self-attention over [B, heads, N, D] tokens in raster order; one for all blocks, or one for each.
         zero_text_padding: the other way in which LongCat models were trained (`text_tokens_zero_pad` in their
             config.json): padding becomes zero vectors that are attended to. Needs text_mask [B, L].
         stages: the block halves, eager or compiled.
@@ -242,9 +242,10 @@ def longcat_forward(
         text, text_mask = text * text_mask[..., None].to(dtype), None
 
     rope = rope_table(grid, x.shape[-1] // model.blocks[0].self_attn.num_heads, x.device)
-    for block in model.blocks:
+    each = attend if isinstance(attend, Sequence) else [attend] * len(model.blocks)
+    for block, attend_block in zip(model.blocks, each, strict=True):
         q, k, v, gate, ffn = stages.before(block, x, t, rope)
-        x = stages.after(block, x, attend(q, k, v, grid), gate, ffn, text, text_mask)
+        x = stages.after(block, x, attend_block(q, k, v, grid), gate, ffn, text, text_mask)
 
     final = model.final_layer
     shift, scale = _linear_fp32(final.adaln_linear, F.silu(t)).unsqueeze(2).chunk(2, dim=-1)

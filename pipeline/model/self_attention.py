@@ -13,6 +13,8 @@ from pipeline.request.workload import Workload
 
 # (q, k, selection) of every call, tensors as `block_sparse_attention` takes and returns them
 Observer = Callable[[Tensor, Tensor, BlockSelection], None]
+# The same, with None for a call that attended to everything
+ObserveCall = Callable[[Tensor, Tensor, BlockSelection | None], None]
 
 
 class DenseAttention:
@@ -48,21 +50,38 @@ class SparseAttention:
         self._measured = self._plan.kept is None or self._layouts[1].ragged
         self._observer = observer
         self._calls = 0
-        self._sums: Tensor | float = 0.0  # fp64 [2] on the device: density and blocks kept, summed over calls
+        self._dense_calls = 0
+        self._sums: Tensor | float = 0.0  # fp64 [2] on the device: density and blocks kept, summed over sparse calls
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
         out, selection = block_sparse_attention(q, k, v, grid, self._config, return_selection=True)
         self.observe(q, k, selection)
         return out
 
-    def observe(self, q: Tensor, k: Tensor, selection: BlockSelection) -> None:
-        """Count what another forward attended to; q and k as its observer expects them."""
-        if self._measured:
+    def dense(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
+        """The same for a layer that attends to everything (see `BSAConfig.dense_layers_at`)."""
+        out = attend_dense(q, k, v, grid)
+        self.observe(q, k, None)
+        return out
+
+    def observe(self, q: Tensor, k: Tensor, selection: BlockSelection | None) -> None:
+        """Count what a forward attended to, None for everything; q and k as its observer expects them."""
+        if selection is None:
+            self._dense_calls += 1
+        else:
             self._calls += 1
-            density = token_density(selection, *self._layouts).mean()
-            self._sums = self._sums + torch.stack([density, selection.counts.double().mean()])
+            if self._measured:
+                density = token_density(selection, *self._layouts).mean()
+                self._sums = self._sums + torch.stack([density, selection.counts.double().mean()])
         if self._observer is not None:
-            self._observer(q, k, selection)
+            self._observer(q, k, self._everything(q) if selection is None else selection)
+
+    def _everything(self, q: Tensor) -> BlockSelection:
+        """All key blocks for every query block, without the memory for it."""
+        q_blocks, k_blocks = (layout.blocks.volume for layout in self._layouts)
+        shape = (*q.shape[:2], q_blocks)
+        indices = torch.arange(k_blocks, dtype=torch.int32, device=q.device).expand(*shape, k_blocks)
+        return BlockSelection(indices, indices.new_full((1,), k_blocks).expand(shape))
 
     def _means(self) -> list[float]:
         means: list[float] = torch.as_tensor(self._sums / self._calls).tolist()
@@ -70,12 +89,17 @@ class SparseAttention:
 
     def density(self) -> float:
         """Computed query-key token pairs over all pairs. Waits for the device where it was measured."""
+        if not self._calls:
+            return 1.0
         known = None if self._measured else self._plan.density
-        return self._means()[0] if known is None else known
+        sparse = self._means()[0] if known is None else known
+        return (self._dense_calls + self._calls * sparse) / (self._dense_calls + self._calls)
 
     def blocks_kept(self) -> float:
-        """Key blocks per query block, a mean over everything where it was measured."""
-        return self._means()[1] if self._plan.kept is None else float(self._plan.kept)
+        """Key blocks per query block where attention was sparse, a mean where it was measured."""
+        if self._plan.kept is None and self._calls:
+            return self._means()[1]
+        return float(self._plan.kept or self.blocks_total())
 
     def blocks_total(self) -> int:
         return self._plan.k_blocks.volume

@@ -23,8 +23,6 @@ log = logging.getLogger("ui")
 MOST_SESSIONS = 10_000
 
 
-
-
 class Visitors:
     """Hands out tickets and says whose a request is.
 

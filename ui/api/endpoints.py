@@ -21,6 +21,7 @@ import gradio as gr
 import numpy as np
 
 from bsa import BSAConfig
+from bsa.selectors import SCORES
 from pipeline import Axis, CheckpointInfo, Sweep, VideoRequest, read_resources
 from pipeline.estimate.estimator import Estimate
 from pipeline.media.attention_record import AttentionRecord, record_path
@@ -68,11 +69,15 @@ def attention_parameters(bsa: BSAConfig) -> list[tuple[str, Any, Any, str]]:
         ("cdf_threshold", float | None, bsa.cdf_threshold, "Estimated attention mass kept, above 0 to 1, or null"),
         ("chunk_q", list[int], list(bsa.chunk_q), "Query chunk: latent frames, token rows, token columns"),
         ("chunk_k", list[int], list(bsa.chunk_k), "Key chunk: latent frames, token rows, token columns"),
+        ("selection", SCORED_BY, bsa.selection, "Scores blocks by their means, or by cells inside them"),
+        ("dense_steps", int, bsa.dense_steps, "So many of the first steps attend to everything"),
+        ("dense_layers", int, bsa.dense_layers, "So many of the first layers attend to everything"),
     ]
 
 
 JOB_ID = ("job_id", str | None, None, "Your own name for the job, for /cancel and /inspect; null draws one")
 KNOWN_ID = ("job_id", str, REQUIRED, "What you named the job, or what its report says")
+SCORED_BY = Literal[tuple(SCORES)]  # type: ignore[valid-type]  # made from the table
 SETTINGS = Literal[tuple(LABELS)]  # type: ignore[valid-type]  # made from the table
 NO_COLUMNS = "column_values are given without columns; name the setting that they are of, such as 'steps'"
 NOT_ESTIMATED = "the model that runs here does not say how large it is, so nothing can be estimated"
@@ -223,7 +228,7 @@ def add_api(page: gr.Blocks, site: Site) -> None:
 
 def _request(site: Site, values: dict[str, Any], *, sparse: bool = True) -> VideoRequest:
     values = dict(values)
-    rule = {name: values.pop(name) for name in ("sparsity", "cdf_threshold", "chunk_q", "chunk_k")}
+    rule = {name: values.pop(name) for name, *_ in attention_parameters(site.checkpoint.sparse)}
     if values["seed"] is None:
         values["seed"] = new_seed()
     return video_request(site.checkpoint, **values, bsa=bsa_config(**rule) if sparse else None)

@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from bsa import BSAConfig
+from bsa.selectors import CELLS, DEFAULT_SCORES
 from pipeline import CheckpointInfo
 from ui.form.read import DENSE_ONLY, MASS, SIDE_BY_SIDE, SPARSE_ONLY, TOP_K, TOP_K_AND_MASS, keep_by
 
@@ -100,6 +101,24 @@ def block_fields(default: BSAConfig) -> Fields:
         visible=default.cdf_threshold is not None,
         elem_id="cdf_threshold",
     )
+    fields["selection"] = gr.Radio(
+        [("Their means", DEFAULT_SCORES), ("Cells inside them", CELLS)],
+        value=default.selection,
+        label="Score blocks by",
+        info="LongCat compares the means of blocks. Comparing cells of 2 × 2 × 2 tokens takes a little longer and "
+        "finds more of what dense attention looks at.",
+        elem_id="selection",
+    )
+    with gr.Row(elem_classes="triple"):
+        for name, label in (("dense_steps", "Dense steps"), ("dense_layers", "Dense layers")):
+            fields[name] = gr.Number(
+                getattr(default, name),
+                label=label,
+                info="The first ones attend to everything.",
+                step=1,
+                min_width=60,
+                elem_id=name,
+            )
     return fields
 
 

@@ -35,6 +35,9 @@ def form_request(checkpoint: CheckpointInfo, values: Mapping[str, Any]) -> Video
             cdf_threshold=values["cdf_threshold"] if values["keep_by"] != TOP_K else None,
             chunk_q=[values[f"chunk_q_{axis}"] for axis in "thw"],
             chunk_k=[values[f"chunk_k_{axis}"] for axis in "thw"],
+            selection=values["selection"],
+            dense_steps=values["dense_steps"],
+            dense_layers=values["dense_layers"],
         )
     return video_request(
         checkpoint,
@@ -61,13 +64,23 @@ def keep_by(bsa: BSAConfig) -> str:
 
 
 def bsa_config(
-    *, sparsity: float | None, cdf_threshold: float | None, chunk_q: Sequence[Any], chunk_k: Sequence[Any]
+    *,
+    sparsity: Any,
+    cdf_threshold: Any,
+    chunk_q: Sequence[Any],
+    chunk_k: Sequence[Any],
+    selection: str,
+    dense_steps: Any,
+    dense_layers: Any,
 ) -> BSAConfig:
     return BSAConfig(
         sparsity=None if sparsity is None else real("sparsity", sparsity),
         cdf_threshold=None if cdf_threshold is None else real("cdf threshold", cdf_threshold),
         chunk_q=_chunk("query chunk", chunk_q),
         chunk_k=_chunk("key chunk", chunk_k),
+        selection=selection,
+        dense_steps=whole("dense steps", dense_steps),
+        dense_layers=whole("dense layers", dense_layers),
     )
 
 
@@ -114,6 +127,8 @@ _PAGE_WORDS = {
     "guidance_scale": "guidance",
     "cdf_threshold": "CDF threshold",
     "chunk_q": "query chunk",
+    "dense_steps": "dense steps",
+    "dense_layers": "dense layers",
     "chunk_k": "key chunk",
     "t_thresh": "noise level",
 }

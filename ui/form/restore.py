@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from bsa import BSAConfig
+from bsa.config import SCHEDULE
 from pipeline import FromClip, VideoRequest, cli_command, python_code, read_settings
 from pipeline.request.load_options import LoadOptions
 from ui.form.inputs import Fields
@@ -62,6 +63,7 @@ def _attention_values(bsa: BSAConfig) -> dict[str, Any]:
     for name in ("sparsity", "cdf_threshold"):
         if getattr(bsa, name) is not None:
             values[name] = getattr(bsa, name)
+    values |= {name: getattr(bsa, name) for name in ("selection", *SCHEDULE)}
     for kind in ("chunk_q", "chunk_k"):
         values |= {f"{kind}_{axis}": side for axis, side in zip("thw", getattr(bsa, kind))}
     return values

@@ -30,8 +30,6 @@ ARMS = ("dense", "sparse")
 Listener = Callable[["Job"], None]
 
 
-
-
 class Mark(NamedTuple):
     """When a phase of one video began; `time` is `time.time()`."""
 

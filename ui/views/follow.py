@@ -228,5 +228,3 @@ def ended_notice(job: VideoJob) -> str:
     if job.state == "stopped":
         return notice_html("Stopped. Finished videos are kept.")
     return notice_html(f"Done with seed {job.request.seed}.", "done")
-
-

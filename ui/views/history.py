@@ -27,6 +27,8 @@ PSNR = "PSNR {value}"
 SIZE = "{width} × {height}, {frames} frames, {steps} steps, seed {seed}"
 SPARSITY = "sparsity {value:g}"
 MASS = "CDF threshold {value:g}"
+SCORED = "scored by {value}"
+STEPS_FIRST, LAYERS_FIRST = "dense steps: {value}", "dense layers: {value}"
 
 
 class History(Drawn):
@@ -144,7 +146,8 @@ def _view(job_id: str, kind: str, request: dict[str, Any], submitted: float) -> 
         size = {name: request.get(name) for name in ("width", "height", "steps", "seed")}
         detail = SIZE.format(**size, frames=request.get("num_frames"))
     rules = request.get("bsa") or {}
-    texts = [(SPARSITY, rules.get("sparsity")), (MASS, rules.get("cdf_threshold"))]
+    rule = [(SPARSITY, "sparsity"), (MASS, "cdf_threshold"), (SCORED, "selection"), (STEPS_FIRST, "dense_steps")]
+    texts = [(text, rules.get(name)) for text, name in [*rule, (LAYERS_FIRST, "dense_layers")]]
     return {
         "job": job_id,
         "kind": KINDS.get(kind, kind.capitalize()),
