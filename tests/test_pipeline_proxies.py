@@ -73,7 +73,7 @@ def test_socks_as_desktops_write_it(variables):
 @pytest.mark.parametrize("proxy", ["socks4://ada:secret@host:1", "ftp://host", "http://host:port", "://"])
 def test_no_proxy_that_httpx_can_use(variables, proxy):
     variables["HTTPS_PROXY"] = proxy
-    with pytest.raises(ValueError, match="the variable HTTPS_PROXY names no proxy that can be used; .* unset it") as told:
+    with pytest.raises(ValueError, match="the variable HTTPS_PROXY names no proxy that can .* unset it") as told:
         settle_proxies()
     assert "secret" not in str(told.value)
 
@@ -93,7 +93,7 @@ def test_the_hub_behind_a_dead_proxy(variables, monkeypatch, tmp_path, proxy):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     close_session()  # of other tests, made without a proxy
     try:
-        with pytest.raises(ValueError, match="the Hugging Face Hub, which may .*, cannot be reached; check the path or"):
+        with pytest.raises(ValueError, match="the Hugging Face Hub, which may .*, cannot be reached; check"):
             fetch_checkpoint("someone/longcat")
     finally:
         close_session()

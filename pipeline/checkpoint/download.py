@@ -75,8 +75,8 @@ def fetch_checkpoint(
         on_progress: called about every 10 MB; may raise `Cancelled`. What was fetched is kept, and resumed later.
 
     Raises:
-        ValueError: no such model, no access, no connection, an unusable proxy, not a LongCat checkpoint, too little disk
-            or memory. One sentence with the remedy.
+        ValueError: no such model, no access, no connection, an unusable proxy, not a LongCat checkpoint, too little
+            disk or memory. One sentence with the remedy.
     """
     text = str(text).strip()
     if not is_hub_id(text):

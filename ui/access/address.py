@@ -1,4 +1,4 @@
-"""The address that the server listens on: whether this machine has it and it is free, told before anything is loaded."""
+"""The address that the server listens on: whether this machine has it, and its port is free, told before loading."""
 
 from __future__ import annotations
 
