@@ -17,9 +17,9 @@ from fake_pipeline import FakePipeline
 from programs import interrupted_while_importing
 
 import app
-from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint
+from pipeline import EMBEDDED_CHECKPOINT, GpuReading, inspect_checkpoint
 from pipeline.machine import device as devices
-from pipeline.machine import memory
+from pipeline.machine import gpus as nvml_gpus
 from pipeline.machine.device import DeviceName, expected_device
 from ui import Worker
 from ui.access.address import check_address
@@ -129,14 +129,14 @@ class TestTemporaryFolder:
 
 
 class TestDevice:
-    GPUS = tuple(SimpleNamespace(index=index, uuid=f"GPU-{index}", name="NVIDIA H200") for index in range(2))
+    GPUS = tuple(GpuReading(index, "NVIDIA H200", 0, 2**37, 0, uuid=f"GPU-{index}") for index in range(2))
 
     @pytest.fixture
     def gpus(self, monkeypatch):
         """What NVML shows."""
 
         def show(gpus, visible=None):
-            for module in (devices, memory):
+            for module in (devices, nvml_gpus):
                 monkeypatch.setattr(module, "read_resources", lambda: SimpleNamespace(gpus=gpus))
             monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
             if visible is not None:

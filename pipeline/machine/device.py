@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-from pipeline.machine.memory import Device, gpu_of
+from pipeline.machine.gpus import Device, gpu_of, largest_gpu
 from pipeline.machine.resources import read_resources
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ class DeviceName:
 
 
 def expected_device(device: str) -> DeviceName:
-    """What "auto", "cpu", "cuda" or "cuda:N" will be for the process that loads the model.
+    """What "auto", "cpu", "cuda" or "cuda:N" will be for the process that loads the model. "auto" is the GPU with the
+    most memory, and the CPU where there is none.
 
     NVML answers. Where its answer leaves a doubt PyTorch is imported and asked, which takes seconds. Only of "auto" may
     the loaded pipeline show another one: where NVML sees a GPU whose driver PyTorch cannot use, or the reverse.
@@ -43,14 +44,14 @@ def expected_device(device: str) -> DeviceName:
     if device == "cpu" or (device == "auto" and not read_resources().gpus):
         return DeviceName("cpu")
     if (asked := re.fullmatch(r"auto|cuda(?::(\d{1,3}))?", device)) and "+cpu" not in metadata.version("torch"):
-        name = DeviceName("cuda", int(asked[1] or 0))
+        name = DeviceName("cuda", largest_gpu() if device == "auto" else int(asked[1] or 0))
         if gpu_of(name) is not None:
             return name
     return DeviceName.parse(str(choose_device(device)))
 
 
 def choose_device(device: str) -> torch.device:
-    """Resolve "auto", "cpu", "cuda" or "cuda:N".
+    """Resolve "auto", "cpu", "cuda" or "cuda:N", as `expected_device` has it.
 
     Raises:
         ValueError: the device does not exist here.
@@ -58,7 +59,9 @@ def choose_device(device: str) -> torch.device:
     import torch
 
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        number = largest_gpu()
+        known = number if number < torch.cuda.device_count() else 0
+        device = f"cuda:{known}" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
     except RuntimeError:
