@@ -13,11 +13,11 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-# Read by Gradio when it is imported. The page works offline and tells nobody about its use.
+# Gradio reads these when it is imported. The page works offline and reports its use to nobody.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-# First, because it sees to Ctrl-C while the others are imported.
+# First, because it handles Ctrl-C while the others are imported.
 from pipeline import _start
 from pipeline.machine.proxies import settle_proxies
 
@@ -48,8 +48,8 @@ from ui.jobs.files import PRIVATE
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve until the program is ended. Returns its exit code: 2 for options that cannot be, 1 for a port that is
-    taken or not allowed, 130 for Ctrl-C."""
+    """Serve until the program ends. Returns its exit code: 2 for bad options, 1 for a port in use or not allowed,
+    130 for Ctrl-C."""
     try:
         _start.end()
         return _main(arguments)
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(arguments: list[str] | None) -> int:
     options = _parser().parse_args(arguments)
     _log_to_stderr()
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it is up
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio sends itself a request to see whether it is up
     try:
         checkpoint = inspect_checkpoint(options.model_path)
         expected_device(options.device)
@@ -76,7 +76,7 @@ def _main(arguments: list[str] | None) -> int:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
 
-    # `docker stop` and process managers end a server so; a default handler would skip the closing below
+    # `docker stop` and process managers send this signal; the default handler would skip the clean-up below
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     where = {"path": str(checkpoint.path), "device": options.device}
     engine = EngineProcess("pipeline.engine.child:load_longcat", **where, **read_weights(options).arguments)
@@ -120,12 +120,16 @@ def serve(
     hosts: Hosts | None = None,
     may_see: MaySee = lambda job_id, owner: True,
 ) -> None:
-    """Start the server. Only Gradio's own cache and the media of jobs are served; no run is recorded in the browser.
+    """Start the server. It serves only Gradio's own cache and the media of jobs. No run is recorded in the browser.
 
-    block: stay until interrupted. logins: names and passwords, one of which is asked for; none lets everybody in.
-    max_upload: bytes of one uploaded file. mcp: offer the endpoints as tools of the Model Context Protocol.
-    hosts: what this server is called; None for what it listens on. may_see: whether a job, by its id, is an owner's.
-    Raises OSError when it cannot listen there.
+    block: stay until interrupted.
+    logins: names and passwords, of which a visitor must enter one; without any, everybody is let in.
+    max_upload: largest size of one uploaded file, in bytes.
+    mcp: offer the endpoints as tools of the Model Context Protocol.
+    hosts: the names of this server; None for the address that it listens on.
+    may_see: called with a job's id and an owner; returns whether the job belongs to the owner.
+
+    Raises OSError if it cannot listen there.
     """
     guard = Middleware(
         Guard,
@@ -143,7 +147,7 @@ def serve(
         theme=look.theme,
         css=look.css,
         head=look.head,
-        allowed_paths=[str(output_dir)],  # as narrowed by the guard
+        allowed_paths=[str(output_dir)],  # the guard narrows this down
         app_kwargs={"middleware": [guard]},
         auth=list(logins) or None,
         max_file_size=max_upload,
@@ -154,7 +158,7 @@ def serve(
         share=share,
         ssr_mode=False,
         enable_monitoring=False,
-        prevent_thread_lock=True,  # Gradio's own waiting makes an ordinary end of Ctrl-C
+        prevent_thread_lock=True,  # Gradio's own waiting would treat Ctrl-C as a normal end
         quiet=not block,
     )
     if block:
@@ -162,7 +166,7 @@ def serve(
 
 
 def writable_folder(path: Path, remedy: str) -> Path:
-    """The folder, made if need be. Raises ValueError when nothing can be written into it, with the remedy."""
+    """Make the folder if necessary, and return it. Raises ValueError, with the remedy, if it cannot be written."""
     path = expand_user(path).resolve()
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -183,7 +187,7 @@ def check_temporary_folder() -> None:
 
 
 def check_mcp(logins: Sequence[tuple[str, str]] = ()) -> None:
-    """Raises ValueError when Gradio's MCP server would not work: it calls the page without a login of its own."""
+    """Raise ValueError if Gradio's MCP server would not work. With logins it cannot: it calls the page without one."""
     if importlib.util.find_spec("mcp") is None:
         raise ValueError("--mcp needs the package mcp, which is not installed; `make install` adds it")
     if logins:
@@ -191,8 +195,10 @@ def check_mcp(logins: Sequence[tuple[str, str]] = ()) -> None:
 
 
 def may_switch(options: argparse.Namespace) -> bool:
-    """Whether the page may load other models: as asked for, and otherwise only where nobody else reaches it, because
-    it reads any folder that the server can read and fills the disk."""
+    """Whether visitors may load other models: as the options say, by default only if nobody else can reach the page.
+
+    Loading a model can read any folder that the server can read, and can fill the disk.
+    """
     if options.model_switch is not None:
         return options.model_switch
     alone = options.host in ("127.0.0.1", "localhost", "::1")

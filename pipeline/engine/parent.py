@@ -1,4 +1,4 @@
-"""One child process of the engine, from its start to its end: messages, frames, and why it died."""
+"""Controls one child process of the engine from start to end: messages, frames, and the reason of its death."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from pipeline.engine.child import LOADING, MEMORY
 
 log = logging.getLogger("ui")
 
-END_SECONDS = 5.0  # for a killed process to be gone
+END_SECONDS = 5.0  # that a killed process gets to disappear
 
-# What the child runs. The search path is this process's, so that both find the same modules.
+# The program of the child. It gets the search path of this process, so that both import the same modules.
 _PROGRAM = (
     "import sys; sys.path[:] = sys.argv[3:]; from pipeline.engine.child import main; main(*map(int, sys.argv[1:3]))"
 )
@@ -48,11 +48,11 @@ CUDA_LOST = (
 
 
 class EngineDied(RuntimeError):
-    """The child process ended, or had to be ended. The text is a sentence for people."""
+    """The child process ended, or had to be killed. The text is a sentence for people."""
 
 
 class Child:
-    """One child process, from its start to its end. Messages of any but the current task are dropped."""
+    """One child process, from start to end. Only messages of the current task are kept."""
 
     def __init__(self, target: str, arguments: dict[str, Any], on_exit: Callable[[], None]) -> None:
         self.alive = True
@@ -61,7 +61,7 @@ class Child:
         self._task: int | None = LOADING
         self._numbers = itertools.count(LOADING + 1)
         self._inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-        self._lock = threading.Lock()  # the current task, and writing to the child
+        self._lock = threading.Lock()  # guards the current task and writes to the child
         self._killed = False
         self._on_exit = on_exit
 
@@ -73,7 +73,7 @@ class Child:
                 [sys.executable, "-c", _PROGRAM, *map(str, handles), *sys.path],
                 pass_fds=handles,
                 stdin=subprocess.DEVNULL,
-                # Ctrl-C in the terminal is for this process alone, and killing the group takes the child's children
+                # a group of its own: Ctrl-C in the terminal does not reach it, and a kill takes its children too
                 start_new_session=True,
             )
         self.pid = self._process.pid
@@ -105,12 +105,12 @@ class Child:
                 self._send((self._task, "cancel", ()))
 
     def kill(self) -> None:
-        """End the process and those that it started; `join` waits until that is so."""
+        """Kill the process and its children. `join` waits until they are gone."""
         self._killed = True
         if self._process.poll() is None:
             try:
                 os.killpg(self.pid, signal.SIGKILL)
-            except ProcessLookupError:  # it ended between the two lines
+            except ProcessLookupError:  # it ended between these two lines
                 pass
 
     def join(self) -> None:
@@ -121,7 +121,7 @@ class Child:
         try:
             self._link.send(message)
         except OSError:
-            pass  # the reader notices the end too, and tells whoever waits
+            pass  # the reading thread notices the end as well, and tells the waiting caller
 
     def _read(self) -> None:
         while True:
@@ -150,7 +150,7 @@ class Child:
             os.close(handle)
 
     def _bury(self) -> None:
-        """The child's end of the sockets is closed: see to it that it is gone, and say why."""
+        """The child closed its sockets: make sure that it is gone, and record the reason."""
         try:
             code = self._process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:

@@ -15,7 +15,7 @@ from pipeline.machine.resources import read_resources
 
 
 class Device(Protocol):
-    """A `torch.device`, or what stands for one in a process that does not compute."""
+    """A `torch.device`, or a `DeviceName` in a process that does not compute."""
 
     @property
     def type(self) -> str: ...

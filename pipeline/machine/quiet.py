@@ -10,7 +10,7 @@ from typing import Any
 
 
 class _Muted:
-    """A text stream that drops what one thread writes and passes on what others do."""
+    """A text stream that drops the output of one thread and passes on the output of all others."""
 
     def __init__(self, stream: Any) -> None:
         self._stream, self._thread = stream, threading.get_ident()
@@ -24,6 +24,6 @@ class _Muted:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Only this thread's output: a server may load in the background and print its address meanwhile."""
+    """Drop this thread's output only: a server may load in the background and print its address meanwhile."""
     with contextlib.redirect_stdout(_Muted(sys.stdout)), contextlib.redirect_stderr(_Muted(sys.stderr)):
         yield

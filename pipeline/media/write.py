@@ -1,4 +1,4 @@
-"""Video files: H.264 in an MP4 that plays in every browser and says how it was made."""
+"""Writes videos: H.264 in an MP4 that plays in every browser and carries its settings."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ CONSTANT_QUALITY = 18  # x264's crf: visually lossless, small files
 
 
 def prepare_output(output: Path | str | None) -> Path:
-    """The file to write to, checked so that hours of work do not end in "permission denied". Leaves nothing behind.
+    """Check the file to write to before the work starts, so that hours do not end in "permission denied".
+
+    output: the path, or None for a new temporary one. Returns the path; leaves nothing behind.
 
     Raises:
         ValueError: the path cannot be written or does not end in .mp4.
-        RuntimeError: there is no ffmpeg to write it with.
+        RuntimeError: ffmpeg is missing.
     """
     ffmpeg_program()
     if output is None:
@@ -42,8 +44,8 @@ def _suggested_name(output: Path) -> str:
 
 
 def ffmpeg_program() -> str:
-    """The program that imageio_ffmpeg brings along, or that IMAGEIO_FFMPEG_EXE names."""
-    import imageio_ffmpeg  # not everywhere: a machine that only measures the GPU has no ffmpeg
+    """Path of ffmpeg: the program that IMAGEIO_FFMPEG_EXE names, or the one that imageio_ffmpeg ships."""
+    import imageio_ffmpeg  # imported late: a machine that only measures the GPU has no ffmpeg
 
     program = imageio_ffmpeg.get_ffmpeg_exe()
     if shutil.which(program) is None:
@@ -57,12 +59,12 @@ def write_video(output: Path, frames: np.ndarray, fps: int, description: dict) -
     `description` goes into the file's comment as JSON. The file appears complete or not at all.
 
     Raises:
-        OSError: it could not be written; the message says why, and where the video was put instead.
+        OSError: the file could not be written. The message gives the reason and the path of the rescued video.
     """
     try:
         _encode(output, frames, fps, description)
     except OSError as error:
-        # what took minutes or hours to make must not be lost to a disk that filled up meanwhile
+        # a video that took hours must not be lost because the disk filled up meanwhile
         raise OSError(f"cannot write {output}: {error}; {_rescue(output, frames, fps, description)}") from error
 
 
@@ -79,14 +81,14 @@ def _rescue(output: Path, frames: np.ndarray, fps: int, description: dict) -> st
 def _encode(output: Path, frames: np.ndarray, fps: int, description: dict) -> None:
     height, width = frames.shape[1:3]
     output.parent.mkdir(parents=True, exist_ok=True)
-    # a name of its own: another process may be writing the same output
+    # a unique name, because another process may write the same output
     partial = output.with_name(f".{uuid.uuid4().hex[:8]}.partial.mp4")
     comment = json.dumps(description, ensure_ascii=False, separators=(",", ":"))
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps}", "-i", "-"]
     codec = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", f"{CONSTANT_QUALITY}", "-movflags", "+faststart"]
-    # imageio_ffmpeg's own writer does not look at the exit code, so a full disk would leave a broken file and no error.
+    # imageio_ffmpeg's own writer ignores the exit code, so a full disk would leave a broken file and no error.
     command: list[str | bytes] = [ffmpeg_program(), "-v", "error", "-y", *source, *codec]
-    # UTF-8 whatever the locale; and "file:", because a colon in a relative path would make its beginning a protocol
+    # UTF-8 in every locale; "file:", because ffmpeg would read the part before a colon as a protocol
     command += ["-metadata", f"comment={comment}".encode(), b"file:" + os.fsencode(partial)]
     try:
         with tempfile.TemporaryFile(dir=output.parent) as log:
@@ -96,7 +98,7 @@ def _encode(output: Path, frames: np.ndarray, fps: int, description: dict) -> No
                     for frame in frames:
                         ffmpeg.stdin.write(np.ascontiguousarray(frame).data)
                 except BrokenPipeError:
-                    pass  # it ended early, and its log says why
+                    pass  # ffmpeg ended early; its log has the reason
                 except BaseException:
                     ffmpeg.kill()
                     raise
@@ -113,6 +115,6 @@ def _encode(output: Path, frames: np.ndarray, fps: int, description: dict) -> No
 
 def _reason(log: str, code: int, file: Path) -> str:
     free = shutil.disk_usage(file.parent).free
-    if "No space left" in log or free < 2**20:  # where even the log did not fit
+    if "No space left" in log or free < 2**20:  # even the log may not have fitted
         return f"no space left on the disk ({free / 2**20:.1f} MiB free)"
     return " ".join(log.replace(str(file), "the file").split())[-200:] or f"ffmpeg ended with code {code}"

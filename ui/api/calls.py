@@ -1,4 +1,4 @@
-"""Calls of the API as jobs: their ids, their progress, their end."""
+"""Runs calls of the API as jobs: their ids, their progress, their end."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ STOPPED = "the job was stopped"
 
 
 class Calls:
-    """The jobs of API calls by their owner and the id that the caller knows them by.
+    """Finds the jobs of API calls by owner and by the id that the caller knows.
 
-    An owner is a login, or without one a session: one `gradio_client.Client`.
+    An owner is a login, or without logins a session, which is one `gradio_client.Client`.
     """
 
     def __init__(self, site: Site) -> None:
@@ -39,13 +39,16 @@ class Calls:
 
     @property
     def owner(self) -> str:
-        """Whose the call is that is answered now."""
+        """The owner of the call that is being answered."""
         request = LocalContext.request.get()
-        assert request is not None  # a call has one
+        assert request is not None  # every call has one
         return self.site.owner(request)
 
     def submit(self, job: Job, name: str | None) -> str:
-        """Queue a job under the caller's id, or the job's own. Returns the id; raises ValueError."""
+        """Queue a job under the caller's id `name`, or under its own. Returns the id.
+
+        Raises ValueError for an unusable id, for the id of an unfinished job, or if the worker refuses the job.
+        """
         name = job.id if name is None else name
         if not isinstance(name, str) or not ID.fullmatch(name):
             raise ValueError(BAD_ID.format(name=str(name)[:80]))
@@ -62,17 +65,17 @@ class Calls:
         return name
 
     def find(self, name: object) -> Job:
-        """The caller's job with that id; ValueError when there is none."""
+        """The caller's job with this id. Raises ValueError if there is none."""
         job = self._jobs.get((self.owner, name)) if isinstance(name, str) else None
         if job is None:
             raise ValueError(UNKNOWN.format(name=str(name)[:80]))
         return job
 
     async def follow(self, job: Job) -> None:
-        """Wait for a job's end and tell the client its progress; stop it when the client cancels the call.
+        """Wait for the end of a job and report its progress to the client. Stops it if the client cancels the call.
 
         Raises:
-            gr.Error: it failed, or was stopped before anything was made.
+            gr.Error: the job failed, or was stopped before it made anything.
         """
         progress, worker = gr.Progress(), self.site.worker
         seen = -1

@@ -1,4 +1,4 @@
-"""Errors in one line for people."""
+"""Turns errors into one line for people."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ UNEXPECTED = "{kind}: {reason}; the server's log has the details"
 
 
 def sentence(error: Exception) -> str:
-    """One line for people: our own errors as they are, anything else with its type and a remedy."""
+    """One line for people: this project's own errors unchanged, any other with its type and a remedy."""
     text = one_line(error)
     if isinstance(error, (ValueError, EngineDied)):
         return text
@@ -20,5 +20,5 @@ def sentence(error: Exception) -> str:
         return NO_MEMORY
     if isinstance(error, OSError):
         return NOT_WRITTEN.format(reason=text)
-    kind = getattr(error, "kind", type(error).__name__)  # of an error in the engine's process
+    kind = getattr(error, "kind", type(error).__name__)  # set on errors from the engine's process
     return UNEXPECTED.format(kind=kind, reason=text or "no message")

@@ -1,4 +1,4 @@
-"""The jobs that wait, the one that runs, and those that ended lately."""
+"""The waiting jobs, the running job, and the jobs that ended lately."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ STARTING = "Starting…"
 
 
 class JobQueue:
-    """First in, first out, for any number of threads. Between its parts a long job lets others pass, see `give_way`.
+    """A first-in, first-out queue for any number of threads. Between its parts a job lets others pass (`give_way`).
 
-    most, most_of_one: jobs that may wait, in all and of one owner. Jobs without an owner count in all.
-    kept: ended jobs that are remembered.
-    changed: notified when a job arrives; whoever waits for one, or for something else, waits on it.
-    predict: guesses a job's seconds better than the jobs before it do; None where it cannot.
+    most, most_of_one: most jobs that may wait, in total and per owner. Jobs without an owner count only in total.
+    kept: number of ended jobs that are remembered.
+    changed: condition that is notified when a job arrives, or when anything else happens that a thread may wait for.
+    predict: returns a better guess of a job's seconds than earlier jobs give, or None.
     """
 
     def __init__(self, most: int, most_of_one: int, kept: int) -> None:
@@ -40,13 +40,13 @@ class JobQueue:
         self._jobs: dict[str, Job] = {}
         self._ended: deque[str] = deque()
         self._durations = Durations()
-        self._left: dict[Job, float] = {}  # when those that gave way did so
+        self._left: dict[Job, float] = {}  # when each job gave way
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def check_room(self, owner: str) -> None:
-        """Raises ValueError when too many wait already."""
+        """Raise ValueError if too many jobs are waiting already."""
         with self.changed:
             owners = [job.owner for job in self._waiting if not job.errand]
         most, most_of_one = self._limits
@@ -63,7 +63,7 @@ class JobQueue:
             self.changed.notify_all()
 
     def take(self) -> Job:
-        """The next job, which runs from now on. There must be one."""
+        """Take the next job, which counts as running from now on. There must be one."""
         with self.changed:
             self.running = job = self._waiting.popleft()
             if since := self._left.pop(job, 0.0):
@@ -71,8 +71,10 @@ class JobQueue:
             return job
 
     def give_way(self, job: Job) -> bool:
-        """Between two parts of the running job: let as many jobs pass as other people wait. False when nobody does, and
-        the job goes on."""
+        """Between two parts of the running job, let as many jobs pass as there are other owners waiting.
+
+        Returns False if nobody else waits; the job then continues.
+        """
         with self.changed:
             place = _place(job, self._waiting)
             if place == 0 or job.stopping:
@@ -83,7 +85,7 @@ class JobQueue:
             return True
 
     def remove(self, job: Job) -> bool:
-        """Take a job out that waits; False when it does not."""
+        """Remove a waiting job. Returns False if it is not waiting."""
         with self.changed:
             waits = job in self._waiting
             if waits:
@@ -91,21 +93,21 @@ class JobQueue:
             return waits
 
     def clear(self, *, errands: bool) -> list[Job]:
-        """Take all waiting jobs out, errands only if asked for."""
+        """Remove all waiting jobs and return them. errands: whether to remove errands as well."""
         with self.changed:
             out = [job for job in self._waiting if errands or not job.errand]
             self._waiting = deque(job for job in self._waiting if job not in out)
             return out
 
     def end(self, job: Job) -> None:
-        """A job has ended here; others are expected to take as long."""
+        """Record the end of a job. Later jobs are expected to take as long."""
         with self.changed:
             self._left.pop(job, None)
         self._durations.add(job)
         self.remember(job)
 
     def remember(self, job: Job) -> None:
-        """Let an ended job be found; the oldest such are forgotten."""
+        """Keep an ended job so that it can be found. The oldest ones are forgotten."""
         with self.changed:
             self._jobs[job.id] = job
             self._ended.append(job.id)
@@ -113,7 +115,7 @@ class JobQueue:
                 self._jobs.pop(self._ended.popleft(), None)
 
     def forget(self, job_id: str) -> None:
-        """An ended job was deleted and is not to be found any more."""
+        """Forget an ended job that was deleted."""
         with self.changed:
             if job_id in self._jobs and self._jobs[job_id].over:
                 del self._jobs[job_id]
@@ -122,18 +124,18 @@ class JobQueue:
         return self._jobs.get(job_id)
 
     def live(self, owner: str) -> list[Job]:
-        """The owner's jobs that wait or run, oldest first."""
+        """The owner's waiting and running jobs, oldest first."""
         with self.changed:
             return [job for job in self._jobs.values() if job.owner == owner and not job.over and not job.errand]
 
     def before(self, job: Job) -> list[Job]:
-        """Jobs that run before this one does, the running one included."""
+        """Jobs that will run before this one, including the running job."""
         turns = self._turns()
         jobs = [other for other, _ in turns]
         return list(dict.fromkeys(jobs[: jobs.index(job)])) if job in jobs else []
 
     def waiting_text(self, job: Job) -> str:
-        """How many jobs run before this one does, and how long they take, where that can be told."""
+        """A sentence on how many jobs run before this one, and how long they take if that is known."""
         ahead = len(self.before(job))
         if not ahead:
             return STARTING
@@ -144,20 +146,22 @@ class JobQueue:
         return text.format(ahead=ahead, time=duration_text(seconds))
 
     def wait_seconds(self, job: Job) -> float | None:
-        """Seconds until a waiting job runs; 0 for one that does, None when nothing like those before it has run."""
+        """Seconds until a waiting job runs. 0 if it runs; None if a job before it cannot be predicted."""
         turns = self._turns()
         jobs = [other for other, _ in turns]
         return self._seconds(turns[: jobs.index(job)]) if job in jobs else 0.0
 
     def seconds_left(self, job: Job) -> float | None:
-        """Seconds until the job is done, waiting included; None when nothing is known yet."""
+        """Seconds until the job is done, including its wait, or None if unknown."""
         turns = self._turns()
         last = max((index for index, (other, _) in enumerate(turns) if other is job), default=None)
         return seconds_left(job, self._guess(job)) if last is None else self._seconds(turns[: last + 1])
 
     def _turns(self) -> list[tuple[Job, float]]:
-        """Whose turn it is from now on, as long as nobody else comes: jobs, and how much of a part is left to do. One
-        that gives way comes up once for every part."""
+        """The coming turns if no further job arrives: pairs of a job and the share of a part left to do.
+
+        A job that gives way appears once for each of its parts.
+        """
         with self.changed:
             waiting = list(self._waiting)
             if self.running is not None:
@@ -174,7 +178,7 @@ class JobQueue:
         return turns
 
     def _seconds(self, turns: list[tuple[Job, float]]) -> float | None:
-        """How long these turns take; None when that of one of them is not known."""
+        """Seconds of these turns, or None if the seconds of one of them are unknown."""
         rates = {}
         for job, _ in turns:
             if job not in rates:
@@ -190,10 +194,10 @@ class JobQueue:
 
 
 def _place(job: Job, waiting: Iterable[Job]) -> int:
-    """Where a job that gives way comes among those that wait: behind as many jobs of others as there are others.
+    """The position of a job that gives way: behind as many jobs of other owners as there are other owners.
 
-    So whoever waits gets a turn for each of the job's, and somebody with twenty jobs cannot make it wait for all of
-    them. Callers without a name are all strangers to each other.
+    So every waiting owner gets one turn for each turn of the job, and an owner with twenty jobs cannot make it wait for
+    all of them. Each job without an owner counts as one of its own owner.
     """
     passing = list(takewhile(lambda other: not other.barrier, waiting))
     strangers = [index for index, other in enumerate(passing) if not job.owner or other.owner != job.owner]

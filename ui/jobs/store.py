@@ -1,7 +1,7 @@
-"""The record of all jobs: one SQLite file in the output folder, and a limit to the disk that results may take.
+"""Stores all jobs in an SQLite file in the output folder, and limits the disk space that results take.
 
-A row is written when a job is submitted and again when it has ended, so a server that was killed leaves rows that the
-next one marks as interrupted. Rows are generic: what a kind of job keeps is the business of `ui.jobs.records`.
+A row is written when a job is submitted and again when it has ended. A killed server therefore leaves rows that the
+next server marks as interrupted. Rows are generic: `ui.jobs.records` decides what each kind of job keeps.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ui.jobs.files import FOLDER, folder_bytes, job_folder, private_folder, remo
 
 log = logging.getLogger("ui")
 
-VERSION = 1  # of the table; kept in the file's user_version
+VERSION = 1  # of the table's layout; stored in the file's user_version
 DEFAULT_BUDGET = 5_000_000_000
 INTERRUPTED = "interrupted"
 LIVE = ("waiting", "running")
@@ -41,8 +41,11 @@ CREATE INDEX IF NOT EXISTS jobs_of_owner ON jobs (owner, submitted);
 
 @dataclass(frozen=True)
 class Record:
-    """One row. request, report and posters are JSON objects; folder is a name in the output folder; times are
-    `time.time()`, 0 for never; server names the process that the job belongs to."""
+    """One row.
+
+    request, report, posters: JSON objects. folder: name of a folder in the output folder.
+    Times are `time.time()`, or 0 for never. server: names the process that the job belongs to.
+    """
 
     id: str
     owner: str
@@ -65,9 +68,9 @@ _JSON = ("request", "report", "posters")
 
 
 class Store:
-    """All jobs of one output folder, for any thread. A fault of the file is logged and never raised.
+    """All jobs of one output folder, for use from any thread. Faults of the file are logged and never raised.
 
-    budget: bytes that ended jobs may take; beyond it the oldest are removed with their folders, the newest is kept.
+    budget: bytes that ended jobs may take. Beyond it, the oldest are removed with their folders; the newest stays.
     """
 
     def __init__(self, output_dir: Path, budget: int = DEFAULT_BUDGET) -> None:
@@ -85,7 +88,7 @@ class Store:
         self._guard(self._take_stock)
 
     def write(self, record: Record) -> None:
-        """Add a job, or replace what is known of it. One that has ended is measured, and may push older ones out."""
+        """Add a job or update its row. An ended job is measured, and may push out older ones."""
         over = record.state not in LIVE
         self._guard(self._write, record)
         if over:
@@ -96,20 +99,20 @@ class Store:
         return rows[0] if rows else None
 
     def runs(self, owner: str, limit: int = 1000) -> list[Record]:
-        """The owner's jobs that have ended, newest first. Nobody owns what has no owner."""
+        """The owner's ended jobs, newest first. Jobs without an owner belong to nobody."""
         if not owner:
             return []
         where = f"owner = ? AND NOT {_LIVE} ORDER BY submitted DESC, rowid DESC LIMIT ?"
         return self._guard(self._select, where, (owner, limit)) or []
 
     def newest(self, owner: str, kind: str) -> str:
-        """The id of the owner's newest job of a kind, or ""."""
+        """The id of the owner's newest job of this kind, or ""."""
         where = "owner = ? AND kind = ? ORDER BY submitted DESC, rowid DESC LIMIT 1"
         rows = self._guard(self._select, where, (owner, kind)) if owner else None
         return rows[0].id if rows else ""
 
     def delete(self, owner: str, job_id: str | None = None) -> list[str]:
-        """Remove one ended job of the owner, or all of them, with their folders. Returns the ids removed."""
+        """Remove one ended job of the owner, or all of them, with their folders. Returns the removed ids."""
         records = [record for record in self.runs(owner, -1) if job_id in (None, record.id)]
         return [record.id for record in records if self._guard(self._remove, record)]
 
@@ -121,7 +124,7 @@ class Store:
             if self._db is not None:
                 self._db.close()
 
-    # what follows runs inside `_guard`
+    # the methods below run inside `_guard`
 
     @property
     def _connection(self) -> sqlite3.Connection:
@@ -165,7 +168,7 @@ class Store:
                 return
 
     def _take_stock(self) -> None:
-        """Mark what a killed server left half-finished, measure again, and take in folders that no row knows."""
+        """Mark jobs that a killed server left unfinished, measure folders again, and add folders that have no row."""
         for record in self._select(_LIVE):
             if not _alive(record.server):
                 ended = {"state": INTERRUPTED, "ended": max(record.submitted, record.started)}
@@ -173,7 +176,7 @@ class Store:
         records = self._select("TRUE")
         for record in records:
             if record.folder and job_folder(self.output_dir, record.folder) is None and record.state not in LIVE:
-                self._write(record)  # deleted by hand: it takes no room any more
+                self._write(record)  # deleted by hand: it takes no space any more
         known = {record.folder for record in records}
         for folder in self.output_dir.iterdir():
             if FOLDER.fullmatch(folder.name) and folder.name not in known and not folder.is_symlink():
@@ -186,13 +189,13 @@ class Store:
     # the file
 
     def _guard(self, action: Callable, *values: Any) -> Any:
-        """Do something with the file. A damaged file is set aside, and the action tried once more on an empty one."""
+        """Run an action on the file. A damaged file is set aside, and the action runs once more on a new one."""
         with self._lock:
             for attempt in range(2):
                 try:
                     return action(*values)
                 except (sqlite3.Error, OSError, ValueError) as error:
-                    # its subclasses are a full disk, a lock held too long and the like: the file itself is sound
+                    # its subclasses mean a full disk, a lock held too long or the like: the file itself is sound
                     if type(error) is not sqlite3.DatabaseError or attempt:
                         log.warning("the record of jobs could not be used: %s", error)
                         return None
@@ -232,7 +235,7 @@ class Store:
         return db
 
     def _set_aside(self, why: str) -> None:
-        assert self._file is not None  # what is in memory only is never damaged
+        assert self._file is not None  # a database in memory is never damaged
         aside = self._file.with_name(f"jobs.damaged-{time.strftime('%Y%m%d-%H%M%S')}.sqlite")
         log.warning("the record of jobs is unusable (%s); it was moved to %s and a new one begun", why, aside)
         if self._db is not None:
@@ -263,7 +266,7 @@ def _this_process() -> str:
 
 
 def _alive(server: str) -> bool:
-    """Whether the process that a row names still runs (another server may work in the same output folder)."""
+    """Whether the process that a row names is still running: another server may use the same output folder."""
     pid, _, created = server.partition(":")
     try:
         return server != _this_process() and f"{psutil.Process(int(pid)).create_time():.0f}" == created
