@@ -12,11 +12,11 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-# Read by Gradio when it is imported. The page works offline and tells nobody about its use.
+# Gradio reads these when it is imported. The page works offline and reports its use to nobody.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-# First, because it sees to Ctrl-C while the others are imported.
+# First, because it handles Ctrl-C while the others are imported.
 from pipeline import _start
 
 # isort: split
@@ -30,15 +30,19 @@ from pipeline.engine.process import EngineProcess
 from pipeline.machine.device import expected_device
 from pipeline.request.sentences import VisibleFormatter, one_line
 from ui import Look, Worker, build_page
+from ui.access.connections import bound_connections, raise_handle_limit, spare_log
 from ui.access.guard import Guard, MaySee
 from ui.access.hosts import ALLOWED, Hosts
 from ui.access.login import VARIABLE, read_logins
 from ui.jobs.files import PRIVATE
 
+# Gradio keeps a quarter of a megabyte of each, also of a single call of the API, and of 10,000 unless it is told. The
+# state of the one that was used longest ago is forgotten: which run its page shows, and how much of the history.
+MOST_SESSIONS = 500
+
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve until the program is ended. Returns its exit code: 2 for options that cannot be, 1 for a port that is
-    taken, 130 for Ctrl-C."""
+    """Serve until the program ends. Returns its exit code: 2 for bad options, 1 for a port in use, 130 for Ctrl-C."""
     try:
         _start.end()
         return _main(arguments)
@@ -50,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(arguments: list[str] | None) -> int:
     options = _parser().parse_args(arguments)
     _log_to_stderr()
+    raise_handle_limit()
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it is up
     try:
         checkpoint = inspect_checkpoint(options.model_path)
@@ -63,7 +68,7 @@ def _main(arguments: list[str] | None) -> int:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
 
-    # `docker stop` and process managers end a server so; a default handler would skip the closing below
+    # `docker stop` and process managers send this signal; the default handler would skip the clean-up below
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     where = {"path": str(checkpoint.path), "device": options.device}
     engine = EngineProcess("pipeline.engine.child:load_longcat", **where, **read_weights(options).arguments)
@@ -107,12 +112,16 @@ def serve(
     hosts: Hosts | None = None,
     may_see: MaySee = lambda job_id, owner: True,
 ) -> None:
-    """Start the server. Only Gradio's own cache and the media of jobs are served; no run is recorded in the browser.
+    """Start the server. It serves only Gradio's own cache and the media of jobs. No run is recorded in the browser.
 
-    block: stay until interrupted. logins: names and passwords, one of which is asked for; none lets everybody in.
-    max_upload: bytes of one uploaded file. mcp: offer the endpoints as tools of the Model Context Protocol.
-    hosts: what this server is called; None for what it listens on. may_see: whether a job, by its id, is an owner's.
-    Raises OSError when the port is taken.
+    block: stay until interrupted.
+    logins: names and passwords, of which a visitor must enter one; without any, everybody is let in.
+    max_upload: largest size of one uploaded file, in bytes.
+    mcp: offer the endpoints as tools of the Model Context Protocol.
+    hosts: the names of this server; None for the address that it listens on.
+    may_see: called with a job's id and an owner; returns whether the job belongs to the owner.
+
+    Raises OSError if the port is in use.
     """
     guard = Middleware(
         Guard,
@@ -129,7 +138,7 @@ def serve(
         theme=look.theme,
         css=look.css,
         head=look.head,
-        allowed_paths=[str(output_dir)],  # as narrowed by the guard
+        allowed_paths=[str(output_dir)],  # the guard narrows this down
         app_kwargs={"middleware": [guard]},
         auth=list(logins) or None,
         max_file_size=max_upload,
@@ -137,18 +146,20 @@ def serve(
         blocked_paths=[str(output_dir / PRIVATE)],
         footer_links=["api", "settings"],
         run_history=False,
+        state_session_capacity=MOST_SESSIONS,
         share=share,
         ssr_mode=False,
         enable_monitoring=False,
-        prevent_thread_lock=True,  # Gradio's own waiting makes an ordinary end of Ctrl-C
+        prevent_thread_lock=True,  # Gradio's own waiting would treat Ctrl-C as a normal end
         quiet=not block,
     )
+    bound_connections(page.server)
     if block:
         threading.Event().wait()
 
 
 def writable_folder(path: Path) -> Path:
-    """The folder, made if need be. Raises ValueError when nothing can be written into it."""
+    """Make the folder if necessary, and return it. Raises ValueError if nothing can be written into it."""
     path = path.expanduser().resolve()
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -162,7 +173,7 @@ def writable_folder(path: Path) -> Path:
 
 
 def check_mcp(logins: Sequence[tuple[str, str]] = ()) -> None:
-    """Raises ValueError when Gradio's MCP server would not work: it calls the page without a login of its own."""
+    """Raise ValueError if Gradio's MCP server would not work. With logins it cannot: it calls the page without one."""
     if importlib.util.find_spec("mcp") is None:
         raise ValueError("--mcp needs the package mcp, which is not installed; `make install` adds it")
     if logins:
@@ -170,8 +181,10 @@ def check_mcp(logins: Sequence[tuple[str, str]] = ()) -> None:
 
 
 def may_switch(options: argparse.Namespace) -> bool:
-    """Whether the page may load other models: as asked for, and otherwise only where nobody else reaches it, because
-    it reads any folder that the server can read and fills the disk."""
+    """Whether visitors may load other models: as the options say, by default only if nobody else can reach the page.
+
+    Loading a model can read any folder that the server can read, and can fill the disk.
+    """
     if options.model_switch is not None:
         return options.model_switch
     alone = options.host in ("127.0.0.1", "localhost", "::1")
@@ -207,6 +220,7 @@ def _log_to_stderr() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(VisibleFormatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    spare_log()
 
 
 def _parser() -> argparse.ArgumentParser:

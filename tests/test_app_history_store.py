@@ -31,6 +31,7 @@ def ended(store: Store, number: int, owner: str = OWNER, size: int = 1000, **cha
     values = {"state": "done", "folder": folder.name, "submitted": number, "ended": number}
     record = Record(f"{number:012x}", owner, "video", **values | changes)
     store.write(record)
+    store.flush()
     return record
 
 
@@ -206,7 +207,8 @@ class TestStart:
     def test_jobs_of_a_killed_server_are_interrupted(self, store):
         work = (
             "import sys; from pathlib import Path; from ui.jobs.store import Record, Store; "
-            "Store(Path(sys.argv[1])).write(Record('dead', 'visitor:a', 'video', 'running', submitted=5.0)); "
+            "store = Store(Path(sys.argv[1])); "
+            "store.write(Record('dead', 'visitor:a', 'video', 'running', submitted=5.0)); store.flush(); "
             "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
         )
         root = Path(__file__).parents[1]
@@ -225,6 +227,7 @@ class TestStart:
 
             server = f"{other.pid}:{psutil.Process(other.pid).create_time():.0f}"
             store.write(Record("theirs", OWNER, "video", "running"))
+            store.flush()
             with sqlite3.connect(store.output_dir / ".app" / "jobs.sqlite") as db:
                 db.execute("UPDATE jobs SET server = ?", (server,))
             db.close()

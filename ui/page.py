@@ -1,4 +1,4 @@
-"""The page: its layout and what its controls do."""
+"""The page: its layout, and the events of its controls."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ STYLES = ("page", "wide", "language", "player", "live", "outlook", "presets", "i
 
 @dataclass(frozen=True)
 class Look:
-    """What Gradio 6 takes at launch rather than with the blocks."""
+    """The settings of appearance that Gradio 6 takes at launch instead of with the blocks."""
 
     theme: gr.themes.Base
     css: str
@@ -62,10 +62,11 @@ def build_page(
     device: str = "auto",
     model_switch: bool = False,
 ) -> gr.Blocks:
-    """The page and the named API over a worker, which may still be loading its pipeline.
+    """Build the page and the named API for a worker, which may still be loading its pipeline.
 
     disk_budget: bytes that results may take in the output folder before the oldest are removed.
-    device: what the worker's pipeline runs on, for the estimates. model_switch: whether visitors may load other models.
+    device: the device of the worker's pipeline, for the estimates.
+    model_switch: whether visitors may load other models.
     """
     site = Site(checkpoint, worker, Visitors(worker.output_dir), device, model_switch)
     store = Store(worker.output_dir, disk_budget)
@@ -128,8 +129,8 @@ def build_page(
 
         start = {name: field.value for name, field in fields.items()}
         plan.value = plan_panel(site.checkpoint, start, site.estimates)
-        # Each video, and the calibration of a new machine, change what the plan expects of the next one. One event for
-        # all of them: of two, the older answer could come last.
+        # Every finished video, and the calibration of a new machine, change the estimates in the plan. They share one
+        # event, because with two the older answer could arrive last.
         edited = [fields[name].change for name in names if name not in OF_ONE_VIDEO]
         gr.on(
             [page.load, *edited, shown.change, measured.tick],
@@ -154,12 +155,12 @@ def build_page(
 
         async def press(request: gr.Request, ticket: Any, *values: Any) -> AsyncIterator[Changes]:
             form = dict(zip(names, values, strict=True))
-            owner, kept = follower.greet(request, ticket)
+            _, kept = follower.greet(request, ticket)
             if form["randomise"]:
                 form["seed"] = new_seed()
             try:
                 wanted = await site.clips.read(form["refine"], form_request, site.checkpoint, form)
-                job = worker.submit(VideoJob(wanted, side_by_side=form["mode"] == SIDE_BY_SIDE, owner=owner))
+                job = site.submit(VideoJob(wanted, side_by_side=form["mode"] == SIDE_BY_SIDE), request)
             except ValueError as error:
                 yield kept | {notice: notice_html(page_sentence(error), "error")}
                 return

@@ -1,4 +1,4 @@
-"""What a component's safetensors files hold, read from their headers."""
+"""Reads names, precision and number of a component's weights from the headers of its safetensors files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PRECISIONS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 
 
 def stored_keys(folder: Path) -> set[str]:
-    """Names of all tensors."""
+    """Names of all tensors in a component's folder."""
     stored: set[str] = set()
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="pt") as tensors:
@@ -26,16 +26,16 @@ def stored_keys(folder: Path) -> set[str]:
 
 
 def stored_precision(folder: Path) -> str:
-    """ "fp32", "fp16" or "bf16", by the first tensor; "bf16" for any other."""
+    """ "fp32", "fp16" or "bf16", from the dtype of the first tensor; "bf16" for any other dtype."""
     with safe_open(next(folder.glob("*.safetensors")), framework="pt") as tensors:
         first = next(iter(tensors.keys()))
         return _PRECISIONS.get(tensors.get_slice(first).get_dtype(), "bf16")
 
 
 def check_complete(names: Iterable[str], folder: Path) -> None:
-    """Raises ValueError where the VAE's files lack a weight: FastVideo would leave it random without a word.
+    """Raise ValueError if the VAE's files lack a weight. FastVideo would silently leave it random.
 
-    names: of the weights that the VAE has.
+    names: names of all weights of the VAE.
     """
     if missing := sorted(set(names) - stored_keys(folder)):
         raise ValueError(
@@ -66,7 +66,7 @@ def read_json(file: Path, checkpoint: Path) -> dict[str, Any]:
 
 
 def component_parameters(folder: Path, checkpoint: Path) -> int:
-    """Parameters in a component's safetensors files, which are checked for completeness on the way."""
+    """Number of parameters in a component's safetensors files. Raises ValueError if a file is missing or cut short."""
     shards = {file.name for file in folder.glob("*.safetensors")}
     for index in folder.glob("*.safetensors.index.json"):
         weights = read_json(index, checkpoint).get("weight_map", {})
@@ -89,7 +89,7 @@ def open_file(file: Path) -> BinaryIO:
 
 
 def _count_in_file(file: Path, checkpoint: Path) -> int:
-    # safetensors: the header's length (8 bytes, little endian), the header (JSON), then the tensors
+    # layout of the file: the header's length (8 bytes, little endian), the header (JSON), the tensors
     name = file.relative_to(checkpoint)
     size = file.stat().st_size
     with open_file(file) as stream:

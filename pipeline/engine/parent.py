@@ -27,9 +27,9 @@ from pipeline.engine.patience import BEAT_SECONDS, Patience
 
 log = logging.getLogger("ui")
 
-END_SECONDS = 5.0  # for a killed process to be gone
+END_SECONDS = 5.0  # that a killed process gets to disappear
 
-# What the child runs. The search path is this process's, so that both find the same modules.
+# The program of the child. It gets the search path of this process, so that both import the same modules.
 _PROGRAM = (
     "import sys; sys.path[:] = sys.argv[3:]; from pipeline.engine.child import main; main(*map(int, sys.argv[1:3]))"
 )
@@ -53,11 +53,11 @@ CUDA_LOST = (
 
 
 class EngineDied(RuntimeError):
-    """The child process ended, or had to be ended. The text is a sentence for people."""
+    """The child process ended, or had to be killed. The text is a sentence for people."""
 
 
 class Child:
-    """One child process, from its start to its end. Messages of any but the current task are dropped."""
+    """One child process, from start to end. Only messages of the current task are kept."""
 
     def __init__(self, target: str, arguments: dict[str, Any], on_exit: Callable[[], None]) -> None:
         self.alive = True
@@ -82,7 +82,7 @@ class Child:
                 [sys.executable, "-c", _PROGRAM, *map(str, handles), *sys.path],
                 pass_fds=handles,
                 stdin=subprocess.DEVNULL,
-                # Ctrl-C in the terminal is for this process alone, and killing the group takes the child's children
+                # a group of its own: Ctrl-C in the terminal does not reach it, and a kill takes its children too
                 start_new_session=True,
             )
         self.pid = self._process.pid
@@ -120,7 +120,7 @@ class Child:
                 self._outbox.put((self._task, "cancel", ()))
 
     def kill(self) -> None:
-        """End the process and those that it started; `join` waits until that is so."""
+        """Kill the process and its children. `join` waits until they are gone."""
         self._killed = True
         if self._process.poll() is None:
             self._kill_group()
@@ -181,7 +181,7 @@ class Child:
             os.close(handle)
 
     def _bury(self) -> None:
-        """The child's end of the sockets is closed: see to it that it is gone, and say why."""
+        """The child closed its sockets: make sure that it is gone, and record the reason."""
         try:
             code = self._process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""Which device a pipeline will run on, told without PyTorch wherever that can be."""
+"""Finds the device that a pipeline will run on, without importing PyTorch where possible."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DeviceName:
-    """A device of another process, with the names of `torch.device`; such a process has no need of PyTorch."""
+    """Names a device that another process uses. It has the attributes of `torch.device` but does not need PyTorch."""
 
     type: str
     index: int | None = None
@@ -32,10 +32,10 @@ class DeviceName:
 
 
 def expected_device(device: str) -> DeviceName:
-    """What "auto", "cpu", "cuda" or "cuda:N" will be for the process that loads the model.
+    """Predict the device that the loading process will get for "auto", "cpu", "cuda" or "cuda:N".
 
-    NVML answers. Where its answer leaves a doubt PyTorch is imported and asked, which takes seconds. Only of "auto" may
-    the loaded pipeline show another one: where NVML sees a GPU whose driver PyTorch cannot use, or the reverse.
+    NVML answers first. If its answer leaves a doubt, PyTorch is imported and asked, which takes seconds. The prediction
+    can be wrong only for "auto": when NVML sees a GPU whose driver PyTorch cannot use, or the reverse.
 
     Raises:
         ValueError: the device does not exist here.
@@ -79,7 +79,7 @@ def choose_device(device: str) -> torch.device:
 
 
 def gpu_name(device: Device) -> str | None:
-    """What a CUDA device is called, by PyTorch where that is loaded, else by NVML; None where NVML does not show it."""
+    """The name of a CUDA device: from PyTorch if it is loaded, else from NVML. None if NVML does not show it."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(device, torch.device):
         return torch.cuda.get_device_name(device)

@@ -1,4 +1,4 @@
-"""Video files: H.264 in an MP4 that plays in every browser and says how it was made."""
+"""Writes videos: H.264 in an MP4 that plays in every browser and carries its settings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ _CODEC = ["-vf", _COLOURS, "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", f"{
 
 
 def prepare_output(output: Path | str | None) -> Path:
-    """The file to write to, checked so that hours of work do not end in "permission denied". Leaves nothing behind.
+    """Check the file to write to before the work starts, so that hours do not end in "permission denied".
+
+    output: the path, or None for a new temporary one. Returns the path; leaves nothing behind.
 
     Raises:
         ValueError: the path cannot be written or does not end in .mp4, or there is no ffmpeg that can write it.
@@ -95,7 +97,7 @@ def write_video(output: Path, frames: np.ndarray, fps: int, description: dict) -
     try:
         _encode(output, frames, fps, description)
     except OSError as error:
-        # what took minutes or hours to make must not be lost to a disk that filled up meanwhile
+        # a video that took hours must not be lost because the disk filled up meanwhile
         raise OSError(f"cannot write {output}: {error}; {_rescue(output, frames, fps, description)}") from error
 
 
@@ -156,6 +158,6 @@ def _source(width: int, height: int, fps: int) -> list[str]:
 
 def _reason(log: str, code: int, file: Path) -> str:
     free = shutil.disk_usage(file.parent).free
-    if "No space left" in log or free < 2**20:  # where even the log did not fit
+    if "No space left" in log or free < 2**20:  # even the log may not have fitted
         return f"no space left on the disk ({free / 2**20:.1f} MiB free)"
     return " ".join(log.replace(str(file), "the file").split())[-200:] or f"ffmpeg ended with code {code}"

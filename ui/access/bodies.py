@@ -1,8 +1,8 @@
-"""What a request may carry, looked at before Gradio reads it.
+"""Checks the body of a request before Gradio reads it.
 
-Gradio fetches whatever the path of a file names, `http://...` too: on a client's word it would ask hosts that only this
-machine can reach. A client has no use for that here, because files are uploaded. And JSON that is nested too deeply
-ends its parser, or one behind it.
+Gradio fetches any file that a client names, even from `http://...`, so a client could make it contact hosts that only
+this machine can reach. No client needs this here, because files are uploaded. Besides, JSON that is nested too deeply
+crashes its parser, or the code that handles it later.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ import json
 from typing import Any
 
 LARGEST = 4 * 2**20  # bytes of a request that is no upload; the form takes a few kilobytes
+MOST_AT_ONCE = 64 * 2**20  # bytes of all requests that are being read, each by Gradio's parsers too
 DEEPEST = 64  # levels of lists and objects; the page and the clients send about ten
 
 TOO_LARGE = f"The request is larger than {LARGEST >> 20} MiB; upload files instead of sending them inside it."
+TOO_MANY = "The server is reading the requests of others; try again in a moment."
 TOO_DEEP = f"The request's JSON is nested more than {DEEPEST} levels deep."
 ELSEWHERE = "A file in the request has the address {path}; upload the file, this server fetches none from elsewhere."
 
 
 class Refused(ValueError):
-    """The request is not passed on. The text is the answer, `status` its HTTP status."""
+    """A request that is not passed on. The text is the answer, `status` its HTTP status."""
 
     def __init__(self, text: str, status: int = 400) -> None:
         super().__init__(text)
@@ -27,11 +29,11 @@ class Refused(ValueError):
 
 
 def check_body(body: bytes) -> None:
-    """Raise `Refused` for JSON that names files elsewhere or is nested too deeply. What is no JSON, Gradio refuses."""
+    """Raise `Refused` for JSON that names files elsewhere or is nested too deeply. Gradio refuses anything but JSON."""
     paths: list[str] = []
 
     def note(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        # of a key that is there twice, another parser may take the other one
+        # if a key appears twice, another parser may take the other value
         paths.extend(value for key, value in pairs if key == "path" and isinstance(value, str))
         return dict(pairs)
 

@@ -1,4 +1,4 @@
-"""Calls of the API as jobs: their ids, their progress, their end."""
+"""Runs calls of the API as jobs: their ids, their progress, their end."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ STOPPED = "the job was stopped"
 
 
 class Calls:
-    """The jobs of API calls by their owner and the id that the caller knows them by.
+    """Finds the jobs of API calls by owner and by the id that the caller knows.
 
-    An owner is a login, or without one a session: one `gradio_client.Client`.
+    An owner is a login, or without logins a session, which is one `gradio_client.Client`.
     """
 
     def __init__(self, site: Site) -> None:
@@ -38,23 +38,31 @@ class Calls:
         self._lock = threading.Lock()
 
     @property
-    def owner(self) -> str:
-        """Whose the call is that is answered now."""
+    def request(self) -> gr.Request:
+        """The one that is answered now."""
         request = LocalContext.request.get()
         assert request is not None  # a call has one
-        return self.site.owner(request)
+        return request
+
+    @property
+    def owner(self) -> str:
+        """Whose the call is that is answered now."""
+        return self.site.owner(self.request)
 
     def submit(self, job: Job, name: str | None) -> str:
-        """Queue a job under the caller's id, or the job's own. Returns the id; raises ValueError."""
+        """Queue a job under the caller's id `name`, or under its own. Returns the id.
+
+        Raises ValueError for an unusable id, for the id of an unfinished job, or if the worker refuses the job.
+        """
         name = job.id if name is None else name
         if not isinstance(name, str) or not ID.fullmatch(name):
             raise ValueError(BAD_ID.format(name=str(name)[:80]))
-        job.owner = self.owner
-        key = job.owner, name
+        request = self.request
+        key = self.site.owner(request), name
         with self._lock:
             if key in self._jobs and not self._jobs[key].over:
                 raise ValueError(TAKEN.format(name=name))
-            self.site.worker.submit(job)
+            self.site.submit(job, request)
             self._jobs[key] = job
             self._jobs.move_to_end(key)
             for old in [old for old, kept in self._jobs.items() if kept.over][: max(0, len(self._jobs) - MOST_CALLS)]:
@@ -62,38 +70,40 @@ class Calls:
         return name
 
     def find(self, name: object) -> Job:
-        """The caller's job with that id; ValueError when there is none."""
+        """The caller's job with this id. Raises ValueError if there is none."""
         job = self._jobs.get((self.owner, name)) if isinstance(name, str) else None
         if job is None:
             raise ValueError(UNKNOWN.format(name=str(name)[:80]))
         return job
 
     async def follow(self, job: Job) -> None:
-        """Wait for a job's end and tell the client its progress; stop it when the client cancels the call.
+        """Wait for the end of a job and report its progress to the client. Stops it if the client cancels the call.
 
         Raises:
-            gr.Error: it failed, or was stopped before anything was made.
+            gr.Error: the job failed, or was stopped before it made anything.
         """
-        progress, worker = gr.Progress(), self.site.worker
-        seen = -1
+        progress, told = gr.Progress(), None
         try:
             while not job.over:
-                if job.state == "waiting" and not job.started:
-                    progress((0, 1), desc=worker.waiting_text(job), unit="jobs")
-                elif job.version != seen or job.state == "waiting":
-                    seen = job.version
-                    _tell(progress, self.site, job)
+                # whatever is told is sent to the client, so the same again is not
+                if (news := _news(self.site, job)) is not None and news != told:
+                    told = news
+                    place, text, unit = news
+                    progress(place, desc=text, unit=unit)
                 await asyncio.sleep(POLL_SECONDS)
         finally:
             if not job.over:
-                worker.stop(job)
+                self.site.worker.stop(job)
         if job.state != "done" and not (isinstance(job, SweepJob) and job.state == "stopped" and job.results):
             raise gr.Error(job.error or STOPPED, print_exception=False)
 
 
-def _tell(progress: gr.Progress, site: Site, job: Job) -> None:
+def _news(site: Site, job: Job) -> tuple[tuple[int, int], str, str] | None:
+    """How far a job is, in words, and the unit of the numbers."""
+    if job.state == "waiting" and not job.started:
+        return (0, 1), site.worker.waiting_text(job), "jobs"
     if isinstance(job, SweepJob):
-        progress((job.tried, job.total), desc=progress_text(site, job), unit="videos")
-    elif isinstance(job, VideoJob) and job.update is not None:
-        step, total = job.update.step, job.update.total
-        progress((step, total), desc=f"{job.arm}: {PHASES[job.update.phase].lower()}", unit="steps")
+        return (job.tried, job.total), progress_text(site, job), "videos"
+    if isinstance(job, VideoJob) and (update := job.update) is not None:
+        return (update.step, update.total), f"{job.arm}: {PHASES[update.phase].lower()}", "steps"
+    return None

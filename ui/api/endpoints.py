@@ -1,9 +1,9 @@
 """The named endpoints for `gradio_client`: /generate, /compare, /refine, /sweep, /estimate, /inspect, /resources and
 /cancel.
 
-They share one table of parameters, from which the documented signature is made, and the page's worker, so a call
-and a press of the button wait for each other. Every failure is a `gr.Error`, because of other exceptions the client
-only learns that there was one.
+They share one table of parameters, which also makes the documented signature. They use the page's worker, so calls and
+presses of the button wait in one queue. Every failure is a `gr.Error`, because Gradio hides the text of any other
+exception from the client.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ REQUIRED = inspect.Parameter.empty
 
 
 def parameters(checkpoint: CheckpointInfo) -> list[tuple[str, Any, Any, str]]:
-    """(name, type, default, description) of what a video takes; the defaults are the checkpoint's own."""
+    """(name, type, default, description) for each parameter of a video. Defaults come from the checkpoint."""
     size, bsa = checkpoint.defaults, checkpoint.bsa or BSAConfig()
     return [
         _field("prompt", REQUIRED),
@@ -84,13 +84,13 @@ NOT_ESTIMATED = "the model that runs here does not say how large it is, so nothi
 
 
 def add_api(page: gr.Blocks, site: Site) -> None:
-    """Add the endpoints to the page, which is still being built."""
+    """Add the endpoints to a page that is being built."""
     calls, shared = Calls(site), parameters(site.checkpoint)
     attention = ("attention", Literal["sparse", "dense"], "sparse", "Block sparse attention (BSA) or dense attention")
 
     async def generate(attention: str, job_id: str | None, **values: Any) -> tuple[Any, ...]:
-        """Make one video. Returns the video (MP4, H.264) and a report: the request with the seed used, seconds for
-        text, denoising, decoding and in all, peak memory, key blocks kept, and whether BSA was active and why."""
+        """Make one video. Returns the video (MP4, H.264) and a report: the request with its seed, seconds for text,
+        denoising, decoding and in total, peak memory, key blocks kept, and whether BSA was active and why."""
         _check_attention(attention)
         job = VideoJob(_request(site, values, sparse=attention == "sparse"), side_by_side=False)
         name = calls.submit(job, job_id)
@@ -99,7 +99,7 @@ def add_api(page: gr.Blocks, site: Site) -> None:
 
     async def compare(job_id: str | None, **values: Any) -> tuple[Any, ...]:
         """Make the same clip from the same seed twice, with dense and with block sparse attention. Returns both videos
-        (MP4, H.264) and a report: everything of /generate for each, the denoising speed-up, PSNR and SSIM."""
+        (MP4, H.264) and a report: the report of /generate for each, the denoising speed-up, PSNR and SSIM."""
         job = VideoJob(_request(site, values), side_by_side=True)
         name = calls.submit(job, job_id)
         await calls.follow(job)
@@ -109,8 +109,8 @@ def add_api(page: gr.Blocks, site: Site) -> None:
     async def refine(
         clip: str, prompt: str | None, t_thresh: float, double_frames: bool, attention: str, **values: Any
     ) -> tuple[Any, ...]:
-        """Make a finer, larger clip of a finished one of /generate, /compare or /refine, as LongCat goes from 480p to
-        720p. Needs the checkpoint's adapter for that. Returns the video (MP4, H.264) and a report as /generate does."""
+        """Make a larger, finer version of a clip from /generate, /compare or /refine, as LongCat goes from 480p to
+        720p. Needs the checkpoint's refinement adapter. Returns the video (MP4, H.264) and a report like /generate."""
         _check_attention(attention)
         made = calls.find(clip)
         results = made.results if isinstance(made, VideoJob) else {}
@@ -134,9 +134,9 @@ def add_api(page: gr.Blocks, site: Site) -> None:
     async def sweep(
         rows: str, row_values: list, columns: str | None, column_values: list | None, job_id: str | None, **values: Any
     ) -> tuple[Any, ...]:
-        """Make a grid of sparse videos over one or two settings, and a dense one for every seed and number of steps.
-        Returns a report (for every video seconds, speed-up, density, PSNR in dB, SSIM, recall and the file; the Pareto
-        front) and the same as CSV. A sweep that /cancel stops returns what was done; a video that fails says why."""
+        """Make a grid of sparse videos over one or two settings, and a dense video for every seed and number of steps.
+        Returns a report (seconds, speed-up, density, PSNR in dB, SSIM, recall and file of every video; the Pareto
+        front) and the same as CSV. A sweep stopped by /cancel returns its finished videos; a failed video says why."""
         if columns is None and column_values:
             raise ValueError(NO_COLUMNS)
         axes = Axis.of(rows, row_values), None if columns is None else Axis.of(columns, column_values or [])
@@ -150,8 +150,8 @@ def add_api(page: gr.Blocks, site: Site) -> None:
         return report | {"job_id": name, "state": job.state}, table
 
     async def estimate(**values: Any) -> dict[str, Any]:
-        """What a video will take on this machine, dense and sparse: seconds by phase, peak memory in bytes and what the
-        numbers rest on. Makes nothing. Fails with the numbers when the video cannot fit."""
+        """Estimate a video on this machine, dense and sparse: seconds by phase, peak memory in bytes, and the basis of
+        these numbers. Makes nothing. Fails with the numbers if the video cannot fit."""
         request = _request(site, {"prompt": "-", "negative_prompt": "", "seed": 0} | values)
         plans = {"dense": site.estimates.plan(replace(request, bsa=None)), "sparse": site.estimates.plan(request)}
         dense, sparse = plans["dense"].estimate, plans["sparse"].estimate
@@ -167,9 +167,9 @@ def add_api(page: gr.Blocks, site: Site) -> None:
         }
 
     async def inspect_(job_id: str, step: int, layer: int, head: int, query_block: int) -> dict[str, Any]:
-        """What the sparse attention of a finished /generate or /compare selected: its mean recall (share of the softmax
-        mass inside the kept blocks) and density, by layer and by step; and the key blocks that one query block of one
-        step, layer and head keeps, as [frame, row, column] of the grid of key blocks."""
+        """Inspect the sparse attention of a finished /generate or /compare. Returns its mean recall (share of the
+        softmax mass inside the kept blocks) and density, by layer and by step; and the key blocks that one query block
+        of one step, layer and head keeps, as [frame, row, column] in the grid of key blocks."""
         job = calls.find(job_id)
         result = job.results.get("sparse") if isinstance(job, VideoJob) else None
         if result is None:
@@ -178,16 +178,16 @@ def add_api(page: gr.Blocks, site: Site) -> None:
         return _selection(record, step, layer, head, query_block)
 
     async def resources() -> dict[str, Any]:
-        """Memory and load now: of every GPU (NVML), of the host, and of the process that the model runs in. Bytes,
-        percent, degrees Celsius and watts; null where the machine does not say."""
+        """Read memory and load of every GPU (NVML), of the host, and of the process that runs the model. Values are in
+        bytes, percent, degrees Celsius and watts; null if the machine does not report them."""
         worker = site.worker
         memory = worker.torch_memory()
         reading = await asyncio.to_thread(read_resources, worker.engine_pid, memory)
         return plain(asdict(reading) | {"worker": worker.status(), "torch_memory": memory})
 
     async def cancel(job_id: str) -> dict[str, str]:
-        """Stop a job of yours, at once while it waits and at its next step when it runs. Jobs are yours when the same
-        client, or the same login, began them."""
+        """Stop one of your jobs: at once if it waits, at its next step if it runs. A job is yours if the same client,
+        or the same login, started it."""
         job = calls.find(job_id)
         if not job.over:
             site.worker.stop(job)
@@ -268,16 +268,16 @@ def _selection(record: AttentionRecord, step: int, layer: int, head: int, query_
 def _publish(
     page: gr.Blocks, handler: Callable, table: list[tuple[str, Any, Any, str]], returns: list[tuple[str, Any]]
 ) -> None:
-    """Give the handler the table's signature and register it under its own name.
+    """Give the handler the signature of the table and register it under its own name.
 
-    Gradio derives the types from the signature and would label the values "1st", "2nd"; the labels are ours.
+    Gradio derives the types from the signature. It would label the values "1st" and "2nd", so labels are set here.
     """
 
     @wraps(handler)
     async def endpoint(*values: Any) -> Any:
         try:
             return await handler(**{name: value for (name, *_), value in zip(table, values, strict=True)})
-        except gr.Error:  # first, because Gradio's is a ValueError too, and its text as such has quotes
+        except gr.Error:  # first, because gr.Error is a ValueError too, and its text would get quotes
             raise
         except ValueError as error:
             raise gr.Error(one_line(error), print_exception=False) from None
@@ -285,8 +285,8 @@ def _publish(
             log.exception("/%s failed", handler.__name__)
             raise gr.Error(sentence(error), print_exception=False) from None
 
-    signed: Any = endpoint  # what is read of a function here, its type does not say
-    del signed.__wrapped__  # whose signature would hide the table's
+    signed: Any = endpoint  # the type of a function lacks the attributes used here
+    del signed.__wrapped__  # its signature would hide the table's
 
     endpoint.__annotations__ = {name: kind for name, kind, _, _ in table}
     kinds = tuple(kind for _, kind in returns)
@@ -297,7 +297,7 @@ def _publish(
         ],
         return_annotation=GenericAlias(tuple, kinds) if len(kinds) > 1 else kinds[0],
     )
-    # MCP clients are told of a parameter what the docstring says of it
+    # MCP clients get the description of a parameter from the docstring
     about = handler.__doc__ or ""
     endpoint.__doc__ = "\n".join([about, "Args:", *(f"{name}: {text}" for name, _, _, text in table)])
     event = gr.api(

@@ -1,4 +1,4 @@
-"""What the panels share: boxes that scripts of ours draw, and events that only change the page."""
+"""Parts that panels share: boxes drawn by this project's scripts, and options of events that only change the page."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ import gradio as gr
 
 from ui.static import asset
 
-# Events that only change the page: answered at once, also while a video is being made, and no part of the API.
+# Options of events that only change the page: answered at once, even during a video, and not part of the API.
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 _BARE: dict[str, Any] = {"elem_classes": "bare", "apply_default_css": False}
 
 
 def box(name: str | None = None, value: str = "") -> gr.HTML:
-    """A place for HTML without Gradio's own look. name: id of its element."""
+    """A box for HTML without Gradio's own style. name: id of its element."""
     return gr.HTML(value, elem_id=name, **_BARE)
 
 
 class Drawn(gr.HTML):
-    """A box that files of ui/static draw: `name`.html and the scripts, from a value that is JSON.
+    """A box that files of ui/static draw from a JSON value: `name`.html and the scripts.
 
-    scripts: one function body in this order, each builds on those before it. functions: what they may call on the
-    server, past the event queue. kwargs: Gradio makes a component anew with its own arguments when it updates it.
+    scripts: joined to one function body in this order; each may use the earlier ones.
+    functions: those that the scripts may call on the server, outside the event queue.
+    kwargs: arguments for Gradio, which makes a component anew with its own arguments on every update.
     """
 
     def __init__(
