@@ -140,7 +140,7 @@ def _inside(stream: BinaryIO, *kinds: bytes) -> list[tuple[bytes, int, int]]:
 
 
 def _decode(path: Path, take: Callable[[bytes, tuple[int, int]], None]) -> tuple[np.ndarray, int]:
-    """Pass each frame, as rgb24 bytes and (height, width), to `take`. Return the numbers of those to show, and the rate."""
+    """Pass each frame to `take`: rgb24 bytes, (height, width). Return the numbers of those to show, and the rate."""
     damaged = f"the clip {path.name} cannot be decoded; copy or download it again"
     count = 0
     with _decoding(path) as (pictures, log):
