@@ -6,10 +6,12 @@ import argparse
 import importlib.util
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 # Gradio reads these when it is imported. The page works offline and reports its use to nobody.
@@ -20,7 +22,6 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 from pipeline import _start
 
 # isort: split
-import gradio as gr
 from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 
@@ -28,17 +29,21 @@ from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint
 from pipeline.cli.options import add_weights, read_weights
 from pipeline.engine.process import EngineProcess
 from pipeline.machine.device import expected_device
+from pipeline.machine.paths import RESCUE
 from pipeline.request.sentences import VisibleFormatter, one_line
 from ui import Look, Worker, build_page
 from ui.access.connections import bound_connections, raise_handle_limit, spare_log
 from ui.access.guard import Guard, MaySee
 from ui.access.hosts import ALLOWED, Hosts
 from ui.access.login import VARIABLE, read_logins
+from ui.api.publish import Page
+from ui.jobs.disk import UPLOADS, Disk, own_folder, rescue_folder
 from ui.jobs.files import PRIVATE
 
 # Gradio keeps a quarter of a megabyte of each, also of a single call of the API, and of 10,000 unless it is told. The
 # state of the one that was used longest ago is forgotten: which run its page shows, and how much of the history.
 MOST_SESSIONS = 500
+GRADIO_FOLDER = "GRADIO_TEMP_DIR"  # environment variable that Gradio reads whenever it takes a file in
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,6 +65,7 @@ def _main(arguments: list[str] | None) -> int:
         checkpoint = inspect_checkpoint(options.model_path)
         expected_device(options.device)
         output_dir = writable_folder(options.output_dir)
+        uploads = uploads_base(output_dir)
         options.auth = read_logins(options.auth or (), options.auth_file)
         hosts = Hosts.of_server(options.host, options.allow_host, options.share)
         if options.mcp:
@@ -70,24 +76,27 @@ def _main(arguments: list[str] | None) -> int:
 
     # `docker stop` and process managers send this signal; the default handler would skip the clean-up below
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    rescued = rescue_folder(output_dir)
+    os.environ[RESCUE] = str(rescued)  # for the engine
     where = {"path": str(checkpoint.path), "device": options.device}
     engine = EngineProcess("pipeline.engine.child:load_longcat", **where, **read_weights(options).arguments)
     worker = Worker(engine, output_dir, checkpoint.name).start()
     try:
-        budget = int(options.disk_budget * 1e9)
-        page = build_page(checkpoint, worker, budget, device=options.device, model_switch=may_switch(options))
-        serve(
-            page,
-            output_dir,
-            host=options.host,
-            port=options.port,
-            share=options.share,
-            logins=options.auth,
-            max_upload=options.max_upload * 2**20,
-            mcp=options.mcp,
-            hosts=hosts,
-            may_see=lambda job_id, owner: worker.find(job_id, owner) is not None,
-        )
+        with uploads_in(uploads) as folder:
+            disk = Disk(output_dir, int(options.disk_budget * 1e9), folder, rescued)
+            serve(
+                build_page(checkpoint, worker, disk, device=options.device, model_switch=may_switch(options)),
+                output_dir,
+                host=options.host,
+                port=options.port,
+                share=options.share,
+                logins=options.auth,
+                max_upload=options.max_upload * 2**20,
+                mcp=options.mcp,
+                hosts=hosts,
+                may_see=lambda job_id, owner: worker.find(job_id, owner) is not None,
+                disk=disk,
+            )
     except OSError:
         place = f"port {options.port} of {options.host}"
         print(f"error: {place} is taken or not allowed; try --port {options.port % 65535 + 1}", file=sys.stderr)
@@ -99,7 +108,7 @@ def _main(arguments: list[str] | None) -> int:
 
 
 def serve(
-    page: gr.Blocks,
+    page: Page,
     output_dir: Path,
     *,
     host: str,
@@ -111,17 +120,15 @@ def serve(
     mcp: bool = False,
     hosts: Hosts | None = None,
     may_see: MaySee = lambda job_id, owner: True,
+    disk: Disk | None = None,
 ) -> None:
-    """Start the server. It serves only Gradio's own cache and the media of jobs. No run is recorded in the browser.
+    """Start the server. Only uploads and the media of jobs are served; no run is recorded in the browser.
 
-    block: stay until interrupted.
-    logins: names and passwords, of which a visitor must enter one; without any, everybody is let in.
-    max_upload: largest size of one uploaded file, in bytes.
-    mcp: offer the endpoints as tools of the Model Context Protocol.
-    hosts: the names of this server; None for the address that it listens on.
-    may_see: called with a job's id and an owner; returns whether the job belongs to the owner.
-
-    Raises OSError if the port is in use.
+    block: stay until interrupted. logins: names and passwords, one of which is asked for; none lets everybody in.
+    max_upload: bytes of one uploaded file. mcp: offer the endpoints as tools of the Model Context Protocol.
+    hosts: what this server is called; None for what it listens on. may_see: whether a job, by its id, is an owner's.
+    disk: has room for uploads or not, and tidies behind them.
+    Raises OSError when the port is taken.
     """
     guard = Middleware(
         Guard,
@@ -129,6 +136,8 @@ def serve(
         cache=Path(get_upload_folder()),
         hosts=Hosts.of_server(host) if hosts is None else hosts,
         may_see=may_see,
+        disk=disk,
+        presence=page.presence,
         space="SPACE_ID" in os.environ,
     )
     look = Look.default()
@@ -158,8 +167,36 @@ def serve(
         threading.Event().wait()
 
 
-def writable_folder(path: Path) -> Path:
-    """Make the folder if necessary, and return it. Raises ValueError if nothing can be written into it."""
+def uploads_base(output_dir: Path) -> Path:
+    """Where servers have their folders of uploads: what GRADIO_TEMP_DIR names, or in the output folder.
+
+    Raises ValueError when nothing can be written there.
+    """
+    if base := os.environ.get(GRADIO_FOLDER):
+        return writable_folder(Path(base), "folder for uploads", f"set {GRADIO_FOLDER} to another")
+    return output_dir / UPLOADS
+
+
+@contextmanager
+def uploads_in(base: Path) -> Iterator[Path]:
+    """A folder for what Gradio takes in, of this server alone and as long as it runs: in a shared one it could neither
+    be counted nor removed."""
+    before = os.environ.get(GRADIO_FOLDER)
+    folder = own_folder(base)
+    os.environ[GRADIO_FOLDER] = str(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.environ.pop(GRADIO_FOLDER)
+        if before is not None:
+            os.environ[GRADIO_FOLDER] = before
+
+
+def writable_folder(
+    path: Path, what: str = "output folder", remedy: str = "choose another with --output-dir"
+) -> Path:
+    """The folder, made if need be. Raises ValueError when nothing can be written into it."""
     path = path.expanduser().resolve()
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -167,8 +204,7 @@ def writable_folder(path: Path) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        remedy = "choose another with --output-dir"
-        raise ValueError(f"cannot write to the output folder {path} ({error.strerror}); {remedy}") from None
+        raise ValueError(f"cannot write to the {what} {path} ({error.strerror}); {remedy}") from None
     return path
 
 
@@ -233,7 +269,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--model-path", type=Path, default=EMBEDDED_CHECKPOINT, help="LongCat checkpoint in FastVideo's layout")
     add("--device", default="auto", help="auto, cuda, cuda:1 or cpu")
     add("--output-dir", type=Path, default=Path("outputs"), help="folder for videos and reports")
-    add("--disk-budget", type=gigabytes, default="5", help="GB that results may take; then the oldest are removed")
+    add("--disk-budget", type=gigabytes, default="5", help="GB that results and uploads may take; then the oldest go")
     add(
         "--host",
         default=env("GRADIO_SERVER_NAME", "127.0.0.1"),

@@ -17,6 +17,8 @@ from starlette.responses import PlainTextResponse
 from ui.access.bodies import LARGEST, MOST_AT_ONCE, TOO_LARGE, TOO_MANY, Refused, check_body
 from ui.access.hosts import Hosts
 from ui.access.login import Throttle
+from ui.access.presence import Presence, session_of_stream
+from ui.jobs.disk import Disk
 from ui.jobs.files import FOLDER
 
 SERVED = (".mp4", ".json", ".csv", ".png", ".jpg", ".webp")
@@ -63,6 +65,8 @@ class Guard:
         Without logins, anyone who knows a file's path may read it, but a visitor cannot guess it.
     space: whether the app runs as a Hugging Face Space, which shows the page in a frame. Otherwise no other site may
         frame the page, and the browser may not contact other hosts.
+    disk: says whether there is room for an upload, and is tidied after each one.
+    presence: learns which clients are connected.
     """
 
     def __init__(
@@ -73,12 +77,16 @@ class Guard:
         hosts: Hosts | None = None,
         may_see: MaySee = lambda job_id, owner: True,
         space: bool = False,
+        disk: Disk | None = None,
+        presence: Presence | None = None,
     ) -> None:
         self._app = app
         self._output_dir = output_dir.resolve()
         self._cache = cache.resolve()
         self._hosts = Hosts() if hosts is None else hosts
         self._may_see = may_see
+        self._disk = disk
+        self._presence = presence or Presence()
         self._seen: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._throttle = Throttle()
         self._reading = 0  # bytes of bodies
@@ -118,7 +126,16 @@ class Guard:
         if wanted is not None and not await asyncio.to_thread(self._serves, wanted["path"], scope, headers):
             await refuse(REFUSED, 403)
             return
-        if scope["method"] not in ("GET", "HEAD") and not (multipart and _UPLOAD.search(path)):
+        if wanted is not None and "range" in headers:
+            # Gradio fails at several ranges, and answers one with the request's headers. What it does not recognise it
+            # leaves to Starlette, which knows them all; the unit may be written either way.
+            scope["headers"] = [
+                (name, value.upper() if name == b"range" else value) for name, value in scope["headers"]
+            ]
+        if posted and multipart and _UPLOAD.search(path):
+            await self._upload(scope, receive, send_with_headers, refuse)
+            return
+        if scope["method"] not in ("GET", "HEAD"):
             try:
                 receive = await self._checked(headers, receive)
             except Refused as refused:
@@ -126,6 +143,10 @@ class Guard:
                 return
         if posted and _LOGIN.search(path):
             await self._log_in(scope, receive, send_with_headers, refuse)
+            return
+        if not posted and (session := session_of_stream(path, scope["query_string"])):
+            with self._presence.connected(session):
+                await self._app(scope, receive, send_with_headers)
             return
         await self._app(scope, receive, send_with_headers)
 
@@ -153,6 +174,20 @@ class Guard:
         body = b"".join(pieces)
         check_body(body)
         return _again({"type": "http.request", "body": body, "more_body": False}, receive)
+
+    async def _upload(self, scope: Any, receive: Any, send: Any, refuse: Any) -> None:
+        if self._disk is None:
+            await self._app(scope, receive, send)
+            return
+        size = Headers(scope=scope).get("content-length", "")
+        if reason := self._disk.refusal(int(size) if size.isdecimal() else 0):
+            await refuse(reason, 507)
+            return
+        try:
+            with self._disk.uploading():
+                await self._app(scope, receive, send)
+        finally:
+            await asyncio.to_thread(self._disk.tidy)
 
     async def _log_in(self, scope: Any, receive: Any, send: Any, refuse: Any) -> None:
         address = scope["client"][0] if scope.get("client") else ""

@@ -158,8 +158,12 @@ class Worker:
 
     def find(self, job_id: str, owner: str) -> Job | None:
         """The job with this id if it belongs to the owner. None for a job of others, or a forgotten one."""
-        job = self.queue.get(job_id) or self.archive(job_id)
+        job = self.find_any(job_id)
         return job if job is not None and job.owner == owner else None
+
+    def find_any(self, job_id: str) -> Job | None:
+        """The job with this id, whoever owns it. None for a forgotten one."""
+        return self.queue.get(job_id) or self.archive(job_id)
 
     def live(self, owner: str) -> list[Job]:
         """The owner's waiting and running jobs, oldest first."""
