@@ -23,8 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.checkpoint.safetensors_files import check_complete, stored_keys, stored_precision
+from pipeline.checkpoint.safetensors_files import has_encoder, stored_precision, stored_weights
 from pipeline.checkpoint.tokenizer import load_tokenizer
+from pipeline.checkpoint.view import linked
 from pipeline.model.schedule import longcat_sigmas
 from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.video import MAX_PROMPT_TOKENS, VideoRequest
@@ -97,30 +98,31 @@ class FastVideoLongCat:
         config.dit_precision = config.vae_precision = precision
         if weights and device.type == "cuda":
             # As stored, they are the files' own pages; in another dtype they would all lie in memory at one time.
-            config.dit_precision = stored_precision(path / "transformer")
+            config.dit_precision = stored_precision(path / "transformer", path)
         config.text_encoder_precisions = (precision,)
-        self.encodes = any(key.startswith("encoder.") for key in stored_keys(path / "vae"))
+        self.encodes = has_encoder(stored_weights(path / "vae", path))
         config.vae_config.load_encoder = self.encodes
-        self._args = FastVideoArgs.from_kwargs(
-            model_path=str(path),
-            pipeline_config=config,
-            num_gpus=1,
-            # FastVideo offloads by default; FSDP and the offload hooks ask for CUDA on every machine,
-            # and the hooks hang on block.forward, which our forward does not call.
-            dit_cpu_offload=False,
-            dit_layerwise_offload=False,
-            text_encoder_cpu_offload=False,
-            image_encoder_cpu_offload=False,
-            vae_cpu_offload=False,
-            use_fsdp_inference=False,
-            pin_cpu_memory=False,
-        )
         try:
             # FastVideo's own loader of tokenizers runs Python from the checkpoint's folder.
             ready = {"tokenizer": load_tokenizer(path / "tokenizer")}
             kind = HostLongCatPipeline if weights else LongCatPipeline
-            self._pipeline = kind(str(path), self._args, loaded_modules=ready)
-            self._pipeline.post_init()
+            with linked(path) as view:
+                self._args = FastVideoArgs.from_kwargs(
+                    model_path=str(view),
+                    pipeline_config=config,
+                    num_gpus=1,
+                    # FastVideo offloads by default; FSDP and the offload hooks ask for CUDA on every machine,
+                    # and the hooks hang on block.forward, which our forward does not call.
+                    dit_cpu_offload=False,
+                    dit_layerwise_offload=False,
+                    text_encoder_cpu_offload=False,
+                    image_encoder_cpu_offload=False,
+                    vae_cpu_offload=False,
+                    use_fsdp_inference=False,
+                    pin_cpu_memory=False,
+                )
+                self._pipeline = kind(str(view), self._args, loaded_modules=ready)
+                self._pipeline.post_init()
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -139,7 +141,6 @@ class FastVideoLongCat:
         # The original takes a missing key as false, FastVideo as true.
         transformer_config = json.loads((path / "transformer" / "config.json").read_text(encoding="utf-8"))
         self.zero_text_padding = bool(transformer_config.get("text_tokens_zero_pad", False))
-        check_complete(self._vae.state_dict(), path / "vae")
 
     def _place(self, weights: LoadOptions) -> None:
         """Bring what was loaded to host memory to where it runs."""
