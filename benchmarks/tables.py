@@ -253,8 +253,8 @@ def _quality_intro() -> str:
     d = load("quality")
     floor = next(row for row in d["rows"] if "bsa" not in row)
     return (
-        f"{d['device']}, {d['date'][:10]}, torch {d['torch']}, {d['dtype']}, {d['prompts']} prompts. Noise floor (dense "
-        f"attention by another kernel): {floor['psnr']:.1f} dB, worst clip {floor['worst_psnr']:.1f} dB, SSIM "
+        f"{d['device']}, {d['date'][:10]}, torch {d['torch']}, {d['dtype']}, {d['prompts']} prompts. Noise floor "
+        f"(dense attention by another kernel): {floor['psnr']:.1f} dB, worst clip {floor['worst_psnr']:.1f} dB, SSIM "
         f"{floor['ssim']:.4f}.\n\n"
     )
 
@@ -278,7 +278,7 @@ def quality_details() -> str:
         if row["sparsity"] in (0.75, 0.9375):
             low, high = row["gain_interval"]
             lines.append(
-                f"| {row['sparsity']} | {row['scores']} | {row['blocks']} | {row['first']} | {100 * row['density']:.1f}% "
+                f"| {row['sparsity']} | {row['scores']} | {row['blocks']} | {row['first']} | {row['density']:.1%} "
                 f"| {row['psnr']:.1f} dB | {row['gain']:+.1f} ({low:+.1f} to {high:+.1f}) | {row['worst_psnr']:.1f} dB "
                 f"| {row['worst_frame']:.1f} dB | {row['ssim']:.3f} | {row['flicker']:.2f} |"
             )

@@ -210,7 +210,9 @@ def levels(edges: dict[str, set[str]]) -> dict[str, int]:
 # Rooms from the bottom up. A module is in the room with the longest prefix that fits, so a package by itself (its
 # `__init__`, which hands out names) is above all that is in it.
 ROOMS: dict[str, tuple[str, ...]] = {
-    "bsa values": ("bsa.grid", "bsa.selectors", "bsa.config", "bsa.block_selection", "bsa.layout", "bsa.variants"),
+    "bsa values": (
+        *("bsa.grid", "bsa.selectors", "bsa.config", "bsa.block_selection", "bsa.layout", "bsa.cells", "bsa.variants"),
+    ),
     "bsa.kernels": ("bsa.kernels",),
     "bsa": ("bsa",),
     "pipeline._start": ("pipeline._start",),
