@@ -14,17 +14,19 @@ import json
 import logging
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.checkpoint.safetensors_files import check_complete, stored_keys, stored_precision
+from pipeline.checkpoint.safetensors_files import has_encoder, stored_precision, stored_weights
 from pipeline.checkpoint.tokenizer import load_tokenizer
+from pipeline.checkpoint.view import linked
+from pipeline.machine.quiet import quiet
 from pipeline.model.schedule import longcat_sigmas
 from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.video import MAX_PROMPT_TOKENS, VideoRequest
@@ -100,30 +102,31 @@ class FastVideoLongCat:
         config.dit_precision = config.vae_precision = precision
         if weights and device.type == "cuda":
             # In the stored dtype, weights are pages of the files; converted, all of them would be in memory at once.
-            config.dit_precision = stored_precision(path / "transformer")
+            config.dit_precision = stored_precision(path / "transformer", path)
         config.text_encoder_precisions = (precision,)
-        self.encodes = any(key.startswith("encoder.") for key in stored_keys(path / "vae"))
+        self.encodes = has_encoder(stored_weights(path / "vae", path))
         config.vae_config.load_encoder = self.encodes
-        self._args = FastVideoArgs.from_kwargs(
-            model_path=str(path),
-            pipeline_config=config,
-            num_gpus=1,
-            # FastVideo offloads by default. FSDP and the offload hooks require CUDA, and the hooks are attached to
-            # block.forward, which this project's forward pass does not call.
-            dit_cpu_offload=False,
-            dit_layerwise_offload=False,
-            text_encoder_cpu_offload=False,
-            image_encoder_cpu_offload=False,
-            vae_cpu_offload=False,
-            use_fsdp_inference=False,
-            pin_cpu_memory=False,
-        )
         try:
             # FastVideo's own tokenizer loader runs Python from the checkpoint's folder.
             ready = {"tokenizer": load_tokenizer(path / "tokenizer")}
             kind = HostLongCatPipeline if weights else LongCatPipeline
-            self._pipeline = kind(str(path), self._args, loaded_modules=ready)
-            self._pipeline.post_init()
+            with linked(path) as view:
+                self._args = FastVideoArgs.from_kwargs(
+                    model_path=str(view),
+                    pipeline_config=config,
+                    num_gpus=1,
+                    # FastVideo offloads by default. FSDP and the offload hooks require CUDA, and the hooks are attached
+                    # to block.forward, which this project's forward pass does not call.
+                    dit_cpu_offload=False,
+                    dit_layerwise_offload=False,
+                    text_encoder_cpu_offload=False,
+                    image_encoder_cpu_offload=False,
+                    vae_cpu_offload=False,
+                    use_fsdp_inference=False,
+                    pin_cpu_memory=False,
+                )
+                self._pipeline = kind(str(view), self._args, loaded_modules=ready)
+                self._pipeline.post_init()
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -142,7 +145,6 @@ class FastVideoLongCat:
         # The original treats a missing key as false, FastVideo as true.
         transformer_config = json.loads((path / "transformer" / "config.json").read_text(encoding="utf-8"))
         self.zero_text_padding = bool(transformer_config.get("text_tokens_zero_pad", False))
-        check_complete(self._vae.state_dict(), path / "vae")
 
     def _place(self, weights: LoadOptions) -> None:
         """Move the components from host memory to the place where they run."""
@@ -291,8 +293,10 @@ def _prepare_process(device: torch.device) -> None:
 
 
 def _support_cpu() -> None:
-    """Replace two functions of FastVideo 0.2.1, which otherwise cannot run on the CPU."""
+    """Replace what keeps FastVideo 0.2.1 from running on the CPU, or on the CPU of a machine with a GPU."""
+    from fastvideo import platforms
     from fastvideo.distributed import parallel_state
+    from fastvideo.pipelines.stages import base
     from fastvideo.platforms.cpu import CpuPlatform
 
     # FastVideo takes every device besides CUDA and NPU for "mps". Its modules import this function by name, so only a
@@ -306,6 +310,18 @@ def _support_cpu() -> None:
     # encoder and the transformer must be built, although this project never calls that backend.
     _expect(CpuPlatform, "get_attn_backend_cls")
     CpuPlatform.get_attn_backend_cls = classmethod(lambda *_: "fastvideo.attention.backends.sdpa.SDPABackend")
+
+    # Its platform is CUDA's wherever NVML lists a GPU, whether or not PyTorch can use it and is meant to. Modules that
+    # are imported already hold the platform by its name.
+    _expect(platforms, "_current_platform")
+    platforms._current_platform = CpuPlatform()
+    for name, module in list(sys.modules.items()):
+        if name.startswith("fastvideo.") and "current_platform" in vars(module):
+            vars(module)["current_platform"] = platforms._current_platform
+
+    # The log of its stages (FASTVIDEO_STAGE_LOGGING) waits for the GPU before it reads the clock.
+    cuda = SimpleNamespace(is_available=lambda: False, synchronize=lambda: None)
+    base.torch = SimpleNamespace(device=torch.device, cuda=cuda)
 
 
 @contextlib.contextmanager
@@ -324,27 +340,7 @@ def _loading_to_host() -> Iterator[None]:
 def _expect(owner: Any, name: str) -> Any:
     if not hasattr(owner, name):
         raise RuntimeError(
-            f"{getattr(owner, '__name__', owner)} has no {name}; the CPU support fits FastVideo 0.2.1, "
+            f"{getattr(owner, '__name__', owner)} has no {name}; the adapter fits FastVideo 0.2.1, "
             "install the versions of requirements.txt"
         )
     return getattr(owner, name)
-
-
-class _Muted:
-    """A text stream that drops the output of one thread and passes on the output of all others."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream, self._thread = stream, threading.get_ident()
-
-    def write(self, text: str) -> int:
-        return len(text) if threading.get_ident() == self._thread else self._stream.write(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Drop this thread's output only: a server may load in the background and print its address meanwhile."""
-    with contextlib.redirect_stdout(_Muted(sys.stdout)), contextlib.redirect_stderr(_Muted(sys.stderr)):
-        yield
