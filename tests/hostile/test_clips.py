@@ -7,11 +7,13 @@ import os
 import resource
 import struct
 import subprocess
+import sys
 import threading
 
 import imageio_ffmpeg
 import numpy as np
 import pytest
+from app_server import WAIT_SECONDS
 
 from pipeline.media import clip as clips
 from pipeline.media.clip import inspect_clip, read_clip
@@ -189,6 +191,11 @@ class TestClipReader:
             return await reading
 
         assert asyncio.run(run())
+
+    def test_the_end_of_the_program_does_not_wait(self):
+        """Neither for a clip that is read nor for a model that is fetched."""
+        code = "import threading; from ui.jobs.daemon import DaemonThread as T; T('x').submit(threading.Event().wait)"
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=WAIT_SECONDS)
 
     def test_too_many_are_told(self):
         async def run():

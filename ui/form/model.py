@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -22,6 +21,7 @@ from ui.form.plan_panel import gib
 from ui.form.presets import PresetList
 from ui.form.read import page_sentence
 from ui.form.restore import fill, general_values
+from ui.jobs.daemon import DaemonThread
 from ui.look.parts import QUIET, box
 from ui.site import Site
 
@@ -69,9 +69,9 @@ class ModelChange:
         self._progress = None
         try:
             yield LOOKING.format(name=one_line(name)), None
-            pool = ThreadPoolExecutor(1, thread_name_prefix="model")
+            thread = DaemonThread("model")
             try:
-                fetching = pool.submit(self._fetch, name, cancelled)
+                fetching = thread.submit(self._fetch, name, cancelled)
                 while not fetching.done():
                     if cancelled.is_set():
                         raise Cancelled
@@ -79,7 +79,7 @@ class ModelChange:
                     await asyncio.sleep(POLL_SECONDS)
             finally:
                 cancelled.set()  # also if the page was closed; the next attempt resumes the download
-                pool.shutdown(wait=False)
+                thread.close()
             path = fetching.result()
             info = inspect_checkpoint(path)
             job = self._site.worker.load(path, owner)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import ParamSpec, TypeVar
+
+from ui.jobs.daemon import DaemonThread
 
 MOST_WAITING = 8
 BUSY = "the server is reading the clips of others; try again in a minute"
@@ -18,7 +20,7 @@ class ClipReader:
     """Runs functions that read a clip one after the other in a separate thread. Decoding takes seconds and memory."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="clips")
+        self._thread = DaemonThread("clips")
         self._waiting = 0
 
     async def read(self, clip: object, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -32,7 +34,7 @@ class ClipReader:
         if self._waiting >= MOST_WAITING:
             raise ValueError(BUSY)
         self._waiting += 1
-        loop, reading = asyncio.get_running_loop(), self._pool.submit(function, *args, **kwargs)
+        loop, reading = asyncio.get_running_loop(), self._thread.submit(function, *args, **kwargs)
 
         def over(_: Future[R]) -> None:
             # called when the reading itself ends: it continues even if the visitor leaves
