@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,6 +21,14 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 # First, because it handles Ctrl-C while the others are imported.
 from pipeline import _start
+from pipeline.machine.proxies import settle_proxies
+
+if __name__ == "__main__":
+    try:
+        settle_proxies()  # Gradio reads them when it is imported
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 # isort: split
 from gradio.utils import get_upload_folder
@@ -29,9 +38,10 @@ from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint
 from pipeline.cli.options import add_weights, read_weights
 from pipeline.engine.process import EngineProcess
 from pipeline.machine.device import expected_device
-from pipeline.machine.paths import RESCUE
+from pipeline.machine.paths import RESCUE, expand_user
 from pipeline.request.sentences import VisibleFormatter, one_line
 from ui import Look, Worker, build_page
+from ui.access.address import check_address, taken
 from ui.access.connections import bound_connections, raise_handle_limit, spare_log
 from ui.access.guard import Guard, MaySee
 from ui.access.hosts import ALLOWED, Hosts
@@ -47,7 +57,8 @@ GRADIO_FOLDER = "GRADIO_TEMP_DIR"  # environment variable that Gradio reads when
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve until the program ends. Returns its exit code: 2 for bad options, 1 for a port in use, 130 for Ctrl-C."""
+    """Serve until the program ends. Returns its exit code: 2 for bad options, 1 for a port in use or not allowed,
+    130 for Ctrl-C."""
     try:
         _start.end()
         return _main(arguments)
@@ -66,13 +77,15 @@ def _main(arguments: list[str] | None) -> int:
         expected_device(options.device)
         output_dir = writable_folder(options.output_dir)
         uploads = uploads_base(output_dir)
+        check_temporary_folder()
         options.auth = read_logins(options.auth or (), options.auth_file)
         hosts = Hosts.of_server(options.host, options.allow_host, options.share)
         if options.mcp:
             check_mcp(options.auth)
-    except ValueError as error:
+        check_address(options.host, options.port)
+    except (ValueError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, ValueError) else 1
 
     # `docker stop` and process managers send this signal; the default handler would skip the clean-up below
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -97,9 +110,9 @@ def _main(arguments: list[str] | None) -> int:
                 may_see=lambda job_id, owner: worker.find(job_id, owner) is not None,
                 disk=disk,
             )
-    except OSError:
-        place = f"port {options.port} of {options.host}"
-        print(f"error: {place} is taken or not allowed; try --port {options.port % 65535 + 1}", file=sys.stderr)
+    except OSError as error:
+        reason = one_line(error) if error.errno else taken(options.host, options.port)  # Gradio's own has no number
+        print(f"error: {reason}", file=sys.stderr)
         return 1
     finally:
         worker.close()
@@ -127,11 +140,15 @@ def serve(
 ) -> None:
     """Start the server. Only uploads and the media of jobs are served; no run is recorded in the browser.
 
-    block: stay until interrupted. logins: names and passwords, one of which is asked for; none lets everybody in.
-    max_upload: bytes of one uploaded file. mcp: offer the endpoints as tools of the Model Context Protocol.
-    hosts: what this server is called; None for what it listens on. may_see: whether a job, by its id, is an owner's.
-    disk: has room for uploads or not, and tidies behind them.
-    Raises OSError when the port is taken.
+    block: stay until interrupted.
+    logins: names and passwords, of which a visitor must enter one; without any, everybody is let in.
+    max_upload: largest size of one uploaded file, in bytes.
+    mcp: offer the endpoints as tools of the Model Context Protocol.
+    hosts: the names of this server; None for the address that it listens on.
+    may_see: called with a job's id and an owner; returns whether the job belongs to the owner.
+    disk: says whether there is room for an upload, and tidies up after each.
+
+    Raises OSError if it cannot listen there.
     """
     guard = Middleware(
         Guard,
@@ -143,9 +160,10 @@ def serve(
         presence=page.presence,
         space="SPACE_ID" in os.environ,
     )
+    settle_proxies(host)  # Gradio asks itself whether it is up
     look = Look.default()
     page.queue().launch(
-        server_name=host,
+        server_name=f"[{host}]" if ":" in host else host,
         server_port=port,
         theme=look.theme,
         css=look.css,
@@ -200,15 +218,24 @@ def writable_folder(
     path: Path, what: str = "output folder", remedy: str = "choose another with --output-dir"
 ) -> Path:
     """The folder, made if need be. Raises ValueError when nothing can be written into it."""
-    path = path.expanduser().resolve()
+    path = expand_user(path).resolve()
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".write-test"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=path) as probe:
+            probe.write(bytes(2**16))  # a full disk still takes names
     except OSError as error:
         raise ValueError(f"cannot write to the {what} {path} ({error.strerror}); {remedy}") from None
     return path
+
+
+def check_temporary_folder() -> None:
+    """Raise ValueError if temporary files, such as parts of clips, cannot be written."""
+    remedy = "set TMPDIR to a folder of your own, on a disk with room"
+    try:
+        folder = Path(tempfile.gettempdir())
+    except FileNotFoundError as error:  # Python found no folder that it can write into
+        raise ValueError(f"{error.strerror}; {remedy}") from None
+    writable_folder(folder, "folder for temporary files", remedy)
 
 
 def check_mcp(logins: Sequence[tuple[str, str]] = ()) -> None:
@@ -270,7 +297,7 @@ def _parser() -> argparse.ArgumentParser:
     env = os.environ.get
     add = parser.add_argument
     add("--model-path", type=Path, default=EMBEDDED_CHECKPOINT, help="LongCat checkpoint in FastVideo's layout")
-    add("--device", default="auto", help="auto, cuda, cuda:1 or cpu")
+    add("--device", default="auto", help="auto (the GPU with the most memory, or the CPU), cuda, cuda:1 or cpu")
     add("--output-dir", type=Path, default=Path("outputs"), help="folder for videos and reports")
     add("--disk-budget", type=gigabytes, default="5", help="GB that results and uploads may take; then the oldest go")
     add(

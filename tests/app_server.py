@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from fake_pipeline import CHECKPOINT, FakePipeline
 from programs import ROOT
 
@@ -23,6 +24,18 @@ from ui import Worker, build_page
 from ui.jobs.disk import UPLOADS, Disk
 
 WAIT_SECONDS = 120  # far above what any of this takes, only against hanging
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from pipeline.checkpoint.safetensors_files import read_json
 from pipeline.checkpoint.shape import ModelShape
 from pipeline.checkpoint.trust import LARGEST_JSON, check_index, is_known
 from pipeline.machine.paths import expand_user, is_there
+from pipeline.machine.proxies import settle_proxies
 from pipeline.request.video import Cancelled
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
@@ -74,14 +75,15 @@ def fetch_checkpoint(
         on_progress: called about every 10 MB; may raise `Cancelled`. Fetched files are kept, and a later call resumes.
 
     Raises:
-        ValueError: the model does not exist, access or connection is missing, it is not a LongCat checkpoint, or disk
-            or memory are too small. The message is one sentence with the remedy.
+        ValueError: no such model, no access, no connection, an unusable proxy, not a LongCat checkpoint, too little
+            disk or memory. One sentence with the remedy.
     """
     text = str(text).strip()
     if not is_hub_id(text):
         if "/" not in text and not is_there(expand_user(text)):
             raise ValueError(NEITHER.format(text=repr(text)))
         return inspect_checkpoint(text).path
+    settle_proxies()
     with _sentences(text):
         return _fetch(text, check, on_progress)
 

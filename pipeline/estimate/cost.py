@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from bsa import BSAConfig, Grid
 from pipeline.checkpoint.shape import ModelShape
-from pipeline.machine.memory import Device
+from pipeline.machine.gpus import Device
 
 TEXT_TOKENS = 40  # a prompt of a sentence or two; cross-attention is too small a part to need the exact number
 

@@ -25,7 +25,8 @@ from pipeline.estimate import cost, footprint
 from pipeline.estimate.fit import Run, density_of, kept_run, weigh, weighted_median
 from pipeline.estimate.ledger import Ledger
 from pipeline.estimate.refusal import check_weights_fit, refuse, smaller_weights
-from pipeline.machine.memory import Device, available_memory, gpu_of
+from pipeline.machine.gpus import Device, gpu_of
+from pipeline.machine.memory import available_memory
 from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.result import VideoResult
 from pipeline.request.video import VideoRequest

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.checkpoint.shape import ModelShape
-from pipeline.machine.memory import Device
+from pipeline.machine.gpus import Device
 from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.video import VideoRequest
 

@@ -10,7 +10,8 @@ from typing import Any
 from pipeline.checkpoint.shape import ModelShape
 from pipeline.estimate import footprint
 from pipeline.machine.device import DeviceName
-from pipeline.machine.memory import Device, available_memory
+from pipeline.machine.gpus import Device
+from pipeline.machine.memory import available_memory
 from pipeline.request.load_options import LoadOptions
 from pipeline.request.start import LATENT_FRAMES
 from pipeline.request.video import TOKEN_PIXELS, VideoRequest

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-from pipeline.machine.memory import Device, gpu_of
+from pipeline.machine.gpus import Device, gpu_of, largest_gpu
 from pipeline.machine.resources import read_resources
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ class DeviceName:
 def expected_device(device: str) -> DeviceName:
     """Predict the device that the loading process will get for "auto", "cpu", "cuda" or "cuda:N".
 
+    "auto" is the GPU with the most memory, and the CPU if there is none.
+
     NVML answers first. If its answer leaves a doubt, PyTorch is imported and asked, which takes seconds. The prediction
     can be wrong only for "auto": when NVML sees a GPU whose driver PyTorch cannot use, or the reverse.
 
@@ -43,14 +45,14 @@ def expected_device(device: str) -> DeviceName:
     if device == "cpu" or (device == "auto" and not read_resources().gpus):
         return DeviceName("cpu")
     if (asked := re.fullmatch(r"auto|cuda(?::(\d{1,3}))?", device)) and "+cpu" not in metadata.version("torch"):
-        name = DeviceName("cuda", int(asked[1] or 0))
+        name = DeviceName("cuda", largest_gpu() if device == "auto" else int(asked[1] or 0))
         if gpu_of(name) is not None:
             return name
     return DeviceName.parse(str(choose_device(device)))
 
 
 def choose_device(device: str) -> torch.device:
-    """Resolve "auto", "cpu", "cuda" or "cuda:N".
+    """Resolve "auto", "cpu", "cuda" or "cuda:N", as `expected_device` has it.
 
     Raises:
         ValueError: the device does not exist here.
@@ -58,7 +60,9 @@ def choose_device(device: str) -> torch.device:
     import torch
 
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        number = largest_gpu()
+        known = number if number < torch.cuda.device_count() else 0
+        device = f"cuda:{known}" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
     except RuntimeError:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import ctypes
 import gc
 import importlib
-import os
 import re
 import sys
 from pathlib import Path
-from typing import Protocol
 
 import psutil
 
-from pipeline.machine.resources import GpuReading, read_resources
+from pipeline.machine.gpus import Device, gpu_of
 
 _NO_MEMORY = re.compile("out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE)
 
@@ -57,16 +55,6 @@ _CGROUPS = (
 )
 
 
-class Device(Protocol):
-    """A `torch.device`, or a `DeviceName` in a process that does not compute."""
-
-    @property
-    def type(self) -> str: ...
-
-    @property
-    def index(self) -> int | None: ...
-
-
 def available_memory(device: Device) -> int:
     """Bytes that are free for a new allocation: on the GPU, or on the host within the container's limit.
 
@@ -106,24 +94,6 @@ def held_memory(device: Device, pid: int | None = None) -> int:
         return psutil.Process(pid).memory_info().rss
     except psutil.Error:  # it has ended
         return 0
-
-
-def gpu_of(device: Device) -> GpuReading | None:
-    """NVML's reading of a CUDA device, or None if NVML does not show it.
-
-    CUDA numbers only the GPUs that CUDA_VISIBLE_DEVICES names; NVML numbers all of them.
-    """
-    gpus, index = read_resources().gpus, device.index or 0
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return gpus[index] if index < len(gpus) else None
-    names = [name.strip() for name in visible.split(",")]
-    if index >= len(names):
-        return None
-    return next(
-        (gpu for gpu in gpus if names[index] == str(gpu.index) or (names[index] and gpu.uuid.startswith(names[index]))),
-        None,
-    )
 
 
 def _container_available(files: tuple[str, str, str]) -> int | None:

@@ -1,6 +1,6 @@
 """Reads GPUs through NVML and survives its faults: a value that NVML does not give is None, and a note says why.
 
-NVML numbers GPUs in PCI order and ignores CUDA_VISIBLE_DEVICES, so a PyTorch device is matched by its UUID only.
+NVML numbers GPUs by PCI order whatever CUDA_VISIBLE_DEVICES says; `gpus.py` finds the one that is a PyTorch device.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class GpuReading:
     power_limit: float | None = None
     temperature: int | None = None
     slice: int | None = None
+    parent: str = ""
 
     @property
     def label(self) -> str:
@@ -55,6 +56,15 @@ class GpuReading:
 class _Device:
     handle: Any
     blank: GpuReading  # the values that never change
+
+
+def with_uuid(uuid: str, gpus: tuple[GpuReading, ...]) -> GpuReading | None:
+    """The GPU or slice to which CUDA gives this UUID, without NVML's prefix. A slice may have that of its whole GPU;
+    then it is the only one, or the only one on which the process that was asked about holds memory."""
+    own = [gpu for gpu in gpus if gpu.uuid.lower().endswith(uuid.lower())]
+    slices = [gpu for gpu in gpus if gpu.parent.lower().endswith(uuid.lower())]
+    found = own or (slices if len(slices) == 1 else [gpu for gpu in slices if gpu.process_memory])
+    return found[0] if len(found) == 1 else None
 
 
 class Nvml:
@@ -127,11 +137,12 @@ class Nvml:
             count, _ = _ask(pynvml.nvmlDeviceGetMaxMigDeviceCount, handle)
             slices = [_ask(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, n)[0] for n in range(count or 0)]
             if any(slices):
-                return [self._device(part, index, number) for number, part in enumerate(slices) if part]
-        return [self._device(handle, index, None)]
+                parent = _text(_ask(pynvml.nvmlDeviceGetUUID, handle)[0])
+                return [self._device(part, index, number, parent) for number, part in enumerate(slices) if part]
+        return [self._device(handle, index)]
 
     @staticmethod
-    def _device(handle: Any, index: int, number: int | None) -> _Device:
+    def _device(handle: Any, index: int, number: int | None = None, parent: str = "") -> _Device:
         name, _ = _ask(pynvml.nvmlDeviceGetName, handle)
         uuid, _ = _ask(pynvml.nvmlDeviceGetUUID, handle)
         total, _ = _ask(_memory, handle)
@@ -143,6 +154,7 @@ class Nvml:
             utilization=None,
             uuid=_text(uuid),
             slice=number,
+            parent=parent,
         )
         return _Device(handle, blank)
 
@@ -166,6 +178,7 @@ class Nvml:
             reserved=getattr(memory, "reserved", None),
             process_memory=None if fault else _held_by(pid, processes),
             slice=blank.slice,
+            parent=blank.parent,
             **self._slow_values(device, notes),
         )
 

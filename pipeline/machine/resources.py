@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from pipeline.machine.nvml import SLOW_SECONDS, GpuReading, Nvml
+from pipeline.machine.nvml import SLOW_SECONDS, GpuReading, Nvml, with_uuid
 from pipeline.machine.samples import History, Peak, Samples
 
 if TYPE_CHECKING:
@@ -151,14 +151,14 @@ class _Machine:
 
 
 def _torch_gpu(used: Mapping[str, Any], gpus: tuple[GpuReading, ...]) -> GpuReading | None:
-    """Find the GPU that PyTorch uses by its UUID, to which NVML adds a prefix.
+    """Find the GPU that PyTorch uses by its UUID.
 
     Without a UUID, it is the only GPU of the machine, or the only one on which the process holds memory.
     """
     if not used:
         return None
-    if uuid := str(used.get("uuid", "")).lower():
-        return next((gpu for gpu in gpus if gpu.uuid.lower().endswith(uuid)), None)
+    if uuid := str(used.get("uuid", "")):
+        return with_uuid(uuid, gpus)
     held = gpus if len(gpus) == 1 else [gpu for gpu in gpus if gpu.process_memory]
     return held[0] if len(held) == 1 else None
 

@@ -14,10 +14,10 @@ import json
 import logging
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from pipeline.checkpoint.safetensors_files import check_complete, stored_keys, stored_precision
 from pipeline.checkpoint.tokenizer import load_tokenizer
+from pipeline.machine.quiet import quiet
 from pipeline.model.schedule import longcat_sigmas
 from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.video import MAX_PROMPT_TOKENS, VideoRequest
@@ -122,8 +123,9 @@ class FastVideoLongCat:
             # FastVideo's own tokenizer loader runs Python from the checkpoint's folder.
             ready = {"tokenizer": load_tokenizer(path / "tokenizer")}
             kind = HostLongCatPipeline if weights else LongCatPipeline
-            self._pipeline = kind(str(path), self._args, loaded_modules=ready)
-            self._pipeline.post_init()
+            with _folders_as_named():
+                self._pipeline = kind(str(path), self._args, loaded_modules=ready)
+                self._pipeline.post_init()
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -291,8 +293,10 @@ def _prepare_process(device: torch.device) -> None:
 
 
 def _support_cpu() -> None:
-    """Replace two functions of FastVideo 0.2.1, which otherwise cannot run on the CPU."""
+    """Replace what keeps FastVideo 0.2.1 from running on the CPU, or on the CPU of a machine with a GPU."""
+    from fastvideo import platforms
     from fastvideo.distributed import parallel_state
+    from fastvideo.pipelines.stages import base
     from fastvideo.platforms.cpu import CpuPlatform
 
     # FastVideo takes every device besides CUDA and NPU for "mps". Its modules import this function by name, so only a
@@ -306,6 +310,18 @@ def _support_cpu() -> None:
     # encoder and the transformer must be built, although this project never calls that backend.
     _expect(CpuPlatform, "get_attn_backend_cls")
     CpuPlatform.get_attn_backend_cls = classmethod(lambda *_: "fastvideo.attention.backends.sdpa.SDPABackend")
+
+    # Its platform is CUDA's wherever NVML lists a GPU, whether or not PyTorch can use it and is meant to. Modules that
+    # are imported already hold the platform by its name.
+    _expect(platforms, "_current_platform")
+    platforms._current_platform = CpuPlatform()
+    for name, module in list(sys.modules.items()):
+        if name.startswith("fastvideo.") and "current_platform" in vars(module):
+            vars(module)["current_platform"] = platforms._current_platform
+
+    # The log of its stages (FASTVIDEO_STAGE_LOGGING) waits for the GPU before it reads the clock.
+    cuda = SimpleNamespace(is_available=lambda: False, synchronize=lambda: None)
+    base.torch = SimpleNamespace(device=torch.device, cuda=cuda)
 
 
 @contextlib.contextmanager
@@ -321,30 +337,27 @@ def _loading_to_host() -> Iterator[None]:
         function.__code__ = before
 
 
+@contextlib.contextmanager
+def _folders_as_named() -> Iterator[None]:
+    """While this lasts, FastVideo finds weights in a folder with [, ] or other wildcards in its path."""
+    from fastvideo.models.loader import component_loader
+
+    def files(pattern: str) -> list[str]:
+        folder, name = os.path.split(pattern)
+        return before.glob(os.path.join(before.escape(folder), name))
+
+    before = _expect(component_loader, "glob")
+    component_loader.glob = SimpleNamespace(glob=files)
+    try:
+        yield
+    finally:
+        component_loader.glob = before
+
+
 def _expect(owner: Any, name: str) -> Any:
     if not hasattr(owner, name):
         raise RuntimeError(
-            f"{getattr(owner, '__name__', owner)} has no {name}; the CPU support fits FastVideo 0.2.1, "
+            f"{getattr(owner, '__name__', owner)} has no {name}; the adapter fits FastVideo 0.2.1, "
             "install the versions of requirements.txt"
         )
     return getattr(owner, name)
-
-
-class _Muted:
-    """A text stream that drops the output of one thread and passes on the output of all others."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream, self._thread = stream, threading.get_ident()
-
-    def write(self, text: str) -> int:
-        return len(text) if threading.get_ident() == self._thread else self._stream.write(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Drop this thread's output only: a server may load in the background and print its address meanwhile."""
-    with contextlib.redirect_stdout(_Muted(sys.stdout)), contextlib.redirect_stderr(_Muted(sys.stderr)):
-        yield

@@ -11,7 +11,7 @@ from pipeline.checkpoint.info import EMBEDDED_CHECKPOINT, CheckpointInfo
 from pipeline.checkpoint.shape import ModelShape
 from pipeline.estimate import footprint
 from pipeline.machine.device import DeviceName
-from pipeline.machine.memory import Device
+from pipeline.machine.gpus import Device
 from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.video import TOKEN_PIXELS, VideoRequest
 

@@ -11,7 +11,8 @@ from pipeline import CheckpointInfo, VideoRequest, VideoResult
 from pipeline.estimate.advice import Advice, advise
 from pipeline.estimate.estimator import FILE_NAME, Estimate, Estimator
 from pipeline.machine.device import expected_device
-from pipeline.machine.memory import Device, available_memory, held_memory, total_memory
+from pipeline.machine.gpus import Device
+from pipeline.machine.memory import available_memory, held_memory, total_memory
 from pipeline.runs.plan import Plan, plan
 from ui.jobs.job import Job
 from ui.jobs.worker import Worker

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from pipeline import Cancelled, StepUpdate, inspect_checkpoint
 from pipeline.engine.process import EngineDied, EngineProcess, InProcess, Load
-from pipeline.machine.memory import Device
+from pipeline.machine.gpus import Device
 from pipeline.machine.whole_files import write_whole
 from pipeline.request.load_options import LoadOptions
 from ui.jobs.errands import Calibration, Loading
