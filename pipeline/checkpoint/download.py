@@ -6,16 +6,24 @@ import errno
 import io
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from pipeline.checkpoint.info import CONFIGS, WEIGHTS, inspect_checkpoint
-from pipeline.checkpoint.safetensors_files import read_json
+from pipeline.checkpoint.safetensors_files import (
+    Stored,
+    check_weights,
+    choose_files,
+    incomplete,
+    merge,
+    read_json,
+)
 from pipeline.checkpoint.shape import ModelShape
 from pipeline.checkpoint.trust import LARGEST_JSON, check_index, is_known
 from pipeline.machine.paths import expand_user, is_there
@@ -108,11 +116,14 @@ def _fetch(repo: str, check: CheckSize | None, on_progress: OnProgress) -> Path:
         raise ValueError(NOT_LONGCAT.format(repo=repo, reason=f"model_index.json names {index.get('_class_name')!r}"))
     check_index(index, file.parent)
     get: dict[str, Any] = {"repo_id": repo, "revision": revision}
+    files = _chosen(repo, revision, files)
     plan = [hf_hub_download(filename=name, dry_run=True, **get) for name in files]
     missing = sum(files[file.filename] for file in plan if file.will_download)
     _check_disk(repo, missing, Path(plan[0].local_path))
-    if check is not None and missing:
-        check(_shape(HfApi(), repo, revision, files), repo)
+    if missing:
+        shape = _shape(HfApi(), repo, revision, files)
+        if check is not None:
+            check(shape, repo)
 
     total = sum(files.values())
     done = total - missing
@@ -155,17 +166,47 @@ def _check_disk(repo: str, missing: int, target: Path) -> None:
         raise ValueError(NO_SPACE.format(repo=repo, needed=missing / 2**30, free=free / 2**30, folder=folder))
 
 
-def _shape(api: Any, repo: str, revision: str, files: Iterable[str]) -> ModelShape:
-    """Read the model's size from the configurations and from the first kilobytes of the weight files."""
+def _chosen(repo: str, revision: str, files: Mapping[str, int]) -> dict[str, int]:
+    """Without sets of weights beside those that count."""
+    kept = dict(files)
+    for part in WEIGHTS:
+        names = [name.removeprefix(f"{part}/") for name in files if name.startswith(f"{part}/")]
+        where = f"{repo}/{part}"
+        counted = choose_files(names, where, partial(_read, repo, revision, part))
+        kept = {
+            name: size
+            for name, size in kept.items()
+            if not (name.startswith(f"{part}/") and name.endswith(".safetensors"))
+            or name.removeprefix(f"{part}/") in counted
+        }
+    return kept
+
+
+def _read(repo: str, revision: str, part: str, name: str) -> dict[str, Any]:
     from huggingface_hub import hf_hub_download
+
+    file = Path(hf_hub_download(repo, f"{part}/{name}", revision=revision))
+    return read_json(file, file.parents[1])
+
+
+def _shape(api: Any, repo: str, revision: str, files: Iterable[str]) -> ModelShape:
+    """From the configurations and the headers of the weight files, of which only the first kilobytes are asked for.
+    Raises ValueError where they do not hold LongCat's weights."""
+    from huggingface_hub.errors import SafetensorsParsingError
 
     configs, parameters = {}, {}
     for part in WEIGHTS:
-        config = hf_hub_download(repo, f"{part}/config.json", revision=revision)
-        configs[part] = read_json(Path(config), Path(config).parents[1])
-        shards = [name for name in files if name.startswith(f"{part}/") and name.endswith(".safetensors")]
-        headers = (api.parse_safetensors_file_metadata(repo, name, revision=revision) for name in shards)
-        parameters[part] = sum(sum(header.parameter_count.values()) for header in headers)
+        where, stored = f"{repo}/{part}", dict[str, Stored]()
+        configs[part] = _read(repo, revision, part, "config.json")
+        for name in files:
+            if name.startswith(f"{part}/") and name.endswith(".safetensors"):
+                try:
+                    header = api.parse_safetensors_file_metadata(repo, name, revision=revision).tensors
+                    weights = {key: Stored(str(one.dtype), tuple(one.shape)) for key, one in header.items()}
+                except (SafetensorsParsingError, TypeError, AttributeError):
+                    raise ValueError(incomplete(repo, f"{name} has a damaged header")) from None
+                merge(stored, weights, where)
+        parameters[part] = check_weights(part, configs[part], stored, where)
     return ModelShape.of(repo, configs, parameters)
 
 

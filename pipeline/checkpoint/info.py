@@ -161,7 +161,6 @@ def inspect_checkpoint(path: str | Path) -> CheckpointInfo:
         )
     check_files(path)
     configs = {component: read_json(path / component / name, path) for component, name in CONFIGS.items()}
-    parameters = {component: component_parameters(path / component, path) for component in WEIGHTS}
     _check_tokenizer(path)
     for component, wanted in CLASSES.items():
         if (found := configs[component].get("_class_name")) != wanted:
@@ -173,6 +172,7 @@ def inspect_checkpoint(path: str | Path) -> CheckpointInfo:
         raise ValueError(incomplete(path, "text_encoder/config.json names no architectures"))
     check_index(index, path)
     check_names(path)
+    parameters = {part: component_parameters(path / part, configs[part], path) for part in WEIGHTS}
     generation = path / "generation_config.json"
     sparse = _bsa_config(configs["transformer"], path)
     info = CheckpointInfo(

@@ -48,7 +48,7 @@ class ModelShape:
             configs = {
                 part: json.loads((info.path / part / "config.json").read_text(encoding="utf-8")) for part in WEIGHTS
             }
-            parameters = {part: component_parameters(info.path / part, info.path) for part in WEIGHTS}
+            parameters = {part: component_parameters(info.path / part, configs[part], info.path) for part in WEIGHTS}
         except (OSError, ValueError) as error:
             raise ValueError(_UNKNOWN.format(name=info.name, reason=error)) from error
         return cls.of(info.name, configs, parameters)

@@ -23,8 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.checkpoint.safetensors_files import check_complete, stored_keys, stored_precision
+from pipeline.checkpoint.safetensors_files import has_encoder, stored_precision, stored_weights
 from pipeline.checkpoint.tokenizer import load_tokenizer
+from pipeline.checkpoint.view import linked
 from pipeline.machine.quiet import quiet
 from pipeline.model.schedule import longcat_sigmas
 from pipeline.request.load_options import AS_STORED, LoadOptions
@@ -101,30 +102,30 @@ class FastVideoLongCat:
         config.dit_precision = config.vae_precision = precision
         if weights and device.type == "cuda":
             # In the stored dtype, weights are pages of the files; converted, all of them would be in memory at once.
-            config.dit_precision = stored_precision(path / "transformer")
+            config.dit_precision = stored_precision(path / "transformer", path)
         config.text_encoder_precisions = (precision,)
-        self.encodes = any(key.startswith("encoder.") for key in stored_keys(path / "vae"))
+        self.encodes = has_encoder(stored_weights(path / "vae", path))
         config.vae_config.load_encoder = self.encodes
-        self._args = FastVideoArgs.from_kwargs(
-            model_path=str(path),
-            pipeline_config=config,
-            num_gpus=1,
-            # FastVideo offloads by default. FSDP and the offload hooks require CUDA, and the hooks are attached to
-            # block.forward, which this project's forward pass does not call.
-            dit_cpu_offload=False,
-            dit_layerwise_offload=False,
-            text_encoder_cpu_offload=False,
-            image_encoder_cpu_offload=False,
-            vae_cpu_offload=False,
-            use_fsdp_inference=False,
-            pin_cpu_memory=False,
-        )
         try:
             # FastVideo's own tokenizer loader runs Python from the checkpoint's folder.
             ready = {"tokenizer": load_tokenizer(path / "tokenizer")}
             kind = HostLongCatPipeline if weights else LongCatPipeline
-            with _folders_as_named():
-                self._pipeline = kind(str(path), self._args, loaded_modules=ready)
+            with linked(path) as view:
+                self._args = FastVideoArgs.from_kwargs(
+                    model_path=str(view),
+                    pipeline_config=config,
+                    num_gpus=1,
+                    # FastVideo offloads by default. FSDP and the offload hooks require CUDA, and the hooks are attached
+                    # to block.forward, which this project's forward pass does not call.
+                    dit_cpu_offload=False,
+                    dit_layerwise_offload=False,
+                    text_encoder_cpu_offload=False,
+                    image_encoder_cpu_offload=False,
+                    vae_cpu_offload=False,
+                    use_fsdp_inference=False,
+                    pin_cpu_memory=False,
+                )
+                self._pipeline = kind(str(view), self._args, loaded_modules=ready)
                 self._pipeline.post_init()
         except torch.OutOfMemoryError:
             raise
@@ -144,7 +145,6 @@ class FastVideoLongCat:
         # The original treats a missing key as false, FastVideo as true.
         transformer_config = json.loads((path / "transformer" / "config.json").read_text(encoding="utf-8"))
         self.zero_text_padding = bool(transformer_config.get("text_tokens_zero_pad", False))
-        check_complete(self._vae.state_dict(), path / "vae")
 
     def _place(self, weights: LoadOptions) -> None:
         """Move the components from host memory to the place where they run."""
@@ -335,23 +335,6 @@ def _loading_to_host() -> Iterator[None]:
         yield
     finally:
         function.__code__ = before
-
-
-@contextlib.contextmanager
-def _folders_as_named() -> Iterator[None]:
-    """While this lasts, FastVideo finds weights in a folder with [, ] or other wildcards in its path."""
-    from fastvideo.models.loader import component_loader
-
-    def files(pattern: str) -> list[str]:
-        folder, name = os.path.split(pattern)
-        return before.glob(os.path.join(before.escape(folder), name))
-
-    before = _expect(component_loader, "glob")
-    component_loader.glob = SimpleNamespace(glob=files)
-    try:
-        yield
-    finally:
-        component_loader.glob = before
 
 
 def _expect(owner: Any, name: str) -> Any:
