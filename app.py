@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # Gradio reads these when it is imported. The page works offline and reports its use to nobody.
@@ -89,8 +89,8 @@ def _main(arguments: list[str] | None) -> int:
 
     # `docker stop` and process managers send this signal; the default handler would skip the clean-up below
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    rescued = rescue_folder(output_dir)
-    os.environ[RESCUE] = str(rescued)  # for the engine
+    if (rescued := rescue_folder(output_dir)) is not None:
+        os.environ[RESCUE] = str(rescued)  # for the engine
     where = {"path": str(checkpoint.path), "device": options.device}
     engine = EngineProcess("pipeline.engine.child:load_longcat", **where, **read_weights(options).arguments)
     worker = Worker(engine, output_dir, checkpoint.name).start()
@@ -116,6 +116,9 @@ def _main(arguments: list[str] | None) -> int:
         return 1
     finally:
         worker.close()
+        if rescued is not None:
+            with suppress(OSError):  # there is something in it
+                rescued.rmdir()
         signal.signal(signal.SIGTERM, before)
     return 0
 

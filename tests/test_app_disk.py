@@ -198,6 +198,10 @@ class TestFolders:
         folder.symlink_to(tmp_path)
         assert rescue_folder(tmp_path / "outputs") != folder, "a link may lead anywhere"
 
+    def test_without_a_place_there_is_none(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+        assert rescue_folder(tmp_path / "outputs") is None
+
     def test_a_folder_for_uploads_that_cannot_be_written_is_named(self, tmp_path, monkeypatch, capsys):
         (tmp_path / "file").touch()
         monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "file" / "uploads"))

@@ -84,6 +84,17 @@ def runs(page):
     return page.locator(".history-run")
 
 
+def test_a_failed_run_is_there_with_its_sentence(page, fake, monkeypatch):
+    monkeypatch.setattr(fake, "fail_with", OSError(28, "No space left on device"))
+    page.locator("#prompt textarea").fill("fail")
+    button(page, "Generate").click()
+    expect(notice(page)).to_contain_text("No space left on device")
+    run = runs(page).first
+    expect(run.locator(".history-state")).to_contain_text("Failed: ")
+    expect(run.locator(".history-state")).to_contain_text("No space left on device")
+    expect(button(run, "Use the settings of: fail")).to_be_visible()
+
+
 @needs_chromium
 def test_newest_first_and_a_click_shows_a_run(browser, address):
     watch = Watch()

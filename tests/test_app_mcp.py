@@ -57,7 +57,7 @@ def test_the_tools_are_the_named_endpoints(tools):
     [
         pytest.param("generate", "Returns the video (MP4, H.264) and a report", id="generate"),
         pytest.param("compare", "with dense and with block sparse attention", id="compare"),
-        pytest.param("estimate", "Makes nothing. Fails with the numbers when the video cannot fit.", id="estimate"),
+        pytest.param("estimate", "Makes nothing. Fails with the numbers if the video cannot fit.", id="estimate"),
     ],
 )
 def test_a_tool_is_described_by_its_docstring(tools, tool, words):

@@ -156,10 +156,11 @@ def own_folder(base: Path) -> Path:
     return folder
 
 
-def rescue_folder(output_dir: Path) -> Path:
+def rescue_folder(output_dir: Path) -> Path | None:
     """Where videos are put that find no room in the output folder: in the system's folder for temporary files, the same
-    for every server of this output folder, so that the next one can account for what is there."""
-    note = private_folder(output_dir) / "rescued"
+    for every server of this output folder, so that the next one can account for what is there. None where there is no
+    place for one."""
+    note = output_dir / PRIVATE / "rescued"
     try:
         folder = Path(note.read_text(encoding="utf-8"))
         found = folder.lstat()
@@ -167,8 +168,13 @@ def rescue_folder(output_dir: Path) -> Path:
             return folder
     except (OSError, ValueError):
         pass
-    folder = Path(tempfile.mkdtemp(prefix="longcat-rescued-"))
-    note.write_text(str(folder), encoding="utf-8")
+    try:
+        private_folder(output_dir)
+        folder = Path(tempfile.mkdtemp(prefix="longcat-rescued-"))
+        note.write_text(str(folder), encoding="utf-8")
+    except OSError as error:
+        log.warning("no folder for videos that find no room could be made: %s", error.strerror)
+        return None
     return folder
 
 
