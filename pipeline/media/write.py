@@ -35,7 +35,7 @@ def prepare_output(output: Path | str | None) -> Path:
         raise ValueError(f"the output {str(output)!r} names no file; use a name such as video.mp4")
     if output.suffix.lower() != ".mp4":
         raise ValueError(f"the output {output} does not end in .mp4; use a name such as {_suggested_name(output)}")
-    check_writable(output)
+    check_writable(Path(os.path.realpath(output)))
     return output
 
 
@@ -80,6 +80,7 @@ def _rescue(output: Path, frames: np.ndarray, fps: int, description: dict) -> st
 
 def _encode(output: Path, frames: np.ndarray, fps: int, description: dict) -> None:
     height, width = frames.shape[1:3]
+    output = Path(os.path.realpath(output))  # a link stays, and what it points to is replaced
     output.parent.mkdir(parents=True, exist_ok=True)
     # a unique name, because another process may write the same output
     partial = output.with_name(f".{uuid.uuid4().hex[:8]}.partial.mp4")
