@@ -6,11 +6,13 @@ import argparse
 import importlib.util
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 # Gradio reads these when it is imported. The page works offline and reports its use to nobody.
@@ -29,7 +31,6 @@ if __name__ == "__main__":
         sys.exit(2)
 
 # isort: split
-import gradio as gr
 from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 
@@ -37,14 +38,22 @@ from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint
 from pipeline.cli.options import add_weights, read_weights
 from pipeline.engine.process import EngineProcess
 from pipeline.machine.device import expected_device
-from pipeline.machine.paths import expand_user
+from pipeline.machine.paths import RESCUE, expand_user
 from pipeline.request.sentences import VisibleFormatter, one_line
 from ui import Look, Worker, build_page
 from ui.access.address import check_address, taken
+from ui.access.connections import bound_connections, raise_handle_limit, spare_log
 from ui.access.guard import Guard, MaySee
 from ui.access.hosts import ALLOWED, Hosts
 from ui.access.login import VARIABLE, read_logins
+from ui.api.publish import Page
+from ui.jobs.disk import UPLOADS, Disk, own_folder, rescue_folder
 from ui.jobs.files import PRIVATE
+
+# Gradio keeps a quarter of a megabyte of each, also of a single call of the API, and of 10,000 unless it is told. The
+# state of the one that was used longest ago is forgotten: which run its page shows, and how much of the history.
+MOST_SESSIONS = 500
+GRADIO_FOLDER = "GRADIO_TEMP_DIR"  # environment variable that Gradio reads whenever it takes a file in
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,11 +70,13 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(arguments: list[str] | None) -> int:
     options = _parser().parse_args(arguments)
     _log_to_stderr()
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio sends itself a request to see whether it is up
+    raise_handle_limit()
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it is up
     try:
         checkpoint = inspect_checkpoint(options.model_path)
         expected_device(options.device)
-        output_dir = writable_folder(options.output_dir, "choose another with --output-dir")
+        output_dir = writable_folder(options.output_dir)
+        uploads = uploads_base(output_dir)
         check_temporary_folder()
         options.auth = read_logins(options.auth or (), options.auth_file)
         hosts = Hosts.of_server(options.host, options.allow_host, options.share)
@@ -78,24 +89,27 @@ def _main(arguments: list[str] | None) -> int:
 
     # `docker stop` and process managers send this signal; the default handler would skip the clean-up below
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    rescued = rescue_folder(output_dir)
+    os.environ[RESCUE] = str(rescued)  # for the engine
     where = {"path": str(checkpoint.path), "device": options.device}
     engine = EngineProcess("pipeline.engine.child:load_longcat", **where, **read_weights(options).arguments)
     worker = Worker(engine, output_dir, checkpoint.name).start()
     try:
-        budget = int(options.disk_budget * 1e9)
-        page = build_page(checkpoint, worker, budget, device=options.device, model_switch=may_switch(options))
-        serve(
-            page,
-            output_dir,
-            host=options.host,
-            port=options.port,
-            share=options.share,
-            logins=options.auth,
-            max_upload=options.max_upload * 2**20,
-            mcp=options.mcp,
-            hosts=hosts,
-            may_see=lambda job_id, owner: worker.find(job_id, owner) is not None,
-        )
+        with uploads_in(uploads) as folder:
+            disk = Disk(output_dir, int(options.disk_budget * 1e9), folder, rescued)
+            serve(
+                build_page(checkpoint, worker, disk, device=options.device, model_switch=may_switch(options)),
+                output_dir,
+                host=options.host,
+                port=options.port,
+                share=options.share,
+                logins=options.auth,
+                max_upload=options.max_upload * 2**20,
+                mcp=options.mcp,
+                hosts=hosts,
+                may_see=lambda job_id, owner: worker.find(job_id, owner) is not None,
+                disk=disk,
+            )
     except OSError as error:
         reason = one_line(error) if error.errno else taken(options.host, options.port)  # Gradio's own has no number
         print(f"error: {reason}", file=sys.stderr)
@@ -107,7 +121,7 @@ def _main(arguments: list[str] | None) -> int:
 
 
 def serve(
-    page: gr.Blocks,
+    page: Page,
     output_dir: Path,
     *,
     host: str,
@@ -119,8 +133,9 @@ def serve(
     mcp: bool = False,
     hosts: Hosts | None = None,
     may_see: MaySee = lambda job_id, owner: True,
+    disk: Disk | None = None,
 ) -> None:
-    """Start the server. It serves only Gradio's own cache and the media of jobs. No run is recorded in the browser.
+    """Start the server. Only uploads and the media of jobs are served; no run is recorded in the browser.
 
     block: stay until interrupted.
     logins: names and passwords, of which a visitor must enter one; without any, everybody is let in.
@@ -128,6 +143,7 @@ def serve(
     mcp: offer the endpoints as tools of the Model Context Protocol.
     hosts: the names of this server; None for the address that it listens on.
     may_see: called with a job's id and an owner; returns whether the job belongs to the owner.
+    disk: says whether there is room for an upload, and tidies up after each.
 
     Raises OSError if it cannot listen there.
     """
@@ -137,6 +153,8 @@ def serve(
         cache=Path(get_upload_folder()),
         hosts=Hosts.of_server(host) if hosts is None else hosts,
         may_see=may_see,
+        disk=disk,
+        presence=page.presence,
         space="SPACE_ID" in os.environ,
     )
     settle_proxies(host)  # Gradio asks itself whether it is up
@@ -155,35 +173,66 @@ def serve(
         blocked_paths=[str(output_dir / PRIVATE)],
         footer_links=["api", "settings"],
         run_history=False,
+        state_session_capacity=MOST_SESSIONS,
         share=share,
         ssr_mode=False,
         enable_monitoring=False,
         prevent_thread_lock=True,  # Gradio's own waiting would treat Ctrl-C as a normal end
         quiet=not block,
     )
+    bound_connections(page.server)
     if block:
         threading.Event().wait()
 
 
-def writable_folder(path: Path, remedy: str) -> Path:
-    """Make the folder if necessary, and return it. Raises ValueError, with the remedy, if it cannot be written."""
+def uploads_base(output_dir: Path) -> Path:
+    """Where servers have their folders of uploads: what GRADIO_TEMP_DIR names, or in the output folder.
+
+    Raises ValueError when nothing can be written there.
+    """
+    if base := os.environ.get(GRADIO_FOLDER):
+        return writable_folder(Path(base), "folder for uploads", f"set {GRADIO_FOLDER} to another")
+    return output_dir / UPLOADS
+
+
+@contextmanager
+def uploads_in(base: Path) -> Iterator[Path]:
+    """A folder for what Gradio takes in, of this server alone and as long as it runs: in a shared one it could neither
+    be counted nor removed."""
+    before = os.environ.get(GRADIO_FOLDER)
+    folder = own_folder(base)
+    os.environ[GRADIO_FOLDER] = str(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.environ.pop(GRADIO_FOLDER)
+        if before is not None:
+            os.environ[GRADIO_FOLDER] = before
+
+
+def writable_folder(
+    path: Path, what: str = "output folder", remedy: str = "choose another with --output-dir"
+) -> Path:
+    """The folder, made if need be. Raises ValueError when nothing can be written into it."""
     path = expand_user(path).resolve()
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path) as probe:
             probe.write(bytes(2**16))  # a full disk still takes names
     except OSError as error:
-        raise ValueError(f"cannot write to the folder {path} ({error.strerror}); {remedy}") from None
+        raise ValueError(f"cannot write to the {what} {path} ({error.strerror}); {remedy}") from None
     return path
 
 
 def check_temporary_folder() -> None:
-    """Raises ValueError when Gradio could not keep the files there that it sends and receives."""
+    """Raise ValueError if temporary files, such as parts of clips, cannot be written."""
+    remedy = "set TMPDIR to a folder of your own, on a disk with room"
     try:
-        folder = Path(get_upload_folder())
-    except FileNotFoundError as error:  # the system has no such folder, says Python
-        raise ValueError(f"{error.strerror}; set TMPDIR to a folder that can be written") from None
-    writable_folder(folder, "set GRADIO_TEMP_DIR to a folder of your own, on a disk with room")
+        folder = Path(tempfile.gettempdir())
+    except FileNotFoundError as error:  # Python found no folder that it can write into
+        raise ValueError(f"{error.strerror}; {remedy}") from None
+    writable_folder(folder, "folder for temporary files", remedy)
 
 
 def check_mcp(logins: Sequence[tuple[str, str]] = ()) -> None:
@@ -234,6 +283,7 @@ def _log_to_stderr() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(VisibleFormatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    spare_log()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -246,7 +296,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--model-path", type=Path, default=EMBEDDED_CHECKPOINT, help="LongCat checkpoint in FastVideo's layout")
     add("--device", default="auto", help="auto (the GPU with the most memory, or the CPU), cuda, cuda:1 or cpu")
     add("--output-dir", type=Path, default=Path("outputs"), help="folder for videos and reports")
-    add("--disk-budget", type=gigabytes, default="5", help="GB that results may take; then the oldest are removed")
+    add("--disk-budget", type=gigabytes, default="5", help="GB that results and uploads may take; then the oldest go")
     add(
         "--host",
         default=env("GRADIO_SERVER_NAME", "127.0.0.1"),

@@ -106,25 +106,25 @@ class TestAddress:
 
 
 class TestTemporaryFolder:
-    def test_not_to_be_written(self, monkeypatch, capsys):
-        monkeypatch.setenv("GRADIO_TEMP_DIR", "/proc/1/nowhere")
-        assert app.main(["--device", "cpu"]) == 2
-        said = "error: cannot write to the folder /proc/1/nowhere (No such file or directory); set GRADIO_TEMP_DIR to a"
+    def test_not_to_be_written(self, monkeypatch, tmp_path, capsys):
+        monkeypatch.setattr(app.tempfile, "gettempdir", lambda: "/proc/1/nowhere")
+        assert app.main(["--device", "cpu", "--output-dir", str(tmp_path)]) == 2
+        said = "error: cannot write to the folder for temporary files /proc/1/nowhere (No such file or directory); set"
         assert capsys.readouterr().err.startswith(said)
 
     def test_full(self, monkeypatch, tmp_path):
         """A full disk takes names, but no content."""
-        monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+        monkeypatch.setattr(app.tempfile, "gettempdir", lambda: str(tmp_path))
         monkeypatch.setattr(app.tempfile, "TemporaryFile", lambda dir: open("/dev/full", "wb"))
-        with pytest.raises(ValueError, match=r"No space left on device\); set GRADIO_TEMP_DIR to a folder of your own"):
+        with pytest.raises(ValueError, match=r"No space left on device\); set TMPDIR to a folder of your own"):
             app.check_temporary_folder()
 
     def test_none_in_the_system(self, monkeypatch):
         def nowhere():
             raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
 
-        monkeypatch.setattr(app, "get_upload_folder", nowhere)
-        with pytest.raises(ValueError, match="No usable temporary directory found in .*; set TMPDIR to a folder that"):
+        monkeypatch.setattr(app.tempfile, "gettempdir", nowhere)
+        with pytest.raises(ValueError, match="No usable temporary directory found in .*; set TMPDIR to a folder of"):
             app.check_temporary_folder()
 
 

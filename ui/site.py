@@ -12,7 +12,7 @@ from ui.access.visitor import Visitors
 from ui.jobs.clips import ClipReader
 from ui.jobs.estimates import Estimates
 from ui.jobs.monitor import Monitor
-from ui.jobs.worker import Worker
+from ui.jobs.worker import AnyJob, Worker
 
 
 @dataclass(eq=False)
@@ -35,8 +35,13 @@ class Site:
     clips: ClipReader = field(default_factory=ClipReader)
 
     def owner(self, request: gr.Request) -> str:
-        """The owner of the jobs that an event may see. Pass it to `worker.find`, and as `owner` to a new job."""
+        """Whose jobs an event may see: pass it to `worker.find`."""
         return self.visitors.owner(request)
+
+    def submit(self, job: AnyJob, request: gr.Request) -> AnyJob:
+        """Queue a job for who sends the request. Raises ValueError as `worker.submit` does."""
+        job.owner, job.address = self.owner(request), self.visitors.address(request)
+        return self.worker.submit(job)
 
     @cached_property
     def estimates(self) -> Estimates:

@@ -1,9 +1,9 @@
 """The child process that runs a pipeline. `pipeline.engine.process` is the other side.
 
-Both sides exchange pickled tuples over a socket. A message to the child is (task, kind, arguments) with kind
-"generate", "call" or "cancel". An answer is (task, kind, content): any number of "say" and "step", then one "video",
-"done" or "error". Task 0 is the loading of the pipeline. A second socket carries a file descriptor for the decoded
-frames of a video, which are too large for messages.
+Both talk over a socket in pickled tuples. Asked: (task, kind, arguments), kind "generate", "call" or "cancel".
+Answered: (task, kind, content): any number of "say" and "step", then one "video", "done" or "error". Task 0 is loading.
+A second socket carries the file descriptor of a video's decoded frames, which are too large for messages. Signs of life
+come all the time.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from typing import IO, Any
 
 import numpy as np
 
+from pipeline.engine.patience import BEAT_SECONDS
 from pipeline.machine.memory import out_of_memory, release_memory
 from pipeline.machine.resources import torch_memory
+from pipeline.media.write import check_encoder
 from pipeline.request.video import Cancelled, StepUpdate, VideoRequest
 
 log = logging.getLogger("pipeline")
@@ -35,6 +37,7 @@ log = logging.getLogger("pipeline")
 LOADING = 0
 MEMORY = -1  # in place of a task number: the message holds readings of PyTorch's allocator
 MEMORY_SECONDS = 0.1
+BEAT = -2  # instead of a task: a sign of life
 PARENT_SECONDS = 1.0
 
 # After these errors every further CUDA call of the process fails, and only a new process helps. The CUDA documentation
@@ -64,6 +67,7 @@ def load_longcat(say: Callable[[str], None], path: str, device: str, **weights: 
 
     weights: how to keep the weights, see `LongCatPipeline.load`.
     """
+    check_encoder()  # every job would fail after minutes of loading
     from pipeline.runs.longcat import LongCatPipeline
 
     return LongCatPipeline.load(path, device=device, on_message=say, record=True, **weights)
@@ -124,6 +128,7 @@ class _Child:
         target, arguments, level = self._link.recv()
         logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
         threading.Thread(target=self._listen, name="engine-listen", daemon=True).start()
+        threading.Thread(target=self._beat, name="engine-beat", daemon=True).start()
         try:
             pipeline = named(target)(lambda text: self._send(LOADING, "say", text), **arguments)
         except Exception as error:
@@ -203,6 +208,11 @@ class _Child:
                     self._tasks.put((task, kind, arguments))
         except (EOFError, OSError):
             _end()
+
+    def _beat(self) -> None:
+        pause = threading.Event()
+        while not pause.wait(BEAT_SECONDS):
+            self._send(BEAT, "beat", None)
 
     def _report_memory(self, device: Any) -> None:
         if device.type != "cuda":

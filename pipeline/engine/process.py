@@ -1,7 +1,7 @@
 """Runs the pipeline in a separate process, so that the page answers during computation and survives a crash.
 
-The worker and its jobs use `EngineProcess`. It is a `Generator` whose videos come from a child process that runs
-`pipeline.engine.child`. The death of a child is noticed at once, and the worker starts another.
+`EngineProcess` is what the worker and its jobs see: a `Generator` whose videos are made by the child process that runs
+`pipeline.engine.child`. A dead child is noticed at once, and one that hangs after a while; the worker starts another.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from pipeline.engine.child import LOADING
 from pipeline.engine.parent import CUDA_LOST, Child, EngineDied
 from pipeline.machine.device import DeviceName
+from pipeline.machine.whole_files import remove_partials
 from pipeline.request.generator import Generator
 from pipeline.request.load_options import LoadOptions
 from pipeline.request.result import VideoResult
@@ -83,6 +84,7 @@ class EngineProcess:
             except BaseException:
                 child.kill()
                 raise
+            child.forget(LOADING)
         return self
 
     @property
@@ -123,7 +125,14 @@ class EngineProcess:
             if on_step is not None:
                 on_step(StepUpdate(phase, step, total, seconds, None if preview is None else lambda: preview))
 
-        return self._ask("generate", (request, Path(output).absolute()), on_message)
+        output = Path(output).absolute()
+        child = self._child
+        try:
+            return self._ask("generate", (request, output), on_message)
+        except EngineDied:
+            if child is not None:
+                remove_partials(output.parent, child.pid)
+            raise
 
     def call(self, target: str) -> Any:
         """Call the function "module:name" with the pipeline in the child, and return its result."""
@@ -133,7 +142,8 @@ class EngineProcess:
         return self.call("pipeline.estimate.calibrate:measure")
 
     def cancel(self) -> None:
-        """End the running task, if any, at its next step. The task then raises `Cancelled`."""
+        """End the task that runs now, if any, at its next step; it raises `Cancelled`. Where that step does not come,
+        the child is ended, and it raises `EngineDied`. Returns at once."""
         child = self._child
         if child is not None:
             child.cancel()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
+
+from pipeline.machine.whole_files import write_whole
 
 logger = logging.getLogger("pipeline")
 
@@ -66,14 +65,6 @@ class Ledger:
         content[self._key] = {"points": self.points, "runs": self.runs}
         content = dict(list(content.items())[-MOST_MACHINES:])
         try:
-            handle, name = tempfile.mkstemp(dir=self._file.parent, prefix=".estimates-")
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                    json.dump(content, stream, indent=1)
-                os.replace(name, self._file)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(name)
-                raise
+            write_whole(self._file, json.dumps(content, indent=1))
         except OSError as error:
             logger.warning("measurements cannot be kept in %s: %s", self._file, error)

@@ -10,6 +10,8 @@ import uuid
 from pathlib import Path
 from typing import BinaryIO
 
+RESCUE = "BSA_RESCUE"  # environment variable: where `temporary_folder` is, for who must find again what is there
+
 
 def check_writable(file: Path) -> None:
     """Raise ValueError if `file` could not be written, even after making its missing folders. Makes nothing itself."""
@@ -38,8 +40,8 @@ def check_writable(file: Path) -> None:
 
 
 def temporary_folder() -> Path:
-    """A new path in the system's folder for temporary files. Nothing is created."""
-    return Path(tempfile.gettempdir()) / f"longcat-{uuid.uuid4().hex[:8]}"
+    """A new name in the system's folder for temporary files, or in the one that BSA_RESCUE names; nothing is made."""
+    return Path(os.environ.get(RESCUE) or tempfile.gettempdir()) / f"longcat-{uuid.uuid4().hex[:8]}"
 
 
 def expand_user(path: Path | str) -> Path:

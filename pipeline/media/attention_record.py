@@ -25,7 +25,6 @@ File format, `<video's stem>.attention.npz` (NumPy, no pickles):
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bsa.grid import Grid
+from pipeline.machine.whole_files import replacing
 
 FORMAT = 1
 
@@ -131,15 +131,10 @@ class AttentionRecord:
             "versions": self.versions,
         }
         arrays = {name: getattr(self, name) for name in _ARRAYS}
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
-                for name, array in {"about": np.array(json.dumps(about)), **arrays}.items():
-                    with file.open(f"{name}.npy", "w", force_zip64=True) as entry:
-                        np.lib.format.write_array(entry, array, allow_pickle=False)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
+            for name, array in {"about": np.array(json.dumps(about)), **arrays}.items():
+                with file.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                    np.lib.format.write_array(entry, array, allow_pickle=False)
 
     @classmethod
     def load(cls, path: Path | str) -> AttentionRecord:

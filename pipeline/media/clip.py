@@ -3,6 +3,9 @@
 Clips come from strangers, so neither their content nor their headers can be trusted. ffmpeg decodes a clip in a
 separate process with limits on memory and time. A clip that claims too many samples is refused before decoding, and
 one with too many pixels during it.
+
+The result has square pixels and evenly spaced frames. A clip with other pixels gets another width. A clip with unevenly
+spaced frames, as phones and screen recorders make them, keeps its duration and about its number of frames.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import re
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -37,9 +40,12 @@ LARGEST_LOG = 4 * 2**20  # bytes of ffmpeg's messages about a damaged clip
 # Only files, and only this container: others can refer to more files or hosts that the server could read.
 # Only two threads, because each thread holds frames in memory.
 _INPUT = ["-nostdin", "-nostats", "-threads", "2", "-protocol_whitelist", "file", "-f", "mov"]
-# Each picture comes as its size followed by its pixels in rgb24.
-_OUTPUT = ["-map", "0:v:0", "-pix_fmt", "rgb24", "-c:v", "ppm", "-f", "image2pipe", "-"]
+# Each frame comes once, as its size followed by its pixels in rgb24; its time is in the log.
+_FILTERS = "showinfo=checksum=0,scale=w='clip(round(iw*sar),1,8192)':h=ih,setsar=1"
+_OUTPUT = ["-map", "0:v:0", "-vf", _FILTERS, "-fps_mode", "passthrough"]
+_OUTPUT += ["-pix_fmt", "rgb24", "-c:v", "ppm", "-f", "image2pipe", "-"]
 _FPS = re.compile(rb"Stream #.* Video: .* ([0-9]+\.?[0-9]*) fps")
+_TIME = re.compile(rb"showinfo.* n: *\d+ .*pts_time:(-?[0-9.e+-]+)")
 
 
 def inspect_clip(path: str | Path) -> Clip:
@@ -55,18 +61,31 @@ def inspect_clip(path: str | Path) -> Clip:
 
 @lru_cache(maxsize=32)
 def _inspect(path: Path, changed: int, size: int) -> Clip:
-    frames = 0
-    for frame in _frames(path):
-        frames += 1
-        height, width = frame[1]
-        fps = frame[2]
-    return Clip(path, frames, height, width, max(1, min(120, round(fps))))
+    sizes: list[tuple[int, int]] = []
+    chosen, fps = _decode(path, lambda data, size: sizes.append(size))
+    return Clip(path, len(chosen), *sizes[-1], fps)
 
 
 def read_clip(path: str | Path) -> np.ndarray:
     """All frames, uint8 [T, H, W, 3]. Raises ValueError as `inspect_clip` does."""
     path = _existing(path)
-    return np.stack([np.frombuffer(data, np.uint8).reshape(*size, 3) for data, size, _ in _frames(path)])
+    frames: list[np.ndarray] = []
+    chosen, _ = _decode(path, lambda data, size: frames.append(np.frombuffer(data, np.uint8).reshape(*size, 3)))
+    return np.stack([frames[number] for number in chosen])
+
+
+def even(times: np.ndarray) -> tuple[np.ndarray, float]:
+    """Choose evenly spaced frames. Returns their numbers and the frames per second.
+
+    times: ascending times of at least two frames, in seconds.
+    """
+    span, gaps = times[-1] - times[0], np.diff(times)
+    rate = len(gaps) / span
+    if np.abs(gaps * rate - 1).max() < 0.5:  # rounded times, or film in a television rhythm
+        return np.arange(len(times)), rate
+    rate = max(1, min(120, round(rate)))
+    moments = times[0] + np.arange(round(span * rate) + 1) / rate
+    return np.searchsorted(times, moments + 1e-4, "right") - 1, rate
 
 
 def _existing(path: str | Path) -> Path:
@@ -120,10 +139,10 @@ def _inside(stream: BinaryIO, *kinds: bytes) -> list[tuple[bytes, int, int]]:
     return inner
 
 
-def _frames(path: Path) -> Iterator[tuple[bytes, tuple[int, int], float]]:
-    """Yield (rgb24 bytes, (height, width), frames per second) for each frame."""
+def _decode(path: Path, take: Callable[[bytes, tuple[int, int]], None]) -> tuple[np.ndarray, int]:
+    """Pass each frame to `take`: rgb24 bytes, (height, width). Return the numbers of those to show, and the rate."""
     damaged = f"the clip {path.name} cannot be decoded; copy or download it again"
-    count, fps = 0, 0.0
+    count = 0
     with _decoding(path) as (pictures, log):
         while (head := _head(pictures)) is not None:
             width, height = head
@@ -140,13 +159,24 @@ def _frames(path: Path) -> Iterator[tuple[bytes, tuple[int, int], float]]:
             data = pictures.read(3 * width * height)
             if len(data) < 3 * width * height:
                 raise ValueError(damaged)
-            if count == 1:
-                # the log has the rate before the first picture comes; `pread` leaves ffmpeg's write position alone
-                found = _FPS.search(os.pread(log.fileno(), LARGEST_LOG, 0))
-                fps = float(found[1]) if found else 0.0
-            yield data, (height, width), fps
+            take(data, (height, width))
+        said = os.pread(log.fileno(), LARGEST_LOG, 0)
     if not count:
         raise ValueError(damaged)
+    times = np.array([float(text) for text in _TIME.findall(said)])
+    stated = _FPS.search(said)
+    chosen, fps = np.arange(count), float(stated[1]) if stated else 0.0
+    if len(times) == count > 1 and (np.diff(times) > 0).all():  # without usable times, frames count as even
+        most = min(MAX_FRAMES, MAX_TOTAL // (width * height))
+        span = times[-1] - times[0]
+        if span <= most:
+            chosen, fps = even(times)
+        if span > most or len(chosen) > most:
+            raise ValueError(
+                f"the clip {path.name} shows {count} frames in {span:.0f} seconds; cut it into pieces without such "
+                "long pauses"
+            )
+    return chosen, max(1, min(120, round(fps)))
 
 
 def _head(pictures: IO[bytes]) -> tuple[int, int] | None:

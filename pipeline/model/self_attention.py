@@ -13,8 +13,6 @@ from pipeline.request.workload import Workload
 
 # (q, k, selection) of every call; the tensors are those that `block_sparse_attention` takes and returns
 Observer = Callable[[Tensor, Tensor, BlockSelection], None]
-# The same, with None for a call that attended to everything
-ObserveCall = Callable[[Tensor, Tensor, BlockSelection | None], None]
 
 
 class DenseAttention:

@@ -10,11 +10,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
-LARGEST = 4 * 2**20  # bytes of a request other than an upload; the form takes a few kilobytes
-DEEPEST = 64  # levels of lists and objects; the page and clients send about ten
+LARGEST = 4 * 2**20  # bytes of a request that is no upload; the form takes a few kilobytes
+MOST_AT_ONCE = 64 * 2**20  # bytes of all requests that are being read, each by Gradio's parsers too
+LONGEST_SESSION = 64  # characters of a session's name, which clients choose; Gradio's own have 11 and 36
+DEEPEST = 64  # levels of lists and objects; the page and the clients send about ten
 
 TOO_LARGE = f"The request is larger than {LARGEST >> 20} MiB; upload files instead of sending them inside it."
+TOO_MANY = "The server is reading the requests of others; try again in a moment."
 TOO_DEEP = f"The request's JSON is nested more than {DEEPEST} levels deep."
+LONG_SESSION = f"The request's session_hash is no text of at most {LONGEST_SESSION} characters."
 ELSEWHERE = "A file in the request has the address {path}; upload the file, this server fetches none from elsewhere."
 
 
@@ -27,7 +31,10 @@ class Refused(ValueError):
 
 
 def check_body(body: bytes) -> None:
-    """Raise `Refused` for JSON that names files elsewhere or is nested too deeply. Gradio refuses anything but JSON."""
+    """Raise `Refused` for JSON that names files elsewhere, is nested too deeply or has a long name for its session.
+
+    What is no JSON, Gradio refuses.
+    """
     paths: list[str] = []
 
     def note(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -43,6 +50,9 @@ def check_body(body: bytes) -> None:
         raise Refused(TOO_DEEP) from None
     except ValueError:
         return
+    session = content.get("session_hash") if isinstance(content, dict) else None
+    if session is not None and not (isinstance(session, str) and len(session) <= LONGEST_SESSION):
+        raise Refused(LONG_SESSION)
     for path in paths:
         if "://" in path:
             raise Refused(ELSEWHERE.format(path=ascii(path[:80])))

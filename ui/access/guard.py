@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections import OrderedDict
@@ -13,12 +14,15 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
 from starlette.responses import PlainTextResponse
 
-from ui.access.bodies import LARGEST, TOO_LARGE, Refused, check_body
+from ui.access.bodies import LARGEST, MOST_AT_ONCE, TOO_LARGE, TOO_MANY, Refused, check_body
 from ui.access.hosts import Hosts
 from ui.access.login import Throttle
+from ui.access.presence import Presence, session_of_stream
+from ui.jobs.disk import Disk
 from ui.jobs.files import FOLDER
 
 SERVED = (".mp4", ".json", ".csv", ".png", ".jpg", ".webp")
+_UPLOAD = re.compile(r"/gradio_api/upload/?$")
 _LOGIN = re.compile(r"/login/?$")
 # Gradio's screen recorder passes any upload to ffmpeg. This page does not offer it.
 _UNUSED = re.compile(r"/gradio_api/process_recording/?$")
@@ -61,6 +65,8 @@ class Guard:
         Without logins, anyone who knows a file's path may read it, but a visitor cannot guess it.
     space: whether the app runs as a Hugging Face Space, which shows the page in a frame. Otherwise no other site may
         frame the page, and the browser may not contact other hosts.
+    disk: says whether there is room for an upload, and is tidied after each one.
+    presence: learns which clients are connected.
     """
 
     def __init__(
@@ -71,14 +77,19 @@ class Guard:
         hosts: Hosts | None = None,
         may_see: MaySee = lambda job_id, owner: True,
         space: bool = False,
+        disk: Disk | None = None,
+        presence: Presence | None = None,
     ) -> None:
         self._app = app
         self._output_dir = output_dir.resolve()
         self._cache = cache.resolve()
         self._hosts = Hosts() if hosts is None else hosts
         self._may_see = may_see
+        self._disk = disk
+        self._presence = presence or Presence()
         self._seen: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._throttle = Throttle()
+        self._reading = 0  # bytes of bodies
         self._headers = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"}
         if space:
             self._headers["Content-Security-Policy"] = SPACES_FRAME
@@ -104,6 +115,7 @@ class Guard:
             await PlainTextResponse(text, status_code=status, headers=headers)(scope, receive, send_with_headers)
 
         headers, path, posted = Headers(scope=scope), scope["path"], scope["method"] == "POST"
+        multipart = headers.get("content-type", "").startswith("multipart/")
         if reason := self._hosts.refusal(headers):
             await refuse(reason, 403)
             return
@@ -111,19 +123,71 @@ class Guard:
             await refuse(UNUSED, 403)
             return
         wanted = _FILE.search(path)
-        if wanted is not None and not self._serves(wanted["path"], scope, headers):
+        if wanted is not None and not await asyncio.to_thread(self._serves, wanted["path"], scope, headers):
             await refuse(REFUSED, 403)
             return
-        if posted and not headers.get("content-type", "").startswith("multipart/"):
+        if wanted is not None and "range" in headers:
+            # Gradio fails at several ranges, and answers one with the request's headers. What it does not recognise it
+            # leaves to Starlette, which knows them all; the unit may be written either way.
+            scope["headers"] = [
+                (name, value.upper() if name == b"range" else value) for name, value in scope["headers"]
+            ]
+        if posted and multipart and _UPLOAD.search(path):
+            await self._upload(scope, receive, send_with_headers, refuse)
+            return
+        if scope["method"] not in ("GET", "HEAD"):
             try:
-                receive = await _checked(receive)
+                receive = await self._checked(headers, receive)
             except Refused as refused:
                 await refuse(str(refused), refused.status)
                 return
         if posted and _LOGIN.search(path):
             await self._log_in(scope, receive, send_with_headers, refuse)
             return
+        if not posted and (session := session_of_stream(path, scope["query_string"])):
+            with self._presence.connected(session):
+                await self._app(scope, receive, send_with_headers)
+            return
         await self._app(scope, receive, send_with_headers)
+
+    async def _checked(self, headers: Headers, receive: Any) -> Any:
+        """Read the whole body and check it. Returns a `receive` that gives it again. Raises `Refused`."""
+        said = headers.get("content-length", "")
+        if said.isdecimal() and int(said) > LARGEST:
+            raise Refused(TOO_LARGE, 413)
+        pieces, size, more = [], 0, True
+        try:
+            while more:
+                message = await receive()
+                if message["type"] != "http.request":  # the client is gone
+                    return _again(message, receive)
+                pieces.append(message.get("body", b""))
+                size += len(pieces[-1])
+                self._reading += len(pieces[-1])
+                more = message.get("more_body", False)
+                if size > LARGEST:
+                    raise Refused(TOO_LARGE, 413)
+                if self._reading > MOST_AT_ONCE:
+                    raise Refused(TOO_MANY, 503)
+        finally:
+            self._reading -= size
+        body = b"".join(pieces)
+        check_body(body)
+        return _again({"type": "http.request", "body": body, "more_body": False}, receive)
+
+    async def _upload(self, scope: Any, receive: Any, send: Any, refuse: Any) -> None:
+        if self._disk is None:
+            await self._app(scope, receive, send)
+            return
+        size = Headers(scope=scope).get("content-length", "")
+        if reason := self._disk.refusal(int(size) if size.isdecimal() else 0):
+            await refuse(reason, 507)
+            return
+        try:
+            with self._disk.uploading():
+                await self._app(scope, receive, send)
+        finally:
+            await asyncio.to_thread(self._disk.tidy)
 
     async def _log_in(self, scope: Any, receive: Any, send: Any, refuse: Any) -> None:
         address = scope["client"][0] if scope.get("client") else ""
@@ -174,23 +238,6 @@ class Guard:
             while len(self._seen) > MOST_SEEN:
                 self._seen.popitem(last=False)
         return True
-
-
-async def _checked(receive: Any) -> Any:
-    """Read and check the whole body. Returns a `receive` that delivers it again. Raises `Refused`."""
-    pieces, size, more = [], 0, True
-    while more:
-        message = await receive()
-        if message["type"] != "http.request":  # the client has disconnected
-            return _again(message, receive)
-        pieces.append(message.get("body", b""))
-        size += len(pieces[-1])
-        more = message.get("more_body", False)
-        if size > LARGEST:
-            raise Refused(TOO_LARGE, 413)
-    body = b"".join(pieces)
-    check_body(body)
-    return _again({"type": "http.request", "body": body, "more_body": False}, receive)
 
 
 def _again(message: Any, receive: Any) -> Any:

@@ -63,8 +63,8 @@ class Throttle:
         self._failed: OrderedDict[str, deque[float]] = OrderedDict()
 
     def begin(self, address: str) -> int:
-        """Count an attempt as failed until `succeeded` is called. Returns 0, or the seconds to wait before the next."""
-        now, group = self._clock(), _group(address)
+        """Note a try, as failed until `succeeded`. Returns 0, or the seconds to wait where it may not be made."""
+        now, group = self._clock(), network(address)
         times = self._failed.setdefault(group, deque())
         self._failed.move_to_end(group)
         while len(self._failed) > MOST_ADDRESSES:
@@ -77,12 +77,12 @@ class Throttle:
         return 0
 
     def succeeded(self, address: str) -> None:
-        if times := self._failed.get(_group(address)):
+        if times := self._failed.get(network(address)):
             times.pop()
 
 
-def _group(address: str) -> str:
-    """The key under which an address is counted. An IPv6 address is counted by its /64 network, which one user owns."""
+def network(address: str) -> str:
+    """What stands for everybody who may send from an address: who has one IPv6 address has the 2^64 beside it."""
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import gradio as gr
 
+from ui.access.login import network
 from ui.jobs.files import private_folder
 
 log = logging.getLogger("ui")
@@ -68,6 +69,10 @@ class Visitors:
         if request.username:
             return f"login:{request.username}"
         return self._sessions.get(str(request.session_hash), f"session:{request.session_hash}")
+
+    def address(self, request: gr.Request) -> str:
+        """Where an event came from; "" for a login, of which nobody makes up others."""
+        return "" if request.username or request.client is None else network(request.client.host)
 
     def ticket(self, request: gr.Request) -> str:
         """A ticket for the owner of an event, for requests that come without a session."""

@@ -1,23 +1,16 @@
-"""The named endpoints for `gradio_client`: /generate, /compare, /refine, /sweep, /estimate, /inspect, /resources and
-/cancel.
+"""The named endpoints for `gradio_client`: /generate, /compare, /refine, /sweep, /estimate, /inspect, /resources,
+/result and /cancel.
 
-They share one table of parameters, which also makes the documented signature. They use the page's worker, so calls and
-presses of the button wait in one queue. Every failure is a `gr.Error`, because Gradio hides the text of any other
-exception from the client.
+They share one table of parameters, from which the documented signature is made, and the page's worker, so a call
+and a press of the button wait for each other.
 """
 
 from __future__ import annotations
 
 import asyncio
-import inspect
-import logging
-from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import wraps
-from types import GenericAlias
 from typing import Any, Literal
 
-import gradio as gr
 import numpy as np
 
 from bsa import BSAConfig
@@ -27,19 +20,15 @@ from pipeline.estimate.estimator import Estimate
 from pipeline.media.attention_record import AttentionRecord, record_path
 from pipeline.media.clip import inspect_clip
 from pipeline.request.fields import FIELDS
-from pipeline.request.sentences import one_line
 from pipeline.runs.sweep_axes import LABELS
 from ui.api.calls import Calls
+from ui.api.publish import REQUIRED, Page, publish
+from ui.api.results import job_result, sweep_report, table_file
 from ui.form.read import bsa_config, new_seed, video_request
-from ui.jobs.failures import sentence
 from ui.jobs.job import VideoJob, plain
 from ui.jobs.sweep_job import SweepJob
 from ui.site import Site
 from ui.views.stage import video_file
-
-log = logging.getLogger("ui")
-
-REQUIRED = inspect.Parameter.empty
 
 
 def parameters(checkpoint: CheckpointInfo) -> list[tuple[str, Any, Any, str]]:
@@ -75,7 +64,13 @@ def attention_parameters(bsa: BSAConfig) -> list[tuple[str, Any, Any, str]]:
     ]
 
 
-JOB_ID = ("job_id", str | None, None, "Your own name for the job, for /cancel and /inspect; null draws one")
+JOB_ID = (
+    "job_id",
+    str | None,
+    None,
+    "Your own name for the job, for /result, /cancel and /inspect; one of 32 characters or more works over any "
+    "connection; null draws one",
+)
 KNOWN_ID = ("job_id", str, REQUIRED, "What you named the job, or what its report says")
 SCORED_BY = Literal[tuple(SCORES)]  # type: ignore[valid-type]  # made from the table
 SETTINGS = Literal[tuple(LABELS)]  # type: ignore[valid-type]  # made from the table
@@ -83,9 +78,9 @@ NO_COLUMNS = "column_values are given without columns; name the setting that the
 NOT_ESTIMATED = "the model that runs here does not say how large it is, so nothing can be estimated"
 
 
-def add_api(page: gr.Blocks, site: Site) -> None:
-    """Add the endpoints to a page that is being built."""
-    calls, shared = Calls(site), parameters(site.checkpoint)
+def add_api(page: Page, site: Site) -> None:
+    """Add the endpoints to the page, which is still being built."""
+    calls, shared = Calls(site, page.presence), parameters(site.checkpoint)
     attention = ("attention", Literal["sparse", "dense"], "sparse", "Block sparse attention (BSA) or dense attention")
 
     async def generate(attention: str, job_id: str | None, **values: Any) -> tuple[Any, ...]:
@@ -143,11 +138,7 @@ def add_api(page: gr.Blocks, site: Site) -> None:
         job = SweepJob(Sweep(_request(site, values), *axes))
         name = calls.submit(job, job_id)
         await calls.follow(job)
-        report, files = job.report(), {file: video_file(result.video) for file, result in job.results.items()}
-        for video in report["dense"] + report["cells"]:
-            video["video"] = files.get(video["video"])
-        table = gr.FileData(path=str(job.folder / "sweep.csv"), orig_name="sweep.csv").model_dump()
-        return report | {"job_id": name, "state": job.state}, table
+        return sweep_report(job) | {"job_id": name, "state": job.state}, table_file(job)
 
     async def estimate(**values: Any) -> dict[str, Any]:
         """Estimate a video on this machine, dense and sparse: seconds by phase, peak memory in bytes, and the basis of
@@ -185,9 +176,15 @@ def add_api(page: gr.Blocks, site: Site) -> None:
         reading = await asyncio.to_thread(read_resources, worker.engine_pid, memory)
         return plain(asdict(reading) | {"worker": worker.status(), "torch_memory": memory})
 
+    async def result(job_id: str) -> dict[str, Any]:
+        """A job by its job_id, over or not, also when the connection was lost that began it: its state (waiting,
+        running, done, stopped or failed), why it waits or failed, the videos made so far, and its report. Asking keeps
+        a job alive whose client is gone; else it is stopped after two minutes."""
+        return job_result(site, job_id, calls.find(job_id))
+
     async def cancel(job_id: str) -> dict[str, str]:
-        """Stop one of your jobs: at once if it waits, at its next step if it runs. A job is yours if the same client,
-        or the same login, started it."""
+        """Stop a job of yours, at once while it waits and at its next step when it runs. Jobs are yours when the same
+        client, or the same login, began them, or when their job_id is one that nobody guesses."""
         job = calls.find(job_id)
         if not job.over:
             site.worker.stop(job)
@@ -216,14 +213,15 @@ def add_api(page: gr.Blocks, site: Site) -> None:
         ("seed", int | None, None, "Seed of the noise; null draws one, which the report states"),
     ]
     made = [("video file", str), report]
-    _publish(page, generate, [*shared, attention, JOB_ID], made)
-    _publish(page, compare, [*shared, JOB_ID], [("dense video", str), ("sparse video", str), report])
-    _publish(page, refine, [*clip, *attention_parameters(site.checkpoint.sparse), attention, JOB_ID], made)
-    _publish(page, sweep, [*shared, *grid, JOB_ID], [report, ("CSV file", str)])
-    _publish(page, estimate, sizes, [("estimate", dict)])
-    _publish(page, inspect_, [KNOWN_ID, *place], [("attention", dict)])
-    _publish(page, resources, [], [("resources", dict)])
-    _publish(page, cancel, [KNOWN_ID], [("job", dict)])
+    publish(page, generate, [*shared, attention, JOB_ID], made)
+    publish(page, compare, [*shared, JOB_ID], [("dense video", str), ("sparse video", str), report])
+    publish(page, refine, [*clip, *attention_parameters(site.checkpoint.sparse), attention, JOB_ID], made)
+    publish(page, sweep, [*shared, *grid, JOB_ID], [report, ("CSV file", str)])
+    publish(page, estimate, sizes, [("estimate", dict)])
+    publish(page, inspect_, [KNOWN_ID, *place], [("attention", dict)])
+    publish(page, resources, [], [("resources", dict)])
+    publish(page, result, [KNOWN_ID], [("job", dict)])
+    publish(page, cancel, [KNOWN_ID], [("job", dict)])
 
 
 def _request(site: Site, values: dict[str, Any], *, sparse: bool = True) -> VideoRequest:
@@ -263,52 +261,3 @@ def _selection(record: AttentionRecord, step: int, layer: int, head: int, query_
             "block": {"kept": blocks.tolist(), "recall": recall},
         }
     )
-
-
-def _publish(
-    page: gr.Blocks, handler: Callable, table: list[tuple[str, Any, Any, str]], returns: list[tuple[str, Any]]
-) -> None:
-    """Give the handler the signature of the table and register it under its own name.
-
-    Gradio derives the types from the signature. It would label the values "1st" and "2nd", so labels are set here.
-    """
-
-    @wraps(handler)
-    async def endpoint(*values: Any) -> Any:
-        try:
-            return await handler(**{name: value for (name, *_), value in zip(table, values, strict=True)})
-        except gr.Error:  # first, because gr.Error is a ValueError too, and its text would get quotes
-            raise
-        except ValueError as error:
-            raise gr.Error(one_line(error), print_exception=False) from None
-        except Exception as error:
-            log.exception("/%s failed", handler.__name__)
-            raise gr.Error(sentence(error), print_exception=False) from None
-
-    signed: Any = endpoint  # the type of a function lacks the attributes used here
-    del signed.__wrapped__  # its signature would hide the table's
-
-    endpoint.__annotations__ = {name: kind for name, kind, _, _ in table}
-    kinds = tuple(kind for _, kind in returns)
-    signed.__signature__ = inspect.Signature(
-        [
-            inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kind)
-            for name, kind, default, _ in table
-        ],
-        return_annotation=GenericAlias(tuple, kinds) if len(kinds) > 1 else kinds[0],
-    )
-    # MCP clients get the description of a parameter from the docstring
-    about = handler.__doc__ or ""
-    endpoint.__doc__ = "\n".join([about, "Args:", *(f"{name}: {text}" for name, _, _, text in table)])
-    event = gr.api(
-        endpoint,
-        api_name=handler.__name__,
-        api_description=" ".join(about.split()),
-        concurrency_limit=None,
-    )
-    function = page.fns[event["id"]]
-    component: Any
-    for component, label in zip(function.inputs, (text for *_, text in table), strict=True):
-        component.label = label
-    for component, label in zip(function.outputs, (name for name, _ in returns), strict=True):
-        component.label = label

@@ -52,6 +52,8 @@ class Estimates:
             log.info("no estimates: %s", error)
             self._estimator = None
             return
+        finally:
+            self._worker.queue.predict_anew()
         self._calibration = threading.Thread(
             target=self._calibrate, args=(self._estimator,), name="calibration", daemon=True
         )
@@ -123,10 +125,13 @@ class Estimates:
             self.plan(request)
 
     def _observe(self, job: Job) -> None:
-        results, estimator = getattr(job, "results", None), self._estimator
+        results, estimator, learnt = getattr(job, "results", None), self._estimator, False
         for result in results.values() if isinstance(results, dict) else ():
             if estimator is not None and isinstance(result, VideoResult):
                 estimator.observe(result)
+                learnt = True
+        if learnt:
+            self._worker.queue.predict_anew()
 
     def _calibrate(self, estimator: Estimator) -> None:
         """Measure a machine that was not measured before, once the model is loaded and no job waits."""
@@ -140,6 +145,7 @@ class Estimates:
         try:
             if points := self._worker.calibrate():
                 estimator.calibrate(points)
+                self._worker.queue.predict_anew()
         except Exception as error:
             log.warning("no calibration, so estimates come with the first video: %s", error)
 

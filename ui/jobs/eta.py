@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import deque
+from collections.abc import Callable
 
 from ui.jobs.job import Job
 
@@ -44,6 +45,73 @@ def seconds_left(job: Job, whole: float | None) -> float | None:
     if seen is not None:
         return seen
     return None if whole is None else max(0.0, whole - (time.time() - job.started - job.away))
+
+
+class Outlook:
+    """When the jobs of a queue will run and end, as long as nobody else comes.
+
+    It is made once for each change of the queue and then answers any number of pages without going through the jobs
+    again. Only the running job moves on meanwhile, so what is left of that one is looked up when asked.
+
+    turns: jobs in the order in which they get their turns, and how much of a part each turn is.
+    running: the one that has the first turn now; None while none runs.
+    whole: guesses at all that a job takes, None where that is not known.
+    """
+
+    def __init__(
+        self, turns: list[tuple[Job, float]], running: Job | None, whole: Callable[[Job], float | None]
+    ) -> None:
+        self._order: list[Job] = []
+        self._places: dict[Job, int] = {}
+        # seconds of the turns of others than the running job, None where not known, and the number of its own turns
+        self._begin: dict[Job, tuple[float | None, int]] = {}
+        self._end: dict[Job, tuple[float | None, int]] = {}
+        self._running = running
+        self._guess = None if running is None else whole(running)
+        rates: dict[Job, float | None] = {}
+        seconds: float | None = 0.0
+        own = 0
+        for job, part in turns:
+            if job not in self._places:
+                self._places[job] = len(self._order)
+                self._order.append(job)
+                self._begin[job] = seconds, own
+                left = None if job is running else seconds_left(job, whole(job))
+                rates[job] = None if left is None else left / max(job.parts, 1e-9)
+            rate = rates[job]
+            if job is running:
+                own += 1
+            elif seconds is not None:
+                seconds = None if rate is None else seconds + part * rate
+            self._end[job] = seconds, own
+        self._own = own
+
+    def __contains__(self, job: Job) -> bool:
+        return job in self._places
+
+    def count_before(self, job: Job) -> int:
+        """How many jobs run before this one does."""
+        return self._places.get(job, 0)
+
+    def before(self, job: Job) -> list[Job]:
+        return self._order[: self.count_before(job)]
+
+    def wait_seconds(self, job: Job) -> float | None:
+        """Seconds until it runs; 0 for one that does or does not wait, None where that cannot be told."""
+        return self._seconds(*self._begin.get(job, (0.0, 0)))
+
+    def seconds_left(self, job: Job) -> float | None:
+        """Seconds until it is done; None where that cannot be told. It must be one of the queue's."""
+        return self._seconds(*self._end[job])
+
+    def _seconds(self, others: float | None, own: int) -> float | None:
+        if others is None or self._running is None or not own:
+            return others
+        left, parts = seconds_left(self._running, self._guess), self._running.parts
+        if left is None:
+            return None
+        under_way = max(0.0, parts - (self._own - 1))
+        return others + (under_way + own - 1) * left / max(parts, 1e-9)
 
 
 def duration_text(seconds: float) -> str:

@@ -58,6 +58,7 @@ def picture(video: Path, filters: str, quality: int, at: float = 0.0) -> str:
 
     quality: ffmpeg's scale for JPEG, from 2 (best) to 31. at: the second of the video at which to start.
     """
+    filters += ",scale=out_color_matrix=bt601:out_range=pc"  # what a JPEG is taken for, whatever the video is
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-ss", f"{at:.3f}", "-i", str(video), "-vf", filters]
     command += ["-frames:v", "1", "-c:v", "mjpeg", "-q:v", str(quality), "-f", "image2pipe", "-"]
     try:

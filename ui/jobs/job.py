@@ -42,22 +42,22 @@ class Mark(NamedTuple):
 class Job:
     """One task for the pipeline.
 
-    owner: the owner; nobody else sees the job.
-    folder: its files; set when it is submitted.
-    state: waiting, running, done, stopped or failed. version: grows with every change.
-    arm: the video being made, "dense" or "sparse".
-    preview: the newest latent preview, uint8 [H, W, 3] or [T, H, W, 3], or None. The worker's thread computes it,
-        because the latents belong to the running loop.
-    marks: the starts of its phases. submitted, started, ended: `time.time()`, or 0 if it has not happened yet.
-    work: the amount of work, in a unit that only compares jobs of one class; 0 if unknown.
-    errand: whether it is a task of the worker itself, without folder, report or place in the history.
-    barrier: whether the order around it is fixed: earlier jobs finish before it, later ones start after it.
+    owner: whose job it is; only the owner sees it. address: where it came from, for who has no login.
+    folder: its files, set when it is submitted.
+    state: waiting, running, done, stopped or failed. `version` grows with every change.
+    arm is the video being made now, "dense" or "sparse". preview is the newest latent preview, uint8 [H, W, 3] or
+    [T, H, W, 3], or None; it is computed in the worker's thread because the latents belong to the running loop.
+    marks: when which phase began. submitted, started, ended: `time.time()`, 0 for not yet.
+    work: how much there is to do, in a unit that only compares jobs of one class; 0 for unknown.
+    errand: whether it is the worker's own business: it has no folder, no report and no place in any history.
+    barrier: whether those that wait before it must be done before it, and those after it must not come before it.
     away: seconds that it waited between its turns.
     """
 
     errand: ClassVar[bool] = False
     barrier: ClassVar[bool] = False
     owner: str = field(default="", kw_only=True)
+    address: str = field(default="", kw_only=True)
     folder: Path = field(default=Path(), init=False)
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12], init=False)
     state: str = field(default="waiting", init=False)

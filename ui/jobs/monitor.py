@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.machine.resources import ResourceSampler
+from pipeline.machine.whole_files import write_whole
 from ui.jobs.job import Job, VideoJob
 from ui.jobs.worker import Worker
 
@@ -98,7 +99,7 @@ class Monitor:
         history = self.sampler.history(job.started - self.sampler.interval, job.ended, POINTS)
         series = {name: values for name, values in history.series.items() if name != "busy"}
         trace = self._summary(job) | {"times": history.times, "series": series}
-        (job.folder / TRACE).write_text(json.dumps(trace, separators=(",", ":")))
+        write_whole(job.folder / TRACE, json.dumps(trace, separators=(",", ":")))
 
 
 def spans(job: Job, now: float) -> Iterator[Span]:

@@ -9,11 +9,12 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import takewhile
 
-from ui.jobs.eta import Durations, duration_text, seconds_left
+from ui.jobs.eta import Durations, Outlook, duration_text, seconds_left
 from ui.jobs.job import Job
 
 QUEUE_FULL = "{count} jobs are waiting and the limit is {limit}; try again when some of them are done"
 YOUR_QUEUE_FULL = "{count} jobs of yours are waiting and the limit is {limit}; stop one or let one finish first"
+ADDRESS_FULL = "{count} jobs from your network address are waiting and the limit is {limit}; let one finish first"
 WAIT_FOR_ONE = "Waiting for 1 other job…"
 WAIT_FOR_MANY = "Waiting for {ahead} other jobs…"
 WAIT_FOR_ONE_ABOUT = "Waiting for 1 other job, about {time}…"
@@ -24,48 +25,63 @@ STARTING = "Starting…"
 class JobQueue:
     """A first-in, first-out queue for any number of threads. Between its parts a job lets others pass (`give_way`).
 
-    most, most_of_one: most jobs that may wait, in total and per owner. Jobs without an owner count only in total.
-    kept: number of ended jobs that are remembered.
-    changed: condition that is notified when a job arrives, or when anything else happens that a thread may wait for.
-    predict: returns a better guess of a job's seconds than earlier jobs give, or None.
+    most, most_of_one: jobs that may wait, in all and of one owner. Jobs without an owner count in all. From one address
+        half of all may come, whatever owners it makes up.
+    kept: ended jobs that are remembered.
+    changed: notified when a job arrives; whoever waits for one, or for something else, waits on it.
+    predict: guesses a job's seconds better than the jobs before it do; None where it cannot. Asked once for each job,
+        and again at `predict_anew`: many pages ask many times a second how long they will wait.
     """
 
     def __init__(self, most: int, most_of_one: int, kept: int) -> None:
         self.changed = threading.Condition()
         self.running: Job | None = None
         self.predict: Callable[[Job], float | None] = lambda job: None
-        self._limits = most, most_of_one
+        self._limits = most, most_of_one, max(1, most // 2)
         self._kept = kept
         self._waiting: deque[Job] = deque()
         self._jobs: dict[str, Job] = {}
         self._ended: deque[str] = deque()
         self._durations = Durations()
-        self._left: dict[Job, float] = {}  # when each job gave way
+        self._left: dict[Job, float] = {}  # when those that gave way did so
+        self._guesses: dict[Job, float | None] = {}
+        self._outlook: Outlook | None = None  # None after every change
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def check_room(self, owner: str) -> None:
-        """Raise ValueError if too many jobs are waiting already."""
+    @property
+    def first_is_errand(self) -> bool:
+        return bool(self._waiting) and self._waiting[0].errand
+
+    def check_room(self, owner: str, address: str = "") -> None:
+        """Raises ValueError when too many wait already."""
         with self.changed:
-            owners = [job.owner for job in self._waiting if not job.errand]
-        most, most_of_one = self._limits
-        if (count := len(owners)) >= most:
+            waiting = [job for job in self._waiting if not job.errand]
+        most, most_of_one, most_of_address = self._limits
+        if (count := len(waiting)) >= most:
             raise ValueError(QUEUE_FULL.format(count=count, limit=most))
-        count = owners.count(owner)
+        count = sum(job.owner == owner for job in waiting)
         if owner and count >= most_of_one:
             raise ValueError(YOUR_QUEUE_FULL.format(count=count, limit=most_of_one))
+        count = sum(job.address == address for job in waiting)
+        if address and count >= most_of_address:
+            raise ValueError(ADDRESS_FULL.format(count=count, limit=most_of_address))
 
     def put(self, job: Job) -> None:
+        guess = self.predict(job)
         with self.changed:
+            self._guesses[job] = guess
             self._jobs[job.id] = job
             self._waiting.append(job)
+            self._outlook = None
             self.changed.notify_all()
 
     def take(self) -> Job:
         """Take the next job, which counts as running from now on. There must be one."""
         with self.changed:
             self.running = job = self._waiting.popleft()
+            self._outlook = None
             if since := self._left.pop(job, 0.0):
                 job.away += time.time() - since
             return job
@@ -81,6 +97,7 @@ class JobQueue:
                 return False
             job.state, self._left[job], self.running = "waiting", time.time(), None
             self._waiting.insert(place, job)
+            self._outlook = None
             job.version += 1
             return True
 
@@ -90,6 +107,7 @@ class JobQueue:
             waits = job in self._waiting
             if waits:
                 self._waiting.remove(job)
+                self._outlook = None
             return waits
 
     def clear(self, *, errands: bool) -> list[Job]:
@@ -97,14 +115,28 @@ class JobQueue:
         with self.changed:
             out = [job for job in self._waiting if errands or not job.errand]
             self._waiting = deque(job for job in self._waiting if job not in out)
+            self._outlook = None
             return out
 
     def end(self, job: Job) -> None:
-        """Record the end of a job. Later jobs are expected to take as long."""
-        with self.changed:
-            self._left.pop(job, None)
+        """A job has ended here; others are expected to take as long."""
         self._durations.add(job)
+        with self.changed:
+            if self.running is job:
+                self.running = None
+            self._left.pop(job, None)
+            self._guesses.pop(job, None)
+            self._outlook = None
         self.remember(job)
+
+    def predict_anew(self) -> None:
+        """What `predict` says has changed."""
+        with self.changed:
+            jobs = list(self._guesses)
+        guesses = {job: self.predict(job) for job in jobs}
+        with self.changed:
+            self._guesses |= {job: guess for job, guess in guesses.items() if job in self._guesses}
+            self._outlook = None
 
     def remember(self, job: Job) -> None:
         """Keep an ended job so that it can be found. The oldest ones are forgotten."""
@@ -129,43 +161,42 @@ class JobQueue:
             return [job for job in self._jobs.values() if job.owner == owner and not job.over and not job.errand]
 
     def before(self, job: Job) -> list[Job]:
-        """Jobs that will run before this one, including the running job."""
-        turns = self._turns()
-        jobs = [other for other, _ in turns]
-        return list(dict.fromkeys(jobs[: jobs.index(job)])) if job in jobs else []
+        """Jobs that run before this one does, the running one included."""
+        return self._ahead().before(job)
 
     def waiting_text(self, job: Job) -> str:
-        """A sentence on how many jobs run before this one, and how long they take if that is known."""
-        ahead = len(self.before(job))
+        """How many jobs run before this one does, and how long they take, where that can be told."""
+        outlook = self._ahead()
+        ahead = outlook.count_before(job)
         if not ahead:
             return STARTING
-        seconds = self.wait_seconds(job)
+        seconds = outlook.wait_seconds(job)
         if seconds is None:
             return WAIT_FOR_ONE if ahead == 1 else WAIT_FOR_MANY.format(ahead=ahead)
         text = WAIT_FOR_ONE_ABOUT if ahead == 1 else WAIT_FOR_MANY_ABOUT
         return text.format(ahead=ahead, time=duration_text(seconds))
 
     def wait_seconds(self, job: Job) -> float | None:
-        """Seconds until a waiting job runs. 0 if it runs; None if a job before it cannot be predicted."""
-        turns = self._turns()
-        jobs = [other for other, _ in turns]
-        return self._seconds(turns[: jobs.index(job)]) if job in jobs else 0.0
+        """Seconds until a waiting job runs; 0 for one that does, None when nothing like those before it has run."""
+        return self._ahead().wait_seconds(job)
 
     def seconds_left(self, job: Job) -> float | None:
-        """Seconds until the job is done, including its wait, or None if unknown."""
-        turns = self._turns()
-        last = max((index for index, (other, _) in enumerate(turns) if other is job), default=None)
-        return seconds_left(job, self._guess(job)) if last is None else self._seconds(turns[: last + 1])
+        """Seconds until the job is done, waiting included; None when nothing is known yet."""
+        outlook = self._ahead()
+        return outlook.seconds_left(job) if job in outlook else seconds_left(job, self._guess(job))
+
+    def _ahead(self) -> Outlook:
+        with self.changed:
+            if self._outlook is None:
+                self._outlook = Outlook(self._turns(), self.running, self._guess)
+            return self._outlook
 
     def _turns(self) -> list[tuple[Job, float]]:
-        """The coming turns if no further job arrives: pairs of a job and the share of a part left to do.
-
-        A job that gives way appears once for each of its parts.
-        """
-        with self.changed:
-            waiting = list(self._waiting)
-            if self.running is not None:
-                waiting.insert(0, self.running)
+        """Whose turn it is from now on, as long as nobody else comes: jobs, and how much of a part is left to do. One
+        that gives way comes up once for every part. The caller has the lock."""
+        waiting = list(self._waiting)
+        if self.running is not None:
+            waiting.insert(0, self.running)
         left = {job: job.parts for job in waiting}
         turns = []
         while waiting:
@@ -177,19 +208,8 @@ class JobQueue:
                 waiting.insert(_place(job, waiting), job)
         return turns
 
-    def _seconds(self, turns: list[tuple[Job, float]]) -> float | None:
-        """Seconds of these turns, or None if the seconds of one of them are unknown."""
-        rates = {}
-        for job, _ in turns:
-            if job not in rates:
-                seconds = seconds_left(job, self._guess(job))
-                if seconds is None:
-                    return None
-                rates[job] = seconds / max(job.parts, 1e-9)
-        return sum(part * rates[job] for job, part in turns)
-
     def _guess(self, job: Job) -> float | None:
-        guess = self.predict(job)
+        guess = self._guesses.get(job)
         return self._durations.guess(job) if guess is None else guess
 
 

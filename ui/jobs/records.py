@@ -34,6 +34,7 @@ def keep_record_of(store: Store, worker: Any) -> None:
     worker.on_submit.append(write)
     worker.on_part.append(write)
     worker.listeners.append(write)
+    worker.on_close.append(store.flush)
     worker.archive = lambda job_id: restored(store, job_id)
 
 

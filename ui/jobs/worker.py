@@ -18,9 +18,10 @@ from typing import Any, TypeVar
 from pipeline import Cancelled, StepUpdate, inspect_checkpoint
 from pipeline.engine.process import EngineDied, EngineProcess, InProcess, Load
 from pipeline.machine.gpus import Device
+from pipeline.machine.whole_files import write_whole
 from pipeline.request.load_options import LoadOptions
 from ui.jobs.errands import Calibration, Loading
-from ui.jobs.failures import sentence
+from ui.jobs.failures import NOT_READ, sentence
 from ui.jobs.job import Job, tell
 from ui.jobs.queue import JobQueue
 
@@ -28,9 +29,10 @@ log = logging.getLogger("ui")
 
 MAX_WAITING = 200
 MAX_WAITING_OF_ONE = 20
-KEPT_JOBS = 100  # ended jobs that can still be found here; the history on disk keeps more
-RETRY_SECONDS = 1.0  # before the second start of an engine; twice as long before the third
-STEADY_SECONDS = 60.0  # an engine that ran this long did not fail at its start
+KEPT_JOBS = 100  # finished ones that can still be found; a history keeps more, on disk
+RETRY_SECONDS = 1.0  # before the second start of an engine, twice that before the third
+MOST_RETRY_SECONDS = 60.0  # before another job has it started again, after all of these have failed
+STEADY_SECONDS = 60.0  # an engine that ran for so long did not fail to start
 JOIN_SECONDS = 5.0
 
 LOADING = "Loading {name}"
@@ -50,15 +52,16 @@ class Worker:
     """Starts the engine in the background, then runs submitted jobs in order, one at a time. A job with several parts
     lets others pass between them.
 
-    engine: an `EngineProcess`, which is restarted if it dies, or a function that loads a pipeline into this process. If
-        it cannot be started, the reason becomes the status sentence, and every job fails with it.
-    output_dir: each job writes into a new folder in it.
-    max_waiting, max_waiting_of_one: largest number of waiting jobs, in total and per owner. Jobs without an owner count
-        only in total.
-    admit: functions that are called with every new job, and may refuse it with a ValueError.
-    on_submit: functions that are called with every new job before it can run. Their errors are logged.
-    on_part: functions that are called with a job of several parts after each part. Their errors are logged.
-    listeners: functions that are called with every ended job, in the thread that ended it. Their errors are logged.
+    engine: an `EngineProcess`, which is started again when it has died; or a function that loads a pipeline into this
+        process. When it cannot be started, the reason becomes the status sentence, and every job that waits fails with
+        it. The next job has it started once more, after a while, unless what was asked for is the reason (ValueError).
+    output_dir: each job writes into its own new folder below it.
+    max_waiting, max_waiting_of_one: jobs that may wait, in all and of one owner. Jobs without an owner count in all.
+    admit: each is called with every new job and may refuse it with a ValueError.
+    on_submit: each is called with every new job, before it can run. What it raises is logged.
+    on_part: each is called with a job of several parts after each of them. What it raises is logged.
+    listeners: each is called with every job that has ended, by whichever thread ended it. What it raises is logged.
+    on_close: each is called when all jobs have ended because the server does.
     archive: finds jobs by id that this worker does not remember.
     """
 
@@ -80,6 +83,7 @@ class Worker:
         self.on_submit: list[Callable[[Job], None]] = []
         self.on_part: list[Callable[[Job], None]] = []
         self.listeners: list[Callable[[Job], None]] = []
+        self.on_close: list[Callable[[], None]] = []
         self.archive: Callable[[str], Job | None] = lambda job_id: None
         self.queue = JobQueue(max_waiting, max_waiting_of_one, kept_jobs)
         self._engine = engine if isinstance(engine, EngineProcess) else InProcess(engine)
@@ -87,6 +91,9 @@ class Worker:
         self._pipeline: Any = None  # a Generator, or None while none is loaded
         self._starts = 0
         self._started = 0.0
+        self._hopeless = False  # the same start again would end in the same way
+        self._given_up = 0  # times in a row
+        self._retry_at = 0.0
         self._wake = self.queue.changed
         self._closed = False
         self._thread = threading.Thread(target=self._serve, name="video-worker", daemon=True)
@@ -107,11 +114,13 @@ class Worker:
         self._engine.close()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(JOIN_SECONDS)
+        for done in self.on_close:
+            done()
 
     def submit(self, job: AnyJob) -> AnyJob:
         """Queue a job and return it. Raises ValueError if too many wait, nothing can run, or `admit` refuses it."""
         if not job.errand:
-            self._check_room(job.owner)
+            self._check_room(job)
             for check in self.admit:
                 check(job)
             job.folder = self.output_dir / f"{time.strftime('%Y%m%d-%H%M%S')}-{job.id}"
@@ -149,8 +158,12 @@ class Worker:
 
     def find(self, job_id: str, owner: str) -> Job | None:
         """The job with this id if it belongs to the owner. None for a job of others, or a forgotten one."""
-        job = self.queue.get(job_id) or self.archive(job_id)
+        job = self.find_any(job_id)
         return job if job is not None and job.owner == owner else None
+
+    def find_any(self, job_id: str) -> Job | None:
+        """The job with this id, whoever owns it. None for a forgotten one."""
+        return self.queue.get(job_id) or self.archive(job_id)
 
     def live(self, owner: str) -> list[Job]:
         """The owner's waiting and running jobs, oldest first."""
@@ -213,12 +226,12 @@ class Worker:
         """Latest known bytes "allocated" and "reserved" by PyTorch's CUDA allocator, or None on a CPU."""
         return self._engine.torch_memory()
 
-    def _check_room(self, owner: str) -> None:
+    def _check_room(self, job: Job) -> None:
         if self._closed:
             raise ValueError(CLOSING)
-        if self.state == "failed":
+        if self.state == "failed" and self._hopeless:
             raise ValueError(self.message)
-        self.queue.check_room(owner)
+        self.queue.check_room(job.owner, job.address)
 
     def _notice(self) -> None:
         with self._wake:
@@ -228,11 +241,10 @@ class Worker:
         self._start_engine()
         while True:
             with self._wake:
-                self.queue.running = None
                 self._wake.wait_for(lambda: self._closed or len(self.queue) or self._engine_lost)
                 if self._closed:
                     return
-                job = None if self._engine_lost else self.queue.take()
+                job = None if self._engine_lost or self._try_again else self.queue.take()
             if job is None:
                 self._start_engine()
             else:
@@ -243,13 +255,20 @@ class Worker:
     def _engine_lost(self) -> bool:
         return self.state == "ready" and not self._engine.alive
 
+    @property
+    def _try_again(self) -> bool:
+        """Whether the next job is one for which an engine that could not be started is started once more."""
+        return self.state == "failed" and not self._hopeless and not self.queue.first_is_errand
+
     def _start_engine(self) -> bool:
-        """Start the engine, with a few attempts. If all of them fail, every waiting job fails."""
-        if time.monotonic() - self._started > STEADY_SECONDS:
+        """Start the engine, a few times if need be. Without success every waiting job fails."""
+        if self._given_up or time.monotonic() - self._started > STEADY_SECONDS:
             self._starts = 0
-        if self._pipeline is not None:
+        if self._pipeline is not None or self._given_up:
             self.message = RESTARTING.format(name=self.name)
         self.state = "loading"
+        with self._wake:
+            self._wake.wait_for(lambda: self._closed, max(0.0, self._retry_at - time.monotonic()))
         error: Exception | None = None
         while self._starts < self._engine.tries:
             with self._wake:
@@ -266,7 +285,7 @@ class Worker:
                 if isinstance(caught, ValueError):  # another attempt would fail in the same way
                     break
             else:
-                self._started = time.monotonic()
+                self._started, self._given_up, self._hopeless = time.monotonic(), 0, False
                 self.message = READY.format(name=self.name)
                 self.state = "ready"
                 return True
@@ -274,7 +293,11 @@ class Worker:
         return False
 
     def _give_up(self, error: Exception) -> None:
-        self.message = NOT_LOADED.format(name=self.name, reason=sentence(error))
+        self.message = NOT_LOADED.format(name=self.name, reason=sentence(error, NOT_READ))
+        self._hopeless = isinstance(error, ValueError)
+        self._given_up += 1
+        pause = min(MOST_RETRY_SECONDS, RETRY_SECONDS * 2 ** (self._given_up + 1))
+        self._retry_at = time.monotonic() + pause
         with self._wake:
             self.state = "failed"
             waiting = self.queue.clear(errands=False)
@@ -289,7 +312,7 @@ class Worker:
         former, reason = (self._engine.path, self.name), ""
         for checkpoint in ((path, name), former):
             self._engine.switch(checkpoint[0])
-            self.name, self._starts, self._pipeline = checkpoint[1], 0, None
+            self.name, self._starts, self._pipeline, self._retry_at = checkpoint[1], 0, None, 0.0
             self.message = LOADING.format(name=self.name)
             if self._start_engine():
                 break
@@ -319,7 +342,7 @@ class Worker:
                     return
                 job.run(self._pipeline, on_step)
             if not job.errand:
-                (job.folder / "report.json").write_text(json.dumps(job.report(), indent=2))
+                write_whole(job.folder / "report.json", json.dumps(job.report(), indent=2))
         except Cancelled:
             self._end(job, "stopped")
         except Exception as error:

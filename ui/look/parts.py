@@ -20,6 +20,16 @@ def box(name: str | None = None, value: str = "") -> gr.HTML:
     return gr.HTML(value, elem_id=name, **_BARE)
 
 
+def serve_in_place(component: Any) -> None:
+    """Let a component hand out files where they are, in the output folder. Gradio would copy each into its cache, from
+    where it is served after the original was deleted."""
+
+    async def stay(path: Any) -> str:
+        return str(path)
+
+    component.async_move_resource_to_block_cache = stay
+
+
 class Drawn(gr.HTML):
     """A box that files of ui/static draw from a JSON value: `name`.html and the scripts.
 
@@ -45,6 +55,7 @@ class Drawn(gr.HTML):
             **_BARE,
             **kwargs,
         )
+        serve_in_place(self)
 
     def api_info(self) -> dict[str, Any]:
         return {"type": "object"}

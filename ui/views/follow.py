@@ -1,7 +1,8 @@
 """Follows jobs on a page: after a press of a button, after a reload, in a second tab, or after a lost connection.
 
-A page never owns a job but only looks at it. So closing or reloading the page ends nothing, and several tabs of a
-visitor can look at the same job.
+A page never owns a job. It only looks at one, so closing or reloading it ends nothing, and every tab of a visitor may
+look at the same job. One of them gets what happens on a stream, the others ask now and then: a browser opens six
+connections to a server, and streams in that many tabs would leave none for the Stop button.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ Changes = dict[Any, Any]  # component -> its new value; other components stay un
 
 
 def watch_for_jobs(site: Site) -> gr.HTML:
-    """An invisible box that triggers `retry` if a job of this visitor runs and this page does not follow it.
+    """Invisible: notices that a job of this visitor runs and this page does not follow it, and triggers `retry`; on a
+    page that follows one without a stream, `peek` whenever there is news.
 
-    Value: {"ticket", "server", "job", "version"}: the visitor's ticket, the server's process, the job that the page
-    follows, and the version that the page has seen.
+    Value: {"ticket", "server", "job", "version", "streams"}: the visitor's ticket, the server's process, and the job
+    that the page follows, how much of it the page has seen, and whether it is told the rest on a stream.
     """
 
     def look(ask: dict[str, str]) -> dict[str, Any]:
@@ -79,7 +81,8 @@ class Follower:
     generate: gr.Button
     stop: gr.Button
     shown: gr.State
-    _aside: set[str] = field(default_factory=set)  # sessions that look at an earlier run while a job runs
+    _aside: set[str] = field(default_factory=set)  # sessions that look at an older run while a job is being made
+    _streaming: set[str] = field(default_factory=set)  # owners of whom a page gets the news on a stream
 
     @property
     def parts(self) -> list[Any]:
@@ -104,15 +107,16 @@ class Follower:
         job = job_to_follow(self.site, owner, named)
         if job is not None:
             yield kept | (fill(job) if fresh else {})
-            async for changes in self.follow(request, job):
+            async for changes in self.follow(request, job, again=job.id == named):
                 yield changes
             return
         # All at once, so that the form does not arrive later and overwrite something that was typed meanwhile.
         changes = kept | {self.generate: gr.update(interactive=True)}
-        found = self.site.worker.find(named, owner) if named else None
+        # The record of jobs may be on a slow disk.
+        found = await asyncio.to_thread(self.site.worker.find, named, owner) if named else None
         if isinstance(found, VideoJob):
             changes |= self.ended(request, found)
-        elif fresh and (job := self.last(owner)) is not None:
+        elif fresh and (job := await asyncio.to_thread(self.last, owner)) is not None:
             changes |= fill(job) | self.show(job)
         yield changes
 
@@ -133,34 +137,55 @@ class Follower:
             job = worker.find(job_id, owner)
         return job
 
-    async def follow(self, request: gr.Request, job: VideoJob) -> AsyncIterator[Changes]:
-        """Yield the changes of the page until the job has ended."""
-        session, worker = request.session_hash, self.site.worker
-        self._aside.discard(session)
-        yield {
-            self.notice: notice_html(worker.waiting_text(job)),
-            self.stage: stage_view(job),
-            self.watch: self._watch(request, job),
-            self.generate: gr.update(interactive=False),
-            self.stop: gr.update(interactive=True),
-        }
-        told, seen, made = "", -1, 0
-        while not job.over:
-            if job.state == "waiting" and worker.waiting_text(job) != told:
-                told = worker.waiting_text(job)
-                yield {self.notice: notice_html(told), self.watch: self._watch(request, job)}
-            elif job.state == "running" and (job.version != seen or len(job.results) != made):
-                seen = job.version
-                changes = {self.notice: notice_html(running_text(job)), self.watch: self._watch(request, job)}
-                if session not in self._aside:
-                    changes[self.stage] = stage_view(job)
-                    if len(job.results) != made:
+    async def follow(self, request: gr.Request, job: VideoJob, again: bool = False) -> AsyncIterator[Changes]:
+        """What changes on the page until the job has ended; for further pages of its owner only how it is now.
+
+        again: the page has followed it before.
+        """
+        session, worker = str(request.session_hash), self.site.worker
+        if not again:
+            self._aside.discard(session)
+        buttons = {self.generate: gr.update(interactive=False), self.stop: gr.update(interactive=True)}
+        yield self._now(request, job) | buttons
+        if job.owner in self._streaming:
+            yield {self.watch: self._watch(request, job, streams=False)}
+            return
+        self._streaming.add(job.owner)
+        try:
+            told, seen, made = "", -1, 0
+            while not job.over:
+                if job.state == "waiting" and worker.waiting_text(job) != told:
+                    told = worker.waiting_text(job)
+                    yield {self.notice: notice_html(told), self.watch: self._watch(request, job)}
+                elif job.state == "running" and (job.version != seen or len(job.results) != made):
+                    seen = job.version
+                    yield self._now(request, job, report=len(job.results) != made)
+                    if session not in self._aside:
                         made = len(job.results)
-                        changes[self.report] = report_panel(job.results, job.comparison)
-                yield changes
-            await asyncio.sleep(POLL_SECONDS)
+                await asyncio.sleep(POLL_SECONDS)
+        finally:
+            self._streaming.discard(job.owner)
         self._aside.discard(session)
         yield self.ended(request, job)
+
+    def peek(self, request: gr.Request, watched: Any) -> Changes:
+        """How the job is now that a page follows without a stream; once its owner has none, the page may get it."""
+        named = watched.get("job") if isinstance(watched, dict) else ""
+        owner = self.site.owner(request)
+        job = job_to_follow(self.site, owner, named)
+        if job is None or job.id != named:
+            return {self.watch: gr.skip()}  # its end is told by `arrive`
+        return self._now(request, job, report=True, streams=owner not in self._streaming)
+
+    def _now(self, request: gr.Request, job: VideoJob, report: bool = False, streams: bool = True) -> Changes:
+        """A job that waits or runs, except on the stage of a page that shows an older run. report: with the figures."""
+        text = running_text(job) if job.state == "running" else self.site.worker.waiting_text(job)
+        changes = {self.notice: notice_html(text), self.watch: self._watch(request, job, streams)}
+        if request.session_hash not in self._aside:
+            changes[self.stage] = stage_view(job)
+            if report:
+                changes[self.report] = report_panel(job.results, job.comparison)
+        return changes
 
     def ended(self, request: gr.Request, job: VideoJob) -> Changes:
         """Changes of the page at the end of the job that it followed."""
@@ -207,9 +232,9 @@ class Follower:
         self.site.worker.stop(job)
         return gr.skip()
 
-    def _watch(self, request: gr.Request, job: Job | None = None) -> dict[str, Any]:
+    def _watch(self, request: gr.Request, job: Job | None = None, streams: bool = True) -> dict[str, Any]:
         following = {"job": job.id, "version": job.version} if job is not None else {"job": "", "version": 0}
-        return {"ticket": self.site.visitors.ticket(request), "server": SERVER, **following}
+        return {"ticket": self.site.visitors.ticket(request), "server": SERVER, "streams": streams, **following}
 
 
 def running_text(job: VideoJob) -> str:

@@ -41,7 +41,7 @@ def stage_view(job: VideoJob) -> dict[str, Any]:
 
 
 def video_file(path: Any) -> dict[str, Any]:
-    """The description of a file that Gradio copies to its cache and serves."""
+    """A file of a job, which is served where it is; its path must be absolute."""
     return gr.FileData(path=str(path), mime_type="video/mp4", orig_name=path.name).model_dump()
 
 

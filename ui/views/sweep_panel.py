@@ -104,14 +104,12 @@ class SweepPanel:
             if form["randomise"]:
                 form["seed"] = new_seed()
             self._greet(request, ticket)
-            owner = self.site.owner(request)
             try:
                 sweep = await self.site.clips.read(form["refine"], read_sweep, self.site, values[:4], form)
-                job = SweepJob(sweep, owner=owner)
-                self.site.worker.submit(job)
+                job = self.site.submit(SweepJob(sweep), request)
             except ValueError as error:
                 return gr.skip(), gr.skip(), gr.skip(), problem(error)
-            self._chosen[owner] = job.id
+            self._chosen[job.owner] = job.id
             return *self._follow(request, job), await plan(*values)
 
         def press_stop(request: gr.Request) -> tuple:

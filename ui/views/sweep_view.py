@@ -11,6 +11,7 @@ import gradio as gr
 from pipeline import Axis, Sweep, SweepResult, SweepVideo
 from ui.form.read import DENSE_ONLY, SIDE_BY_SIDE, form_request, page_sentence
 from ui.jobs.eta import duration_text
+from ui.jobs.job import Job
 from ui.jobs.sweep_job import SweepJob
 from ui.site import Site
 from ui.views.stage import PHASES, video_file
@@ -115,8 +116,8 @@ def progress_view(site: Site, job: SweepJob) -> dict[str, Any]:
     }
 
 
-def state_of(job: SweepJob) -> str:
-    """The job's state. A job whose end is being recorded still counts as running."""
+def state_of(job: Job) -> str:
+    """The job's state; one that is just ending still runs."""
     return job.state if job.over or job.state == "waiting" else "running"
 
 
