@@ -122,7 +122,7 @@ class TestFiles:
 class TestLogin:
     def test_sources(self, tmp_path, monkeypatch):
         file = tmp_path / "logins"
-        file.write_text("bob:b:c\n\n  eve:e \n")
+        file.write_text("bob:b:c\n\n  eve:e \n", encoding="utf-8-sig")  # with a byte-order mark, as Windows has it
         monkeypatch.setenv(VARIABLE, "env:secret\n")
         logins = read_logins(["ada:lovelace"], file)
         assert logins == [("ada", "lovelace"), ("env", "secret"), ("bob", "b:c"), ("eve", "e")]

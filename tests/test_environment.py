@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
 from app_server import answers, free_port, needs_ipv6, until
 from programs import ROOT
 from stub_driver import StubDriver, needs_compiler
 
 from pipeline import LongCatPipeline
+from pipeline.media.write import prepare_output, write_video
 
 
 def command_line(*arguments: str | Path, **options) -> subprocess.CompletedProcess[str]:
@@ -50,3 +54,29 @@ def test_the_page_behind_proxies_on_ipv6(tmp_path):
     finally:
         server.terminate()
         server.wait()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "encoding"),
+    [pytest.param("exec >&-; ", "", "utf-8", id="closed"), pytest.param("", " --json -", "ascii", id="ascii")],
+)
+def test_a_terminal_that_cannot_show_the_name(tiny_checkpoint, tmp_path, before, after, encoding):
+    video = tmp_path / "红圆.mp4"
+    small = "--height 64 --width 64 --num-frames 5 --steps 1 --dense --device cpu"
+    program = f"{before}exec {sys.executable} -m pipeline generate --prompt x --model-path {tiny_checkpoint}"
+    line = f"{program} {small} --output {video}{after}"
+    env = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run(["sh", "-c", line], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert video.stat().st_size
+    if after:
+        assert json.loads(done.stdout)["video"] == str(video)
+    else:
+        assert done.stdout == ""
+
+
+def test_a_linked_output_stays_a_link(tmp_path):
+    link, video = tmp_path / "link.mp4", tmp_path / "disk" / "video.mp4"
+    link.symlink_to(video)
+    write_video(prepare_output(link), np.zeros((1, 16, 16, 3), np.uint8), 15, {})
+    assert link.is_symlink() and video.is_file()

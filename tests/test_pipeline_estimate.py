@@ -18,7 +18,6 @@ from pipeline.estimate import cost, refusal
 from pipeline.estimate.calibrate import measure
 from pipeline.estimate.estimator import FILE_NAME, PHASES, Estimator
 from pipeline.estimate.refusal import refuse
-from pipeline.machine import memory
 from pipeline.request.load_options import AS_STORED
 from pipeline.runs.plan import plan_to_load
 
@@ -292,16 +291,6 @@ class TestMemory:
         for command in (["generate"], ["generate", "--compare"], ["sweep", "--rows", "sparsity=0.5,0.75"]):
             assert main([*command, "--prompt", "x", *huge]) == 2
             assert "error: 2048x2048 with 40001 frames needs about" in capsys.readouterr().err
-
-    def test_a_container_has_its_own_limit(self, tmp_path):
-        files = tuple(str(tmp_path / name) for name in ("max", "current", "stat"))
-        for file, text in zip(files, ("1000000", "700000", "anon 500\ninactive_file 200000\n")):
-            with open(file, "w") as stream:
-                stream.write(text)
-        assert memory._container_available(files) == 500_000
-        with open(files[0], "w") as stream:
-            stream.write("max\n")
-        assert memory._container_available(files) is None
 
 
 def test_the_command_line_tells_what_a_video_should_take(tmp_path, monkeypatch, capsys):

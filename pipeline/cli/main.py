@@ -7,6 +7,7 @@ a signal ended: 130 interrupted, 143 terminated, 129 the terminal closed, 141 no
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import os
@@ -194,10 +195,10 @@ def _report_stream(json_target: str | None) -> TextIO:
 
 
 def _write_json(report: dict[str, Any], target: str) -> None:
-    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
     if target == "-":
-        print(text, end="")
+        print(json.dumps(report, indent=2, ensure_ascii=(sys.stdout.encoding or "utf-8").lower() != "utf-8"))
         return
+    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
     try:
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         write_whole(Path(target), text)
@@ -222,6 +223,16 @@ def _set_up_logging(verbose: bool) -> None:
         logger.setLevel(logging.INFO)
     if verbose:
         os.environ["FASTVIDEO_LOGGING_LEVEL"] = "INFO"
+
+
+def _settle_streams() -> None:
+    """Let closed standard streams (`>&-`) lead nowhere, and escape characters that the others cannot write."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class _Ended(KeyboardInterrupt):
@@ -259,6 +270,7 @@ _COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    _settle_streams()
     args = build_parser().parse_args(argv)
     _set_up_logging(args.verbose)
     try:

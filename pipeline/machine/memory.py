@@ -7,10 +7,10 @@ import gc
 import importlib
 import re
 import sys
-from pathlib import Path
 
 import psutil
 
+from pipeline.machine.cgroups import free_in_cgroups
 from pipeline.machine.gpus import Device, gpu_of
 
 _NO_MEMORY = re.compile("out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE)
@@ -44,24 +44,14 @@ def out_of_memory(error: Exception) -> bool:
     )
 
 
-# Files with a container's memory limit and use: cgroup 2, then cgroup 1.
-_CGROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
-    (
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        "/sys/fs/cgroup/memory/memory.stat",
-    ),
-)
-
-
 def available_memory(device: Device) -> int:
-    """Bytes that are free for a new allocation: on the GPU, or on the host within the container's limit.
+    """Bytes that are free for a new allocation: on the GPU, or on the host within the limits of the
+    groups that this process is in.
 
     A process that does not use the GPU yet asks NVML, because PyTorch would take some of the memory in order to answer.
     """
     if device.type != "cuda":
-        return min([psutil.virtual_memory().available, *filter(None, map(_container_available, _CGROUPS))])
+        return min([psutil.virtual_memory().available, *free_in_cgroups()])
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         gpu = gpu_of(device)
@@ -94,14 +84,3 @@ def held_memory(device: Device, pid: int | None = None) -> int:
         return psutil.Process(pid).memory_info().rss
     except psutil.Error:  # it has ended
         return 0
-
-
-def _container_available(files: tuple[str, str, str]) -> int | None:
-    try:
-        limit, used, statistics = (Path(file).read_text().strip() for file in files)
-        if not limit.isdecimal() or int(limit) > 2**60:  # "max", or the huge number that cgroup 1 writes instead
-            return None
-        cached = [int(line.split()[1]) for line in statistics.splitlines() if line.startswith("inactive_file ")]
-        return max(1, int(limit) - int(used) + sum(cached))
-    except (OSError, ValueError, IndexError):
-        return None

@@ -43,7 +43,7 @@ def prepare_output(output: Path | str | None) -> Path:
         raise ValueError(f"the output {str(output)!r} names no file; use a name such as video.mp4")
     if output.suffix.lower() != ".mp4":
         raise ValueError(f"the output {output} does not end in .mp4; use a name such as {_suggested_name(output)}")
-    check_writable(output)
+    check_writable(Path(os.path.realpath(output)))
     return output
 
 
@@ -125,6 +125,7 @@ def _write_pictures(folder: Path, frames: np.ndarray) -> None:
 
 def _encode(output: Path, frames: np.ndarray, fps: int, description: dict) -> None:
     height, width = frames.shape[1:3]
+    output = Path(os.path.realpath(output))  # a link stays, and what it points to is replaced
     output.parent.mkdir(parents=True, exist_ok=True)
     comment = json.dumps(description, ensure_ascii=False, separators=(",", ":"))
     # imageio_ffmpeg's own writer does not look at the exit code, so a full disk would leave a broken file and no error.

@@ -29,7 +29,7 @@ def read_logins(options: Iterable[str] = (), file: Path | None = None) -> list[t
     sources = [("--auth", list(options)), (VARIABLE, os.environ.pop(VARIABLE, "").splitlines())]
     if file is not None:
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is no text"
             raise ValueError(
