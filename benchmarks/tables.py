@@ -115,6 +115,33 @@ def page_load() -> str:
     return f"{_page_machine(d)}: {what}.\n\n" + rows("| what | measured |", lines)
 
 
+def soak() -> str:
+    d = load("soak")
+    busy, waiting, ends = d["busy"], d["waiting"], d["ends"]
+    total, ms = sum(ends.values()), waiting["page_ms"]
+    lines = [
+        f"| jobs made, failed because the engine was killed under them, lost, made twice | {ends['done']}, "
+        f"{ends['failed_by_a_kill']}, {ends['lost']}, {d['doubled']} of {total} |",
+        f"| a page's request while {waiting['waiting']} jobs wait ({ms['count']} requests) | median {ms['p50']:.0f} ms, "
+        f"90 % below {ms['p90']:.0f} ms, 99 % below {ms['p99']:.0f} ms |",
+    ]
+    for name, when in (("busy", "jobs are made"), ("waiting", "they wait"), ("drained", "those are made")):
+        late = d[name]["event_loop_late_ms"]
+        lines.append(
+            f"| delay of the event loop while {when} | median {late['p50']:.1f} ms, 99 % below {late['p99']:.0f} ms, most "
+            f"{late['max']:.0f} ms |"
+        )
+    for what, key, unit in (("memory of the server", "memory", 2**20), ("file handles", "handles", 1)):
+        values = ", ".join(f"{d[when][key] / unit:.0f}" for when in ("start", "busy", "waiting", "drained"))
+        lines.append(f"| {what}{' (MiB)' if unit > 1 else ''}: start, after the first jobs, full queue, end | {values} |")
+    lines.append(f"| share of one core while they wait and pages are fetched | {100 * waiting['processor']:.0f} % |")
+    what = (
+        f"{d['clients']} clients, {d['jobs']} jobs, {d['cancels']} cancelled, {d['reloads']} reloads, {d['kills']} engines "
+        f"killed, then {waiting['waiting']} jobs that wait"
+    )
+    return f"{_page_machine(d)}, gradio {d['versions']['gradio']}: {what}.\n\n" + rows("| what | measured |", lines)
+
+
 def _page_machine(d: dict) -> str:
     return f"{d['cpu']}, {d['cores']} cores with a load average of {d['load_average']:.0f}, {d['date'][:10]}"
 
@@ -244,7 +271,7 @@ def pictures() -> dict[Path, str]:
         return {}
 
 
-MEASURED = (kernel_correctness, attention_cpu, embedded_checkpoint, page_start, page_load)
+MEASURED = (kernel_correctness, attention_cpu, embedded_checkpoint, page_start, page_load, soak)
 ATTENTION = (attention_peers, attention_variants, attention_sweep, kernel_limits)
 GPU = (fused, forward, forward_profile, numerics, memory, cost_curve)
 TABLES = {f.__name__: f for f in (*MEASURED, *ATTENTION, *GPU)}
