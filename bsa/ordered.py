@@ -1,7 +1,7 @@
-"""The operation for tokens that already stand in block order: no copy on the way in, none on the way out.
+"""The operation for tokens that are already in block order. It copies neither inputs nor outputs.
 
-A model that permutes its tokens once (``BlockLayout.order``), and back after its last layer, calls this in every
-layer. Queries, keys and values may stay as the projections leave them, heads inside the tokens.
+A model that permutes its tokens once before its first layer (``BlockLayout.order``) and once after its last one calls
+this in every layer. Queries, keys and values may keep the layout of the projections, with heads inside the tokens.
 """
 
 from __future__ import annotations
@@ -68,11 +68,13 @@ def block_order_attention(
     """`block_sparse_attention` on tokens in block order.
 
     q, k, v: [B, S, H, D], tokens in the order ``layout.order`` of the config's chunks, which must be the same for
-        queries and keys. No padding: a block that the edge cuts short is simply shorter.
-    means: the mean query and key of every block, each fp32 [B, H, N, D], where the caller has them already. Used where
-        the config selects by them.
+        queries and keys. There is no padding: blocks at the edge are simply shorter.
+    means: the mean query and the mean key of every block, each fp32 [B, H, N, D], if the caller already has them. Used
+        only if the config selects by means.
     backend: as in `block_sparse_attention`, without "reference".
-    tuning: which kernels the triton backend runs; by default those measured to be best on this GPU.
+    scale: factor on q @ k; 1 / sqrt(D) by default.
+    tuning: the kernels of the triton backend; by default those measured to be best on this GPU.
+    return_selection: also return the BlockSelection that was used.
 
     Returns [B, S, H, D], contiguous, in the same order. Raises ValueError for shapes or a layout that do not fit.
     """

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from ui.jobs.disk import DEFAULT_BUDGET, Disk
 from ui.jobs.files import folder_bytes, remove_folder
 from ui.jobs.store import Record, Store
 
@@ -42,9 +43,9 @@ def store(tmp_path):
     store.close()
 
 
-def reopened(store: Store, **options) -> Store:
+def reopened(store: Store, budget: int = DEFAULT_BUDGET) -> Store:
     store.close()
-    return Store(store.output_dir, **options)
+    return Store(store.output_dir, Disk(store.output_dir, budget))
 
 
 class TestRows:
@@ -159,7 +160,7 @@ class TestDeletion:
 
 class TestBudget:
     def test_oldest_go_first(self, store):
-        store.budget = 3500
+        store.disk.budget = 3500
         for number in (1, 2, 3, 4, 5):
             ended(store, number)
         assert [record.submitted for record in store.runs(OWNER)] == [5, 4, 3]
@@ -167,13 +168,13 @@ class TestBudget:
         assert store.total_bytes() <= 3500
 
     def test_the_newest_stays_whatever_its_size(self, store):
-        store.budget = 10
+        store.disk.budget = 10
         ended(store, 1)
         ended(store, 2, size=9000)
         assert [record.submitted for record in store.runs(OWNER)] == [2]
 
     def test_running_jobs_are_not_evicted(self, store):
-        store.budget = 1500
+        store.disk.budget = 1500
         ended(store, 1, state="running")
         ended(store, 2)
         ended(store, 3)
@@ -181,7 +182,7 @@ class TestBudget:
         assert not (store.output_dir / folder_name(2)).exists()
 
     def test_a_folder_that_cannot_be_removed_does_not_stop_the_others(self, store, monkeypatch):
-        store.budget = 2500
+        store.disk.budget = 2500
         stuck = folder_name(1)
 
         def refuse(folder, *rest):
@@ -254,7 +255,7 @@ class TestStart:
         (store.output_dir / "20260101-000000-seed5").mkdir()
         (store.output_dir / "20260101-000000-seed5" / "dense.mp4").write_bytes(b"x" * 9000)
         os.utime(store.output_dir / folder_name(1), (1, 1))
-        again = Store(store.output_dir, budget=1500)
+        again = Store(store.output_dir, Disk(store.output_dir, 1500))
         assert again.runs(OWNER) == [], "nobody knows whose they were"
         assert not (store.output_dir / folder_name(1)).exists()
         assert (store.output_dir / folder_name(2)).exists()

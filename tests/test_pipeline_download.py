@@ -8,8 +8,10 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
+import torch
 from fake_hub import FakeHub, serving
 from huggingface_hub import constants
+from safetensors.torch import save_file
 
 from pipeline import Cancelled, inspect_checkpoint
 from pipeline.checkpoint import download
@@ -154,6 +156,37 @@ def test_too_little_memory_is_found_from_the_headers(hub, checkpoint, monkeypatc
         fetch_checkpoint(hub.repo, ON_CPU)
     largest = max(file.stat().st_size for file in checkpoint.rglob("*.safetensors"))
     assert all(sent < max(largest, 200_001) for sent in hub.sent.values())
+
+
+def test_a_second_set_of_weights_is_not_fetched(hub, checkpoint, tmp_path):
+    hub.root = tmp_path / "more"
+    shutil.copytree(checkpoint, hub.root)
+    second = "vae/diffusion_pytorch_model.fp16.safetensors"
+    shutil.copy(hub.root / "vae/diffusion_pytorch_model.safetensors", hub.root / second)
+    path = fetch_checkpoint(hub.repo, ON_CPU)
+    assert inspect_checkpoint(path).parameters == inspect_checkpoint(checkpoint).parameters
+    assert second not in hub.sent
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        pytest.param(None, "someone/longcat/vae has quant_conv.bias as F8_E4M3", id="fp8"),
+        pytest.param(b"\x02" + bytes(7) + b"[]" + bytes(2**19), "model.safetensors has a damaged header", id="header"),
+    ],
+)
+def test_weights_that_do_not_belong_are_found_from_the_headers(hub, checkpoint, tmp_path, content, says):
+    hub.root = tmp_path / "other"
+    shutil.copytree(checkpoint, hub.root)
+    (hub.root / "vae/diffusion_pytorch_model.safetensors").unlink()
+    file = hub.root / "vae/model.safetensors"
+    if content is None:
+        save_file({"quant_conv.bias": torch.ones(2**19).to(torch.float8_e4m3fn)}, file)
+    else:
+        file.write_bytes(content)
+    with pytest.raises(ValueError, match=says):
+        fetch_checkpoint(hub.repo)
+    assert hub.sent["vae/model.safetensors"] <= 2**18  # pieces of the server; the file has twice as much
 
 
 def test_what_counts_as_a_hub_id(tmp_path, monkeypatch):

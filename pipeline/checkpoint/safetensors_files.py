@@ -1,49 +1,145 @@
-"""What a component's safetensors files hold, read from their headers."""
+"""What a component's safetensors files hold, read from their headers: which files count, and whether they hold what the
+component needs."""
 
 from __future__ import annotations
 
 import json
 import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
-from safetensors import safe_open
-
+from pipeline.checkpoint.expected import expected_weights
 from pipeline.checkpoint.trust import check_plain
 
 _PRECISIONS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
+# As diffusers and transformers call their files.
+_STEMS = ("diffusion_pytorch_model", "model")
+_INDEX, _WEIGHTS = ".safetensors.index.json", ".safetensors"
+# Stored beside their own weights by some versions of transformers, and the same.
+_TIED = {"text_encoder": {"encoder.embed_tokens.weight"}}
+_LONGEST_HEADER = 100_000_000  # bytes, the format's own limit
 
 
-def stored_keys(folder: Path) -> set[str]:
-    """Names of all tensors."""
-    stored: set[str] = set()
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as tensors:
-            stored.update(tensors.keys())
+class Stored(NamedTuple):
+    """One weight in a file: the type of its numbers as safetensors calls it, such as BF16, and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def weight_files(folder: Path, checkpoint: Path) -> list[Path]:
+    """The files of a component that count; see `choose_files`."""
+    names = [file.name for file in folder.glob("*.safetensors*")]
+    where = f"{checkpoint}/{folder.name}"
+    return [folder / name for name in choose_files(names, where, lambda name: read_json(folder / name, checkpoint))]
+
+
+def choose_files(names: Collection[str], where: str, read: Callable[[str], Mapping[str, Any]]) -> list[str]:
+    """Of the names of a component's files, those of its weights: those in its index, or the only one.
+
+    Other sets, in another precision perhaps, may lie beside them. read: an index by its name.
+
+    Raises:
+        ValueError: there is none, a file of the index is missing, or it cannot be told which ones count.
+    """
+    shards = sorted(name for name in names if name.endswith(_WEIGHTS))
+    index = _one(sorted(name for name in names if name.endswith(_INDEX)), _INDEX, where)
+    if index is None:
+        alone = _one(shards, _WEIGHTS, where)
+        if alone is None:
+            raise ValueError(incomplete(where, "it holds no .safetensors file"))
+        return [alone]
+    weights = read(index).get("weight_map")
+    if not isinstance(weights, dict) or not all(isinstance(shard, str) for shard in weights.values()):
+        raise ValueError(incomplete(where, f"{index} has a damaged weight_map"))
+    listed = sorted(set(weights.values()))
+    if missing := sorted(set(listed) - set(shards)):
+        raise ValueError(incomplete(where, f"{missing[0]} is missing ({len(missing)} of {len(listed)} shards are)"))
+    if not listed:
+        raise ValueError(incomplete(where, f"{index} lists no weights"))
+    return listed
+
+
+def _one(names: list[str], suffix: str, where: str) -> str | None:
+    usual = [name for name in names if name in {stem + suffix for stem in _STEMS}] or names
+    if len(usual) > 1:
+        raise ValueError(
+            f"{where} holds {usual[0]} and {usual[1]}, and nothing says which of them counts; leave one set of weights "
+            "there, with its index if it has several files"
+        )
+    return usual[0] if usual else None
+
+
+def stored_weights(folder: Path, checkpoint: Path) -> dict[str, Stored]:
+    """All weights in the files of a component that count."""
+    stored: dict[str, Stored] = {}
+    for file in weight_files(folder, checkpoint):
+        merge(stored, read_header(file, checkpoint), f"{checkpoint}/{folder.name}")
     return stored
 
 
-def stored_precision(folder: Path) -> str:
-    """ "fp32", "fp16" or "bf16", by the first tensor; "bf16" for any other."""
-    with safe_open(next(folder.glob("*.safetensors")), framework="pt") as tensors:
-        first = next(iter(tensors.keys()))
-        return _PRECISIONS.get(tensors.get_slice(first).get_dtype(), "bf16")
+def merge(stored: dict[str, Stored], more: Mapping[str, Stored], where: str) -> None:
+    """Add one file's weights to those of others."""
+    if twice := sorted(set(stored) & set(more)):
+        raise ValueError(f"{where} has {twice[0]} in two of its files; copy or download it again")
+    stored |= more
 
 
-def check_complete(names: Iterable[str], folder: Path) -> None:
-    """Raises ValueError where the VAE's files lack a weight: FastVideo would leave it random without a word.
+def stored_precision(folder: Path, checkpoint: Path) -> str:
+    """ "fp32", "fp16" or "bf16", by the first weight."""
+    return _PRECISIONS[next(iter(stored_weights(folder, checkpoint).values())).dtype]
 
-    names: of the weights that the VAE has.
+
+def has_encoder(stored: Mapping[str, Stored]) -> bool:
+    """Whether a VAE can encode."""
+    return any(name.startswith("encoder.") for name in stored)
+
+
+def component_parameters(folder: Path, config: Mapping[str, Any], checkpoint: Path) -> int:
+    """Parameters of a component, after a look at whether its files hold what its configuration asks for."""
+    where = f"{checkpoint}/{folder.name}"
+    return check_weights(folder.name, config, stored_weights(folder, checkpoint), where)
+
+
+def check_weights(component: str, config: Mapping[str, Any], stored: Mapping[str, Stored], where: str) -> int:
+    """Raise ValueError unless a component's weights are all there, no others, in types that are understood here;
+    returns its number of parameters.
+
+    FastVideo's loaders leave some of what is missing random, and convert numbers whose scales they do not know.
     """
-    if missing := sorted(set(names) - stored_keys(folder)):
+    if config.get("quantization_config"):
+        raise ValueError(f"{where}/config.json has a quantization_config; use weights that are not quantised")
+    for name, (dtype, _) in stored.items():
+        if dtype not in _PRECISIONS:
+            raise ValueError(
+                f"{where} has {name} as {dtype}, and weights are read as {', '.join(_PRECISIONS)}; "
+                "use weights that are not quantised"
+            )
+    try:
+        expected = expected_weights(component, config, has_encoder(stored))
+    except ValueError as error:
+        raise ValueError(f"{where}/config.json is unusable: {error}") from None
+    if missing := sorted(expected.keys() - stored.keys()):
+        what = f"it lacks {len(missing)} of the {len(expected)} weights of its config.json, such as {missing[0]}"
+        raise ValueError(incomplete(where, what))
+    if unknown := sorted(stored.keys() - expected.keys() - _TIED.get(component, set())):
+        more = f" and {len(unknown) - 1} more" if unknown[1:] else ""
         raise ValueError(
-            f"{folder} lacks {len(missing)} weights of the VAE, such as {missing[0]}; copy or download it again"
+            f"{where} has {unknown[0][:80]}{more}, which LongCat's {component} does not have; "
+            "use weights in FastVideo's layout that are not quantised"
         )
+    for name, shape in expected.items():
+        if stored[name].shape != shape:
+            raise ValueError(
+                f"{where} has {name} as {list(stored[name].shape)}, and by its config.json it is {list(shape)}; check "
+                "that its files belong together"
+            )
+    return sum(map(math.prod, expected.values()))
 
 
-def incomplete(path: Path, what: str) -> str:
+def incomplete(path: Path | str, what: str) -> str:
     return f"the checkpoint {path} is incomplete: {what}; copy or download it again"
 
 
@@ -65,22 +161,6 @@ def read_json(file: Path, checkpoint: Path) -> dict[str, Any]:
     return content
 
 
-def component_parameters(folder: Path, checkpoint: Path) -> int:
-    """Parameters in a component's safetensors files, which are checked for completeness on the way."""
-    shards = {file.name for file in folder.glob("*.safetensors")}
-    for index in folder.glob("*.safetensors.index.json"):
-        weights = read_json(index, checkpoint).get("weight_map", {})
-        if not isinstance(weights, dict) or not all(isinstance(shard, str) for shard in weights.values()):
-            raise ValueError(incomplete(checkpoint, f"{index.relative_to(checkpoint)} has a damaged weight_map"))
-        listed = set(weights.values())
-        if missing := sorted(listed - shards):
-            what = f"{folder.name}/{missing[0]} is missing ({len(missing)} of {len(listed)} shards are)"
-            raise ValueError(incomplete(checkpoint, what))
-    if not shards:
-        raise ValueError(incomplete(checkpoint, f"{folder.name}/ holds no .safetensors file"))
-    return sum(_count_in_file(folder / name, checkpoint) for name in sorted(shards))
-
-
 def open_file(file: Path) -> BinaryIO:
     try:
         return file.open("rb")
@@ -88,23 +168,27 @@ def open_file(file: Path) -> BinaryIO:
         raise ValueError(f"cannot read {file}: {error.strerror}; check its permissions") from None
 
 
-def _count_in_file(file: Path, checkpoint: Path) -> int:
+def read_header(file: Path, checkpoint: Path) -> dict[str, Stored]:
+    """The weights in one file, which is checked for its length on the way."""
     # safetensors: the header's length (8 bytes, little endian), the header (JSON), then the tensors
     name = file.relative_to(checkpoint)
-    size = file.stat().st_size
+    check_plain(file)
     with open_file(file) as stream:
+        size = file.stat().st_size
         prefix = stream.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
         if 8 + length > size:
             raise ValueError(incomplete(checkpoint, f"{name} is cut off in its header ({size} bytes)"))
         try:
+            if length > _LONGEST_HEADER:
+                raise ValueError(length)
             header = json.loads(stream.read(length))
-            tensors = {key: value for key, value in header.items() if key != "__metadata__"}
-            end = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
-            count = sum(math.prod(tensor["shape"]) for tensor in tensors.values())
+            header.pop("__metadata__", None)
+            end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+            stored = {key: Stored(str(tensor["dtype"]), tuple(tensor["shape"])) for key, tensor in header.items()}
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
             raise ValueError(incomplete(checkpoint, f"{name} has a damaged header")) from None
     if 8 + length + end != size:
         what = f"{name} has {size} bytes where its header announces {8 + length + end}"
         raise ValueError(incomplete(checkpoint, what))
-    return count
+    return stored

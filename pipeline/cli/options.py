@@ -19,7 +19,7 @@ from pipeline.checkpoint.info import EMBEDDED_CHECKPOINT, CheckpointInfo, inspec
 from pipeline.cli.inspect import add_inspect
 from pipeline.estimate.refusal import check_weights_fit
 from pipeline.machine.device import choose_device
-from pipeline.machine.memory import Device
+from pipeline.machine.gpus import Device
 from pipeline.media.clip import inspect_clip
 from pipeline.media.comment import read_settings
 from pipeline.request.fields import FIELDS

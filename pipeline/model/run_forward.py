@@ -1,4 +1,4 @@
-"""Runs the forward that the plan chose: the plain one of `forward.py`, or `fast_forward.py` for large videos."""
+"""Runs the forward pass that the plan chose: the plain one of `forward.py`, or the fast one of `fast_forward.py`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def forward_for(
     work: Workload,
     attention: DenseAttention | SparseAttention,
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]:
-    """The velocity of `denoise`, for a loaded model (`FastVideoLongCat`). Call it once a step, in their order."""
+    """Return the velocity function for `denoise`, which calls it once per step. model: a loaded `FastVideoLongCat`."""
     transformer, padding = model.transformer, model.zero_text_padding
     depth, steps = len(transformer.blocks), itertools.count()
 
@@ -73,7 +73,7 @@ def warm_up(choice: ForwardChoice, model: Any, work: Workload, device: torch.dev
 
 
 class _FirstBlock:
-    """A loaded model whose transformer has one block: all of them run the same kernels."""
+    """A loaded model reduced to the first block of its transformer. All blocks run the same kernels."""
 
     def __init__(self, model: Any) -> None:
         self.transformer = _OneBlock(model.transformer)

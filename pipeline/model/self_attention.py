@@ -1,4 +1,4 @@
-"""The self-attention of one generation: dense or block sparse, and the share of token pairs it worked on."""
+"""The self-attention of one generation, dense or block sparse, and the share of token pairs that it computed."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from bsa import BlockLayout, BlockSelection, BSAConfig, Grid, block_sparse_atten
 from pipeline.model.forward import attend_dense
 from pipeline.request.workload import Workload
 
-# (q, k, selection) of every call, tensors as `block_sparse_attention` takes and returns them
+# (q, k, selection) of every call; the tensors are those that `block_sparse_attention` takes and returns
 Observer = Callable[[Tensor, Tensor, BlockSelection], None]
-# The same, with None for a call that attended to everything
-ObserveCall = Callable[[Tensor, Tensor, BlockSelection | None], None]
 
 
 class DenseAttention:
-    """Full attention; an `Attend` for `longcat_forward`."""
+    """Full attention. It is an `Attend` for `longcat_forward`."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
         return attend_dense(q, k, v, grid)
@@ -34,13 +32,13 @@ class DenseAttention:
 
 
 class SparseAttention:
-    """Block sparse attention with one configuration; an `Attend` for `longcat_forward`.
+    """Block sparse attention with one configuration. It is an `Attend` for `longcat_forward`.
 
-    With top-k on a grid that the key chunks divide, the density follows from the configuration alone.
-    Where the data decides (a cdf threshold, or edge blocks of other sizes), it is summed up on the device
-    and read once, after the generation: reading it per layer would stop the GPU each time.
+    With top-k on a grid that the key chunks divide, the density follows from the configuration alone. If it depends on
+    the data (a cdf threshold, or smaller blocks at the edge), it is summed on the device and read once, after the
+    generation: a read per layer would stop the GPU each time.
 
-    observer: sees every call, and changes nothing about it.
+    observer: called after every attention call; it changes nothing.
     """
 
     def __init__(self, config: BSAConfig, grid: Grid, observer: Observer | None = None) -> None:
@@ -115,5 +113,5 @@ def token_density(selection: BlockSelection, q_layout: BlockLayout, k_layout: Bl
 
 
 def attention_for(work: Workload, observer: Observer | None = None) -> DenseAttention | SparseAttention:
-    """The attention of one generation. observer: sees every call of a sparse one."""
+    """Make the attention of one generation. observer: called after every call of a sparse one."""
     return DenseAttention() if work.bsa is None else SparseAttention(work.bsa, work.grid, observer)

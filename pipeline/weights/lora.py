@@ -1,8 +1,8 @@
-"""LoRA adapters of LongCat-Video, in its own files and in those that FastVideo's converter makes of them.
+"""LoRA adapters of LongCat-Video, read from LongCat's files or from files of FastVideo's converter.
 
-Applied while the model runs, as the original does: `y = W x + scale * up(down(x))`. The weights are never touched, so
-taking an adapter off leaves exactly the model that was loaded, without a copy of 25 GiB of weights. FastVideo merges
-the product into the bfloat16 weights instead, where a part of it is lost to rounding.
+Adapters are applied while the model runs, as in the original: `y = W x + scale * up(down(x))`. The weights never
+change, so removing an adapter leaves exactly the loaded model, without a second copy of 25 GiB. FastVideo instead
+merges the product into the bfloat16 weights, and loses part of it to rounding.
 
 Method: Hu et al. 2021, arXiv 2106.09685.
 """
@@ -25,11 +25,11 @@ from pipeline.weights import Net
 
 logger = logging.getLogger("pipeline")
 
-_HYPHEN = "___lorahyphen___"  # stands for the dots of a name in LongCat's files
+_HYPHEN = "___lorahyphen___"  # replaces the dots of a name in LongCat's files
 _KEY = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_down|lora_up|lora_up\.blocks\.\d+|alpha_scale|lora_A|lora_B|lora_alpha)(\.weight)?"
 )
-# LongCat's names within a block, and in the rest of the model, to the layers that FastVideo splits them into.
+# LongCat's layer names -> FastVideo's, which splits some layers: within a block, and in the rest of the model.
 _IN_BLOCK = {
     "attn.qkv": ("self_attn.to_q", "self_attn.to_k", "self_attn.to_v"),
     "attn.proj": ("self_attn.to_out",),
@@ -50,9 +50,9 @@ _ELSEWHERE = {
 
 @dataclass(frozen=True)
 class LoraLayer:
-    """What an adapter adds to one linear layer.
+    """The part of an adapter that is added to one linear layer.
 
-    down [rank, inputs], up [outputs, rank]: in the model's dtype, on its device. scale: alpha / rank.
+    down [rank, inputs] and up [outputs, rank] have the model's dtype and device. scale: alpha / rank.
     """
 
     down: Tensor
@@ -60,9 +60,10 @@ class LoraLayer:
     scale: float
 
     def add_(self, out: Tensor, x: Tensor) -> Tensor:
-        """Add to the layer's output `out` [..., outputs], in place, for its input `x` [..., inputs]; returns `out`.
+        """Add the adapter's product for the input `x` [..., inputs] to the layer's output `out` [..., outputs].
 
-        Computed in the dtype of `out`; fp32 outputs (the modulation) get fp32 products, as in the original.
+        Works in place and in the dtype of `out`. As in the original, fp32 outputs (the modulation) get fp32 products.
+        Returns `out`.
         """
         down, up = self.down.to(out.dtype), self.up.to(out.dtype)
         low = F.linear(x.to(out.dtype), down)
@@ -71,9 +72,9 @@ class LoraLayer:
 
 
 class LoraSwitch:
-    """Puts one adapter at a time on a transformer and takes it off again.
+    """Attaches one adapter at a time to a transformer, and removes it again.
 
-    files: adapter name -> its file. Only the one in use is kept in memory.
+    files: adapter name -> file. Only the adapter in use is kept in memory.
     """
 
     def __init__(self, transformer: Net, files: Mapping[str, Path]) -> None:
@@ -83,10 +84,10 @@ class LoraSwitch:
         self._layers: list[Net] = []
 
     def use(self, name: str | None) -> None:
-        """Run with adapter `name` from now on, or with the model alone for None.
+        """Run with adapter `name` from now on; None stands for the model alone.
 
         Raises:
-            ValueError: there is no such adapter, or its file does not fit the model; nothing has changed then.
+            ValueError: the adapter does not exist, or its file does not fit the model. Nothing was changed.
         """
         if name == self.active:
             return
@@ -102,16 +103,16 @@ class LoraSwitch:
 
 
 def load_lora(path: Path, transformer: Net) -> dict[str, LoraLayer]:
-    """Read an adapter file for a transformer with FastVideo's names, to the transformer's device and dtype.
+    """Read an adapter file for a transformer with FastVideo's names, into the transformer's dtype and device.
 
-    Understands LongCat's own keys (`lora___lorahyphen___blocks___lorahyphen___0...lora_down.weight`, with fused
+    Two kinds of keys are known: LongCat's (`lora___lorahyphen___blocks___lorahyphen___0...lora_down.weight`, with fused
     projections and `alpha_scale`) and FastVideo's (`blocks.0.self_attn.to_q.lora_A`, with `lora_alpha`).
 
     Returns:
-        Layer name -> what is added to it.
+        Layer name -> the part of the adapter for this layer.
 
     Raises:
-        ValueError: the file is damaged, or its layers are not those of this model.
+        ValueError: the file is damaged, or its layers do not match this model.
     """
     try:
         tensors = load_file(path)
@@ -136,7 +137,7 @@ def load_lora(path: Path, transformer: Net) -> dict[str, LoraLayer]:
 
 
 def _split(path: Path, module: str, parts: dict[str, Tensor]) -> list[tuple[str, Tensor, Tensor, float]]:
-    """(layer, down, up, scale) for every layer that one module of the file stands for."""
+    """Split one module of the file into (layer, down, up, scale), for each of the layers that it is fused from."""
     if "lora_A" in parts and "lora_B" in parts:
         down, up = parts["lora_A"], parts["lora_B"]
         alpha = parts.get("lora_alpha")
@@ -149,7 +150,7 @@ def _split(path: Path, module: str, parts: dict[str, Tensor]) -> list[tuple[str,
     inner = module[block.end() :] if block else module
     known = (_IN_BLOCK if block else _ELSEWHERE).get(inner, (inner,))
     targets = [(block[0] if block else "") + name for name in known]
-    if len(ups) == len(targets):  # each of the fused projections has a product of its own
+    if len(ups) == len(targets):  # each of the fused projections has its own product
         return [(*entry, scale) for entry in zip(targets, down.chunk(len(ups)), ups, strict=True)]
     rows = torch.block_diag(*ups).chunk(len(targets))
     return [(target, down, up, scale) for target, up in zip(targets, rows, strict=True)]

@@ -1,4 +1,4 @@
-"""From the values of the form (or of an API call) to a validated `VideoRequest`."""
+"""Turns the values of the form, or of an API call, into a validated `VideoRequest`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOP_K, MASS, TOP_K_AND_MASS = selectors.TOP_K, selectors.MASS, selectors.TOP_K_A
 
 
 def new_seed() -> int:
-    """Short enough to read out and to type."""
+    """Draw a seed that is short enough to read aloud and to type."""
     return random.randrange(2**31)
 
 
@@ -26,7 +26,7 @@ def form_request(checkpoint: CheckpointInfo, values: Mapping[str, Any]) -> Video
     """The request that the form describes, without drawing a seed.
 
     values: the form's values by field name, as `ui.form.inputs` names them.
-    Raises ValueError with one sentence for the first thing that cannot be.
+    Raises ValueError with one sentence for the first value that cannot be used.
     """
     bsa = None
     if values["mode"] != DENSE_ONLY:
@@ -59,7 +59,7 @@ def form_request(checkpoint: CheckpointInfo, values: Mapping[str, Any]) -> Video
 
 
 def keep_by(bsa: BSAConfig) -> str:
-    """The form's choice of the rule by which this configuration keeps blocks."""
+    """The form's name for the rule by which this configuration keeps blocks."""
     return bsa.selector.rule
 
 
@@ -102,8 +102,11 @@ def video_request(
     double_frames: bool = True,
     t_thresh: Any = 0.5,
 ) -> VideoRequest:
-    """refine: path of a clip, whose frames then count and not `num_frames`. use_distill None: as the adapter asks for,
-    or the checkpoint."""
+    """Build a request from single values. Raises ValueError for a value that cannot be used.
+
+    refine: path of a clip; its number of frames then replaces `num_frames`.
+    use_distill: None takes the value that the adapter needs, or the checkpoint's.
+    """
     numbers = {"width": width, "height": height, "steps": steps, "guidance_scale": guidance_scale, "seed": seed}
     given: dict[str, Any] = {name: FIELDS[name].read(value) for name, value in numbers.items()}
     given |= {"negative_prompt": negative_prompt, "bsa": bsa, "lora": lora or None}
@@ -121,7 +124,7 @@ def _chunk(name: str, sides: Sequence[Any]) -> Grid:
     return Grid(*(whole(f"{name} {axis}", side) for axis, side in zip("THW", sides, strict=True)))
 
 
-# The pipeline's sentences name its fields; the page says the same with the words of its labels.
+# The pipeline's sentences use the names of fields; on the page, the words of its labels replace them.
 _PAGE_WORDS = {
     "num_frames": "number of frames",
     "guidance_scale": "guidance",
@@ -135,7 +138,7 @@ _PAGE_WORDS = {
 
 
 def page_sentence(error: Exception | str) -> str:
-    """An error as a sentence of the page: its words, a capital and a full stop."""
+    """Turn an error into a sentence for the page: with the words of the page, a capital letter and a full stop."""
     text = one_line(error).rstrip(".")
     for field, words in _PAGE_WORDS.items():
         text = text.replace(field, words)

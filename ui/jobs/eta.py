@@ -1,4 +1,4 @@
-"""How long jobs will take, from how long others took."""
+"""Predicts the seconds of jobs from those of earlier jobs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from ui.jobs.job import Job
 
 REMEMBERED = 50
-LIKE = 4.0  # jobs whose work differs by more say little about each other: attention grows faster than the video
+LIKE = 4.0  # a job predicts another only within this factor of work, because attention grows faster than the video
 
 SECONDS = "{seconds} s"
 MINUTES = "{minutes} min"
@@ -28,7 +28,7 @@ class Durations:
             self._seen.append((type(job), job.work, job.ended - job.started - job.away))
 
     def guess(self, job: Job) -> float | None:
-        """Seconds that the whole job takes, judged by those of its class and like size; None without any."""
+        """Seconds of the whole job, judged by finished jobs of its class and similar size; None if there are none."""
         rates = [
             seconds / work
             for kind, work, seconds in tuple(self._seen)
@@ -38,7 +38,7 @@ class Durations:
 
 
 def seconds_left(job: Job, whole: float | None) -> float | None:
-    """Seconds until the job is done, were it to go on now. whole: a guess at all it takes, if there is one."""
+    """Seconds until the job is done, if it continued now. whole: a guess at its total seconds, or None."""
     if job.started == 0:
         return whole
     seen = job.remaining()
@@ -115,7 +115,7 @@ class Outlook:
 
 
 def duration_text(seconds: float) -> str:
-    """A duration as exact as an estimate is: "8 s", "40 s", "3 min", "1 h 20 min"."""
+    """A duration with the precision of an estimate: "8 s", "40 s", "3 min", "1 h 20 min"."""
     if seconds < 57.5:
         return SECONDS.format(seconds=max(1, round(seconds) if seconds < 9.5 else 5 * round(seconds / 5)))
     minutes = max(1, round(seconds / 60))

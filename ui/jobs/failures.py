@@ -1,4 +1,4 @@
-"""Errors in one line for people."""
+"""Turns errors into one line for people."""
 
 from __future__ import annotations
 

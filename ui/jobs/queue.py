@@ -1,4 +1,4 @@
-"""The jobs that wait, the one that runs, and those that ended lately."""
+"""The waiting jobs, the running job, and the jobs that ended lately."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STARTING = "Starting…"
 
 
 class JobQueue:
-    """First in, first out, for any number of threads. Between its parts a long job lets others pass, see `give_way`.
+    """A first-in, first-out queue for any number of threads. Between its parts a job lets others pass (`give_way`).
 
     most, most_of_one: jobs that may wait, in all and of one owner. Jobs without an owner count in all. From one address
         half of all may come, whatever owners it makes up.
@@ -78,7 +78,7 @@ class JobQueue:
             self.changed.notify_all()
 
     def take(self) -> Job:
-        """The next job, which runs from now on. There must be one."""
+        """Take the next job, which counts as running from now on. There must be one."""
         with self.changed:
             self.running = job = self._waiting.popleft()
             self._outlook = None
@@ -87,8 +87,10 @@ class JobQueue:
             return job
 
     def give_way(self, job: Job) -> bool:
-        """Between two parts of the running job: let as many jobs pass as other people wait. False when nobody does, and
-        the job goes on."""
+        """Between two parts of the running job, let as many jobs pass as there are other owners waiting.
+
+        Returns False if nobody else waits; the job then continues.
+        """
         with self.changed:
             place = _place(job, self._waiting)
             if place == 0 or job.stopping:
@@ -100,7 +102,7 @@ class JobQueue:
             return True
 
     def remove(self, job: Job) -> bool:
-        """Take a job out that waits; False when it does not."""
+        """Remove a waiting job. Returns False if it is not waiting."""
         with self.changed:
             waits = job in self._waiting
             if waits:
@@ -109,7 +111,7 @@ class JobQueue:
             return waits
 
     def clear(self, *, errands: bool) -> list[Job]:
-        """Take all waiting jobs out, errands only if asked for."""
+        """Remove all waiting jobs and return them. errands: whether to remove errands as well."""
         with self.changed:
             out = [job for job in self._waiting if errands or not job.errand]
             self._waiting = deque(job for job in self._waiting if job not in out)
@@ -137,7 +139,7 @@ class JobQueue:
             self._outlook = None
 
     def remember(self, job: Job) -> None:
-        """Let an ended job be found; the oldest such are forgotten."""
+        """Keep an ended job so that it can be found. The oldest ones are forgotten."""
         with self.changed:
             self._jobs[job.id] = job
             self._ended.append(job.id)
@@ -145,7 +147,7 @@ class JobQueue:
                 self._jobs.pop(self._ended.popleft(), None)
 
     def forget(self, job_id: str) -> None:
-        """An ended job was deleted and is not to be found any more."""
+        """Forget an ended job that was deleted."""
         with self.changed:
             if job_id in self._jobs and self._jobs[job_id].over:
                 del self._jobs[job_id]
@@ -154,7 +156,7 @@ class JobQueue:
         return self._jobs.get(job_id)
 
     def live(self, owner: str) -> list[Job]:
-        """The owner's jobs that wait or run, oldest first."""
+        """The owner's waiting and running jobs, oldest first."""
         with self.changed:
             return [job for job in self._jobs.values() if job.owner == owner and not job.over and not job.errand]
 
@@ -212,10 +214,10 @@ class JobQueue:
 
 
 def _place(job: Job, waiting: Iterable[Job]) -> int:
-    """Where a job that gives way comes among those that wait: behind as many jobs of others as there are others.
+    """The position of a job that gives way: behind as many jobs of other owners as there are other owners.
 
-    So whoever waits gets a turn for each of the job's, and somebody with twenty jobs cannot make it wait for all of
-    them. Callers without a name are all strangers to each other.
+    So every waiting owner gets one turn for each turn of the job, and an owner with twenty jobs cannot make it wait for
+    all of them. Each job without an owner counts as one of its own owner.
     """
     passing = list(takewhile(lambda other: not other.barrier, waiting))
     strangers = [index for index, other in enumerate(passing) if not job.owner or other.owner != job.owner]

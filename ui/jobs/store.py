@@ -1,4 +1,4 @@
-"""The record of all jobs: one SQLite file in the output folder, and a limit to the disk that results may take.
+"""Stores all jobs in an SQLite file in the output folder, and limits the disk space that results take.
 
 A row is written when a job is submitted and again when it has ended, so a server that was killed leaves rows that the
 next one marks as interrupted. Rows are generic: what a kind of job keeps is the business of `ui.jobs.records`.
@@ -21,14 +21,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from ui.jobs.disk import Disk, alive, this_process
 from ui.jobs.files import FOLDER, folder_bytes, job_folder, private_folder, remove_folder
 
 log = logging.getLogger("ui")
 
 VERSION = 1  # of the table; kept in the file's user_version
-DEFAULT_BUDGET = 5_000_000_000
+FOR_A_ROW = 1_000_000  # bytes, far above what a row takes
 INTERRUPTED = "interrupted"
 LIVE = ("waiting", "running")
 _LIVE = "state IN ('waiting', 'running')"
@@ -47,8 +46,11 @@ CREATE INDEX IF NOT EXISTS jobs_of_owner ON jobs (owner, submitted);
 
 @dataclass(frozen=True)
 class Record:
-    """One row. request, report and posters are JSON objects; folder is a name in the output folder; times are
-    `time.time()`, 0 for never; server names the process that the job belongs to."""
+    """One row.
+
+    request, report, posters: JSON objects. folder: name of a folder in the output folder.
+    Times are `time.time()`, or 0 for never. server: names the process that the job belongs to.
+    """
 
     id: str
     owner: str
@@ -74,14 +76,15 @@ class Store:
     """All jobs of one output folder, for any thread. A fault of the file is logged and never raised; a record that
     could not be written is kept, and written when the file can be used again.
 
-    budget: bytes that ended jobs may take; beyond it the oldest are removed with their folders, the newest is kept.
+    disk: how much all that the app writes may take; beyond it the oldest ended jobs are removed with their folders, the
+        newest is kept.
     """
 
-    def __init__(self, output_dir: Path, budget: int = DEFAULT_BUDGET) -> None:
+    def __init__(self, output_dir: Path, disk: Disk | None = None) -> None:
         self.output_dir = output_dir
-        self.budget = budget
+        self.disk = disk or Disk(output_dir)
         self._lock = threading.RLock()
-        self._server = _this_process()
+        self._server = this_process()
         self._db: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None  # of its own, so that it never waits for a write
         self._reading = threading.Lock()
@@ -116,7 +119,7 @@ class Store:
         return rows[0] if rows else None
 
     def runs(self, owner: str, limit: int = 1000) -> list[Record]:
-        """The owner's jobs that have ended, newest first. Nobody owns what has no owner."""
+        """The owner's ended jobs, newest first. Jobs without an owner belong to nobody."""
         if not owner:
             return []
         fresh = self._fresh_of(owner)
@@ -141,7 +144,8 @@ class Store:
         return [] if done is None else done.result()
 
     def total_bytes(self) -> int:
-        return self._guard(self._total) or 0
+        """All that the app keeps on the disk."""
+        return (self._guard(self._total) or 0) + self.disk.beside_results()
 
     def close(self) -> None:
         """Write what is left and close the file."""
@@ -188,7 +192,7 @@ class Store:
         with self._fresh:
             records = list(self._unwritten.values())
         for record in records:
-            if not self._guard(self._write, record):
+            if not self._guard(self._write_with_room, record):
                 self._retry = threading.Timer(RETRY_SECONDS, self._soon, (self._write_out,))
                 self._retry.daemon = True
                 self._retry.start()
@@ -197,24 +201,36 @@ class Store:
                 if self._unwritten.get(record.id) is record:
                     del self._unwritten[record.id]
             if record.state not in LIVE:
-                self._guard(self._evict, record.id)
+                self._guard(self._evict)
 
     def _delete(self, owner: str, job_id: str | None) -> list[str]:
         self._write_out()
         records = [record for record in self.runs(owner, -1) if job_id in (None, record.id)]
         return [record.id for record in records if self._guard(self._remove, record)]
 
-    # what follows runs inside `_guard`
+    # the methods below run inside `_guard`
 
     @property
     def _connection(self) -> sqlite3.Connection:
         assert self._db is not None  # `_guard` has opened it
         return self._db
 
+    def _write_with_room(self, record: Record) -> bool:
+        """Write a row. On a full disk, try once more after the oldest jobs have made room for it."""
+        try:
+            return self._write(record)
+        except sqlite3.OperationalError as error:
+            if "full" not in str(error):
+                raise
+            self._evict(FOR_A_ROW)
+            return self._write(record)
+
     def _write(self, record: Record) -> bool:
         values = {name: getattr(record, name) for name in _COLUMNS} | {"server": self._server}
         values |= {name: json.dumps(values[name] or {}) for name in _JSON}
-        values["bytes"] = folder_bytes(self.output_dir, record.folder) + sum(len(values[name]) for name in _JSON)
+        values["bytes"] = folder_bytes(self.output_dir, record.folder) + sum(
+            len(values[name]) for name in (*_JSON, "owner", "error")
+        )
         places = ", ".join(f":{name}" for name in _COLUMNS)
         try:
             with self._connection:
@@ -234,6 +250,7 @@ class Store:
 
     def _remove(self, record: Record) -> bool:
         try:
+            self.disk.forget(job_folder(self.output_dir, record.folder), record.error)
             remove_folder(self.output_dir, record.folder)
         except OSError as error:
             log.warning("the folder %s could not be removed: %s", record.folder, error.strerror)
@@ -242,27 +259,29 @@ class Store:
             self._connection.execute("DELETE FROM jobs WHERE id = ?", (record.id,))
         return True
 
-    def _evict(self, newest: str) -> None:
-        excess = self._total() - self.budget
+    def _evict(self, least: int = 0) -> None:
+        """Remove the oldest ended jobs until all that is written fits, and at least so many bytes of them; never the
+        newest."""
+        excess = max(least, self.disk.make_room(self._total()))
         if excess <= 0:
             return
-        for record in self._select(f"id != ? AND NOT {_LIVE} ORDER BY ended, rowid", (newest,)):
+        for record in self._select(f"NOT {_LIVE} ORDER BY ended, rowid")[:-1]:
             if self._remove(record):
-                log.info("job %s made room: results took more than %s bytes", record.id, f"{self.budget:,}")
+                log.info("job %s made room on the disk", record.id)
                 excess -= record.bytes
             if excess <= 0:
                 return
 
     def _take_stock(self) -> None:
-        """Mark what a killed server left half-finished, measure again, and take in folders that no row knows."""
+        """Mark jobs that a killed server left unfinished, measure folders again, and add folders that have no row."""
         for record in self._select(_LIVE):
-            if not _alive(record.server):
+            if not alive(record.server):
                 ended = {"state": INTERRUPTED, "ended": max(record.submitted, record.started)}
                 self._write(Record(**{**record.__dict__, **ended}))
         records = self._select("TRUE")
         for record in records:
             if record.folder and job_folder(self.output_dir, record.folder) is None and record.state not in LIVE:
-                self._write(record)  # deleted by hand: it takes no room any more
+                self._write(record)  # deleted by hand: it takes no space any more
         known = {record.folder for record in records}
         for folder in self.output_dir.iterdir():
             if FOLDER.fullmatch(folder.name) and folder.name not in known and not folder.is_symlink():
@@ -270,12 +289,12 @@ class Store:
                 state = "done" if (folder / "report.json").is_file() else INTERRUPTED
                 job_id = folder.name.rpartition("-")[2]
                 self._write(Record(job_id, "", "", state, folder=folder.name, submitted=made, ended=made))
-        self._evict("")
+        self._evict()
 
     # the file
 
     def _guard(self, action: Callable, *values: Any) -> Any:
-        """Do something with the file. A damaged file is set aside, and the action tried once more on an empty one."""
+        """Run an action on the file. A damaged file is set aside, and the action runs once more on a new one."""
         with self._lock:
             if self._db is None and not self._begin():
                 return None
@@ -283,7 +302,7 @@ class Store:
                 try:
                     return action(*values)
                 except (sqlite3.Error, OSError, ValueError) as error:
-                    # its subclasses are a full disk, a lock held too long and the like: the file itself is sound
+                    # its subclasses mean a full disk, a lock held too long or the like: the file itself is sound
                     if type(error) is not sqlite3.DatabaseError or attempt:
                         log.warning("the record of jobs could not be used: %s", error)
                         return None
@@ -340,7 +359,7 @@ class Store:
         return sqlite3.connect(file or ":memory:", timeout=timeout, check_same_thread=False)
 
     def _set_aside(self, why: str) -> None:
-        assert self._file is not None  # what is in memory only is never damaged
+        assert self._file is not None  # a database in memory is never damaged
         aside = self._file.with_name(f"jobs.damaged-{time.strftime('%Y%m%d-%H%M%S')}.sqlite")
         log.warning("the record of jobs is unusable (%s); it was moved to %s and a new one begun", why, aside)
         if self._db is not None:
@@ -364,17 +383,3 @@ def _record(row: tuple) -> Record:
         except ValueError:
             values[name] = {}
     return Record(**values)
-
-
-def _this_process() -> str:
-    process = psutil.Process()
-    return f"{process.pid}:{process.create_time():.0f}"
-
-
-def _alive(server: str) -> bool:
-    """Whether the process that a row names still runs (another server may work in the same output folder)."""
-    pid, _, created = server.partition(":")
-    try:
-        return server != _this_process() and f"{psutil.Process(int(pid)).create_time():.0f}" == created
-    except (psutil.Error, ValueError):
-        return False

@@ -1,7 +1,7 @@
-"""One worker thread that owns the engine and runs jobs one after another.
+"""One worker thread owns the engine and runs jobs one after another.
 
-Handlers never run the model themselves. They submit a `Job` and follow it (a progress call from a foreign thread
-would reach nobody).
+Handlers of the page never run the model themselves. They submit a `Job` and follow it, because Gradio drops progress
+calls from other threads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 
 from pipeline import Cancelled, StepUpdate, inspect_checkpoint
 from pipeline.engine.process import EngineDied, EngineProcess, InProcess, Load
-from pipeline.machine.memory import Device
+from pipeline.machine.gpus import Device
+from pipeline.machine.whole_files import write_whole
 from pipeline.request.load_options import LoadOptions
 from ui.jobs.errands import Calibration, Loading
 from ui.jobs.failures import NOT_READ, sentence
@@ -48,7 +49,7 @@ AnyJob = TypeVar("AnyJob", bound=Job)
 
 
 class Worker:
-    """Starts the engine in the background and then runs submitted jobs in order, one at a time. A job of several parts
+    """Starts the engine in the background, then runs submitted jobs in order, one at a time. A job with several parts
     lets others pass between them.
 
     engine: an `EngineProcess`, which is started again when it has died; or a function that loads a pipeline into this
@@ -87,7 +88,7 @@ class Worker:
         self.queue = JobQueue(max_waiting, max_waiting_of_one, kept_jobs)
         self._engine = engine if isinstance(engine, EngineProcess) else InProcess(engine)
         self._engine.on_exit = self._notice
-        self._pipeline: Any = None  # a Generator; None while none is loaded
+        self._pipeline: Any = None  # a Generator, or None while none is loaded
         self._starts = 0
         self._started = 0.0
         self._hopeless = False  # the same start again would end in the same way
@@ -102,7 +103,7 @@ class Worker:
         return self
 
     def close(self) -> None:
-        """End the running job, the waiting ones and the engine, at once."""
+        """End the running job, all waiting jobs and the engine at once."""
         with self._wake:
             self._closed = True
             if self.queue.running is not None:
@@ -117,7 +118,7 @@ class Worker:
             done()
 
     def submit(self, job: AnyJob) -> AnyJob:
-        """Queue a job. Raises ValueError when too many wait, nothing can run, or `admit` refuses it."""
+        """Queue a job and return it. Raises ValueError if too many wait, nothing can run, or `admit` refuses it."""
         if not job.errand:
             self._check_room(job)
             for check in self.admit:
@@ -133,21 +134,21 @@ class Worker:
         return job
 
     def load(self, path: str | Path, owner: str = "") -> Loading:
-        """Change to the checkpoint `path` after the jobs that wait now; returns the job that does it.
+        """Change to the checkpoint `path` after the jobs that wait now. Returns the job that does it.
 
-        When it cannot be loaded, that job fails with the reason and the former checkpoint is loaded again.
+        If the checkpoint cannot be loaded, this job fails with the reason, and the former checkpoint is loaded again.
 
         Raises:
-            ValueError: there is no complete checkpoint, or this engine cannot change.
+            ValueError: `path` is not a complete checkpoint, or this engine cannot change its checkpoint.
         """
         self._engine.check_switch(path)
         return self.submit(Loading(self._switch, inspect_checkpoint(path), owner=owner))
 
     def calibrate(self) -> list[dict[str, Any]]:
-        """Measure this machine where the model runs, after the jobs that wait now, and wait for it.
+        """Measure this machine in the model's process, after the jobs that wait now. Waits for the measurements.
 
         Raises:
-            ValueError: it could not be done; the sentence says why.
+            ValueError: the measurement failed; the sentence has the reason.
         """
         errand = self.submit(Calibration(self._engine.calibrate))
         errand.wait()
@@ -156,25 +157,29 @@ class Worker:
         return errand.points
 
     def find(self, job_id: str, owner: str) -> Job | None:
-        """A job by its id, for its owner only; None for one that is forgotten."""
-        job = self.queue.get(job_id) or self.archive(job_id)
+        """The job with this id if it belongs to the owner. None for a job of others, or a forgotten one."""
+        job = self.find_any(job_id)
         return job if job is not None and job.owner == owner else None
 
+    def find_any(self, job_id: str) -> Job | None:
+        """The job with this id, whoever owns it. None for a forgotten one."""
+        return self.queue.get(job_id) or self.archive(job_id)
+
     def live(self, owner: str) -> list[Job]:
-        """The owner's jobs that wait or run, oldest first."""
+        """The owner's waiting and running jobs, oldest first."""
         return self.queue.live(owner)
 
     def forget(self, job_id: str) -> None:
-        """An ended job was deleted and is not to be found any more."""
+        """Forget an ended job that was deleted."""
         self.queue.forget(job_id)
 
     def adopt(self, job: Job) -> None:
-        """Let a job be found that ended without having run here, such as a cell of a sweep."""
+        """Make a job findable that ended without running here, such as a cell of a sweep."""
         if self.queue.get(job.id) is None:
             self.queue.remember(job)
 
     def stop(self, job: Job) -> None:
-        """End a job: at once while it waits, at its next step when it runs."""
+        """End a job: at once if it waits, at its next step if it runs."""
         job.stop()
         with self._wake:
             waited = self.queue.remove(job)
@@ -184,17 +189,17 @@ class Worker:
             self._end(job, "stopped")
 
     def ahead(self, job: Job) -> int:
-        """Jobs that run before this one does, the running one included."""
+        """Number of jobs that will run before this one, including the running job."""
         return len(self.queue.before(job))
 
     def waiting_text(self, job: Job) -> str:
-        """Why a submitted job does not run yet."""
+        """The reason why a submitted job does not run yet, as a sentence."""
         if self.state == "loading":
             return WAIT_FOR_LOADING.format(message=self.message)
         return self.queue.waiting_text(job)
 
     def status(self) -> dict[str, Any]:
-        """The worker in one line: {"state": loading|ready|busy|failed, "message": sentence}."""
+        """The worker's state: {"state": loading|ready|busy|failed, "message": sentence}."""
         with self._wake:
             running, waiting = self.queue.running, len(self.queue)
         if self.state != "ready" or running is None:
@@ -204,12 +209,12 @@ class Worker:
 
     @property
     def engine_pid(self) -> int:
-        """The process that the model runs in, whose memory is the model's; this one while there is no other."""
+        """Id of the process that runs the model and holds its memory. This process while there is no other."""
         return self._engine.pid or os.getpid()
 
     @property
     def device(self) -> Device | None:
-        """What the loaded model runs on; None while none is loaded."""
+        """The device of the loaded model, or None while none is loaded."""
         return None if self._pipeline is None else self._pipeline.device
 
     @property
@@ -218,7 +223,7 @@ class Worker:
         return self._engine.weights
 
     def torch_memory(self) -> dict[str, int] | None:
-        """{"allocated", "reserved"}: bytes of PyTorch's CUDA allocator, the latest known; None on a CPU."""
+        """Latest known bytes "allocated" and "reserved" by PyTorch's CUDA allocator, or None on a CPU."""
         return self._engine.torch_memory()
 
     def _check_room(self, job: Job) -> None:
@@ -244,7 +249,7 @@ class Worker:
                 self._start_engine()
             else:
                 self._run(job)
-                self._starts = 0  # it was not its start that failed, whatever became of the job
+                self._starts = 0  # the start succeeded, whatever became of the job
 
     @property
     def _engine_lost(self) -> bool:
@@ -277,7 +282,7 @@ class Worker:
                 error = caught
                 if not self._closed:
                     log.error("the engine could not be started", exc_info=caught)
-                if isinstance(caught, ValueError):  # the same again would end in the same way
+                if isinstance(caught, ValueError):  # another attempt would fail in the same way
                     break
             else:
                 self._started, self._given_up, self._hopeless = time.monotonic(), 0, False
@@ -300,9 +305,9 @@ class Worker:
             self._end(job, "failed", self.message)
 
     def _switch(self, path: Path, name: str) -> None:
-        """Load another checkpoint, or the former one again; run by a `Loading`, in the worker's thread.
+        """Load another checkpoint, or the former one if that fails. A `Loading` calls this in the worker's thread.
 
-        Raises ValueError when it is the former one.
+        Raises ValueError if the former one was loaded again.
         """
         former, reason = (self._engine.path, self.name), ""
         for checkpoint in ((path, name), former):
@@ -337,7 +342,7 @@ class Worker:
                     return
                 job.run(self._pipeline, on_step)
             if not job.errand:
-                (job.folder / "report.json").write_text(json.dumps(job.report(), indent=2))
+                write_whole(job.folder / "report.json", json.dumps(job.report(), indent=2))
         except Cancelled:
             self._end(job, "stopped")
         except Exception as error:
