@@ -117,29 +117,28 @@ def page_load() -> str:
 
 def soak() -> str:
     d = load("soak")
-    busy, waiting, ends = d["busy"], d["waiting"], d["ends"]
-    total, ms = sum(ends.values()), waiting["page_ms"]
+    waiting, ends = d["waiting"], d["ends"]
+    ms, made = waiting["page_ms"], f"{ends['done']}, {ends['failed_by_a_kill']}, {ends['lost']}, {d['doubled']}"
     lines = [
-        f"| jobs made, failed because the engine was killed under them, lost, made twice | {ends['done']}, "
-        f"{ends['failed_by_a_kill']}, {ends['lost']}, {d['doubled']} of {total} |",
-        f"| a page's request while {waiting['waiting']} jobs wait ({ms['count']} requests) | median {ms['p50']:.0f} ms, "
-        f"90 % below {ms['p90']:.0f} ms, 99 % below {ms['p99']:.0f} ms |",
+        f"| jobs made, failed with the engine, lost, made twice | {made} of {sum(ends.values())} |",
+        f"| a page's request while {waiting['waiting']} jobs wait ({ms['count']} requests) | median "
+        f"{ms['p50']:.0f} ms, 90 % below {ms['p90']:.0f} ms, 99 % below {ms['p99']:.0f} ms |",
     ]
-    for name, when in (("busy", "jobs are made"), ("waiting", "they wait"), ("drained", "those are made")):
+    for name, when in (("busy", "the first jobs are made"), ("waiting", "they wait"), ("drained", "those are made")):
         late = d[name]["event_loop_late_ms"]
         lines.append(
-            f"| delay of the event loop while {when} | median {late['p50']:.1f} ms, 99 % below {late['p99']:.0f} ms, most "
-            f"{late['max']:.0f} ms |"
+            f"| delay of the event loop while {when} | median {late['p50']:.1f} ms, 99 % below {late['p99']:.0f} ms, "
+            f"most {late['max']:.0f} ms |"
         )
-    for what, key, unit in (("memory of the server", "memory", 2**20), ("file handles", "handles", 1)):
+    counts = ("memory in MiB", "memory", 2**20), ("file handles", "handles", 1), ("threads", "threads", 1)
+    for what, key, unit in counts:
         values = ", ".join(f"{d[when][key] / unit:.0f}" for when in ("start", "busy", "waiting", "drained"))
-        lines.append(f"| {what}{' (MiB)' if unit > 1 else ''}: start, after the first jobs, full queue, end | {values} |")
-    lines.append(f"| share of one core while they wait and pages are fetched | {100 * waiting['processor']:.0f} % |")
-    what = (
-        f"{d['clients']} clients, {d['jobs']} jobs, {d['cancels']} cancelled, {d['reloads']} reloads, {d['kills']} engines "
-        f"killed, then {waiting['waiting']} jobs that wait"
-    )
-    return f"{_page_machine(d)}, gradio {d['versions']['gradio']}: {what}.\n\n" + rows("| what | measured |", lines)
+        lines.append(f"| {what}: at the start, after the first jobs, with a full queue, at the end | {values} |")
+    lines.append(f"| processor while they wait and pages are fetched | {100 * waiting['processor']:.0f} % of a core |")
+    jobs = f"{d['clients']} clients, {d['jobs']} jobs, {d['cancels']} cancelled, {d['reloads']} reloads"
+    rest = f"{d['kills']} engines killed, then {waiting['waiting']} jobs that wait"
+    machine = f"{_page_machine(d)}, gradio {d['versions']['gradio']}"
+    return f"{machine}: {jobs}, {rest}.\n\n" + rows("| what | measured |", lines)
 
 
 def _page_machine(d: dict) -> str:
