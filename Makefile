@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 TOOLS  := .venv-tools
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fast lint lock bench clean
+.PHONY: help install run test test-fast lint lock bench quality clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ bench: $(STAMP)  ## measure the GPU: kernels, peers, whole forwards, memory (int
 	@if $(PY) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
 		PYTHON=$(PY) OUT=outputs/bench SECONDS_ALLOWED=3600 sh benchmarks/h200.sh check attention forward memory curve; \
 		else $(PY) benchmarks/attention_cpu.py; fi
+
+quality: $(STAMP)  ## compare sparse with dense videos on a few prompts (minutes; the whole study needs a GPU)
+	$(PY) benchmarks/quality.py --reduced --output outputs/quality.json
 
 lint: $(STAMP) $(TOOLS)/.installed  ## check the style with ruff and the types with mypy
 	@find . -name '*.pyi' -not -path './.venv*' -delete  # stubs that Gradio writes; mypy would read them, stale or not

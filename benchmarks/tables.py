@@ -262,6 +262,59 @@ def cost_curve() -> str:
     return f"{words}\n\n![Seconds of one forward against frames](images/{plot.name})\n\n{table}"
 
 
+def _quality_rows() -> list[dict]:
+    """Every setting of the study, with its words in place of its name."""
+    found = []
+    for row in load("quality")["rows"]:
+        if (bsa := row.get("bsa")) is not None:
+            counts = [(bsa.get(f"dense_{kind}s", 0), kind) for kind in ("step", "layer")]
+            first = [f"{count} {kind}{'s' * (count > 1)}" for count, kind in counts if count]
+            blocks = f"{grid(bsa['chunk_3d_shape_q'])} / {grid(bsa['chunk_3d_shape_k'])}"
+            words = {"scores": bsa.get("selection", "mean"), "blocks": blocks, "first": ", ".join(first) or "none"}
+            found.append(row | words | {"sparsity": bsa["sparsity"]})
+    return found
+
+
+def _quality_intro() -> str:
+    d = load("quality")
+    floor = next(row for row in d["rows"] if "bsa" not in row)
+    return (
+        f"{d['device']}, {d['date'][:10]}, torch {d['torch']}, {d['dtype']}, {d['prompts']} prompts. Noise floor (dense "
+        f"attention by another kernel): {floor['psnr']:.1f} dB, worst clip {floor['worst_psnr']:.1f} dB, SSIM "
+        f"{floor['ssim']:.4f}.\n\n"
+    )
+
+
+def quality() -> str:
+    """Mean PSNR of every setting at every sparsity."""
+    cells: dict[tuple, dict[float, str]] = {}
+    for row in _quality_rows():
+        key = row["scores"], row["blocks"], row["first"]
+        cells.setdefault(key, {})[row["sparsity"]] = f"{row['psnr']:.1f} dB"
+    sparsities = sorted({sparsity for line in cells.values() for sparsity in line})
+    lines = [f"| {' | '.join([*key, *(line[sparsity] for sparsity in sparsities)])} |" for key, line in cells.items()]
+    head = f"| scores | query / key chunk | dense first | {' | '.join(f'at {sparsity}' for sparsity in sparsities)} |"
+    return _quality_intro() + rows(head, lines)
+
+
+def quality_details() -> str:
+    """All figures at the two sparsities that people use."""
+    lines = []
+    for row in _quality_rows():
+        if row["sparsity"] in (0.75, 0.9375):
+            low, high = row["gain_interval"]
+            lines.append(
+                f"| {row['sparsity']} | {row['scores']} | {row['blocks']} | {row['first']} | {100 * row['density']:.1f}% "
+                f"| {row['psnr']:.1f} dB | {row['gain']:+.1f} ({low:+.1f} to {high:+.1f}) | {row['worst_psnr']:.1f} dB "
+                f"| {row['worst_frame']:.1f} dB | {row['ssim']:.3f} | {row['flicker']:.2f} |"
+            )
+    head = (
+        "| sparsity | scores | query / key chunk | dense first | pairs computed | PSNR | gain over LongCat's (95%) "
+        "| worst clip | worst frame, mean | SSIM | flicker |"
+    )
+    return _quality_intro() + rows(head, lines)
+
+
 def pictures() -> dict[Path, str]:
     """Plots of the measurements, by file."""
     try:
@@ -273,7 +326,8 @@ def pictures() -> dict[Path, str]:
 MEASURED = (kernel_correctness, attention_cpu, embedded_checkpoint, page_start, page_load, soak)
 ATTENTION = (attention_peers, attention_variants, attention_sweep, kernel_limits)
 GPU = (fused, forward, forward_profile, numerics, memory, cost_curve)
-TABLES = {f.__name__: f for f in (*MEASURED, *ATTENTION, *GPU)}
+QUALITY = (quality, quality_details)
+TABLES = {f.__name__: f for f in (*MEASURED, *ATTENTION, *GPU, *QUALITY)}
 
 
 def table(name: str) -> str:

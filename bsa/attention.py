@@ -15,7 +15,7 @@ from bsa.block_selection import BlockSelection
 from bsa.config import BSAConfig
 from bsa.grid import Grid, as_grid
 from bsa.layout import BlockLayout
-from bsa.selection import pool, select_blocks, select_pooled, without_autocast
+from bsa.selection import select_blocks, select_pooled, without_autocast
 from bsa.selectors import DEFAULT_SCORES
 from bsa.variants import Tuning, tuning_for
 
@@ -110,14 +110,14 @@ def _attend_with_triton(
 ) -> tuple[Tensor, BlockSelection]:
     """Attend in block order, which has no padding. The conversion also gives the means of the blocks."""
     from bsa.kernels.attend import attend_tokens
+    from bsa.kernels.cell_scores import pool_cells_in_order
     from bsa.kernels.order import from_order, to_order
 
     tuning = tuning_of(q, q_layout, k_layout)
     means = config.selector.scores == DEFAULT_SCORES
     (q, q_pooled), (k, k_pooled) = to_order(q, q_layout, means), to_order(k, k_layout, means)
     if q_pooled is None or k_pooled is None:
-        q_pooled = pool(q_layout.blocks_from_order(q.transpose(1, 2)), q_layout, config)
-        k_pooled = pool(k_layout.blocks_from_order(k.transpose(1, 2)), k_layout, config)
+        q_pooled, k_pooled = pool_cells_in_order(q, q_layout), pool_cells_in_order(k, k_layout)
     v, _ = to_order(v, k_layout, means=False)
     selection = select_pooled(q_pooled, k_pooled, q_layout, k_layout, config, scale, fused=tuning.fused_top_k)
     out = torch.empty_like(q)

@@ -21,7 +21,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from bsa.grid import CELL, Grid
+from bsa.grid import CELL
 from bsa.layout import BlockLayout
 
 # Scores held at one time: what stays in a processor's cache, and what a GPU can spare.
@@ -30,13 +30,17 @@ _STEP_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """How the blocks of one layout fall into cells; K cells a block, those outside the grid with size 0.
+    """How the blocks of one layout fall into cells.
 
-    sizes: tokens of each cell, fp32 [N, K]; weights: of each token in its cell's mean, fp32 [N or 1, K, C].
+    K is the number of cells of a whole block, rounded up to a power of two; cells outside the grid have size 0.
+    sizes: tokens of each cell, fp32 [N, K].
+    weights: weight of each token in its cell's mean, fp32 [N or 1, K, C].
+    cell_of_slot: cell of each token, int32 [N or 1, C]; -1 for padding.
     """
 
     sizes: Tensor
     weights: Tensor
+    cell_of_slot: Tensor
 
 
 def cells_of(layout: BlockLayout, device: torch.device) -> Cells:
@@ -60,7 +64,8 @@ def cell_scores(
     of all cells.
     """
     (batch, heads, q_blocks, per_q), (k_blocks, per_k) = q_cells.shape[:4], k_cells.shape[2:4]
-    device, dtype = q_cells.device, q_cells.dtype
+    dtype = torch.promote_types(q_cells.dtype, torch.float32)
+    q_cells, k_cells, device = q_cells.to(dtype), k_cells.to(dtype), q_cells.device
     log_sizes = cells_of(k_layout, device).sizes.to(dtype).log().flatten()  # -inf for a cell outside the grid
     votes = cells_of(q_layout, device).sizes.to(dtype)
     votes = votes / votes.sum(-1, keepdim=True)
@@ -78,10 +83,6 @@ def cell_scores(
     return out.clamp_min_(torch.finfo(dtype).tiny).log_()
 
 
-def cells_per_block(chunk: Grid) -> int:
-    return chunk.blocks(CELL).volume
-
-
 @lru_cache(maxsize=64)
 def _cells(layout: BlockLayout, device: torch.device) -> Cells:
     with torch.inference_mode(False), torch.no_grad():
@@ -92,7 +93,10 @@ def _cells(layout: BlockLayout, device: torch.device) -> Cells:
         places = [(place % step) // cell for place, step, cell in zip((t, h, w), chunk, CELL, strict=True)]
         cell = (places[0] * per_axis.h + places[1]) * per_axis.w + places[2]
         real = torch.arange(chunk.volume) < layout.sizes(torch.device("cpu"))[:, None]
-        inside = (cell[:, None] == torch.arange(per_axis.volume)[:, None]) & real[:, None]  # [N, K, C]
+        cell = cell.where(real, -1)
+        count = 1 << (per_axis.volume - 1).bit_length()
+        inside = cell[:, None] == torch.arange(count)[:, None]  # [N, K, C]
         sizes = inside.sum(-1).float()
         weights = inside / sizes.clamp_min(1)[..., None]
-        return Cells(sizes.to(device), (weights if layout.ragged else weights[:1]).to(device))
+        different = slice(None) if layout.ragged else slice(1)
+        return Cells(sizes.to(device), weights[different].to(device), cell[different].int().to(device))

@@ -16,7 +16,7 @@ from bsa.block_selection import BlockSelection
 from bsa.config import BSAConfig
 from bsa.layout import BlockLayout
 from bsa.selection import pool, select_pooled, without_autocast
-from bsa.selectors import DEFAULT_SCORES
+from bsa.selectors import CELLS, DEFAULT_SCORES
 from bsa.variants import Tuning
 
 
@@ -84,6 +84,11 @@ def block_order_attention(
     with without_autocast(q.device):
         tuning = tuning or (tuning_of(q, layout, layout) if backend == "triton" else Tuning())
         pooled = means if config.selector.scores == DEFAULT_SCORES else None
+        by_kernel = pooled is None and config.selector.scores == CELLS and backend == "triton"
+        if by_kernel:
+            from bsa.kernels.cell_scores import pool_cells_in_order
+
+            pooled = pool_cells_in_order(q.transpose(1, 2), layout), pool_cells_in_order(k.transpose(1, 2), layout)
         blocks = tuple(map(layout.blocks_from_order, (q, k))) if pooled is None or backend == "torch" else ()
         pooled = pooled or (pool(blocks[0], layout, config), pool(blocks[1], layout, config))
         selection = select_pooled(*pooled, layout, layout, config, scale, fused=tuning.fused_top_k)

@@ -61,13 +61,13 @@ def select_pooled(
     """
     with without_autocast(q_pooled.device):
         selector, key_blocks = config.selector, k_pooled.shape[2]
-        if selector.scores == CELLS:
-            return _best(cell_scores(q_pooled, k_pooled, q_layout, k_layout, scale), selector)
         if fused and selector.uniform:
             from bsa.kernels.top_k import MAX_KEY_BLOCKS, top_k_blocks
 
             if key_blocks <= MAX_KEY_BLOCKS:
-                return top_k_blocks(q_pooled, k_pooled, k_layout, selector.least(key_blocks), scale)
+                return top_k_blocks(q_pooled, k_pooled, q_layout, k_layout, selector.least(key_blocks), scale)
+        if selector.scores == CELLS:
+            return _best(cell_scores(q_pooled, k_pooled, q_layout, k_layout, scale), selector)
         logits = scale * (q_pooled @ k_pooled.mT)
         if k_layout.ragged:
             logits += k_layout.sizes(logits.device).log()

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from bsa import BlockLayout, BSAConfig, Grid, block_sparse_attention
-from bsa.selection import select_pooled
+from bsa.selection import pool, select_pooled
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -101,10 +101,15 @@ def order_error(case):
 def top_k_error(case):
     """How many block pairs the fused top-k and the sorting one disagree on, and whether its lists are in order."""
     layout = BlockLayout(Grid(*case["grid"]), Grid(*case["chunk"]))
-    q, k, _ = random_qkv((2, 2, layout.blocks.volume, 8), torch.float32)
+    scores = case.get("scores", "mean")
+    config = BSAConfig(case["sparsity"], None, case["chunk"], case["chunk"], scores)
+    if scores == "cells":
+        q, k, _ = random_qkv((2, 2, layout.blocks.volume, layout.chunk.volume, 8), torch.float32)
+        q, k = (pool(x, layout, config) for x in (q, k))
+    else:
+        q, k, _ = random_qkv((2, 2, layout.blocks.volume, 8), torch.float32)
     if case.get("ties"):
         q, k = q.sign(), k.sign()  # many equal scores
-    config = BSAConfig(case["sparsity"], None, case["chunk"], case["chunk"])
     expected = select_pooled(q, k, layout, layout, config, 0.25)
     got = select_pooled(q, k, layout, layout, config, 0.25, fused=True)
     sizes = layout.sizes(q.device)
@@ -118,6 +123,26 @@ def top_k_error(case):
         kept = [(logits * chosen.mask(blocks)).sum(-1) for chosen in (got, expected)]
         return float((kept[0] - kept[1]).abs().max())
     return int((got.mask(blocks) != expected.mask(blocks)).sum())
+
+
+def cells_error(case):
+    """Largest relative error of pooled cells and of the masses of block pairs, against `bsa.cells` in fp64."""
+    from bsa.cells import cell_scores, pool_cells
+    from bsa.kernels.cell_scores import cell_masses, pool_cells_in_order
+
+    grid, dim = Grid(*case["grid"]), case["dim"]
+    layouts = BlockLayout(grid, Grid(*case["chunk_q"])), BlockLayout(grid, Grid(*case["chunk_k"]))
+    q, k, _ = random_qkv((2, 2, grid.volume, dim), torch.float32)
+    cells, exact, errors = [], [], []
+    for x, layout in zip((q, k), layouts, strict=True):
+        behind = with_nan_behind(x[:, :, layout.order(x.device)])
+        cells.append(pool_cells_in_order(behind, layout))
+        exact.append(pool_cells(layout.to_blocks(x.double()), layout))
+        errors.append(relative_error(cells[-1], exact[-1]))
+    masses = cell_masses(*cells, *layouts, dim**-0.5)
+    errors.append(relative_error(masses, cell_scores(*exact, *layouts, dim**-0.5).exp()))
+    assert (masses.sum(-1) - 1).abs().max() < 1e-5
+    return max(errors)
 
 
 def upstream_error(case):
@@ -140,7 +165,7 @@ def upstream_error(case):
 
 if __name__ == "__main__":
     run = {"kernel": kernel_error, "upstream": upstream_error, "order": order_error}
-    run |= {"top-k": top_k_error, "layout": layout_error}
+    run |= {"top-k": top_k_error, "layout": layout_error, "cells": cells_error}
     for line in sys.stdin:
         case = json.loads(line)
         print(json.dumps({"id": case["id"], "error": run[case["kind"]](case)}), flush=True)

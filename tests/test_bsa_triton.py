@@ -58,6 +58,12 @@ TOP_K = {
     "ragged": {"sparsity": 0.6, "grid": (3, 5, 6), "chunk": (2, 2, 4)},
     "everything": {"sparsity": 0.0, "grid": (3, 5, 6), "chunk": (2, 2, 4)},
     "ties": {"sparsity": 0.5, "grid": (3, 5, 6), "chunk": (2, 2, 4), "ties": True},
+    "cells": {"sparsity": 0.6, "grid": (3, 5, 6), "chunk": (2, 2, 4), "scores": "cells"},
+}
+CELLS = {
+    "whole": {"grid": (4, 8, 8), "chunk_q": (4, 4, 4), "chunk_k": (4, 4, 4), "dim": 16},
+    "ragged": {"grid": (5, 5, 9), "chunk_q": (4, 4, 4), "chunk_k": (2, 2, 4), "dim": 17},
+    "odd-chunks": {"grid": (3, 7, 10), "chunk_q": (3, 5, 7), "chunk_k": (1, 3, 3), "dim": 40},
 }
 LAYOUTS = {
     "whole": {"grid": (4, 8, 8), "chunk": (4, 4, 4), "dim": 16},
@@ -74,6 +80,7 @@ def interpreted_errors():
     cases += [{"id": f"order-{name}", "kind": "order", **case} for name, case in ORDER.items()]
     cases += [{"id": f"top-k-{name}", "kind": "top-k", **case} for name, case in TOP_K.items()]
     cases += [{"id": f"layout-{name}", "kind": "layout", **case} for name, case in LAYOUTS.items()]
+    cases += [{"id": f"cells-{name}", "kind": "cells", **case} for name, case in CELLS.items()]
     process = subprocess.run(
         [sys.executable, Path(__file__).with_name("bsa_interpreter.py")],
         input="\n".join(map(json.dumps, cases)),
