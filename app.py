@@ -49,10 +49,14 @@ from ui.access.login import VARIABLE, read_logins
 from ui.api.publish import Page
 from ui.jobs.disk import UPLOADS, Disk, own_folder, rescue_folder
 from ui.jobs.files import PRIVATE
+from ui.jobs.worker import MAX_WAITING
 
 # Gradio keeps a quarter of a megabyte of each, also of a single call of the API, and of 10,000 unless it is told. The
 # state of the one that was used longest ago is forgotten: which run its page shows, and how much of the history.
 MOST_SESSIONS = 500
+# Events that Gradio has under way at once, and 40 unless it is told. A call or a page that waits for its job is one all
+# that time, so a full queue of jobs would keep every other button and call from being heard.
+MOST_EVENTS = MAX_WAITING + 100
 GRADIO_FOLDER = "GRADIO_TEMP_DIR"  # environment variable that Gradio reads whenever it takes a file in
 
 
@@ -177,6 +181,7 @@ def serve(
         footer_links=["api", "settings"],
         run_history=False,
         state_session_capacity=MOST_SESSIONS,
+        max_threads=MOST_EVENTS,
         share=share,
         ssr_mode=False,
         enable_monitoring=False,

@@ -115,6 +115,32 @@ def page_load() -> str:
     return f"{_page_machine(d)}: {what}.\n\n" + rows("| what | measured |", lines)
 
 
+def soak() -> str:
+    d = load("soak")
+    waiting, ends = d["waiting"], d["ends"]
+    ms, made = waiting["page_ms"], f"{ends['done']}, {ends['failed_by_a_kill']}, {ends['lost']}, {d['doubled']}"
+    lines = [
+        f"| jobs made, failed with the engine, lost, made twice | {made} of {sum(ends.values())} |",
+        f"| a page's request while {waiting['waiting']} jobs wait ({ms['count']} requests) | median "
+        f"{ms['p50']:.0f} ms, 90 % below {ms['p90']:.0f} ms, 99 % below {ms['p99']:.0f} ms |",
+    ]
+    for name, when in (("busy", "the first jobs are made"), ("waiting", "they wait"), ("drained", "those are made")):
+        late = d[name]["event_loop_late_ms"]
+        lines.append(
+            f"| delay of the event loop while {when} | median {late['p50']:.1f} ms, 99 % below {late['p99']:.0f} ms, "
+            f"most {late['max']:.0f} ms |"
+        )
+    counts = ("memory in MiB", "memory", 2**20), ("file handles", "handles", 1), ("threads", "threads", 1)
+    for what, key, unit in counts:
+        values = ", ".join(f"{d[when][key] / unit:.0f}" for when in ("start", "busy", "waiting", "drained"))
+        lines.append(f"| {what}: at the start, after the first jobs, with a full queue, at the end | {values} |")
+    lines.append(f"| processor while they wait and pages are fetched | {100 * waiting['processor']:.0f} % of a core |")
+    jobs = f"{d['clients']} clients, {d['jobs']} jobs, {d['cancels']} cancelled, {d['reloads']} reloads"
+    rest = f"{d['kills']} engines killed, then {waiting['waiting']} jobs that wait"
+    machine = f"{_page_machine(d)}, gradio {d['versions']['gradio']}"
+    return f"{machine}: {jobs}, {rest}.\n\n" + rows("| what | measured |", lines)
+
+
 def _page_machine(d: dict) -> str:
     return f"{d['cpu']}, {d['cores']} cores with a load average of {d['load_average']:.0f}, {d['date'][:10]}"
 
@@ -297,7 +323,7 @@ def pictures() -> dict[Path, str]:
         return {}
 
 
-MEASURED = (kernel_correctness, attention_cpu, embedded_checkpoint, page_start, page_load)
+MEASURED = (kernel_correctness, attention_cpu, embedded_checkpoint, page_start, page_load, soak)
 ATTENTION = (attention_peers, attention_variants, attention_sweep, kernel_limits)
 GPU = (fused, forward, forward_profile, numerics, memory, cost_curve)
 QUALITY = (quality, quality_details)

@@ -14,6 +14,7 @@ import httpx
 import pytest
 from app_server import free_port, served, until
 from fake_pipeline import CHECKPOINT, FakePipeline
+from gradio_client import Client
 from test_pipeline_estimate import CPU, INFO, calibration, request, result
 
 import app
@@ -86,6 +87,21 @@ class TestWaiting:
         with pytest.raises(ValueError, match="^100 jobs from your network address are waiting and the limit is 100"):
             submit(MAX_WAITING, "192.0.2.1")
         submit(MAX_WAITING + 1, "192.0.2.2")
+
+
+def test_calls_are_heard_while_more_wait_than_gradio_has_threads(tmp_path):
+    pipeline = FakePipeline(step_seconds=0)
+    small = {"width": 32, "height": 32, "num_frames": 5, "steps": 1}
+    with served(tmp_path, pipeline) as address, pipeline.held():
+        clients = [Client(address, verbose=False) for _ in range(3)]
+        for client in clients:
+            for number in range(15):
+                client.submit(f"clip {number}", **small, api_name="/generate")
+
+        def told() -> str:
+            return clients[0].submit(api_name="/resources").result(timeout=60)["worker"]["message"]
+
+        until(lambda: told().endswith("44 waiting"), "all of them")
 
 
 class TestRecords:
