@@ -6,21 +6,31 @@ import argparse
 import importlib.util
 import logging
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-# Read by Gradio when it is imported. The page works offline and tells nobody about its use.
+# Gradio reads these when it is imported. The page works offline and reports its use to nobody.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-# First, because it sees to Ctrl-C while the others are imported.
+# First, because it handles Ctrl-C while the others are imported.
 from pipeline import _start
+from pipeline.machine.proxies import settle_proxies
+
+if __name__ == "__main__":
+    try:
+        settle_proxies()  # Gradio reads them when it is imported
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 # isort: split
-import gradio as gr
 from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 
@@ -28,17 +38,27 @@ from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint
 from pipeline.cli.options import add_weights, read_weights
 from pipeline.engine.process import EngineProcess
 from pipeline.machine.device import expected_device
+from pipeline.machine.paths import RESCUE, expand_user
 from pipeline.request.sentences import VisibleFormatter, one_line
 from ui import Look, Worker, build_page
+from ui.access.address import check_address, taken
+from ui.access.connections import bound_connections, raise_handle_limit, spare_log
 from ui.access.guard import Guard, MaySee
 from ui.access.hosts import ALLOWED, Hosts
 from ui.access.login import VARIABLE, read_logins
+from ui.api.publish import Page
+from ui.jobs.disk import UPLOADS, Disk, own_folder, rescue_folder
 from ui.jobs.files import PRIVATE
+
+# Gradio keeps a quarter of a megabyte of each, also of a single call of the API, and of 10,000 unless it is told. The
+# state of the one that was used longest ago is forgotten: which run its page shows, and how much of the history.
+MOST_SESSIONS = 500
+GRADIO_FOLDER = "GRADIO_TEMP_DIR"  # environment variable that Gradio reads whenever it takes a file in
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve until the program is ended. Returns its exit code: 2 for options that cannot be, 1 for a port that is
-    taken, 130 for Ctrl-C."""
+    """Serve until the program ends. Returns its exit code: 2 for bad options, 1 for a port in use or not allowed,
+    130 for Ctrl-C."""
     try:
         _start.end()
         return _main(arguments)
@@ -50,42 +70,49 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(arguments: list[str] | None) -> int:
     options = _parser().parse_args(arguments)
     _log_to_stderr()
+    raise_handle_limit()
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it is up
     try:
         checkpoint = inspect_checkpoint(options.model_path)
         expected_device(options.device)
         output_dir = writable_folder(options.output_dir)
+        uploads = uploads_base(output_dir)
+        check_temporary_folder()
         options.auth = read_logins(options.auth or (), options.auth_file)
         hosts = Hosts.of_server(options.host, options.allow_host, options.share)
         if options.mcp:
             check_mcp(options.auth)
-    except ValueError as error:
+        check_address(options.host, options.port)
+    except (ValueError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, ValueError) else 1
 
-    # `docker stop` and process managers end a server so; a default handler would skip the closing below
+    # `docker stop` and process managers send this signal; the default handler would skip the clean-up below
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    rescued = rescue_folder(output_dir)
+    os.environ[RESCUE] = str(rescued)  # for the engine
     where = {"path": str(checkpoint.path), "device": options.device}
     engine = EngineProcess("pipeline.engine.child:load_longcat", **where, **read_weights(options).arguments)
     worker = Worker(engine, output_dir, checkpoint.name).start()
     try:
-        budget = int(options.disk_budget * 1e9)
-        page = build_page(checkpoint, worker, budget, device=options.device, model_switch=may_switch(options))
-        serve(
-            page,
-            output_dir,
-            host=options.host,
-            port=options.port,
-            share=options.share,
-            logins=options.auth,
-            max_upload=options.max_upload * 2**20,
-            mcp=options.mcp,
-            hosts=hosts,
-            may_see=lambda job_id, owner: worker.find(job_id, owner) is not None,
-        )
-    except OSError:
-        place = f"port {options.port} of {options.host}"
-        print(f"error: {place} is taken or not allowed; try --port {options.port % 65535 + 1}", file=sys.stderr)
+        with uploads_in(uploads) as folder:
+            disk = Disk(output_dir, int(options.disk_budget * 1e9), folder, rescued)
+            serve(
+                build_page(checkpoint, worker, disk, device=options.device, model_switch=may_switch(options)),
+                output_dir,
+                host=options.host,
+                port=options.port,
+                share=options.share,
+                logins=options.auth,
+                max_upload=options.max_upload * 2**20,
+                mcp=options.mcp,
+                hosts=hosts,
+                may_see=lambda job_id, owner: worker.find(job_id, owner) is not None,
+                disk=disk,
+            )
+    except OSError as error:
+        reason = one_line(error) if error.errno else taken(options.host, options.port)  # Gradio's own has no number
+        print(f"error: {reason}", file=sys.stderr)
         return 1
     finally:
         worker.close()
@@ -94,7 +121,7 @@ def _main(arguments: list[str] | None) -> int:
 
 
 def serve(
-    page: gr.Blocks,
+    page: Page,
     output_dir: Path,
     *,
     host: str,
@@ -106,13 +133,19 @@ def serve(
     mcp: bool = False,
     hosts: Hosts | None = None,
     may_see: MaySee = lambda job_id, owner: True,
+    disk: Disk | None = None,
 ) -> None:
-    """Start the server. Only Gradio's own cache and the media of jobs are served; no run is recorded in the browser.
+    """Start the server. Only uploads and the media of jobs are served; no run is recorded in the browser.
 
-    block: stay until interrupted. logins: names and passwords, one of which is asked for; none lets everybody in.
-    max_upload: bytes of one uploaded file. mcp: offer the endpoints as tools of the Model Context Protocol.
-    hosts: what this server is called; None for what it listens on. may_see: whether a job, by its id, is an owner's.
-    Raises OSError when the port is taken.
+    block: stay until interrupted.
+    logins: names and passwords, of which a visitor must enter one; without any, everybody is let in.
+    max_upload: largest size of one uploaded file, in bytes.
+    mcp: offer the endpoints as tools of the Model Context Protocol.
+    hosts: the names of this server; None for the address that it listens on.
+    may_see: called with a job's id and an owner; returns whether the job belongs to the owner.
+    disk: says whether there is room for an upload, and tidies up after each.
+
+    Raises OSError if it cannot listen there.
     """
     guard = Middleware(
         Guard,
@@ -120,16 +153,19 @@ def serve(
         cache=Path(get_upload_folder()),
         hosts=Hosts.of_server(host) if hosts is None else hosts,
         may_see=may_see,
+        disk=disk,
+        presence=page.presence,
         space="SPACE_ID" in os.environ,
     )
+    settle_proxies(host)  # Gradio asks itself whether it is up
     look = Look.default()
     page.queue().launch(
-        server_name=host,
+        server_name=f"[{host}]" if ":" in host else host,
         server_port=port,
         theme=look.theme,
         css=look.css,
         head=look.head,
-        allowed_paths=[str(output_dir)],  # as narrowed by the guard
+        allowed_paths=[str(output_dir)],  # the guard narrows this down
         app_kwargs={"middleware": [guard]},
         auth=list(logins) or None,
         max_file_size=max_upload,
@@ -137,32 +173,70 @@ def serve(
         blocked_paths=[str(output_dir / PRIVATE)],
         footer_links=["api", "settings"],
         run_history=False,
+        state_session_capacity=MOST_SESSIONS,
         share=share,
         ssr_mode=False,
         enable_monitoring=False,
-        prevent_thread_lock=True,  # Gradio's own waiting makes an ordinary end of Ctrl-C
+        prevent_thread_lock=True,  # Gradio's own waiting would treat Ctrl-C as a normal end
         quiet=not block,
     )
+    bound_connections(page.server)
     if block:
         threading.Event().wait()
 
 
-def writable_folder(path: Path) -> Path:
+def uploads_base(output_dir: Path) -> Path:
+    """Where servers have their folders of uploads: what GRADIO_TEMP_DIR names, or in the output folder.
+
+    Raises ValueError when nothing can be written there.
+    """
+    if base := os.environ.get(GRADIO_FOLDER):
+        return writable_folder(Path(base), "folder for uploads", f"set {GRADIO_FOLDER} to another")
+    return output_dir / UPLOADS
+
+
+@contextmanager
+def uploads_in(base: Path) -> Iterator[Path]:
+    """A folder for what Gradio takes in, of this server alone and as long as it runs: in a shared one it could neither
+    be counted nor removed."""
+    before = os.environ.get(GRADIO_FOLDER)
+    folder = own_folder(base)
+    os.environ[GRADIO_FOLDER] = str(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.environ.pop(GRADIO_FOLDER)
+        if before is not None:
+            os.environ[GRADIO_FOLDER] = before
+
+
+def writable_folder(
+    path: Path, what: str = "output folder", remedy: str = "choose another with --output-dir"
+) -> Path:
     """The folder, made if need be. Raises ValueError when nothing can be written into it."""
-    path = path.expanduser().resolve()
+    path = expand_user(path).resolve()
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".write-test"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=path) as probe:
+            probe.write(bytes(2**16))  # a full disk still takes names
     except OSError as error:
-        remedy = "choose another with --output-dir"
-        raise ValueError(f"cannot write to the output folder {path} ({error.strerror}); {remedy}") from None
+        raise ValueError(f"cannot write to the {what} {path} ({error.strerror}); {remedy}") from None
     return path
 
 
+def check_temporary_folder() -> None:
+    """Raise ValueError if temporary files, such as parts of clips, cannot be written."""
+    remedy = "set TMPDIR to a folder of your own, on a disk with room"
+    try:
+        folder = Path(tempfile.gettempdir())
+    except FileNotFoundError as error:  # Python found no folder that it can write into
+        raise ValueError(f"{error.strerror}; {remedy}") from None
+    writable_folder(folder, "folder for temporary files", remedy)
+
+
 def check_mcp(logins: Sequence[tuple[str, str]] = ()) -> None:
-    """Raises ValueError when Gradio's MCP server would not work: it calls the page without a login of its own."""
+    """Raise ValueError if Gradio's MCP server would not work. With logins it cannot: it calls the page without one."""
     if importlib.util.find_spec("mcp") is None:
         raise ValueError("--mcp needs the package mcp, which is not installed; `make install` adds it")
     if logins:
@@ -170,8 +244,10 @@ def check_mcp(logins: Sequence[tuple[str, str]] = ()) -> None:
 
 
 def may_switch(options: argparse.Namespace) -> bool:
-    """Whether the page may load other models: as asked for, and otherwise only where nobody else reaches it, because
-    it reads any folder that the server can read and fills the disk."""
+    """Whether visitors may load other models: as the options say, by default only if nobody else can reach the page.
+
+    Loading a model can read any folder that the server can read, and can fill the disk.
+    """
     if options.model_switch is not None:
         return options.model_switch
     alone = options.host in ("127.0.0.1", "localhost", "::1")
@@ -207,6 +283,7 @@ def _log_to_stderr() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(VisibleFormatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    spare_log()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -217,9 +294,9 @@ def _parser() -> argparse.ArgumentParser:
     env = os.environ.get
     add = parser.add_argument
     add("--model-path", type=Path, default=EMBEDDED_CHECKPOINT, help="LongCat checkpoint in FastVideo's layout")
-    add("--device", default="auto", help="auto, cuda, cuda:1 or cpu")
+    add("--device", default="auto", help="auto (the GPU with the most memory, or the CPU), cuda, cuda:1 or cpu")
     add("--output-dir", type=Path, default=Path("outputs"), help="folder for videos and reports")
-    add("--disk-budget", type=gigabytes, default="5", help="GB that results may take; then the oldest are removed")
+    add("--disk-budget", type=gigabytes, default="5", help="GB that results and uploads may take; then the oldest go")
     add(
         "--host",
         default=env("GRADIO_SERVER_NAME", "127.0.0.1"),

@@ -4,9 +4,9 @@
     python benchmarks/attention.py --part warm    # only compiles, all variants at once; fills Triton's cache
     python benchmarks/attention.py --smoke        # tiny, on the CPU
 
-"ours" runs the kernels that bsa/tuned.json names (see tune.py), "ours, baseline" the plain ones. Kernels are checked
-against float64 on sampled query blocks before they are timed (the error is in the row). TFLOP/s count the selected
-query-key pairs only. A run that is cut off can be started again: rows that exist are kept.
+"ours" runs the kernels that bsa/tuned.json names (see tune.py), "ours, baseline" the plain ones. Every kernel is
+checked against float64 on sampled query blocks before it is timed; the row has the error. TFLOP/s count only the
+selected query-key pairs. An interrupted run can be started again: existing rows are kept.
 """
 
 import multiprocessing
@@ -66,7 +66,7 @@ def raster_operation(case: Case, backend: str) -> dict:
 
 def selection(case: Case, fused: bool) -> dict:
     def run():
-        return select_pooled(*case.means, case.layout, case.config, case.scale, fused=fused)
+        return select_pooled(*case.means, case.layout, case.layout, case.config, case.scale, fused=fused)
 
     blocks = case.layout.blocks.volume
     same = (run().mask(blocks) == case.selection.mask(blocks)).double().mean().item()
@@ -74,14 +74,14 @@ def selection(case: Case, fused: bool) -> dict:
 
 
 def warm(name: str) -> str:
-    """Compile one variant for everything that the parts run, in a process of its own."""
+    """Compile one variant for all parts, in a separate process."""
     device = torch.device("cuda")
     for grid, chunk, sparsity in cases("variants", False):
         case = Case(grid, chunk, sparsity, *REAL, device)
         if VARIANTS[name].tile_q <= chunk.volume:
             out = torch.empty_like(case.q)
             q, k, v, filled = (x.transpose(1, 2) for x in (case.q, case.k, case.v, out))
-            selection = select_pooled(*case.means, case.layout, case.config, case.scale, fused=True)
+            selection = select_pooled(*case.means, case.layout, case.layout, case.config, case.scale, fused=True)
             from bsa.kernels.attend import attend_tokens
 
             given = selection, case.layout, case.layout, case.scale, filled
@@ -105,7 +105,7 @@ def warm_all() -> None:
 
 
 def cases(part: str, smoke: bool):
-    """(grid, chunk, sparsity) of one part."""
+    """Yield (grid, chunk, sparsity) for the cases of one part."""
     if smoke:
         grids, chunks, sparsities = [Grid(4, 8, 8), Grid(4, 7, 8)], CHUNKS[:1], [0.5]
     else:
@@ -115,7 +115,7 @@ def cases(part: str, smoke: bool):
         return [(grids[0], chunk, sparsity) for chunk in chunks for sparsity in sparsities]
     if part == "peers":
         return [(grid, chunks[0], usual) for grid in grids]
-    # The largest chunk too: what is not measured runs on the baseline.
+    # The largest chunk too: a chunk that is not measured would run on the baseline.
     return [(grid, chunk, usual) for grid in grids for chunk in chunks[:2]] + [(grids[0], chunks[-1], usual)]
 
 
@@ -153,7 +153,7 @@ def main() -> None:
             if part == "peers":
                 measure("ours, raster order", lambda case=case: raster_operation(case, backend))
                 measure("FlexAttention", lambda case=case: peers.flex(case))
-                if smoke:  # the others' kernels need a GPU
+                if smoke:  # the peers' kernels need a GPU
                     continue
                 measure("FastVideo BSA", lambda case=case: peers.fastvideo(case))
                 for name in peers.FLASHINFER:

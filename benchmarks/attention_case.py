@@ -1,4 +1,4 @@
-"""What the attention benchmarks compute: one case with its inputs, its selection and what a result must be."""
+"""A case of the attention benchmarks: its inputs, its selection, and a check of results."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ from bsa.selection import select_pooled
 
 
 class Case:
-    """q, k, v in block order and in raster order, and what a result must be."""
+    """q, k, v in block order and in raster order, the selection, and the error of a result."""
 
     def __init__(self, grid, chunk, sparsity, heads, dim, dtype, device):
         self.grid, self.config = grid, BSAConfig(sparsity, None, chunk, chunk)
@@ -20,10 +20,10 @@ class Case:
         torch.manual_seed(0)
         shape = (1, grid.volume, heads, dim)
         self.q, self.k, self.v = (torch.randn(shape, device=device, dtype=dtype) for _ in range(3))
-        self.q *= 2  # spread-out scores: nearly equal weights would hide a wrong block
+        self.q *= 2  # spreads the scores, because nearly equal weights would hide a wrong block
         self.scale, self.device = dim**-0.5, device
         self.means = tuple(self.layout.pool(self.layout.blocks_from_order(x)) for x in (self.q, self.k))
-        self.selection = select_pooled(*self.means, self.layout, self.config, self.scale)
+        self.selection = select_pooled(*self.means, self.layout, self.layout, self.config, self.scale)
         sizes = self.layout.sizes(device).double()
         self.pairs = float((sizes[self.selection.indices.long()].sum(-1) * sizes).sum())
         self.flops = 4 * dim * self.pairs

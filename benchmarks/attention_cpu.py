@@ -1,10 +1,10 @@
-"""Times block sparse attention on the CPU beside dense attention, in one run.
+"""Times block sparse attention on the CPU together with dense attention, in one run.
 
     python benchmarks/attention_cpu.py
 
-The sparse time is the whole public op: layout, selection, gather, attention, layout back. Dense is
-F.scaled_dot_product_attention on the same tensors. Rounds alternate dense and sparse, so that a busy machine
-slows both; the ratio is of the medians. Prints a table and writes benchmarks/results/attention_cpu.json.
+The sparse time covers the whole public operation: layout, selection, gather, attention, layout back. Dense is
+F.scaled_dot_product_attention on the same tensors. Rounds alternate between dense and sparse, so that a busy machine
+slows both. The ratio is that of the medians. Prints a table and writes benchmarks/results/attention_cpu.json.
 """
 
 import argparse
@@ -17,8 +17,8 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-# Threads that sleep while they wait: spinning ones slow both methods several times over when another program
-# runs beside this one. Read by OpenMP when torch loads.
+# Waiting threads sleep. Spinning ones would slow both methods several times over if another program runs at the same
+# time. OpenMP reads this when torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch

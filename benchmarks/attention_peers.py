@@ -1,8 +1,8 @@
 """Other implementations of the attention, run on a `Case` of attention_case.py. Each needs its own package.
 
-FlashInfer's (flashinfer-python) is compiled by nvcc at first use, for minutes: run `--part warm` before, since a row
-that takes so long is ended. cuDNN's is the `BSA` of its frontend (nvidia-cudnn-frontend), which has kernels for Hopper
-and blocks of 64 or 128 tokens. The `block_mask` of cuDNN's `sdpa` is for Blackwell, and for blocks of 128 only.
+nvcc compiles FlashInfer's (flashinfer-python) for minutes at its first use. Run `--part warm` first, because a row that
+takes so long is stopped. cuDNN's is the `BSA` of its frontend (nvidia-cudnn-frontend), which has kernels for Hopper and
+for blocks of 64 or 128 tokens. The `block_mask` of cuDNN's `sdpa` needs Blackwell and blocks of 128.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 def timed(case: Case, run: Callable[[], Tensor]) -> dict:
-    """Times ``run``, whose result [1, H, S, D] in block order is checked first."""
+    """Time ``run`` after a check of its result [1, H, S, D] in block order."""
 
     def check(out: Tensor) -> dict:
         error = case.error(out.transpose(1, 2))
@@ -54,7 +54,7 @@ def fastvideo(case: Case) -> dict:
 
 
 def flex(case: Case) -> dict:
-    """FlexAttention over the same blocks; only for grids without ragged blocks, whose tokens its blocks cannot name."""
+    """FlexAttention over the same blocks. Only for grids without ragged blocks, which its blocks cannot express."""
     from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
     if case.layout.ragged:
@@ -62,13 +62,13 @@ def flex(case: Case) -> dict:
     chunk, blocks, counts = case.layout.chunk.volume, case.layout.blocks.volume, case.selection.counts
     indices = torch.zeros(*counts.shape, blocks, dtype=torch.int32, device=case.device)
     indices[..., : case.selection.indices.shape[-1]] = case.selection.indices
-    nothing = torch.zeros_like(counts), torch.zeros_like(indices)  # all blocks are whole: none needs a mask inside
+    nothing = torch.zeros_like(counts), torch.zeros_like(indices)  # all blocks are full, so none needs a mask inside
     given = {"BLOCK_SIZE": (chunk, chunk)}
     if case.device.type == "cuda":
         compiled = torch.compile(flex_attention)
-        # Its own tiles would be larger than the blocks.
+        # by default its tiles would be larger than the blocks
         options = {"kernel_options": {"BLOCK_M": min(chunk, 128), "BLOCK_N": 64}}
-    else:  # where it is not compiled, it heeds only the function, not the lists
+    else:  # without compilation it uses only the function, not the lists
         compiled, options, kept = flex_attention, {}, case.selection.mask(blocks)
         given["mask_mod"] = lambda batch, head, query, key: kept[batch, head, query // chunk, key // chunk]
     mask = BlockMask.from_kv_blocks(*nothing, counts, indices, **given)
@@ -77,9 +77,9 @@ def flex(case: Case) -> dict:
 
 
 def flashinfer(case: Case, backend: str) -> dict:
-    """FlashInfer's attention with one block mask a head and blocks of any size; "fa3" is its kernel for Hopper.
+    """FlashInfer's attention with one block mask per head and blocks of any size. "fa3" is its kernel for Hopper.
 
-    Its "cake" kernels for Hopper are not here: they take no more than 64 key blocks a query block.
+    Its "cake" kernels for Hopper are left out, because they take at most 64 key blocks per query block.
     """
     from flashinfer.sparse import VariableBlockSparseAttentionWrapper
 
@@ -94,10 +94,10 @@ def flashinfer(case: Case, backend: str) -> dict:
 
 
 def cudnn(case: Case, splits: int | str) -> dict:
-    """The BSA of cuDNN's frontend; it, too, only without ragged blocks.
+    """The BSA of cuDNN's frontend. It also works only without ragged blocks.
 
-    splits: parts of a key list that run one after the other, so that the keys of a part fit into the L2 cache;
-        "auto" leaves it to cuDNN.
+    splits: number of parts of a key list that run one after the other, so that the keys of a part fit into the L2
+        cache; "auto" lets cuDNN choose.
     """
     from cudnn import BSA
 

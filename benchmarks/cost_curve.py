@@ -1,10 +1,10 @@
-"""Times one forward (fast, bf16, random weights of the real size) against frames and size, dense and sparse.
+"""Times one forward pass (fast, bf16, random weights of the real size) by frames and size, dense and sparse.
 
     python benchmarks/cost_curve.py            # writes benchmarks/results/cost_curve.json
     python benchmarks/cost_curve.py --smoke    # tiny, on the CPU
 
-Small videos first, so that a run that is cut off still has whole lines. Of large videos a forward of more than 8 s
-is run once.
+Small videos come first, so that an interrupted run still has complete lines. A forward pass of more than 8 s runs only
+once.
 """
 
 from functools import partial
@@ -42,7 +42,7 @@ def main() -> None:
             if bsa is not None and grid.t == 1 or not rows.missing(key):  # LongCat attends densely within one frame
                 continue
             model, _ = models("bf16")
-            if not warm:  # what is compiled once belongs to no point of the curve
+            if not warm:  # compilation happens once and belongs to no point of the curve
                 small = inputs(model, next(grid for grid, _, _ in points if grid.t >= min(4, points[-1][0].t)), device)
                 fast_forward(model, *small, config), fast_forward(model, *small, None)
                 warm = True

@@ -1,4 +1,4 @@
-"""The cost curve as an SVG: seconds of one forward against frames, one colour a size, dense dashed, sparse solid."""
+"""Draws the cost curve as an SVG: seconds of one forward pass by frames, one colour per size, dense dashed."""
 
 import math
 from html import escape
@@ -10,15 +10,15 @@ COLOURS = {
     "704p": "#d55e00",
     "720p": "#009e73",
     "1080p": "#cc79a7",
-}  # told apart by the colour-blind
+}  # distinguishable by the colour-blind
 GREY = "#767676"  # readable on white and on black
 
 
 def crossing(rows: list[dict]) -> tuple[float, float] | None:
-    """Tokens from which on sparse is faster, and its seconds there: between the last loss and the wins after it.
+    """The number of tokens from which sparse is faster, and its seconds there.
 
-    Interpolated between neighbours in log-log; (smallest tokens measured, ...) where it always wins, None where the
-    largest video loses.
+    Interpolated log-log between the last measurement where sparse loses and the next one. If sparse always wins, it is
+    the smallest measurement; if it loses for the largest video, None.
     """
     both: dict[int, dict[str, float]] = {}
     for row in rows:
@@ -42,7 +42,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def svg(measured: dict) -> str:
-    """The plot of cost_curve.json's content."""
+    """The plot for the content of cost_curve.json."""
     lines: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for row in measured["rows"]:
         if "ms" in row:

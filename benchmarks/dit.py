@@ -1,4 +1,4 @@
-"""A LongCat transformer of the real size with random weights, made on the device, and inputs for it."""
+"""Makes a LongCat transformer of the real size with random weights on the device, and inputs for it."""
 
 import gc
 import sys
@@ -29,7 +29,7 @@ SMOKE = {"hidden_size": 64, "num_attention_heads": 4, "depth": 2, "caption_chann
 class Models:
     """The transformer in one form at a time: "bf16" (fp32 on the CPU), "fp8", "bf16 offload" or "fp8 offload".
 
-    Made when it is asked for, always with the same weights, and dropped when another form is.
+    A form is made when it is requested, always with the same weights, and dropped when another one is requested.
     """
 
     def __init__(self, device: torch.device, smoke: bool) -> None:
@@ -55,7 +55,7 @@ class Models:
 
 
 def build(device: torch.device, smoke: bool) -> LongCatDiT:
-    """bf16 with 13.6 B parameters, or a tiny fp32 one; every branch of every block counts."""
+    """Build a model with 13.6 B parameters in bf16, or a tiny one in fp32. No branch of a block is zero."""
     with torch.device("meta"):
         model = LongCatDiT(DiTConfig(**(SMOKE if smoke else REAL))).requires_grad_(False)
     model = model.to(torch.float32 if smoke else torch.bfloat16).to_empty(device=device)
@@ -74,7 +74,7 @@ def grid_of(size: str, frames: int) -> Grid:
 
 
 def inputs(model: nn.Module, grid: Grid, device: torch.device, rows: int = 1) -> tuple:
-    """latents, timestep, text (512 tokens, 64 in the tiny model) and no mask."""
+    """Return latents, timestep, text (512 tokens, or 64 in the tiny model) and None for the mask."""
     generator = torch.Generator(device).manual_seed(1)
     dtype = model.patch_embed.proj.weight.dtype
     shape = [n * p for n, p in zip(grid, model.patch_size, strict=True)]

@@ -1,9 +1,9 @@
-"""Makes seven prompts dense and sparse with the embedded checkpoint: times, similarity, contact sheets.
+"""Makes videos of seven prompts, dense and sparse, with the embedded checkpoint: times, similarity, contact sheets.
 
     python benchmarks/embedded_checkpoint.py
 
 Uses the checkpoint's own settings. Writes benchmarks/results/embedded_checkpoint.json and the sheets in
-docs/images/embedded/; run it on an otherwise idle machine, then benchmarks/tables.py.
+docs/images/embedded/. Run it on an otherwise idle machine, and run benchmarks/tables.py afterwards.
 """
 
 import argparse

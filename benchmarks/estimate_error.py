@@ -1,9 +1,9 @@
-"""How far estimates are from what videos then took, for the embedded checkpoint.
+"""Compares estimates with the measured time and memory of videos, for the embedded checkpoint.
 
 python benchmarks/estimate_error.py --output benchmarks/results/estimate_error.json
 
-Makes videos of different sizes, lengths, sparsities, blocks and with full attention, and compares each with three
-estimates: from the calibration alone; from the calibration and one other run of the same frame size and kind of
+Makes videos of different sizes, lengths, sparsities and blocks, and some with full attention. Compares each with three
+estimates: from the calibration alone; from the calibration and one other run with the same frame size and kind of
 attention; and from the calibration and all other runs. `--cpu-seconds` counts the processor time of one thread instead
 of wall seconds, for a machine that is shared with other work.
 """
@@ -61,7 +61,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.cpu_seconds:
         torch.set_num_threads(1)
-        time.perf_counter = time.process_time  # the clock that the pipeline and the calibration read
+        time.perf_counter = time.process_time  # pipeline and calibration read this clock
     pipeline = LongCatPipeline.load(device="cpu")
     points = measure(pipeline)
     results = []
@@ -121,7 +121,7 @@ def _alike(run: VideoResult, result: VideoResult) -> bool:
 
 
 def _errors(estimator: Estimator, result: VideoResult) -> dict[str, float]:
-    """Share by which each estimate is off."""
+    """The relative error of each estimate."""
     found = estimator.estimate(result.request)
     errors = {phase: abs(found.seconds[phase] / result.seconds[phase] - 1) for phase in ("denoise", "decode", "total")}
     return {**errors, "memory": abs(found.memory / result.peak_memory - 1)}

@@ -1,4 +1,4 @@
-"""FastVideo's own transformer and VAE, as peers in the other benchmarks. Needs the fastvideo package."""
+"""FastVideo's own transformer and VAE, as peers for the other benchmarks. Needs the fastvideo package."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -20,7 +20,7 @@ def _prepare(device: torch.device) -> None:
 
 
 def forward_of(model: nn.Module, device: torch.device) -> Callable[[tuple, BSAConfig | None], Tensor]:
-    """FastVideo's forward with the weights of `dit.build`, shared and not copied; (inputs, config) -> output."""
+    """FastVideo's forward pass, (inputs, config) -> output. It shares the weights of `dit.build` without a copy."""
     _prepare(device)
     from fastvideo.configs.models.dits import LongCatVideoConfig
     from fastvideo.forward_context import set_forward_context
@@ -49,7 +49,7 @@ def forward_of(model: nn.Module, device: torch.device) -> Callable[[tuple, BSACo
 
 
 def decoder(device: torch.device, tiled: bool, smoke: bool) -> Callable[[Tensor], Tensor]:
-    """Decoding with the Wan VAE that LongCat uses, random weights: frame by frame as it is, or in tiles."""
+    """Decode with LongCat's Wan VAE and random weights: frame by frame by default, or in tiles."""
     _prepare(device)
     from fastvideo.configs.models.vaes import WanVAEConfig
     from fastvideo.models.vaes.wanvae import AutoencoderKLWan

@@ -1,12 +1,12 @@
-"""Times one forward of the whole LongCat transformer (real size, random weights) on a GPU, dense and sparse.
+"""Times one forward pass of the LongCat transformer (real size, random weights) on a GPU, dense and sparse.
 
     python benchmarks/forward.py              # 704p x 93 frames; writes benchmarks/results/forward.json
     python benchmarks/forward.py --smoke      # tiny, on the CPU
 
-"plain" is pipeline/model/forward.py with one PyTorch kernel per operation, "fast" is pipeline/model/fast_forward.py,
-with the attention kernels that bsa/tuned.json names for this GPU; "FastVideo" is its own transformer with the same
-weights. "difference" is the relative distance to the plain bf16 forward. The rows of --numerics are the distances of
-all of them to the plain forward in fp32, on 2,048 tokens.
+"plain" is pipeline/model/forward.py with one PyTorch kernel per operation. "fast" is pipeline/model/fast_forward.py
+with the attention kernels that bsa/tuned.json names for this GPU. "FastVideo" is FastVideo's transformer with the same
+weights. "difference" is the relative distance to the plain bf16 forward pass. The rows of --numerics are the distances
+of all of them to the plain forward pass in fp32, on 2,048 tokens.
 """
 
 from functools import partial
@@ -36,7 +36,7 @@ def relative(a, b) -> float:
 
 
 def chosen_kernel(model, config, device) -> str:
-    """What tuned.json makes the sparse attention run."""
+    """The kernel that tuned.json chooses for the sparse attention."""
     if device.type != "cuda":
         return "torch"
     chunk = config.chunk_q.volume
@@ -61,7 +61,7 @@ class Comparison:
         return {"difference": relative(out, self._references["sparse" if "sparse" in what else "dense"])}
 
     def _need(self, name: str) -> None:
-        """The plain result, which a run that goes on may not have."""
+        """Compute the plain result again if this run does not have it, because it continues an earlier one."""
         if name not in self._references:
             model, _ = self._models("bf16")
             self._references[name] = plain(model, self._given, self._config if name == "sparse" else None)
@@ -110,7 +110,7 @@ class Comparison:
 
 
 def numerics(rows: Rows, models: Models, device, grid: Grid, config: BSAConfig, smoke: bool) -> None:
-    """Distances to fp32 with the same bf16 weights and inputs."""
+    """Measure the distances to fp32 with the same bf16 weights and inputs."""
     key = {"size": "small", "grid": str(grid), "sparsity": config.sparsity}
     names = ("plain", "fast", "FastVideo", "fast, fp8")
     if not any(rows.missing(key | {"what": f"{what}, {name}"}) for what in names for name in ("dense", "sparse")):
@@ -119,7 +119,7 @@ def numerics(rows: Rows, models: Models, device, grid: Grid, config: BSAConfig, 
     given = inputs(model, grid, device)
     torch.backends.cudnn.allow_tf32 = False  # the patch embedding is a convolution
     exact_given = [x.float() if torch.is_tensor(x) else x for x in given]
-    model.float()  # in place, and then made anew: both side by side would need 76 GiB
+    model.float()  # converted in place and rebuilt later, because both side by side would need 76 GiB
     exact = {name: plain(model, exact_given, bsa) for name, bsa in (("dense", None), ("sparse", config))}
     del model
     models.drop()

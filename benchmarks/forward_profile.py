@@ -1,4 +1,4 @@
-"""Where the GPU's time goes in one sparse forward of the real size: a profile by kernel, summed by kind.
+"""Profiles one sparse forward pass of the real size on a GPU: time by kernel, summed by kind.
 
     python benchmarks/forward_profile.py      # 704p x 93 frames; writes benchmarks/results/forward_profile.json
 """
@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from bsa import BSAConfig
 from pipeline.model.fast_forward import fast_forward
 
-# the first that a kernel's name contains
+# a kernel belongs to the first of these that its name contains
 KINDS = {
     "_attend_": "block sparse attention",
     "sdpa": "cross-attention",
@@ -28,7 +28,7 @@ KINDS = {
 
 
 def by_kind(kernels: list[tuple[str, float]]) -> list[dict]:
-    """kernels: name and milliseconds. The longest kind first, "everything else" last."""
+    """Sum kernels, given as (name, milliseconds), by kind. The longest kind comes first, "everything else" last."""
     sums: dict[str, float] = {}
     for name, ms in kernels:
         kind = next((kind for part, kind in KINDS.items() if part in name), "everything else")

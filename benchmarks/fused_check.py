@@ -3,9 +3,9 @@
     python benchmarks/fused_check.py            # writes benchmarks/results/fused.json
     python benchmarks/fused_check.py --smoke    # the functions in PyTorch against themselves, on the CPU
 
-A kernel is right when it is no further from fp32 than one rounding to bf16. In 8 bits it is when fewer than 1 number of
-1000 differs from PyTorch's (the last bits of fp32 decide those), and a product when its sums err less than half as much
-as the rounding of its factors does. "GB/s" counts each tensor once. Exit status 1 when something is wrong.
+A kernel is right if it is no further from fp32 than one rounding to bf16. In 8 bits, fewer than 1 in 1000 numbers may
+differ from PyTorch's (the last bits of fp32 decide these). A product is right if the error of its sums is less than
+half the error from rounding its factors. "GB/s" counts each tensor once. The exit status is 1 if something is wrong.
 """
 
 import sys
@@ -33,7 +33,7 @@ def compared(ours, exact, dtype) -> dict:
 
 
 def kernel(ours, reference, given, passes, to_8_bits, device) -> dict:
-    """given: the first one is changed in place; passes: how often its bytes are moved."""
+    """Check and time one kernel. given: its inputs; the first is changed. passes: how often its bytes are moved."""
     changed, dtype = given[0], given[0].dtype
     outs = []
     for function, to in ((ours, dtype), (reference, dtype if to_8_bits else torch.float32)):
@@ -50,7 +50,7 @@ def kernel(ours, reference, given, passes, to_8_bits, device) -> dict:
 
 
 def product(rows: int, inside: int, outside: int, bias: bool, dtype, device) -> dict:
-    """One linear layer in 8 bits beside bf16; error against fp32 products of the same 8-bit numbers."""
+    """Time one linear layer in 8 bits and in bf16, with the error against fp32 products of the same 8-bit numbers."""
     weight = torch.randn(outside, inside, device=device, dtype=dtype) / inside**0.5
     offset = torch.randn(outside, device=device, dtype=dtype) if bias else None
     layer, x = Fp8Linear(weight, offset), torch.randn(rows, inside, device=device, dtype=dtype)
@@ -70,7 +70,7 @@ def product(rows: int, inside: int, outside: int, bias: bool, dtype, device) -> 
 
 
 def small_forward(fp8_weights: bool, device) -> dict:
-    """A tiny model of twelve blocks, offloaded, against itself on the device; two passes, so that places are reused."""
+    """Compare an offloaded tiny model of twelve blocks with the same model on the device, in two passes."""
     small = DiTConfig(hidden_size=256, num_attention_heads=4, depth=12, caption_channels=32)
     torch.manual_seed(0)
     model = LongCatDiT(small).requires_grad_(False)

@@ -1,4 +1,4 @@
-"""What the GPU benchmarks share: the machine's description, timing, tables, and results that are saved row by row."""
+"""Shared by the GPU benchmarks: the machine's description, timing, tables, and results saved row by row."""
 
 import argparse
 import gc
@@ -20,12 +20,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 RESULTS = Path(__file__).parent / "results"
-ROW_SECONDS = 150  # after which a row has hung
-CONTEXT_LOST = 3  # exit status after an error that no later row would survive: start again, finished rows are kept
+ROW_SECONDS = 150  # a row that takes longer counts as hung
+CONTEXT_LOST = 3  # exit status after an error that no later row would survive; a new start keeps finished rows
 
 
 def arguments(doc: str, name: str) -> argparse.ArgumentParser:
-    """A parser with the options that every GPU benchmark has."""
+    """A parser with the options of every GPU benchmark."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--output", type=Path, default=RESULTS / f"{name}.json")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes on the CPU, to test this program")
@@ -64,7 +64,7 @@ def machine(device: torch.device) -> dict:
 
 
 class Rows:
-    """Rows of a JSON file, saved after each: a run that was cut off goes on where it stopped."""
+    """Rows of a JSON file, saved one by one. An interrupted run continues where it stopped."""
 
     def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
         self._path, self._end, self._retry = args.output, time.monotonic() + args.budget, args.retry
@@ -77,19 +77,19 @@ class Rows:
         print(", ".join(f"{key} {value}" for key, value in about.items()), flush=True)
 
     def missing(self, key: dict) -> bool:
-        """Whether `measure` would run something for this key."""
+        """Whether `measure` would run this key."""
         row = self._find(key)
         return row is None or self._retry and "failed" in row
 
     def measure(self, key: dict, run: Callable[[], dict]) -> dict | None:
-        """Add the row ``key | run()`` unless it is there; what fails becomes a row with the reason."""
+        """Add the row ``key | run()`` unless it exists. An error becomes a row with the reason."""
         if not self.missing(key):
             return self._find(key)
         if time.monotonic() > self._end:
             print("out of time before", key, flush=True)
             self._left_out += 1
             return None
-        # Should it hang and be ended, the next run goes on behind it.
+        # if it hangs and is killed, the next run continues after it
         self._put(key, key | {"failed": "it did not return"})
         watch = threading.Timer(ROW_SECONDS, _give_up, (key,))
         watch.daemon = True
@@ -129,7 +129,7 @@ class Rows:
 
 def _give_up(key: dict) -> None:
     print(f"no end after {ROW_SECONDS} s:", key, flush=True)
-    os._exit(CONTEXT_LOST)  # a thread that waits for the GPU cannot be interrupted
+    os._exit(CONTEXT_LOST)  # a thread waiting for the GPU cannot be interrupted
 
 
 def milliseconds(
@@ -140,9 +140,10 @@ def milliseconds(
     check: Callable[[object], dict] | None = None,
     once_above: float | None = None,
 ) -> dict:
-    """Median of several runs after one that warms up, and the seconds of that first one (compilation included).
+    """Median milliseconds of several runs, and the seconds of a first run before them, which includes compilation.
 
-    check: adds what it finds in the first result. once_above: a first run of more seconds than this is the only one.
+    check: returns values to add, from the first result. once_above: if the first run takes more seconds, it is the only
+    one.
     """
     began = time.perf_counter()
     out = run()
@@ -170,7 +171,7 @@ def milliseconds(
 
 
 def profiled(run: Callable[[], object], device: torch.device, **options) -> dict:
-    """`milliseconds`, with the memory that PyTorch held before and its peak (GiB; None on the CPU)."""
+    """Like `milliseconds`, with the memory that PyTorch held before, and its peak (in GiB; None on the CPU)."""
     if device.type != "cuda":
         return milliseconds(run, device, **options) | {"held_gib": None, "peak_gib": None}
     wait(device)
@@ -182,7 +183,7 @@ def profiled(run: Callable[[], object], device: torch.device, **options) -> dict
 
 @contextmanager
 def limited(gib: float | None, device: torch.device) -> Iterator[None]:
-    """Let PyTorch hold no more than so much of the GPU's memory; None for all of it."""
+    """Limit PyTorch to this much of the GPU's memory within the block. None sets no limit."""
     if gib is None or device.type != "cuda":
         yield
         return

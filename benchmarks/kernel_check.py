@@ -2,12 +2,12 @@
 
     python benchmarks/kernel_check.py --output kernel_check.json
 
-Needs torch, triton and this repository, nothing else. Every case runs the public steps (layout, selection,
-kernel) at a real LongCat grid, writes into a NaN-filled output and compares a sample of query blocks with
-attention in float64 over the same selected tokens. The yardstick beside it is the same attention in the
-input's own precision, one rounded operation after another. Exit status 1 when a case fails.
+Needs only torch, triton and this repository. Every case runs the public steps (layout, selection, kernel) on a real
+LongCat grid, writes into an output filled with NaN, and compares a sample of query blocks with float64 attention over
+the same selected tokens. The yardstick is the same attention in the input's precision, with every operation rounded.
+The exit status is 1 if a case fails.
 
-`--device cpu` runs the same code on toy grids through Triton's interpreter, to test the program itself.
+`--device cpu` runs the same code on toy grids in Triton's interpreter, to test this program itself.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def real_cases() -> list[Case]:
 
 
 def toy_cases(cpu: bool) -> list[Case]:
-    # Triton's interpreter multiplies bf16 wrongly, so the CPU checks fp32 and fp16 only.
+    # Triton's interpreter multiplies bf16 wrongly, so the CPU checks only fp32 and fp16.
     dtypes = ("float32", "float16") if cpu else ("bfloat16", "float16", "float32")
     cases = [Case(Grid(4, 9, 8), C64, C64, dtype, 32, 0.5) for dtype in dtypes]
     cases += [Case(Grid(4, 8, 8), C128, C64, "float32", 16, 0.75), Case(Grid(3, 6, 8), C105, C105, "float16", 40, 0.5)]
@@ -76,17 +76,17 @@ def toy_cases(cpu: bool) -> list[Case]:
 
 def random_qkv(heads: int, tokens: int, dim: int, dtype: torch.dtype, device: str) -> list[torch.Tensor]:
     torch.manual_seed(0)
-    # Spread-out scores: nearly equal attention weights would hide a wrong block.
+    # spread the scores, because nearly equal attention weights would hide a wrong block
     q, k, v = (torch.randn(1, heads, tokens, dim, device=device) for _ in range(3))
     return [(2 * q).to(dtype), k.to(dtype), v.to(dtype)]
 
 
 def sampled_errors(q, k, v, out, selection: BlockSelection, q_layout: BlockLayout, k_layout: BlockLayout, count: int):
-    """Relative Frobenius errors of ``out`` and of stepwise-rounded attention against float64, on sampled blocks."""
+    """Relative Frobenius errors of ``out`` and of stepwise rounded attention against float64, on sampled blocks."""
     q_number, k_number = q_layout.block_of_token(q.device), k_layout.block_of_token(q.device)
     mask = selection.mask(k_layout.blocks.volume)
     blocks = q_layout.blocks.volume
-    # The last block is the most ragged one.
+    # the last block is the smallest one
     sample = torch.randperm(blocks, generator=torch.Generator().manual_seed(0))[: count - 1].tolist() + [blocks - 1]
     scale = q.shape[-1] ** -0.5
     squared = torch.zeros(3, dtype=torch.float64, device=q.device)
@@ -105,7 +105,7 @@ def sampled_errors(q, k, v, out, selection: BlockSelection, q_layout: BlockLayou
 
 
 def selection_agreement(q, k, selection, q_layout, k_layout, config) -> float:
-    """Share of selected block pairs that float64 scores select too; below 1 only for near-ties."""
+    """Share of selected block pairs that float64 scores also select. Only near-ties make it less than 1."""
     blocks = q_layout.to_blocks(q.double()), k_layout.to_blocks(k.double())
     exact = select_blocks(*blocks, q_layout, k_layout, config, q.shape[-1] ** -0.5)
     ours, theirs = (chosen.mask(k_layout.blocks.volume) for chosen in (selection, exact))
@@ -123,13 +123,13 @@ def check(case: Case, device: str, heads: int, sample: int) -> dict:
     (q_order, q_means), (k_order, k_means) = to_order(q, q_layout), to_order(k, k_layout)
     v_order, _ = to_order(v, k_layout, means=False)
     scale, tuning = case.dim**-0.5, tuning_of(q, q_layout, k_layout)
-    selection = select_pooled(q_means, k_means, k_layout, config, scale, fused=tuning.fused_top_k)
+    selection = select_pooled(q_means, k_means, q_layout, k_layout, config, scale, fused=tuning.fused_top_k)
     poisoned = torch.full_like(q_order, float("nan"))
     attend_tokens(q_order, k_order, v_order, selection, q_layout, k_layout, scale, poisoned, variant=tuning.variant)
     out = from_order(poisoned, q_layout)
     public = block_sparse_attention(q, k, v, case.grid, config, backend="triton")
     error, rounded = sampled_errors(q, k, v, out, selection, q_layout, k_layout, sample)
-    # Half precision: no worse than rounding every step. fp32: the sums' order differs, so a fixed small bound.
+    # Half precision must be no worse than rounding every step. In fp32 the sums' order differs, hence a small bound.
     limit = 2e-6 if dtype == torch.float32 else rounded
     agreement = selection_agreement(q, k, selection, q_layout, k_layout, config)
     written = bool(out.isfinite().all())

@@ -1,11 +1,11 @@
-"""What bounds the attention kernel on a GPU: the same loop with parts left out, other layouts and orders of the lists.
+"""Finds the limits of the attention kernel on a GPU: its loop without some parts, other layouts, other list orders.
 
     python benchmarks/kernel_limits.py            # writes benchmarks/results/kernel_limits.json
 
 24x44x80 tokens, 32 heads of 128, bf16, chunks 4x4x4, sparsity 0.9375, tiles of 64 queries and 64 keys through tensor
-descriptors. "loads only" brings every key and value tile into shared memory and adds it up: what the L2 cache and the
-copy engine can deliver. "products only" multiplies one tile again and again: what the tensor cores and the softmax
-take without loads. "TB/s" counts key and value tiles.
+descriptors. "loads only" brings every key and value tile into shared memory and adds it up, which shows the speed of
+the L2 cache and the copy engine. "products only" multiplies one tile again and again, which shows the speed of the
+tensor cores and the softmax without loads. "TB/s" counts key and value tiles.
 """
 
 from functools import partial
@@ -47,7 +47,7 @@ def _products_kernel(
     row_max = tl.full([64], float("-inf"), tl.float32)
     row_sum = tl.zeros([64], tl.float32)
     for _ in range(0, width):
-        # The running sum keeps the compiler from moving the product, the same in every step, out of the loop.
+        # The product is the same in every step; the running sum keeps the compiler from moving it out of the loop.
         scores = tl.dot(q, tl.trans(k), tl.zeros([64, 64], tl.float32) + (row_sum * 1e-30)[:, None])
         if SOFTMAX:
             new_max = tl.maximum(row_max, tl.max(scores, 1) * scale_log2)
@@ -63,7 +63,7 @@ def _products_kernel(
 
 
 def whole(case: Case, selection: BlockSelection, name: str, outside: bool) -> dict:
-    """The real kernel. outside: heads outside the tokens, [B, H, S, D] in memory."""
+    """Time the real kernel. outside: whether the memory layout is [B, H, S, D], with heads before tokens."""
     q, k, v = (x.transpose(1, 2) for x in (case.q, case.k, case.v))
     if outside:
         q, k, v = (x.contiguous() for x in (q, k, v))
@@ -106,7 +106,7 @@ def main() -> None:
     ascending = BlockSelection(case.selection.indices.sort(-1).values, case.selection.counts, case.selection.counts)
     shuffle = torch.rand(ascending.indices.shape, device=device).argsort(-1)
     shuffled = BlockSelection(ascending.indices.gather(-1, shuffle), ascending.counts, ascending.counts)
-    # 2 MB of keys and values a head instead of 43: everything stays near
+    # 2 MB of keys and values per head instead of 43 stay in the cache
     near = BlockSelection(ascending.indices % 64, ascending.counts, ascending.counts)
     for which in ("loads only", "products only", "products and softmax only"):
         rows.measure({"what": which, "list": "ascending"}, partial(part, case, ascending, which))

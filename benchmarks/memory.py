@@ -1,11 +1,11 @@
-"""Peak memory and time of one forward of the real size by option, under a hard limit; and of decoding.
+"""Measures peak memory and time of one forward pass of the real size by option, under a hard limit; and of decoding.
 
     python benchmarks/memory.py            # 720p x 93 frames; writes benchmarks/results/memory.json
     python benchmarks/memory.py --smoke    # tiny, on the CPU, where nothing limits memory
 
-A limit stands for a card of that size: PyTorch may hold 1 GiB less, which is left to the driver and CUDA's context.
-"rows" 2 is a step with guidance. The weights get to their form before the limit is set; docs/hopper.md says how a card
-of that size loads them. The text encoder is not in these numbers: it runs before, and can leave the GPU then.
+A limit stands for a card of that size. PyTorch may hold 1 GiB less, which is left to the driver and CUDA's context.
+"rows" 2 is a step with guidance. The weights get their form before the limit is set; docs/hopper.md says how a card of
+that size loads them. The text encoder is not included: it runs earlier and can leave the GPU afterwards.
 """
 
 from functools import partial
@@ -20,7 +20,7 @@ from bsa import BSAConfig, Grid
 from pipeline.model.fast_forward import FFN_TOKENS, fast_forward
 
 CONTEXT_GIB = 1.0
-# what, form, sparse, rows, tokens per part of the feed-forward, card in GiB
+# label, form, sparse, rows, tokens per part of the feed-forward, card in GiB
 FORWARDS = (
     ("plain", "bf16", True, 1, None, None),
     ("fast", "bf16", True, 1, FFN_TOKENS, None),

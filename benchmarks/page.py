@@ -1,12 +1,12 @@
-"""Times the page: its start, and how quickly it answers while others have videos made.
+"""Times the page: its start, and its answers while other clients make videos.
 
-    python benchmarks/page.py            # a few minutes, on a machine that does nothing else
+    python benchmarks/page.py            # a few minutes, on an otherwise idle machine
 
-Start: `python app.py` with the embedded checkpoint, from the command to the line with the address, to the first paint
-in Chromium, and to a page that takes clicks; and the memory of the process that serves it, which is not the one that
-holds the model. Load: the page over the pipeline of the tests, which draws squares in place of videos, so that what is
-timed is the page. CLIENTS clients have JOBS videos made, CANCELS of them cancel one, a page is reloaded RELOADS times,
-and another page presses a switch whose effect comes from the server. Writes benchmarks/results/page.json.
+Start: `python app.py` with the embedded checkpoint is timed from the command to the line with the address, to the first
+paint in Chromium, and to a page that reacts to clicks. The memory is that of the serving process, which does not hold
+the model. Load: the page uses the pipeline of the tests, which draws squares instead of videos, so that only the page
+is timed. CLIENTS clients make JOBS videos, CANCELS of them cancel one, a page is reloaded RELOADS times, and another
+page presses a switch whose effect comes from the server. Writes benchmarks/results/page.json.
 """
 
 import argparse
@@ -43,7 +43,7 @@ PAINT = "() => performance.getEntriesByName('first-contentful-paint')[0]?.startT
 
 
 def start(browser: Browser) -> dict[str, float]:
-    """Seconds from the command on; of the serving process also the processor's, and bytes, once the page is shown."""
+    """Measure the start: seconds since the command, and CPU seconds and bytes of the serving process, page open."""
     with tempfile.TemporaryDirectory() as folder:
         options = ["--port", str(free_port()), "--device", "cpu", "--output-dir", folder]
         began = time.perf_counter()
@@ -70,7 +70,7 @@ def start(browser: Browser) -> dict[str, float]:
 
 
 def switch(page: Page) -> float:
-    """Milliseconds from a press of "Dense only" or "Sparse only" to the plan that the server makes of it."""
+    """Milliseconds from a press of "Dense only" or "Sparse only" until the server's new plan is shown."""
     return page.evaluate(
         """() => new Promise((done) => {
             const plan = document.getElementById('plan');

@@ -1,9 +1,9 @@
-"""Writes the measured tables and plots into the documents, from the JSON files in benchmarks/results/.
+"""Writes measured tables and plots into the documents, from the JSON files in benchmarks/results/.
 
     python benchmarks/tables.py            # rewrite docs/*.md
     python benchmarks/tables.py --check    # exit 1 if a document differs from its results
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`; NAME is a function below.
+A table is placed between `<!-- table: NAME -->` and `<!-- end -->`. NAME is a function below.
 """
 
 import argparse
@@ -120,7 +120,7 @@ def _page_machine(d: dict) -> str:
 
 
 def _gpu_rows(name: str, columns: dict[str, str], keep: Callable[[dict], bool] = lambda row: True) -> str:
-    """A table of the rows that gpu.py saved: columns maps a key to its heading; failed rows say why."""
+    """A table of the rows that gpu.py saved. columns: key -> heading. Failed rows give the reason."""
     d, lines = load(name), []
     if not (kept := [row for row in d["rows"] if keep(row)]):
         raise FileNotFoundError(f"{name}.json has no such rows yet")
@@ -137,14 +137,14 @@ def _machine(d: dict) -> str:
 
 
 def number(value: object) -> str:
-    """Three digits, more in front of the decimal point; "" for None."""
+    """A number with three digits, or with all digits before the decimal point if there are more. "" for None."""
     if not isinstance(value, float):
         return "" if value is None else str(value)
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _pivot(name: str, kept: list[dict], line: str, columns: list[str], cell: Callable[[dict], str]) -> str:
-    """Rows by `line`, columns by the values of `columns` together."""
+    """A table with one row per value of `line` and one column per combination of values of `columns`."""
     if not kept:
         raise FileNotFoundError(f"{name}.json has no such rows yet")
     heads = list(dict.fromkeys(", ".join(str(row[key]) for key in columns) for row in kept))
@@ -237,7 +237,7 @@ def cost_curve() -> str:
 
 
 def pictures() -> dict[Path, str]:
-    """Plots of what was measured."""
+    """Plots of the measurements, by file."""
     try:
         return {DOCS / "images" / "cost_curve.svg": svg(load("cost_curve"))}
     except FileNotFoundError:
@@ -258,7 +258,7 @@ def table(name: str) -> str:
 
 
 def fill(text: str) -> str:
-    """`text` with every table between its markers made anew."""
+    """Return `text` with every table between markers replaced by a new one."""
     pattern = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
     return pattern.sub(lambda m: f"<!-- table: {m[1]} -->\n{table(m[1])}\n<!-- end -->", text)
 

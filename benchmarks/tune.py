@@ -1,10 +1,10 @@
-"""Writes bsa/tuned.json, the attention kernels that run on this kind of GPU, from what attention.py measured.
+"""Writes bsa/tuned.json, which names the attention kernels for each kind of GPU, from attention.py's measurements.
 
     python benchmarks/tune.py                  # from benchmarks/results/attention_gpu.json
     python benchmarks/tune.py --input FILE
 
-For each chunk size: of the variants that were timed on every grid the fastest in total, and the fused top-k where it
-was faster on every grid and picked the same blocks. Other GPUs' entries stay.
+For each chunk size it takes the variant with the smallest total time, among those that were timed on every grid. It
+takes the fused top-k if that was faster on every grid and picked the same blocks. Entries of other GPUs are kept.
 """
 
 import argparse
@@ -22,7 +22,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def choices(measured: dict) -> dict[str, dict]:
-    """tuned.json's entries for one GPU, from the content of attention_gpu.json."""
+    """The entries of tuned.json for one GPU, from the content of attention_gpu.json."""
     by_chunk: dict[int, dict[str, dict[str, dict]]] = {}
     for row in measured["rows"]:
         if re.match("kernel |selection", row["what"]):

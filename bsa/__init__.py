@@ -1,11 +1,11 @@
 """Block Sparse Attention for video diffusion transformers.
 
-The method is LongCat-Video's (arXiv 2510.22200, section 3.4.2 and appendix A.2): the token grid is cut
-into small 3D chunks, mean-pooled queries and keys decide which key chunks each query chunk attends to,
-and exact attention runs over those chunks only.
+The method is LongCat-Video's (arXiv 2510.22200, section 3.4.2 and appendix A.2). The token grid is cut into small 3D
+chunks. Mean-pooled queries and keys decide which key chunks each query chunk attends to, and exact attention runs over
+these chunks only.
 
-Importing this package imports nothing heavy: configurations are plain arithmetic. torch is imported with the first name
-that computes, Triton when its kernel is first used.
+Importing this package imports nothing heavy, because configurations are plain arithmetic. torch is imported with the
+first name that computes, and Triton at the first use of a kernel.
 """
 
 from importlib import import_module

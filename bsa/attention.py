@@ -1,4 +1,4 @@
-"""The public operation: check, lay out in blocks, select, attend, restore raster order."""
+"""The public operation: checks its inputs, lays out blocks, selects, attends, and restores raster order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from bsa.block_selection import BlockSelection
 from bsa.config import BSAConfig
 from bsa.grid import Grid, as_grid
 from bsa.layout import BlockLayout
-from bsa.selection import select_blocks, select_pooled, without_autocast
+from bsa.selection import pool, select_blocks, select_pooled, without_autocast
+from bsa.selectors import DEFAULT_SCORES
 from bsa.variants import Tuning, tuning_for
 
 logger = logging.getLogger("bsa")
@@ -66,8 +67,8 @@ def block_sparse_attention(
     """Exact attention over the key blocks that pooled scores pick for each query block.
 
     q, k, v: [B, H, S, D], tokens in raster (frame, row, column) order of ``grid``; any strides.
-    grid: token grid with t * h * w == S. Chunks that do not divide it leave smaller blocks at the edge,
-        which count with their true sizes.
+    grid: token grid with t * h * w == S. Chunks that do not divide it leave smaller blocks at the edge, which are
+        weighted by their true sizes.
     backend: "triton" (CUDA, forward only), "torch" (any device, differentiable), "reference" (dense mask,
         small grids) or "auto", which picks one of the first two and logs which and why. A named backend
         never falls back to another.
@@ -107,22 +108,25 @@ def block_sparse_attention(
 def _attend_with_triton(
     q: Tensor, k: Tensor, v: Tensor, q_layout: BlockLayout, k_layout: BlockLayout, config: BSAConfig, scale: float
 ) -> tuple[Tensor, BlockSelection]:
-    """Into block order, which has no padding, and back; the means of the blocks come with it."""
+    """Attend in block order, which has no padding. The conversion also gives the means of the blocks."""
     from bsa.kernels.attend import attend_tokens
     from bsa.kernels.order import from_order, to_order
 
     tuning = tuning_of(q, q_layout, k_layout)
-    (q, q_means), (k, k_means) = to_order(q, q_layout), to_order(k, k_layout)
-    assert q_means is not None and k_means is not None
+    means = config.selector.scores == DEFAULT_SCORES
+    (q, q_pooled), (k, k_pooled) = to_order(q, q_layout, means), to_order(k, k_layout, means)
+    if q_pooled is None or k_pooled is None:
+        q_pooled = pool(q_layout.blocks_from_order(q.transpose(1, 2)), q_layout, config)
+        k_pooled = pool(k_layout.blocks_from_order(k.transpose(1, 2)), k_layout, config)
     v, _ = to_order(v, k_layout, means=False)
-    selection = select_pooled(q_means, k_means, k_layout, config, scale, fused=tuning.fused_top_k)
+    selection = select_pooled(q_pooled, k_pooled, q_layout, k_layout, config, scale, fused=tuning.fused_top_k)
     out = torch.empty_like(q)
     attend_tokens(q, k, v, selection, q_layout, k_layout, scale, out, variant=tuning.variant)
     return from_order(out, q_layout), selection
 
 
 def tuning_of(q: Tensor, q_layout: BlockLayout, k_layout: BlockLayout) -> Tuning:
-    """The kernels that were measured to be best for these queries, [..., D], on their GPU."""
+    """The kernels measured to be best for these queries, [..., D], on their GPU."""
     if not q.is_cuda:
         return Tuning()
     dtype, gpu = str(q.dtype).removeprefix("torch."), torch.cuda.get_device_name(q.device)
@@ -130,7 +134,7 @@ def tuning_of(q: Tensor, q_layout: BlockLayout, k_layout: BlockLayout) -> Tuning
 
 
 def checked_scale(scale: float | None, head_dim: int) -> float:
-    """The factor on q @ k, 1 / sqrt(head_dim) by default; ValueError unless it is positive."""
+    """The factor on q @ k, by default 1 / sqrt(head_dim). Raises ValueError unless it is positive."""
     scale = 1 / math.sqrt(head_dim) if scale is None else scale
     if not scale > 0:
         raise ValueError(f"scale must be positive, got {scale}; leave it out for 1 / sqrt(head_dim)")
@@ -138,7 +142,7 @@ def checked_scale(scale: float | None, head_dim: int) -> float:
 
 
 def check_alike(q: Tensor, k: Tensor, v: Tensor, axes: str) -> None:
-    """ValueError unless the three are floating-point tensors of one shape, dtype and device. axes: names the shape."""
+    """Raise ValueError unless q, k, v are floating-point and share shape, dtype and device. axes: names the shape."""
     if q.ndim != 4 or not q.shape == k.shape == v.shape:
         shapes = ", ".join(str(list(x.shape)) for x in (q, k, v))
         raise ValueError(f"q, k and v must have one shape [{axes}], got {shapes}")
@@ -158,7 +162,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> None:
 
 
 def resolve_backend(backend: str, q: Tensor, k: Tensor, v: Tensor, known: tuple[str, ...] = _BACKENDS) -> str:
-    """The backend to run; ValueError when a named one is unknown or cannot take these tensors."""
+    """The backend to run. Raises ValueError if a named one is unknown or cannot take these tensors."""
     if backend not in known:
         raise ValueError(f"unknown backend {backend!r}; choose one of {', '.join(known)}")
     if backend not in ("auto", "triton"):
@@ -177,7 +181,7 @@ def resolve_backend(backend: str, q: Tensor, k: Tensor, v: Tensor, known: tuple[
 
 
 def _triton_obstacle(q: Tensor, k: Tensor, v: Tensor) -> str | None:
-    """Why the Triton kernel cannot take these tensors, or None."""
+    """The reason why the Triton kernel cannot take these tensors, or None."""
     if not q.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         return f"the tensors are on {q.device.type}, not on CUDA"
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):

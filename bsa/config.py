@@ -1,4 +1,4 @@
-"""What to compute: chunk shapes and how blocks are selected. Pure Python, no torch."""
+"""The configuration of the attention: chunk shapes and block selection. Pure Python, no torch."""
 
 from __future__ import annotations
 
@@ -11,40 +11,43 @@ from bsa.selectors import DEFAULT_SCORES, PARAMS, SelectionWork, Selector
 
 
 class BlockPlan(NamedTuple):
-    """What a config does to a grid, known before anything runs."""
+    """The effect of a configuration on a grid, known before anything runs."""
 
     q_blocks: Grid
     k_blocks: Grid
     ragged_q: int
     ragged_k: int
-    min_kept: int  # key blocks every query block keeps at least
-    kept: int | None  # key blocks every query block keeps; None when the data decide at run time
-    work: SelectionWork  # of choosing them, for one head
+    min_kept: int  # least number of key blocks that any query block keeps
+    kept: int | None  # key blocks that every query block keeps; None if the data decide at run time
+    work: SelectionWork  # of the selection, for one head
 
     @property
     def ragged(self) -> bool:
-        """Whether the grid's edge cuts blocks of queries or keys short."""
+        """Whether some blocks of queries or keys at the grid's edge are smaller."""
         return self.ragged_q > 0 or self.ragged_k > 0
 
     @property
     def density(self) -> float | None:
-        """Kept fraction of the query-block x key-block pairs; None when only known after running."""
+        """Kept fraction of all pairs of query and key blocks; None if it is known only after running."""
         return None if self.kept is None else self.kept / self.k_blocks.volume
 
 
 @dataclass(frozen=True, slots=True)
 class BSAConfig:
-    """Which key blocks each query block keeps, and the shape of the blocks.
+    """Configures the shape of the blocks and the rule by which each query block keeps key blocks.
 
-    sparsity: fraction of key blocks to drop, in [0, 1); each query block keeps
-        max(1, floor((1 - sparsity) * key blocks)), the best by score.
-    cdf_threshold: softmax mass to keep, in (0, 1]; each query block keeps the fewest best blocks whose
+    sparsity: fraction of key blocks to drop, in [0, 1). Each query block keeps the
+        max(1, floor((1 - sparsity) * key blocks)) blocks with the best scores.
+    cdf_threshold: softmax mass to keep, in (0, 1]. Each query block keeps the fewest best blocks whose
         estimated mass reaches it.
-    With both set, a query block keeps the larger of the two counts, as LongCat does.
+    With both set, a query block keeps the larger of the two counts, as in LongCat.
     chunk_q, chunk_k: chunk shapes in tokens. They need not divide the grid, match each other or be powers of two.
-    selection: how pairs of blocks are scored, a name in `bsa.selectors.SCORES`; "mean" is LongCat's.
+    selection: the score of a pair of blocks, a name in `bsa.selectors.SCORES`; "mean" is LongCat's.
+    dense_steps, dense_layers: number of first denoising steps, and of first layers in every other step, with dense
+        attention. A model asks `dense_layers_at`; a single call of the operation ignores them. The first steps and
+        layers settle what a video shows (Sparse VideoGen, arXiv 2502.01776, keeps them dense as well).
 
-    Raises ValueError for values outside these ranges, or when neither rule is set.
+    Raises ValueError for values outside these ranges, or if neither rule is set.
     """
 
     sparsity: float | None = 0.9375
@@ -52,35 +55,49 @@ class BSAConfig:
     chunk_q: Grid = Grid(4, 4, 4)
     chunk_k: Grid = Grid(4, 4, 4)
     selection: str = DEFAULT_SCORES
+    dense_steps: int = 0
+    dense_layers: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "chunk_q", as_grid(self.chunk_q, "chunk_q"))
         object.__setattr__(self, "chunk_k", as_grid(self.chunk_k, "chunk_k"))
-        _ = self.selector  # refuses what cannot be
+        for name in SCHEDULE:
+            count = getattr(self, name)
+            if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+                raise ValueError(f"{name} must be a whole number from 0 on, got {count!r}; 0 makes none of them dense")
+        _ = self.selector  # raises for values that cannot be used
 
     def __repr__(self) -> str:
-        """As Python would write it, without the default way to score: logs and code to copy stay what they were."""
+        """The call that makes this configuration, without default values of our own fields: logs and copied code stay
+        as they were."""
         return f"BSAConfig({', '.join(f'{name}={value!r}' for name, value in self.arguments.items())})"
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What makes this configuration when called with, in the order of the fields."""
+        """The keyword arguments that make this configuration, in the order of the fields."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        if self.selection == DEFAULT_SCORES:
-            del values["selection"]
-        return values
+        own = {"selection": DEFAULT_SCORES, **dict.fromkeys(SCHEDULE, 0)}
+        return {name: value for name, value in values.items() if name not in own or value != own[name]}
 
     @property
     def selector(self) -> Selector:
-        """How blocks are chosen, as the value that answers for it."""
+        """The selection rule of this configuration."""
         return Selector(self.sparsity, self.cdf_threshold, self.selection)
 
     def top_k(self, key_blocks: int) -> int:
-        """Blocks kept by the sparsity rule; 1 when only the cdf threshold is set."""
+        """Number of blocks kept by the sparsity rule; 1 if only the cdf threshold is set."""
         return self.selector.least(key_blocks)
 
+    def dense_layers_at(self, step: int, layers: int) -> int:
+        """Number of first layers with dense attention in a step (counted from 0) of a model with ``layers`` layers."""
+        return layers if step < self.dense_steps else min(self.dense_layers, layers)
+
+    def dense_share(self, steps: int, layers: int) -> float:
+        """Share of dense attention calls in a generation of ``steps`` steps."""
+        return sum(self.dense_layers_at(step, layers) for step in range(steps)) / (steps * layers)
+
     def blocks(self, grid: Grid) -> BlockPlan:
-        """The number of blocks on ``grid`` and how many are kept. ValueError for an impossible grid."""
+        """The blocks on ``grid`` and the number kept. Raises ValueError unless its axes are positive integers."""
         grid, selector = as_grid(grid, "grid"), self.selector
         k_blocks = grid.blocks(self.chunk_k)
         return BlockPlan(
@@ -95,22 +112,25 @@ class BSAConfig:
 
     @classmethod
     def from_bsa_params(cls, params: Mapping[str, Any]) -> BSAConfig:
-        """Reads the ``bsa_params`` of a LongCat ``transformer/config.json``.
+        """Read the ``bsa_params`` of a LongCat ``transformer/config.json``.
 
         A missing key takes this class's default, except that ``cdf_threshold`` alone means the cdf rule alone.
-        ValueError for an unknown key.
+        Raises ValueError for an unknown key or a value that cannot be used.
         """
-        known = [*PARAMS, *_CHUNKS]
+        known = [*PARAMS, *_CHUNKS, *SCHEDULE]
         unknown = sorted(set(params) - set(known))
         if unknown:
             raise ValueError(f"unknown bsa_params {', '.join(unknown)}; known are {', '.join(known)}")
         selector = Selector.from_params(params)
         chunks = {name: params[key] for key, name in _CHUNKS.items() if key in params}
-        return cls(selector.sparsity, selector.cdf_threshold, selection=selector.scores, **chunks)
+        schedule = {name: params[name] for name in SCHEDULE if name in params}
+        return cls(selector.sparsity, selector.cdf_threshold, selection=selector.scores, **chunks, **schedule)
 
     def to_bsa_params(self) -> dict[str, Any]:
-        """The same settings as LongCat's ``bsa_params``; JSON-ready."""
-        return self.selector.to_params() | {key: list(getattr(self, name)) for key, name in _CHUNKS.items()}
+        """The same settings as LongCat's ``bsa_params``, ready for JSON."""
+        params = self.selector.to_params() | {key: list(getattr(self, name)) for key, name in _CHUNKS.items()}
+        return params | {name: getattr(self, name) for name in SCHEDULE if getattr(self, name)}
 
 
+SCHEDULE = ("dense_steps", "dense_layers")  # the same names in bsa_params and on the command line
 _CHUNKS = {"chunk_3d_shape_q": "chunk_q", "chunk_3d_shape_k": "chunk_k"}

@@ -1,6 +1,6 @@
-"""The torch backend: gather each query block's key blocks, then run dense attention on what was gathered.
+"""The torch backend: gathers each query block's key blocks, then runs dense attention on them.
 
-Works on any device and dtype, and is differentiable in q, k and v (the choice of blocks is not).
+It works on any device and dtype, and is differentiable in q, k and v, but not in the selection of blocks.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor
 from bsa.block_selection import BlockSelection
 from bsa.layout import BlockLayout
 
-# Gathered keys and values per CPU step: small enough to be read back from cache, large enough that the
-# threads seldom wait for each other.
+# Bytes of gathered keys and values per CPU step: small enough to stay in the cache, large enough that the threads
+# seldom wait for each other.
 _CPU_STEP_BYTES = 8 << 20
 
 
@@ -29,9 +29,9 @@ def gathered_attention(
     scale: float,
     uniform: bool,
 ) -> Tensor:
-    """q, k, v: block-major [B, H, N, C, D]; returns block-major attention output like q.
+    """Attention over the selected blocks. q, k, v: block-major [B, H, N, C, D]. Returns the output, like q.
 
-    uniform: every count equals S, the selection's width. Then nothing here waits for the device.
+    uniform: whether every count equals S, the selection's width. Then nothing here waits for the device.
     Rows for q's padding hold unspecified finite values.
     """
     batch, heads = q.shape[:2]
@@ -43,7 +43,7 @@ def gathered_attention(
 
 
 def _prefers_steps(device: torch.device) -> bool:
-    """A CPU wants small steps that stay in cache; a GPU wants one launch and has the memory for it."""
+    """True for a CPU, which is fastest in small steps that stay in the cache. A GPU is fastest with one launch."""
     return device.type == "cpu"
 
 
@@ -58,7 +58,7 @@ def _all_at_once(
     scale: float,
     uniform: bool,
 ) -> Tensor:
-    """[BH, N, C, D] tensors: one gather and one SDPA call, with query blocks in the place of heads."""
+    """Attend with one gather and one SDPA call, with query blocks as heads. Tensors are [BH, N, C, D]."""
     if not uniform:
         indices = indices[..., : int(counts.max())]
     groups, key_blocks, chunk, dim = k.shape
@@ -81,18 +81,18 @@ def _in_steps(
     scale: float,
     uniform: bool,
 ) -> Tensor:
-    """[BH, N, C, D] tensors, one head after the other, a few query blocks at a time."""
+    """Attend head by head, a few query blocks at a time. Tensors are [BH, N, C, D]."""
     sizes = q_layout.sizes(q.device).expand_as(counts)
     reordered = q_layout.ragged or not uniform
     if reordered:
-        # By kept blocks, then by size: the blocks of one step are alike, so little is computed in vain.
+        # Sorted by kept blocks, then by size, so that blocks in one step are alike and little padding is computed.
         order = (counts.long() * q.shape[2] + sizes).argsort(dim=-1, descending=True)
         row = torch.arange(len(q))[:, None]
         q, indices, counts, sizes = q[row, order], indices[row, order], counts[row, order], sizes[row, order]
 
     training = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     room = max(indices.shape[-1], _CPU_STEP_BYTES // (2 * k[0, 0].numel() * k.element_size()))
-    # One pair of buffers serves all steps: fresh memory would cost a page fault every 4 KiB.
+    # All steps share one pair of buffers, because new memory would cost a page fault every 4 KiB.
     buffers = (None, None) if training else k.new_empty(2, room, *k.shape[2:])
     outputs = []
     for head in range(len(q)):
@@ -122,7 +122,7 @@ def _gather(blocks: Tensor, indices: Tensor, buffer: Tensor | None = None) -> Te
 
 
 def _token_mask(indices: Tensor, counts: Tensor, k_layout: BlockLayout, uniform: bool) -> Tensor | None:
-    """Boolean [..., 1, S * C], true for real tokens of kept blocks; None when that is all of them."""
+    """Boolean [..., 1, S * C], true for real tokens of kept blocks; None if all of them are."""
     if uniform and not k_layout.ragged:
         return None
     sizes = k_layout.sizes(indices.device)[indices]
@@ -133,7 +133,7 @@ def _token_mask(indices: Tensor, counts: Tensor, k_layout: BlockLayout, uniform:
 
 
 class _GatherBlocks(torch.autograd.Function):
-    """Rows of [N, C, D] by index. The gradient sums in fp32: a popular block is gathered many times."""
+    """Gathers blocks of [N, C, D] by index. The gradient is summed in fp32, because a block may be gathered often."""
 
     @staticmethod
     def forward(ctx: Any, blocks: Tensor, indices: Tensor) -> Tensor:

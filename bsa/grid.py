@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 
 class Grid(NamedTuple):
-    """A box of tokens, in frames x rows x columns: a whole video, or one chunk of it."""
+    """A box of tokens, in frames x rows x columns: a whole video, or one chunk."""
 
     t: int
     h: int
@@ -17,11 +17,11 @@ class Grid(NamedTuple):
         return self.t * self.h * self.w
 
     def blocks(self, chunk: Grid) -> Grid:
-        """Number of chunks along each axis; the last one may be cut short by the edge."""
+        """Number of chunks along each axis. The last one may be smaller."""
         return Grid(*(-(-size // step) for size, step in zip(self, chunk)))
 
     def ragged_blocks(self, chunk: Grid) -> int:
-        """How many of those chunks the edge cuts short."""
+        """Number of chunks that are smaller because they lie at the edge."""
         whole = Grid(*(size // step for size, step in zip(self, chunk)))
         return self.blocks(chunk).volume - whole.volume
 
@@ -30,7 +30,7 @@ class Grid(NamedTuple):
 
 
 def as_grid(value: Any, name: str) -> Grid:
-    """Checks three positive integers and returns them as a Grid; ValueError names what was given."""
+    """Return three positive integers as a Grid. Raises ValueError with the given value for anything else."""
     try:
         sides = tuple(value)
         whole = tuple(int(side) for side in sides)
@@ -41,3 +41,6 @@ def as_grid(value: Any, name: str) -> Grid:
             f"{name} must be three positive integers (frames, rows, columns), such as 4,4,4; got {sides or value!r}"
         )
     return Grid(*whole)
+
+
+CELL = Grid(2, 2, 2)  # the boxes that blocks are compared by, where their means say too little; see `bsa.cells`

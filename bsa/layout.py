@@ -1,12 +1,11 @@
-"""Raster token order to block-major order and back.
+"""Converts raster token order to block-major order and back.
 
-A block-major tensor is [B, H, N, C, D]: N blocks in raster order of the block grid, each with room for C
-tokens. A block that the edge of the grid cuts short has its true tokens first and C - size padding rows
-after them, so that "position < size" is the whole mask. Padding repeats the block's first token: always
-finite, and never a token the block does not own.
+A block-major tensor is [B, H, N, C, D]: N blocks in raster order of the block grid, each with space for C tokens. A
+smaller block at the edge of the grid has its true tokens first and C - size padding rows after them, so the mask is
+simply "position < size". Padding repeats the block's first token: it is always finite and always a token of the block.
 
-Block order is the same without the padding: [B, S, H, D] with each block's tokens next to each other, so a model
-can keep its tokens in it from the first layer to the last. Block n begins at ``starts[n]``.
+Block order is the same without padding: [B, S, H, D] with each block's tokens next to each other. A model can keep its
+tokens in this order from the first layer to the last. Block n begins at ``starts[n]``.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from bsa.grid import Grid
 
 @dataclass(frozen=True, slots=True)
 class BlockLayout:
-    """How a chunk shape cuts a token grid. ``chunk`` is clipped to the grid, which changes no block."""
+    """Divides a token grid into chunks. ``chunk`` is clipped to the grid, which changes no block."""
 
     grid: Grid
     chunk: Grid
@@ -40,7 +39,7 @@ class BlockLayout:
         return self.grid.ragged_blocks(self.chunk) > 0
 
     def sizes(self, device: torch.device) -> Tensor:
-        """True tokens per block, int32 [N]. Shared: do not write to it."""
+        """Number of true tokens per block, int32 [N]. Shared: do not write to it."""
         return _tables(self, device).sizes
 
     def block_of_token(self, device: torch.device) -> Tensor:
@@ -48,19 +47,24 @@ class BlockLayout:
         return _tables(self, device).block_of_token
 
     def starts(self, device: torch.device) -> Tensor:
-        """Place of each block's first token in block order, int32 [N]. Shared: do not write to it."""
+        """Position of each block's first token in block order, int32 [N]. Shared: do not write to it."""
         return _tables(self, device).starts
 
     def order(self, device: torch.device) -> Tensor:
-        """Raster number of the token at each place of block order, int64 [S]. Shared: do not write to it."""
+        """Raster number of the token at each position of block order, int64 [S]. Shared: do not write to it."""
         return _tables(self, device).order
 
     def place_of_token(self, device: torch.device) -> Tensor:
-        """Place in block order of every raster token, int64 [S]; the inverse of ``order``. Shared."""
+        """Position in block order of every raster token, int64 [S]; the inverse of ``order``. Shared, as above."""
         return _tables(self, device).place_of_token
 
+    def token_of_slot(self, device: torch.device) -> Tensor:
+        """Raster number of the token in every slot of block-major order, int64 [N * C]; padding repeats the first token
+        of its block. Shared: do not write to it."""
+        return _tables(self, device).token_of_slot
+
     def blocks_from_order(self, x: Tensor) -> Tensor:
-        """Block order [B, S, H, D] to block-major [B, H, N, C, D]; a view where every block is whole."""
+        """Block order [B, S, H, D] to block-major [B, H, N, C, D]. A view if all blocks are full."""
         batch, _, heads, dim = x.shape
         blocks, chunk = self.blocks.volume, self.chunk.volume
         if self.ragged:
@@ -68,12 +72,12 @@ class BlockLayout:
         return x.view(batch, blocks, chunk, heads, dim).permute(0, 3, 1, 2, 4)
 
     def order_from_blocks(self, x: Tensor) -> Tensor:
-        """Block-major [B, H, N, C, D] to contiguous block order [B, S, H, D]; padding rows are dropped."""
+        """Block-major [B, H, N, C, D] to contiguous block order [B, S, H, D], without padding rows."""
         x = x.permute(0, 2, 3, 1, 4).flatten(1, 2)
         return x.index_select(1, _tables(self, x.device).slot_of_place) if self.ragged else x.contiguous()
 
     def to_blocks(self, x: Tensor) -> Tensor:
-        """[B, H, S, D] raster to contiguous [B, H, N, C, D]."""
+        """Raster order [B, H, S, D] to contiguous block-major [B, H, N, C, D]."""
         batch, heads, _, dim = x.shape
         blocks, chunk = self.blocks, self.chunk
         if self.ragged:
@@ -84,7 +88,7 @@ class BlockLayout:
         return x.reshape(batch, heads, blocks.volume, chunk.volume, dim).contiguous()
 
     def from_blocks(self, x: Tensor) -> Tensor:
-        """[B, H, N, C, D] to contiguous raster [B, H, S, D]; padding rows are dropped."""
+        """Block-major [B, H, N, C, D] to contiguous raster order [B, H, S, D], without padding rows."""
         batch, heads, dim = x.shape[0], x.shape[1], x.shape[-1]
         blocks, chunk = self.blocks, self.chunk
         if self.ragged:
@@ -103,7 +107,7 @@ class BlockLayout:
         return torch.einsum("bhncd,nc->bhnd", x.to(dtype), weights)
 
     def _pool_without_copy(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """`pool` without an fp32 copy of x: padding repeats the first token, so it can be taken off the sum."""
+        """`pool` without an fp32 copy of x. Padding repeats the first token, so it can be subtracted from the sum."""
         sizes = self.sizes(x.device)[:, None].to(dtype)
         padding = (self.chunk.volume - sizes) * x[:, :, :, 0]
         return (x.sum(dim=3, dtype=dtype) - padding) / sizes
@@ -125,7 +129,7 @@ class _Tables:
 
 @lru_cache(maxsize=64)
 def _tables(layout: BlockLayout, device: torch.device) -> _Tables:
-    # Index tensors made under inference mode could not be saved for a later backward pass.
+    # Index tensors made in inference mode could not be saved for a later backward pass.
     with torch.inference_mode(False), torch.no_grad():
         grid, chunk, blocks = layout.grid, layout.chunk, layout.blocks
         t, h, w = torch.meshgrid(*map(torch.arange, grid), indexing="ij")

@@ -1,7 +1,7 @@
-"""The operation for tokens that already stand in block order: no copy on the way in, none on the way out.
+"""The operation for tokens that are already in block order. It copies neither inputs nor outputs.
 
-A model that permutes its tokens once (``BlockLayout.order``), and back after its last layer, calls this in every
-layer. Queries, keys and values may stay as the projections leave them, heads inside the tokens.
+A model that permutes its tokens once before its first layer (``BlockLayout.order``) and once after its last one calls
+this in every layer. Queries, keys and values may keep the layout of the projections, with heads inside the tokens.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from bsa.attention import check_alike, checked_scale, resolve_backend, tuning_of
 from bsa.block_selection import BlockSelection
 from bsa.config import BSAConfig
 from bsa.layout import BlockLayout
-from bsa.selection import select_pooled, without_autocast
+from bsa.selection import pool, select_pooled, without_autocast
+from bsa.selectors import DEFAULT_SCORES
 from bsa.variants import Tuning
 
 
@@ -67,10 +68,13 @@ def block_order_attention(
     """`block_sparse_attention` on tokens in block order.
 
     q, k, v: [B, S, H, D], tokens in the order ``layout.order`` of the config's chunks, which must be the same for
-        queries and keys. No padding: a block that the edge cuts short is simply shorter.
-    means: the mean query and key of every block, each fp32 [B, H, N, D], where the caller has them already.
+        queries and keys. There is no padding: blocks at the edge are simply shorter.
+    means: the mean query and the mean key of every block, each fp32 [B, H, N, D], if the caller already has them. Used
+        only if the config selects by means.
     backend: as in `block_sparse_attention`, without "reference".
-    tuning: which kernels the triton backend runs; by default those measured to be best on this GPU.
+    scale: factor on q @ k; 1 / sqrt(D) by default.
+    tuning: the kernels of the triton backend; by default those measured to be best on this GPU.
+    return_selection: also return the BlockSelection that was used.
 
     Returns [B, S, H, D], contiguous, in the same order. Raises ValueError for shapes or a layout that do not fit.
     """
@@ -79,9 +83,10 @@ def block_order_attention(
     backend = resolve_backend(backend, q, k, v, known=("auto", "triton", "torch"))
     with without_autocast(q.device):
         tuning = tuning or (tuning_of(q, layout, layout) if backend == "triton" else Tuning())
-        blocks = tuple(map(layout.blocks_from_order, (q, k))) if means is None or backend == "torch" else ()
-        q_means, k_means = means or tuple(map(layout.pool, blocks))
-        selection = select_pooled(q_means, k_means, layout, config, scale, fused=tuning.fused_top_k)
+        pooled = means if config.selector.scores == DEFAULT_SCORES else None
+        blocks = tuple(map(layout.blocks_from_order, (q, k))) if pooled is None or backend == "torch" else ()
+        pooled = pooled or (pool(blocks[0], layout, config), pool(blocks[1], layout, config))
+        selection = select_pooled(*pooled, layout, layout, config, scale, fused=tuning.fused_top_k)
         if backend == "triton":
             from bsa.kernels.attend import attend_tokens
 

@@ -1,6 +1,6 @@
-"""The definition: dense attention under the token mask that a selection implies.
+"""The definition: dense attention with the token mask that follows from a selection.
 
-Costs S x S memory per head, so it is for small grids and for checking the other backends.
+It takes S x S memory per head, so it is meant for small grids and for tests of the other backends.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ def masked_attention(
     k_layout: BlockLayout,
     scale: float,
 ) -> Tensor:
-    """q, k, v: [B, H, S, D] in raster order. Computes in fp32 (fp64 inputs in fp64); returns q's dtype."""
+    """Masked attention. q, k, v: [B, H, S, D] in raster order.
+
+    Computes in fp32 (fp64 inputs in fp64). Returns [B, H, S, D] in q's dtype.
+    """
     dtype = torch.promote_types(q.dtype, torch.float32)
     mask = selection.mask(k_layout.blocks.volume)
     mask = mask.index_select(2, q_layout.block_of_token(q.device))

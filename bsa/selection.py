@@ -1,9 +1,9 @@
-"""Which key blocks each query block attends to.
+"""Selects the key blocks that each query block attends to.
 
-The score of a block pair is the dot product of the mean query and the mean key, in fp32; its estimated
-attention mass is size * exp(scale * score), size being the key block's true token count. Blocks are ranked
-by that mass. On a grid that the chunks divide, sizes are equal and this is LongCat-Video's ranking
-(arXiv 2510.22200, appendix A.2).
+Blocks are ranked by their estimated attention mass. By default the score of a block pair is the dot product of the mean
+query and the mean key, in fp32, and its mass is size * exp(scale * score), size being the key block's true token count.
+On a grid that the chunks divide, sizes are equal and this is LongCat-Video's ranking (arXiv 2510.22200, appendix A.2).
+With ``selection="cells"`` the mass is estimated from smaller boxes inside the blocks: see `bsa.cells`.
 """
 
 from __future__ import annotations
@@ -14,56 +14,75 @@ import torch
 from torch import Tensor
 
 from bsa.block_selection import BlockSelection
+from bsa.cells import cell_scores, pool_cells
 from bsa.config import BSAConfig
 from bsa.layout import BlockLayout
-from bsa.selectors import Selector
+from bsa.selectors import CELLS, Selector
 
 
 @torch.no_grad()
 def select_blocks(
     q_blocks: Tensor, k_blocks: Tensor, q_layout: BlockLayout, k_layout: BlockLayout, config: BSAConfig, scale: float
 ) -> BlockSelection:
-    """Ranks key blocks by estimated mass and keeps as many as ``config`` asks for.
+    """Rank key blocks by estimated mass, and keep as many as ``config`` says.
 
-    q_blocks, k_blocks: block-major queries and keys, [B, H, N, C, D].
-    Pure top-k needs no device synchronisation, and every count is the same.
+    q_blocks, k_blocks: block-major queries and keys, [B, H, N, C, D]. scale: factor on q @ k.
+    Pure top-k does not wait for the device, and all its counts are the same.
     """
     with without_autocast(q_blocks.device):
-        return select_pooled(q_layout.pool(q_blocks), k_layout.pool(k_blocks), k_layout, config, scale)
+        pooled = pool(q_blocks, q_layout, config), pool(k_blocks, k_layout, config)
+        return select_pooled(*pooled, q_layout, k_layout, config, scale)
+
+
+def pool(x: Tensor, layout: BlockLayout, config: BSAConfig) -> Tensor:
+    """The means that a selection compares, from block-major queries or keys [B, H, N, C, D], in fp32.
+
+    Returns the means of the blocks, [B, H, N, D], or of their cells, [B, H, N, K, D].
+    """
+    return pool_cells(x, layout) if config.selector.scores == CELLS else layout.pool(x)
 
 
 @torch.no_grad()
 def select_pooled(
-    q_means: Tensor, k_means: Tensor, k_layout: BlockLayout, config: BSAConfig, scale: float, *, fused: bool = False
+    q_pooled: Tensor,
+    k_pooled: Tensor,
+    q_layout: BlockLayout,
+    k_layout: BlockLayout,
+    config: BSAConfig,
+    scale: float,
+    *,
+    fused: bool = False,
 ) -> BlockSelection:
-    """`select_blocks` from the block means, fp32 [B, H, NQ, D] and [B, H, NK, D].
+    """`select_blocks` from what `pool` returned.
 
-    fused: pick the top k with one Triton kernel, which writes the lists in the order that the attention kernels
-        want, and never hold more than a part of the score matrix. Ties then go to the lower block number. Where it
-        cannot be (a threshold, or rows of more than `MAX_KEY_BLOCKS`), the rows are sorted.
+    fused: pick the top k with one Triton kernel. It writes the lists in the order that the attention kernels need, and
+        never holds more than a part of the score matrix. Ties then go to the lower block number. If it cannot be used
+        (with a threshold, or with more than `MAX_KEY_BLOCKS` key blocks), the rows are sorted instead.
     """
-    with without_autocast(q_means.device):
-        selector, key_blocks = config.selector, k_means.shape[2]
+    with without_autocast(q_pooled.device):
+        selector, key_blocks = config.selector, k_pooled.shape[2]
+        if selector.scores == CELLS:
+            return _best(cell_scores(q_pooled, k_pooled, q_layout, k_layout, scale), selector)
         if fused and selector.uniform:
             from bsa.kernels.top_k import MAX_KEY_BLOCKS, top_k_blocks
 
             if key_blocks <= MAX_KEY_BLOCKS:
-                return top_k_blocks(q_means, k_means, k_layout, selector.least(key_blocks), scale)
-        logits = scale * (q_means @ k_means.mT)
+                return top_k_blocks(q_pooled, k_pooled, k_layout, selector.least(key_blocks), scale)
+        logits = scale * (q_pooled @ k_pooled.mT)
         if k_layout.ragged:
             logits += k_layout.sizes(logits.device).log()
         return _best(logits, selector)
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Autocast would round fp32 products to half precision behind the caller's back."""
+    """A block without autocast, which would silently round fp32 products to half precision."""
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
 
 
 def _best(logits: Tensor, selector: Selector) -> BlockSelection:
-    """The key blocks that the rule keeps, from logarithms of estimated masses [..., NQ, NK]."""
+    """The key blocks that the selector keeps. logits: logarithms of the estimated masses, [..., NQ, NK]."""
     least = selector.least(logits.shape[-1])
     return _top_k(logits, least) if selector.uniform else _cumulative_mass(logits, selector.mass, least)
 
@@ -76,8 +95,8 @@ def _top_k(logits: Tensor, kept: int) -> BlockSelection:
 
 def _cumulative_mass(logits: Tensor, threshold: float, min_kept: int) -> BlockSelection:
     mass, ranked = logits.softmax(dim=-1).sort(dim=-1, descending=True)
-    # Summed from the smallest up, so that a threshold near 1 is not lost to rounding. A block is kept
-    # while the blocks before it fall short of the threshold, that is while it and those after it exceed the rest.
+    # Masses are summed from the smallest up, so that rounding does not lose a threshold near 1. A block is kept while
+    # the blocks before it fall short of the threshold, which means that it and all later ones exceed the rest.
     tail = mass.flip(-1).cumsum(-1).flip(-1)
     counts = (tail > 1 - threshold).sum(-1).clamp_(min=min_kept)
     key_blocks = logits.shape[-1]

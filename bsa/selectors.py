@@ -1,7 +1,7 @@
-"""How a query block chooses its key blocks, as a value: what it keeps, what that costs, how it is written down.
+"""The rule by which a query block selects key blocks, as a value: the blocks kept, the cost, and the written form.
 
-Everything outside this file asks a `Selector` instead of drawing conclusions from the numbers in it. A new way to
-score pairs is an entry of `SCORES` and a function in `bsa.selection`; a new way to count, a property here. No torch.
+All other files ask a `Selector` and draw no conclusions from its numbers. A new score for pairs of blocks needs an
+entry in `SCORES` and a function in `bsa.selection`. A new rule for the number kept needs a property here. No torch.
 """
 
 from __future__ import annotations
@@ -11,41 +11,48 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from bsa.grid import Grid
+from bsa.grid import CELL, Grid
 
-# The rules by which blocks are kept, as configurations, command line and page call them.
+# Names of the rules that decide how many blocks are kept, in configurations, on the command line and on the page.
 TOP_K, MASS, TOP_K_AND_MASS = "top-k", "mass", "top-k and mass"
 
 
 class Scores(NamedTuple):
-    """What pairs of blocks are ranked by.
+    """A score by which pairs of blocks are ranked.
 
-    name: in `bsa_params`, in Python and on the command line; label: for people, as the end of a sentence.
+    name: used in `bsa_params`, in Python and on the command line. label: for people, as the end of a sentence.
     """
 
     name: str
     label: str
 
 
-DEFAULT_SCORES = "mean"
-SCORES = {scores.name: scores for scores in (Scores("mean", "by the means of the blocks"),)}
+DEFAULT_SCORES, CELLS = "mean", "cells"
+SCORES = {
+    scores.name: scores
+    for scores in (
+        Scores(DEFAULT_SCORES, "by the means of the blocks"),
+        Scores(CELLS, f"by the attention between their cells of {CELL} tokens"),
+    )
+}
 
 
 class SelectionWork(NamedTuple):
-    """What one selection computes for one head."""
+    """The work of one selection for one head."""
 
-    block_pairs: int  # ranked against each other, row by row
+    block_pairs: int  # pairs that are ranked row by row
+    cell_pairs: int  # pairs of cells that are compared for it; 0 if the blocks' means are
 
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """Which key blocks each query block keeps: the best by ``scores``, as many as the rule asks for.
+    """Selects, for each query block, the best key blocks by ``scores``, as many as the rule says.
 
     sparsity: fraction of key blocks to drop, in [0, 1), or None.
-    cdf_threshold: estimated softmax mass to keep, in (0, 1], or None. With both set the larger count counts.
+    cdf_threshold: estimated softmax mass to keep, in (0, 1], or None. With both set, the larger count is kept.
     scores: a name in `SCORES`.
 
-    Raises ValueError for values outside these ranges, or when neither rule is set.
+    Raises ValueError for values outside these ranges, or if neither rule is set.
     """
 
     sparsity: float | None = 0.9375
@@ -77,56 +84,65 @@ class Selector:
 
     @property
     def uniform(self) -> bool:
-        """Whether every query block keeps the same number, known before anything runs."""
+        """Whether every query block keeps the same number of blocks, known before anything runs."""
         return self.cdf_threshold is None
 
     @property
     def mass(self) -> float:
-        """Estimated softmax mass that every query block keeps; 0 where only the sparsity counts."""
+        """Estimated softmax mass that every query block keeps, or 0 if only the sparsity is set."""
         return self.cdf_threshold or 0.0
 
     def least(self, key_blocks: int) -> int:
-        """Blocks that every query block keeps at least, and never fewer than 1."""
+        """Least number of blocks that any query block keeps; never less than 1."""
         if self.sparsity is None:
             return 1
-        # (1 - 0.9) * 10 is 0.9999999999999998 in floating point: a millionth of a block counts as rounding.
+        # (1 - 0.9) * 10 is 0.9999999999999998 in floating point, so a millionth of a block counts as rounding.
         return max(1, math.floor((1 - self.sparsity) * key_blocks + 1e-6))
 
     def kept(self, key_blocks: int) -> int | None:
-        """Blocks that every query block keeps; None where the data decide."""
+        """Number of blocks that every query block keeps, or None if the data decide."""
         return self.least(key_blocks) if self.uniform else None
 
     def most(self, key_blocks: int) -> float:
-        """A bound on the mean number kept: the best blocks hold at least their share of the mass."""
+        """Upper bound on the mean number of blocks kept: the best blocks hold at least their share of the mass."""
         least = self.least(key_blocks)
         return least if self.uniform else max(least, self.mass * key_blocks)
 
     def kept_words(self, key_blocks: int) -> str:
-        """How many blocks a query block keeps, for a sentence."""
+        """The number of blocks that a query block keeps, in words for a sentence."""
         return f"{self.kept(key_blocks)}" if self.uniform else "as many as the cdf threshold needs"
 
     def work(self, grid: Grid, chunk_q: Grid, chunk_k: Grid) -> SelectionWork:
-        """What a selection on this grid computes."""
-        return SelectionWork(grid.blocks(chunk_q).volume * grid.blocks(chunk_k).volume)
+        """The work of a selection on this grid."""
+        pairs = cells = 1
+        for chunk in (chunk_q, chunk_k):
+            blocks = grid.blocks(chunk).volume
+            pairs *= blocks
+            cells *= blocks * Grid(*map(min, grid, chunk)).blocks(CELL).volume
+        return SelectionWork(pairs, cells if self.scores == CELLS else 0)
 
     def to_params(self) -> dict[str, Any]:
-        """Its part of LongCat's ``bsa_params``. What LongCat does not know is written only where it is not the default,
-        so that a file says the same as ever where it means the same as ever."""
+        """Its part of LongCat's ``bsa_params``.
+
+        Keys that LongCat does not know are written only if they differ from the default, so that files stay compatible.
+        """
         params = {"sparsity": self.sparsity, "cdf_threshold": self.cdf_threshold}
         return params if self.scores == DEFAULT_SCORES else params | {"selection": self.scores}
 
     @classmethod
     def from_params(cls, params: Mapping[str, Any]) -> Selector:
-        """Reads its part of ``bsa_params``. A missing key takes the default, except that ``cdf_threshold`` alone means
-        that rule alone."""
+        """Read its part of ``bsa_params``.
+
+        A missing key takes the default, except that ``cdf_threshold`` alone means that rule alone.
+        """
         threshold = params.get("cdf_threshold")
         sparsity = params.get("sparsity", cls().sparsity if threshold is None else None)
         return cls(sparsity, threshold, params.get("selection", DEFAULT_SCORES))
 
     @property
     def options(self) -> list[str]:
-        """The same choice as words of the command line."""
-        words = {name.replace("_", "-"): value for name, value in self.to_params().items()}
+        """The same rule as words of the command line. All are named: a checkpoint may have other defaults."""
+        words = {"sparsity": self.sparsity, "cdf-threshold": self.cdf_threshold, "selection": self.scores}
         return [f"--{name}={_word(value)}" for name, value in words.items()]
 
 

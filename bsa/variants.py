@@ -1,7 +1,7 @@
-"""The attention kernels and tile shapes that exist, and the ones that were measured to be best.
+"""The attention kernels and tile shapes that exist, and the best ones by measurement.
 
-`tuned.json` is written from measurements (`python benchmarks/attention.py`). What it does not list runs on
-`BASELINE`: a kernel is not chosen because it ought to be faster.
+`tuned.json` is written from measurements (`python benchmarks/attention.py`). Cases that it does not list run on
+`BASELINE`: a kernel is never chosen only because it ought to be faster.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from functools import lru_cache
 from pathlib import Path
 
 TUNED = Path(__file__).with_name("tuned.json")
-# One processor under several names: they differ in memory, power and clocks, not in what a kernel sees of them.
+# The same processor under several names. They differ in memory, power and clocks, but are the same for a kernel.
 SAME_CHIP = ("H100", "H200", "GH200")
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One way to run the attention kernel.
+    """One variant of the attention kernel.
 
-    descriptors: key and value tiles come through tensor descriptors (TMA, from compute capability 9.0 on).
-    tile_q, tile_k: tokens per tile, at most; small chunks get smaller tiles.
-    q_in_registers: the query tile leaves shared memory, which then has room for more programs or tiles of keys.
+    descriptors: load key and value tiles through tensor descriptors (TMA, compute capability 9.0 and up).
+    tile_q, tile_k: most tokens per tile; small chunks get smaller tiles.
+    q_in_registers: keep the query tile in registers, which frees shared memory for more programs or key tiles.
     serpentine: neighbouring waves of programs go through their lists in opposite directions.
-    max_registers: of a thread; fewer let more programs share a multiprocessor. None leaves it to the compiler.
+    max_registers: most registers per thread; fewer let more programs share a multiprocessor. None: compiler's choice.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Variant:
 
 
 BASELINE = Variant("pointers-64x64-w4-s3", False, 64, 64, 4, 3)
-# The index list costs the pipeline two stages: s3 keeps two key and value tiles in shared memory, s5 three.
+# The index list takes two stages of the pipeline: s3 keeps two key and value tiles in shared memory, s5 three.
 VARIANTS = {
     variant.name: variant
     for variant in (
@@ -52,7 +52,7 @@ VARIANTS = {
         Variant("descriptors-64x64-w4-s5", True, 64, 64, 4, 5),
         Variant("descriptors-64x64-w4-s5-q", True, 64, 64, 4, 5, True),
         Variant("descriptors-64x64-w4-s5-qz", True, 64, 64, 4, 5, True, None, True),
-        # 65 KB and 168 registers: three programs on a multiprocessor of Hopper
+        # 65 KB and 168 registers fit three programs on a multiprocessor of Hopper
         Variant("descriptors-64x64-w4-s3-q168", True, 64, 64, 4, 3, True, 168),
         Variant("descriptors-64x32-w4-s3", True, 64, 32, 4, 3),
         Variant("descriptors-64x32-w4-s5", True, 64, 32, 4, 5),
@@ -66,19 +66,19 @@ VARIANTS = {
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """What "auto" uses on one kind of GPU: the attention variant, and whether top-k is the fused kernel."""
+    """The choice of "auto" for one kind of GPU: the attention variant, and whether to use the fused top-k kernel."""
 
     variant: Variant = BASELINE
     fused_top_k: bool = False
 
 
 def tuning_key(dtype: str, head_dim: int, chunk_q: int, chunk_k: int) -> str:
-    """How `tuned.json` names a case; chunks in tokens."""
+    """The name of a case in `tuned.json`. chunk_q, chunk_k: tokens per chunk."""
     return f"{dtype} d{head_dim} q{chunk_q} k{chunk_k}"
 
 
 def measured_as(gpu: str) -> str | None:
-    """The GPU in tuned.json whose measurements count for one of this name: itself, or another with the same chip."""
+    """The GPU in tuned.json whose measurements apply to this name: the same, or another with the same chip, or None."""
     known = json.loads(TUNED.read_text(encoding="utf-8"))
     if gpu in known:
         return gpu
@@ -91,9 +91,9 @@ def _same_chip(gpu: str) -> bool:
 
 @lru_cache(maxsize=256)
 def tuning_for(gpu: str, dtype: str, head_dim: int, chunk_q: int, chunk_k: int) -> Tuning:
-    """The measured choice for a GPU's name as PyTorch gives it (see `measured_as`), else the baseline.
+    """The measured choice for a GPU, or the baseline. gpu: the name that PyTorch gives it, see `measured_as`.
 
-    TRITON_AUTOTUNE_ENABLE=0 in the environment means the baseline everywhere. Nothing is ever tuned on first use.
+    TRITON_AUTOTUNE_ENABLE=0 in the environment selects the baseline everywhere. Nothing is ever tuned at first use.
     """
     if os.environ.get("TRITON_AUTOTUNE_ENABLE") == "0":
         return Tuning()

@@ -1,4 +1,4 @@
-"""What has to happen before anything else is imported: how OpenMP waits, and what Ctrl-C does meanwhile.
+"""What has to happen before anything else is imported: how OpenMP waits, how CUDA counts, what Ctrl-C does meanwhile.
 
 ``python -m pipeline`` and ``python app.py`` import for seconds. Ctrl-C in that time prints one word and exits with code
 130, without a traceback.
@@ -15,6 +15,10 @@ from pathlib import Path
 # is enough), the spinning steals it from the thread that is waited for: on two busy cores decoding took 18 to 22 s, and
 # 3.6 to 5.5 s with threads that sleep. On idle cores both take the same within a few percent.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# CUDA would number GPUs from the fastest on. With this it does as NVML and nvidia-smi do, so that a process without
+# PyTorch reads the GPU that another one computes on.
+os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
 
 _APP = Path(__file__).resolve().parents[1] / "app.py"
 

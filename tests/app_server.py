@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from fake_pipeline import CHECKPOINT, FakePipeline
 from programs import ROOT
 
@@ -20,8 +21,21 @@ import app
 from pipeline import CheckpointInfo
 from pipeline.engine.process import EngineProcess
 from ui import Worker, build_page
+from ui.jobs.disk import UPLOADS, Disk
 
 WAIT_SECONDS = 120  # far above what any of this takes, only against hanging
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
 
 
 @contextmanager
@@ -43,18 +57,21 @@ def running_page(pipeline, output_dir: Path, checkpoint: CheckpointInfo = CHECKP
 
 
 @contextmanager
-def served(output_dir: Path, pipeline=None, **options) -> Iterator[str]:
-    """The page over a fake pipeline, served with `app.serve`'s own options as `app.main` passes them."""
+def served(output_dir: Path, pipeline=None, *, model_switch: bool = False, **options) -> Iterator[str]:
+    """The page over a fake pipeline, served with `app.serve`'s own options as `app.main` passes them. Uploads go to a
+    folder of the server's own below OUTPUT_DIR/.uploads."""
     worker = Worker(lambda say: pipeline or FakePipeline(), output_dir, CHECKPOINT.name).start()
-    page = build_page(CHECKPOINT, worker)
     options.setdefault("may_see", lambda job_id, owner: worker.find(job_id, owner) is not None)
     port = free_port()
-    app.serve(page, output_dir, host="127.0.0.1", port=port, block=False, **options)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        page.close(verbose=False)
-        worker.close()
+    with app.uploads_in(output_dir / UPLOADS) as uploads:
+        disk = Disk(output_dir, uploads=uploads)
+        page = build_page(CHECKPOINT, worker, disk, model_switch=model_switch)
+        app.serve(page, output_dir, host="127.0.0.1", port=port, block=False, disk=disk, **options)
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            page.close(verbose=False)
+            worker.close()
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def kernel_error(case):
     (q_order, q_means), (k_order, k_means) = to_order(q, q_layout), to_order(k, k_layout)
     v_order, _ = to_order(v, k_layout, means=False)
     scale = case["dim"] ** -0.5
-    selection = select_pooled(q_means, k_means, k_layout, config, scale)
+    selection = select_pooled(q_means, k_means, q_layout, k_layout, config, scale)
     k_order, v_order = with_nan_behind(k_order), with_nan_behind(v_order)
     poisoned = torch.full_like(q_order, float("nan"))
     attend_tokens(q_order, k_order, v_order, selection, q_layout, k_layout, scale, poisoned)
@@ -87,7 +87,7 @@ def order_error(case):
     q, k, v = random_qkv((batch, grid.volume, heads, dim), torch.float32)
     scale = dim**-0.5
     means = (layout.pool(layout.blocks_from_order(x)) for x in (q, k))
-    selection = select_pooled(*means, layout, config, scale, fused=case.get("fused", False))
+    selection = select_pooled(*means, layout, layout, config, scale, fused=case.get("fused", False))
     out = torch.full_like(q, float("nan"))
     tensors = (x.transpose(1, 2) for x in (q, with_nan_behind(k), with_nan_behind(v)))
     variant = VARIANTS[case["variant"]]
@@ -105,8 +105,8 @@ def top_k_error(case):
     if case.get("ties"):
         q, k = q.sign(), k.sign()  # many equal scores
     config = BSAConfig(case["sparsity"], None, case["chunk"], case["chunk"])
-    expected = select_pooled(q, k, layout, config, 0.25)
-    got = select_pooled(q, k, layout, config, 0.25, fused=True)
+    expected = select_pooled(q, k, layout, layout, config, 0.25)
+    got = select_pooled(q, k, layout, layout, config, 0.25, fused=True)
     sizes = layout.sizes(q.device)
     for row, count in zip(got.indices.flatten(0, 2), got.whole_counts.flatten(), strict=True):
         whole, cut = row[:count], row[count:]

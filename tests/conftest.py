@@ -23,6 +23,7 @@ SLOW = {
     "test_app_sweep_records",
     "test_app_weights",
     "test_cli",
+    "test_environment",
     "test_wheel",
 }
 SLOW_KINDS = ("test_benchmarks", "test_training")

@@ -27,6 +27,9 @@ FORM = {
     "mode": "both",
     "sparsity": 0.75,
     "keep_by": "top-k",
+    "selection": "mean",
+    "dense_steps": 0,
+    "dense_layers": 0,
     "cdf_threshold": 0.9,
     **{f"chunk_{kind}_{axis}": 4 for kind in "qk" for axis in "thw"},
     "width": 96,
@@ -190,8 +193,8 @@ class TestCommandLine:
 
     def test_output_folder_is_a_file(self, tmp_path):
         (tmp_path / "file").touch()
-        with pytest.raises(ValueError, match="choose another with --output-dir"):
-            app.writable_folder(tmp_path / "file")
+        with pytest.raises(ValueError, match="file \\(File exists\\); choose another"):
+            app.writable_folder(tmp_path / "file", "choose another")
 
     def test_help_names_every_flag(self, capsys):
         with pytest.raises(SystemExit) as left:

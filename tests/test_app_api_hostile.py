@@ -14,8 +14,13 @@ LONG_LIST = list(range(50_000))
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
-    with running_page(FakePipeline(step_seconds=0.0), tmp_path_factory.mktemp("outputs")) as address:
+def outputs(tmp_path_factory):
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.fixture(scope="module")
+def address(outputs):
+    with running_page(FakePipeline(step_seconds=0.0), outputs) as address:
         yield address
 
 
@@ -73,12 +78,52 @@ def test_one_short_sentence(client, path, values, beginning):
     ],
 )
 def test_json_that_the_python_client_does_not_send(address, width, beginning):
-    rest = '64, 17, 2, 1.0, 1, null, 0.75, null, [4, 4, 4], [4, 4, 4], "sparse", null'
+    rest = '64, 17, 2, 1.0, 1, null, 0.75, null, [4, 4, 4], [4, 4, 4], "mean", 0, 0, "sparse", null'
     call = f"{address}/gradio_api/call/generate"
     body = f'{{"data": ["a", "", {width}, {rest}]}}'
     asked = httpx.post(call, content=body, headers={"Content-Type": "application/json"}, timeout=60)
     answer = httpx.get(f"{call}/{asked.json()['event_id']}", timeout=60)
     assert f'"error": "{beginning}' in answer.text
+
+
+@pytest.mark.parametrize(
+    ("path", "values", "says"),
+    [
+        pytest.param("generate", ["a"], "/generate takes 18 values in this order: prompt, negative_prompt,", id="few"),
+        pytest.param("cancel", ["a", "b"], "/cancel takes 1 values in this order: job_id; 2 were given", id="many"),
+        pytest.param("resources", ["a"], "/resources takes 0 values in this order: none; 1 were given", id="none"),
+    ],
+)
+def test_a_wrong_number_of_values(address, path, values, says):
+    call = f"{address}/gradio_api/call/{path}"
+    asked = httpx.post(call, json={"data": values}, timeout=60)
+    answer = httpx.get(f"{call}/{asked.json()['event_id']}", timeout=60)
+    assert f'"error": "{says}' in answer.text
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "size"),
+    [
+        pytest.param("bytes=0-3", 206, 4, id="one"),
+        pytest.param("bytes=4-", 206, None, id="open"),
+        pytest.param("bytes=-4", 206, 4, id="the last"),
+        pytest.param("bytes=0-3,8-11", 206, None, id="several"),
+        pytest.param("bytes=999999999-", 416, None, id="beyond"),
+        pytest.param("bytes=999999999-9999999999", 416, None, id="beyond, closed"),
+        pytest.param("bytes=a-b,c", 400, None, id="no numbers"),
+    ],
+)
+def test_ranges_of_a_video(address, client, outputs, asked, status, size):
+    path = next(outputs.glob("*-*/sparse.mp4"))
+    answer = httpx.get(f"{address}/gradio_api/file={path}", headers={"Range": asked, "X-Mine": "secret"})
+    assert answer.status_code == status
+    assert "x-mine" not in answer.headers
+    if size:
+        assert len(answer.content) == size and answer.headers["content-range"].startswith("bytes ")
+    if "," in asked and status == 206:
+        assert answer.headers["content-type"].startswith("multipart/byteranges")
+        whole = path.read_bytes()
+        assert whole[:4] in answer.content and whole[8:12] in answer.content
 
 
 def test_a_fault_of_the_program_is_a_sentence_too(client, monkeypatch, caplog):

@@ -27,8 +27,8 @@ def fake():
 
 @pytest.fixture(scope="module")
 def address(fake, tmp_path_factory):
-    with running_page(fake, tmp_path_factory.mktemp("outputs"), CHECKPOINT) as address:
-        yield address
+    with running_page(fake, tmp_path_factory.mktemp("outputs"), CHECKPOINT, model_switch=True) as address:
+        yield address  # with the model field, as on everybody's own computer
 
 
 @pytest.fixture
@@ -187,6 +187,7 @@ class TestReadings:
         pytest.param("inspect", "query block 0 of head 0 read", id="inspect"),
         pytest.param("resources", "host: ", id="resources"),
         pytest.param("cancel", "the job was stopped", id="cancel"),
+        pytest.param("result", "sparse: ", id="result"),
     ],
 )
 def test_examples(address, name, said):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from ui.jobs.disk import DEFAULT_BUDGET, Disk
 from ui.jobs.files import folder_bytes, remove_folder
 from ui.jobs.store import Record, Store
 
@@ -31,6 +32,7 @@ def ended(store: Store, number: int, owner: str = OWNER, size: int = 1000, **cha
     values = {"state": "done", "folder": folder.name, "submitted": number, "ended": number}
     record = Record(f"{number:012x}", owner, "video", **values | changes)
     store.write(record)
+    store.flush()
     return record
 
 
@@ -41,9 +43,9 @@ def store(tmp_path):
     store.close()
 
 
-def reopened(store: Store, **options) -> Store:
+def reopened(store: Store, budget: int = DEFAULT_BUDGET) -> Store:
     store.close()
-    return Store(store.output_dir, **options)
+    return Store(store.output_dir, Disk(store.output_dir, budget))
 
 
 class TestRows:
@@ -158,7 +160,7 @@ class TestDeletion:
 
 class TestBudget:
     def test_oldest_go_first(self, store):
-        store.budget = 3500
+        store.disk.budget = 3500
         for number in (1, 2, 3, 4, 5):
             ended(store, number)
         assert [record.submitted for record in store.runs(OWNER)] == [5, 4, 3]
@@ -166,13 +168,13 @@ class TestBudget:
         assert store.total_bytes() <= 3500
 
     def test_the_newest_stays_whatever_its_size(self, store):
-        store.budget = 10
+        store.disk.budget = 10
         ended(store, 1)
         ended(store, 2, size=9000)
         assert [record.submitted for record in store.runs(OWNER)] == [2]
 
     def test_running_jobs_are_not_evicted(self, store):
-        store.budget = 1500
+        store.disk.budget = 1500
         ended(store, 1, state="running")
         ended(store, 2)
         ended(store, 3)
@@ -180,7 +182,7 @@ class TestBudget:
         assert not (store.output_dir / folder_name(2)).exists()
 
     def test_a_folder_that_cannot_be_removed_does_not_stop_the_others(self, store, monkeypatch):
-        store.budget = 2500
+        store.disk.budget = 2500
         stuck = folder_name(1)
 
         def refuse(folder, *rest):
@@ -206,7 +208,8 @@ class TestStart:
     def test_jobs_of_a_killed_server_are_interrupted(self, store):
         work = (
             "import sys; from pathlib import Path; from ui.jobs.store import Record, Store; "
-            "Store(Path(sys.argv[1])).write(Record('dead', 'visitor:a', 'video', 'running', submitted=5.0)); "
+            "store = Store(Path(sys.argv[1])); "
+            "store.write(Record('dead', 'visitor:a', 'video', 'running', submitted=5.0)); store.flush(); "
             "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
         )
         root = Path(__file__).parents[1]
@@ -225,6 +228,7 @@ class TestStart:
 
             server = f"{other.pid}:{psutil.Process(other.pid).create_time():.0f}"
             store.write(Record("theirs", OWNER, "video", "running"))
+            store.flush()
             with sqlite3.connect(store.output_dir / ".app" / "jobs.sqlite") as db:
                 db.execute("UPDATE jobs SET server = ?", (server,))
             db.close()
@@ -251,7 +255,7 @@ class TestStart:
         (store.output_dir / "20260101-000000-seed5").mkdir()
         (store.output_dir / "20260101-000000-seed5" / "dense.mp4").write_bytes(b"x" * 9000)
         os.utime(store.output_dir / folder_name(1), (1, 1))
-        again = Store(store.output_dir, budget=1500)
+        again = Store(store.output_dir, Disk(store.output_dir, 1500))
         assert again.runs(OWNER) == [], "nobody knows whose they were"
         assert not (store.output_dir / folder_name(1)).exists()
         assert (store.output_dir / folder_name(2)).exists()

@@ -33,6 +33,9 @@ class Parts(Job):
     def parts(self) -> float:
         return float(self.count)
 
+    def remaining(self) -> float:
+        return self.count * SECONDS
+
 
 @dataclass(eq=False)
 class Wall(Parts):
@@ -107,7 +110,7 @@ def test_places_and_times_come_true(words, order, begun):
 
 def test_the_part_under_way_counts_for_what_is_left_of_it():
     queue, (long, other) = queue_of("A1*3 B1")
-    queue.take()
+    queue.take().started = 1.0
     long.count -= 0.75
     assert queue.wait_seconds(other) == pytest.approx(0.25 * SECONDS)
     assert queue.seconds_left(long) == pytest.approx((0.25 + 1 + 2) * SECONDS)

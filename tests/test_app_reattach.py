@@ -117,6 +117,31 @@ def test_stop_in_a_second_tab_ends_it_in_both(page, address, fake):
             expect(button(tab, "Generate")).to_be_enabled()
 
 
+def test_seven_tabs_on_a_running_job_leave_room_for_stop(page, address, fake):
+    """A browser opens six connections to a server, and no tab holds one but that which began the job."""
+    with fake.held():
+        begin(page, fake)
+        tabs = [page, *(page.context.new_page() for _ in range(6))]
+        for tab in tabs[1:]:
+            opened(tab, address)
+            running(tab)
+        button(tabs[-1], "Stop").click()
+        for tab in tabs:
+            expect(notice(tab)).to_contain_text("Stopped")
+            expect(button(tab, "Generate")).to_be_enabled()
+
+
+def test_a_tab_without_the_stream_sees_the_job_go_on_and_its_end(page, address, fake):
+    second = page.context.new_page()
+    with fake.held():
+        begin(page, fake)
+        opened(second, address)
+        running(second)
+    expect(notice(second)).to_contain_text("Done with seed")
+    expect_playing(second, "dense")
+    expect(second.locator("#report")).to_contain_text("Denoising")
+
+
 def test_an_idle_tab_takes_up_what_another_tab_began(page, address, fake):
     second = page.context.new_page()
     opened(second, address)

@@ -140,7 +140,8 @@ def test_copied_code_describes_the_shown_videos(browser, address, fake):
     expect(page.locator(".code-said")).to_have_text("Command copied")
     line = page.evaluate("navigator.clipboard.readText()")
     # as a shell reads it: a function in the place of python prints its words
-    told = subprocess.run(["bash", "-c", "python() { printf '%s\\0' \"$@\"; }\n" + line], capture_output=True, check=True)
+    script = "python() { printf '%s\\0' \"$@\"; }\n" + line
+    told = subprocess.run(["bash", "-c", script], capture_output=True, check=True)
     words = ["python", *told.stdout.decode().split("\0")[:-1]]
     assert words[:4] == ["python", "-m", "pipeline", "generate"]
     assert "--compare" in words

@@ -225,6 +225,7 @@ class TestWaitingTime:
         assert 0.2 <= between < 20
         assert worker.waiting_text(third).startswith("Waiting for 2 other jobs, about ")
         worker.queue.predict = lambda job: 3600.0
+        worker.queue.predict_anew()
         assert worker.queue.wait_seconds(third) >= 3600
         assert worker.queue.seconds_left(third) >= 7200
 

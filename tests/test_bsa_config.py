@@ -97,3 +97,26 @@ def test_bsa_params_defaults(params, config):
 def test_unknown_bsa_params_are_named():
     with pytest.raises(ValueError, match=r"chunk_shape.*chunk_3d_shape_q"):
         BSAConfig.from_bsa_params({"chunk_shape": [4, 4, 4]})
+
+
+@pytest.mark.parametrize(
+    ("schedule", "layers"),
+    [
+        pytest.param({}, [0, 0, 0], id="none"),
+        pytest.param({"dense_steps": 1}, [4, 0, 0], id="steps"),
+        pytest.param({"dense_layers": 2}, [2, 2, 2], id="layers"),
+        pytest.param({"dense_steps": 2, "dense_layers": 9}, [4, 4, 4], id="more-than-there-are"),
+    ],
+)
+def test_schedule(schedule, layers):
+    config = BSAConfig(**schedule)
+    assert [config.dense_layers_at(step, 4) for step in range(3)] == layers
+    assert config.dense_share(3, 4) == pytest.approx(sum(layers) / 12)
+    assert BSAConfig.from_bsa_params(config.to_bsa_params()) == config
+    assert eval(repr(config), {"BSAConfig": BSAConfig, "Grid": Grid}) == config
+
+
+@pytest.mark.parametrize("count", [-1, 1.0, True, "2", None])
+def test_a_schedule_counts_whole_steps(count):
+    with pytest.raises(ValueError, match="dense_steps must be a whole number from 0 on"):
+        BSAConfig(dense_steps=count)

@@ -19,6 +19,45 @@ def pooled_mass(q, k, q_layout, k_layout, scale):
     return mass / mass.sum(-1, keepdim=True)
 
 
+def boxes(x, grid, chunk):
+    """The tokens of every chunk, [B, H, tokens, D] each, in raster order of the chunks."""
+    x = x.unflatten(2, grid)
+    return [
+        x[:, :, t : t + chunk[0], h : h + chunk[1], w : w + chunk[2]]
+        for t in range(0, grid[0], chunk[0])
+        for h in range(0, grid[1], chunk[1])
+        for w in range(0, grid[2], chunk[2])
+    ]
+
+
+def cell_mass(q, k, q_layout, k_layout, scale):
+    """The same by cells of 2x2x2 tokens, cut block by block and compared one by one: see bsa.cells."""
+    grid = q_layout.grid
+
+    def cells(x, chunk):  # of each block: (mean, tokens) of each cell
+        blocks = [boxes(block.flatten(2, 4), block.shape[2:5], (2, 2, 2)) for block in boxes(x.double(), grid, chunk)]
+        return [[(cell.flatten(2, 4).mean(2), cell[0, 0, ..., 0].numel()) for cell in block] for block in blocks]
+
+    key_blocks = cells(k, k_layout.chunk)
+    rows = []
+    for query_block in cells(q, q_layout.chunk):
+        row = 0
+        for mean_q, tokens in query_block:
+            block_mass = [
+                sum(size * (scale * (mean_q * mean_k).sum(-1)).exp() for mean_k, size in key_block)
+                for key_block in key_blocks
+            ]
+            mass = torch.stack(block_mass, dim=-1)
+            row = row + tokens * mass / mass.sum(-1, keepdim=True)
+        rows.append(row / sum(tokens for _, tokens in query_block))
+    return torch.stack(rows, dim=2)
+
+
+ESTIMATES = {"mean": pooled_mass, "cells": cell_mass}
+# Masses of cells are compared in fp32, and not their logarithms: a head with too peaked attention is full of ties.
+SPREADS = {"mean": 6.0, "cells": 2.0}
+
+
 def select(grid, config, dim=16, spread=6.0, seed=0):
     torch.manual_seed(seed)
     q_layout, k_layout = BlockLayout(Grid(*grid), config.chunk_q), BlockLayout(Grid(*grid), config.chunk_k)
@@ -26,7 +65,7 @@ def select(grid, config, dim=16, spread=6.0, seed=0):
     q *= torch.tensor([0.2, 1.0, 5.0]).view(3, 1, 1)  # one head with flat attention, one with peaked attention
     scale = 1 / math.sqrt(dim)
     selection = select_blocks(q_layout.to_blocks(q), k_layout.to_blocks(k), q_layout, k_layout, config, scale)
-    return selection, pooled_mass(q, k, q_layout, k_layout, scale)
+    return selection, ESTIMATES[config.selection](q, k, q_layout, k_layout, scale)
 
 
 GRIDS = [
@@ -36,11 +75,12 @@ GRIDS = [
 ]
 
 
+@pytest.mark.parametrize("scores", list(ESTIMATES))
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.75, 0.9375])
 @pytest.mark.parametrize(("grid", "chunk_q", "chunk_k"), GRIDS)
-def test_top_k_keeps_the_heaviest_blocks(grid, chunk_q, chunk_k, sparsity):
-    config = BSAConfig(sparsity, None, chunk_q, chunk_k)
-    selection, mass = select(grid, config)
+def test_top_k_keeps_the_heaviest_blocks(grid, chunk_q, chunk_k, sparsity, scores):
+    config = BSAConfig(sparsity, None, chunk_q, chunk_k, scores)
+    selection, mass = select(grid, config, spread=SPREADS[scores])
     kept = config.top_k(mass.shape[-1])
     expected = mass.topk(kept, dim=-1).indices.sort(dim=-1).values
     assert selection.indices.dtype == selection.counts.dtype == torch.int32
@@ -48,10 +88,12 @@ def test_top_k_keeps_the_heaviest_blocks(grid, chunk_q, chunk_k, sparsity):
     assert torch.equal(selection.indices.long(), expected)
 
 
+@pytest.mark.parametrize("scores", list(ESTIMATES))
 @pytest.mark.parametrize("threshold", [0.05, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize(("grid", "chunk_q", "chunk_k"), GRIDS)
-def test_threshold_is_reached_and_no_block_is_wasted(grid, chunk_q, chunk_k, threshold):
-    selection, mass = select(grid, BSAConfig(None, threshold, chunk_q, chunk_k))
+def test_threshold_is_reached_and_no_block_is_wasted(grid, chunk_q, chunk_k, threshold, scores):
+    config = BSAConfig(None, threshold, chunk_q, chunk_k, scores)
+    selection, mass = select(grid, config, spread=SPREADS[scores])
     mask = selection.mask(mass.shape[-1])
     assert torch.equal(mask.sum(-1), selection.counts.long())
     assert selection.counts.min() >= 1

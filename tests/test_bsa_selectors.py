@@ -48,6 +48,9 @@ def test_a_plan_repeats_what_the_selector_says(selector, rule, uniform):
     key_blocks = plan.k_blocks.volume
     assert (plan.min_kept, plan.kept) == (selector.least(key_blocks), selector.kept(key_blocks))
     assert plan.work.block_pairs == plan.q_blocks.volume * key_blocks == 2 * 3 * 3 * 3 * 5 * 5
+    assert plan.work.cell_pairs == 0
+    by_cells = replace(config, selection="cells").blocks(Grid(5, 9, 17)).work
+    assert by_cells == (plan.work.block_pairs, 2 * 3 * 3 * (2 * 2 * 4) * 3 * 5 * 5 * (1 * 1 * 2))
 
 
 @pytest.mark.parametrize(
@@ -66,8 +69,8 @@ def test_words_for_people(sparsity, threshold, words):
 @pytest.mark.parametrize(
     ("selector", "options"),
     [
-        pytest.param(Selector(0.1 + 0.2), ["--sparsity=0.30000000000000004", "--cdf-threshold=none"], id="top-k"),
-        pytest.param(Selector(None, 0.5), ["--sparsity=none", "--cdf-threshold=0.5"], id="mass"),
+        (Selector(0.1 + 0.2), ["--sparsity=0.30000000000000004", "--cdf-threshold=none", "--selection=mean"]),
+        (Selector(None, 0.5, "cells"), ["--sparsity=none", "--cdf-threshold=0.5", "--selection=cells"]),
     ],
 )
 def test_words_of_the_command_line(selector, options):

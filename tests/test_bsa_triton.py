@@ -147,7 +147,7 @@ def test_kernels_on_a_gpu_are_as_close_to_fp64_as_rounded_math(grid, chunk_q, ch
     (q_order, q_means), (k_order, k_means) = map(to_order, (q, k), layouts)
     v_order, _ = to_order(v, layouts[1], means=False)
     tuning = tuning_of(q, *layouts)
-    selection = select_pooled(q_means, k_means, layouts[1], config, dim**-0.5, fused=tuning.fused_top_k)
+    selection = select_pooled(q_means, k_means, *layouts, config, dim**-0.5, fused=tuning.fused_top_k)
     poisoned = torch.full_like(q_order, float("nan"))
     attend_tokens(q_order, k_order, v_order, selection, *layouts, dim**-0.5, poisoned, variant=tuning.variant)
     exact = masked_attention(q.double(), k.double(), v.double(), selection, *layouts, dim**-0.5)

@@ -70,7 +70,15 @@ def test_what_was_asked_for_is_never_replaced(request_):
         checked_forward("quick")
 
 
-@pytest.mark.parametrize("bsa", [pytest.param(None, id="dense"), pytest.param(SAME, id="sparse")])
+ATTENTION = [
+    pytest.param(None, id="dense"),
+    pytest.param(SAME, id="sparse"),
+    pytest.param(replace(SAME, selection="cells"), id="cells"),
+    pytest.param(replace(SAME, dense_steps=1, dense_layers=1), id="first-ones-dense"),
+]
+
+
+@pytest.mark.parametrize("bsa", ATTENTION)
 def test_both_forwards_make_the_same_video_and_record(tiny_pipeline, request_, tmp_path, caplog, monkeypatch, bsa):
     request = replace(request_, bsa=bsa)
     monkeypatch.setattr(tiny_pipeline, "record", True)
@@ -96,3 +104,27 @@ def test_both_forwards_make_the_same_video_and_record(tiny_pipeline, request_, t
         for name in ("density", "recall", "block_recall"):
             # fp32 sums of a few hundred probabilities
             np.testing.assert_allclose(getattr(records[1], name), getattr(records[0], name), rtol=1e-3, atol=1e-5)
+
+
+def test_the_first_steps_and_layers_can_be_dense(tiny_pipeline, request_, tmp_path, monkeypatch):
+    depth, path = len(tiny_pipeline._model.transformer.blocks), tmp_path / "video.mp4"
+    monkeypatch.setattr(tiny_pipeline, "record", True)
+    bsa = replace(SAME, dense_steps=1, dense_layers=1)
+    result = tiny_pipeline.generate(replace(request_, bsa=bsa), output=path)
+    density = AttentionRecord.load(tmp_path / "video.attention.npz").density.mean(-1)  # [steps, layers]
+    everything = np.zeros((request_.steps, depth), bool)
+    everything[0] = everything[:, 0] = True
+    assert ((density == 1) == everything).all()
+    assert everything.mean() == pytest.approx(bsa.dense_share(request_.steps, depth))
+    assert result.density == pytest.approx(density.mean(), rel=1e-6)  # the record is in fp32
+    assert "dense steps first: 1, dense layers first: 1" in result.bsa_reason
+
+
+def test_all_steps_dense_are_the_dense_video(tiny_pipeline, request_, tmp_path):
+    always = replace(SAME, dense_steps=request_.steps)
+    (result, sparse), (_, dense) = (
+        tiny_pipeline.generate_frames(replace(request_, bsa=bsa), output=tmp_path / "video.mp4")
+        for bsa in (always, None)
+    )
+    assert np.array_equal(sparse, dense)
+    assert result.density == 1

@@ -99,6 +99,7 @@ class TestDriver:
             "power_limit": 700.0,
             "temperature": 30,
             "slice": None,
+            "parent": "",
         }
         assert (other["uuid"], other["used"], other["process_memory"], other["utilization"]) == (SECOND, 2 * GIB, 0, 20)
 

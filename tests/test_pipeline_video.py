@@ -9,8 +9,11 @@ from pathlib import Path
 import imageio_ffmpeg
 import numpy as np
 import pytest
+from PIL import Image
 
+from pipeline.engine.child import load_longcat
 from pipeline.machine.paths import check_writable, expand_user
+from pipeline.machine.whole_files import write_whole
 from pipeline.media.write import prepare_output, write_video
 
 FRAMES = np.random.default_rng(0).integers(0, 255, (5, 32, 48, 3), dtype=np.uint8)
@@ -29,18 +32,20 @@ def temporary(tmp_path, monkeypatch):
 def failing_ffmpeg(tmp_path, monkeypatch):
     """An ffmpeg that writes half a file and ends with code 1 in every folder whose name begins with "full"."""
     real = imageio_ffmpeg.get_ffmpeg_exe()
-    program = tmp_path / "ffmpeg"
-    program.write_text(
-        f"#!{sys.executable}\n"
-        "import os, pathlib, sys\n"
+    code = (
         "file = pathlib.Path(sys.argv[-1].removeprefix('file:'))\n"
         "if file.parent.name.startswith('full'):\n"
         "    file.write_bytes(b'half')\n"
         "    sys.exit(f'{file}: No space left on device')\n"
         f"os.execv({real!r}, [{real!r}, *sys.argv[1:]])\n"
     )
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", program(tmp_path / "ffmpeg", code))
+
+
+def program(path: Path, code: str) -> str:
+    path.write_text(f"#!{sys.executable}\nimport os, pathlib, sys\n{code}")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
 
 
 @pytest.mark.parametrize(
@@ -76,14 +81,27 @@ def test_a_full_disk_keeps_the_video_elsewhere(tmp_path, temporary, failing_ffmp
 
 def test_no_place_at_all(tmp_path, temporary, failing_ffmpeg, monkeypatch):
     """Says so, and leaves an older video of that name as it was."""
-    monkeypatch.setattr("pipeline.media.write.temporary_folder", lambda: temporary / "full")
+    (temporary / "file").touch()
+    monkeypatch.setattr("pipeline.media.write.temporary_folder", lambda: temporary / "file" / "full")
     output = tmp_path / "full" / "v.mp4"
     output.parent.mkdir()
     output.write_bytes(b"older")
-    with pytest.raises(OSError, match="cannot take it either; free some space, or choose another place"):
+    with pytest.raises(OSError, match="cannot take it either .Not a directory.; free some space, or choose another"):
         write_video(output, FRAMES, 15, {})
     assert output.read_bytes() == b"older"
-    assert list(output.parent.iterdir()) == [output] and list(temporary.iterdir()) == []
+    assert list(output.parent.iterdir()) == [output] and list(temporary.iterdir()) == [temporary / "file"]
+
+
+def test_an_encoder_that_fails_at_the_end_keeps_the_frames(tmp_path, temporary, monkeypatch):
+    """Bit for bit, and without that encoder."""
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", program(tmp_path / "ffmpeg", "sys.exit('no memory for it')"))
+    with pytest.raises(OSError, match="no memory for it; its frames, 15 per second, were kept as PNG") as failure:
+        write_video(tmp_path / "v.mp4", FRAMES, 15, {})
+    folder = Path(str(failure.value).partition("PNG files in ")[2])
+    assert folder.is_relative_to(temporary)
+    kept = [np.asarray(Image.open(file)) for file in sorted(folder.iterdir())]
+    np.testing.assert_array_equal(kept, FRAMES)
+    assert not (tmp_path / "v.mp4").exists()
 
 
 def test_interrupted_while_writing(tmp_path):
@@ -102,8 +120,53 @@ def test_interrupted_while_writing(tmp_path):
 def test_without_ffmpeg(tmp_path, monkeypatch):
     """Known before the work, not after it."""
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "nothing"))
-    with pytest.raises(RuntimeError, match="there is no ffmpeg at .*nothing; run `make install`"):
+    with pytest.raises(ValueError, match="there is no ffmpeg at .*nothing; run `make install`"):
         prepare_output(tmp_path / "v.mp4")
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        pytest.param(
+            f"args = ['mpeg5' if word == 'libx264' else word for word in sys.argv[1:]]\n"
+            f"os.execv({imageio_ffmpeg.get_ffmpeg_exe()!r}, ['ffmpeg', *args])",
+            r"make H.264 videos with libx264 \(.*Unknown encoder 'mpeg5'.*\); run `make install` for one that can",
+            id="no-encoder",
+        ),
+        pytest.param("sys.exit(3)", r"\(it ended with code 3\); run `make install`", id="broken"),
+    ],
+)
+def test_without_the_encoder(code, says, tmp_path, monkeypatch):
+    """Neither the output is prepared nor a model loaded."""
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", program(tmp_path / "ffmpeg", code))
+    for begin in (lambda: prepare_output(tmp_path / "v.mp4"), lambda: load_longcat(print, "nowhere", "cpu")):
+        with pytest.raises(ValueError, match=says):
+            begin()
+
+
+class TestWholeFiles:
+    def test_they_replace_or_leave_what_is_there(self, tmp_path):
+        file = tmp_path / "report.json"
+        write_whole(file, "ä")
+        assert file.read_bytes() == "ä".encode()
+        with pytest.raises(UnicodeError):
+            write_whole(file, "half a character: \ud800")
+        assert file.read_bytes() == "ä".encode()
+        assert list(tmp_path.iterdir()) == [file]
+
+    def test_a_link_stays(self, tmp_path):
+        (tmp_path / "link.mp4").symlink_to(tmp_path / "elsewhere.mp4")
+        write_video(prepare_output(tmp_path / "link.mp4"), FRAMES, 15, {})
+        assert (tmp_path / "link.mp4").is_symlink()
+        assert (tmp_path / "elsewhere.mp4").read_bytes()[4:8] == b"ftyp"
+
+    def test_a_pipe_takes_what_it_gets(self, tmp_path):
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        with os.fdopen(os.open(pipe, os.O_RDWR)) as reader:
+            write_whole(pipe, "text\n")
+            assert reader.readline() == "text\n"
+        assert list(tmp_path.iterdir()) == [pipe]
 
 
 def test_checks_make_nothing(tmp_path, temporary):

@@ -1,8 +1,8 @@
-"""English and Chinese: what the page needs to put one in the place of the other, in the browser.
+"""Chinese for the page: the catalogue and the script with which the browser replaces English texts.
 
-Everything is written in English, so the API, the command line, the log and what is stored know one language only, and
-two people may look at the same job in two. `static/language.js` translates what appears on the page, Gradio's own
-words too, with the catalogue `locales/zh.json`.
+The server writes everything in English. So the API, the command line, the log and stored files have only one language,
+and two people can look at the same job in two languages. `static/language.js` translates every text on the page,
+including Gradio's own, with the catalogue `locales/zh.json`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ SWITCH = (
 
 
 def catalogue() -> dict[str, str]:
-    """English text -> Chinese text. {#a} in both is a number, {=a} is kept as it is, {a} is translated in turn."""
+    """English text -> Chinese text. In both, {#a} is a number, {=a} is kept unchanged, and {a} is itself translated."""
     return json.loads(CATALOGUE.read_text(encoding="utf-8"))
 
 
 def language_script() -> str:
-    """For the page's head."""
+    """The script with its catalogue, for the page's head."""
     words = json.dumps(catalogue(), ensure_ascii=False).replace("</", "<\\/")
     return f"<script>{asset('language.js').replace('/* catalogue */', words)}</script>"

@@ -1,4 +1,4 @@
-"""The page: its layout and what its controls do."""
+"""The page: its layout, and the events of its controls."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from bsa import BSAConfig
 from pipeline import CheckpointInfo
 from ui.access.visitor import Visitors
 from ui.api.endpoints import add_api
+from ui.api.publish import Page
 from ui.form.inputs import Fields, attention_fields, block_fields, examples, prompt_field, video_fields
 from ui.form.model import model_field
 from ui.form.plan_panel import plan_error, plan_panel
@@ -20,9 +21,10 @@ from ui.form.presets import PresetList
 from ui.form.read import MASS, SIDE_BY_SIDE, TOP_K, form_request, new_seed, page_sentence
 from ui.form.refine import ClipChooser, refine_fields
 from ui.form.restore import OF_ONE_VIDEO, code_panel, fill, form_values, settings_drop
+from ui.jobs.disk import Disk
 from ui.jobs.job import VideoJob
 from ui.jobs.records import keep_record_of
-from ui.jobs.store import DEFAULT_BUDGET, Store
+from ui.jobs.store import Store
 from ui.jobs.worker import Worker
 from ui.language import SWITCH, language_script
 from ui.look.parts import QUIET, box, notice_html
@@ -43,7 +45,7 @@ STYLES = ("page", "wide", "language", "player", "live", "outlook", "presets", "i
 
 @dataclass(frozen=True)
 class Look:
-    """What Gradio 6 takes at launch rather than with the blocks."""
+    """The settings of appearance that Gradio 6 takes at launch instead of with the blocks."""
 
     theme: gr.themes.Base
     css: str
@@ -57,22 +59,23 @@ class Look:
 def build_page(
     checkpoint: CheckpointInfo,
     worker: Worker,
-    disk_budget: int = DEFAULT_BUDGET,
+    disk: Disk | None = None,
     *,
     device: str = "auto",
     model_switch: bool = False,
-) -> gr.Blocks:
+) -> Page:
     """The page and the named API over a worker, which may still be loading its pipeline.
 
-    disk_budget: bytes that results may take in the output folder before the oldest are removed.
+    disk: how much all that the app writes may take, before the oldest results are removed.
     device: what the worker's pipeline runs on, for the estimates. model_switch: whether visitors may load other models.
     """
     site = Site(checkpoint, worker, Visitors(worker.output_dir), device, model_switch)
-    store = Store(worker.output_dir, disk_budget)
+    store = Store(worker.output_dir, disk)
     keep_record_of(store, worker)
     default = checkpoint.bsa or BSAConfig()
 
-    with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+    with Page(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+        add_api(page, site)  # before the page's own events, which Gradio names after their functions: names are unique
         box("header", _header(checkpoint, worker))
         measured = gr.Timer(2)  # runs until the machine is calibrated
         shown = gr.State("")  # id of the finished job whose videos are on the stage
@@ -128,8 +131,8 @@ def build_page(
 
         start = {name: field.value for name, field in fields.items()}
         plan.value = plan_panel(site.checkpoint, start, site.estimates)
-        # Each video, and the calibration of a new machine, change what the plan expects of the next one. One event for
-        # all of them: of two, the older answer could come last.
+        # Every finished video, and the calibration of a new machine, change the estimates in the plan. They share one
+        # event, because with two the older answer could arrive last.
         edited = [fields[name].change for name in names if name not in OF_ONE_VIDEO]
         gr.on(
             [page.load, *edited, shown.change, measured.tick],
@@ -154,12 +157,12 @@ def build_page(
 
         async def press(request: gr.Request, ticket: Any, *values: Any) -> AsyncIterator[Changes]:
             form = dict(zip(names, values, strict=True))
-            owner, kept = follower.greet(request, ticket)
+            _, kept = follower.greet(request, ticket)
             if form["randomise"]:
                 form["seed"] = new_seed()
             try:
                 wanted = await site.clips.read(form["refine"], form_request, site.checkpoint, form)
-                job = worker.submit(VideoJob(wanted, side_by_side=form["mode"] == SIDE_BY_SIDE, owner=owner))
+                job = site.submit(VideoJob(wanted, side_by_side=form["mode"] == SIDE_BY_SIDE), request)
             except ValueError as error:
                 yield kept | {notice: notice_html(page_sentence(error), "error")}
                 return
@@ -192,8 +195,8 @@ def build_page(
             trigger_mode="multiple",
             **lasting,
         ).then(*refresh, **QUIET)
+        watch.peek(follower.peek, watch, follower.parts, **QUIET)
         stop.click(follower.press_stop, watch, notice, **QUIET)
-        add_api(page, site)
     return page
 
 

@@ -1,1 +1,1 @@
-"""The Triton kernels. Importing this package imports no Triton; each of its modules does."""
+"""The Triton kernels. Importing this package does not import Triton, but each of its modules does."""

@@ -1,4 +1,4 @@
-"""Attention over selected blocks: puts the index lists in the order that the kernels want, and runs one of them."""
+"""Attention over selected blocks: puts the index lists into the order that the kernels need, and runs a kernel."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ def attend_tokens(
     *,
     variant: Variant | None = None,
 ) -> None:
-    """Fills ``out``; q, k, v, out: [B, H, S, D] in block order, unit stride in the last place, any other strides.
+    """Compute attention into ``out``.
 
-    Head dims 16 to 256 in bf16, fp16 or fp32; scale > 0.
-    variant: the kernel and its tiles; None is the baseline. ValueError where it cannot take these tensors.
+    q, k, v, out: [B, H, S, D] in block order, unit stride in the last axis, any other strides. D is 16 to 256 in bf16,
+        fp16 or fp32.
+    scale: factor on q @ k, positive.
+    variant: the kernel and its tiles; None for the baseline. Raises ValueError if it cannot take these tensors.
     """
     variant = variant or BASELINE
     if variant.descriptors:
@@ -40,7 +42,7 @@ def attend_tokens(
 
 
 def _whole_blocks_first(selection: BlockSelection, k_layout: BlockLayout) -> BlockSelection:
-    """Moves blocks cut short by the edge behind the whole ones, so that the main loop needs no mask."""
+    """Move the smaller blocks at the edge behind the full ones, so that the main loop needs no mask."""
     if selection.whole_counts is not None:
         return selection
     indices, counts = selection.indices.contiguous(), selection.counts.contiguous()

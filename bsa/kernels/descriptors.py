@@ -1,9 +1,10 @@
 """The attention kernel with keys and values loaded through tensor descriptors (TMA; compute capability 9.0 and up).
 
-The same mathematics as `bsa.kernels.pointers`, for half precision, head sizes that are powers of two and chunks that
-whole tiles fill. A descriptor sees keys as the matrix [rows, columns]: a token and head is a row offset and a column
-offset, so both layouts (heads outside the tokens, or inside them as a projection leaves them) are read in place. A tile
-that reaches past its block reads the next block's rows, or zeros past the end; the mask of cut blocks hides them.
+It computes the same as `bsa.kernels.pointers`, for half precision, head sizes that are powers of two, and chunks that
+full tiles fill. A descriptor treats keys as a matrix [rows, columns]. Token and head become a row offset and a column
+offset, so both layouts (heads before tokens, or heads inside tokens as projections write them) are read in place. A
+tile that reaches past its block reads the next block's rows, or zeros past the end; the mask of smaller blocks hides
+them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from bsa.variants import Variant
 
 @triton.jit
 def _tile_row(row_indices, starts, step, first_row, CHUNK: tl.constexpr, TILE: tl.constexpr, REGULAR: tl.constexpr):
-    """First matrix row of a step's tile."""
+    """The first matrix row of a step's tile."""
     TILES: tl.constexpr = CHUNK // TILE
     block = tl.load(row_indices + step // TILES)
     return first_row + (block * CHUNK if REGULAR else tl.load(starts + block)) + (step % TILES) * TILE
@@ -53,7 +54,7 @@ def _cut_range(
     acc, row_max, row_sum, q, k_desc, v_desc, row_indices, starts, sizes, first, last,
     k_row, k_column, v_row, v_column, scale_log2, CHUNK: tl.constexpr, TILE: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
-    """Blocks that the edge of the grid cuts short: keys past the block's size are masked, empty tiles skipped."""
+    """Attend to smaller blocks at the edge: keys past the block's size are masked, and empty tiles are skipped."""
     TILES: tl.constexpr = CHUNK // TILE
     tokens = tl.arange(0, TILE)
     for step in range(first * TILES, last * TILES):
@@ -78,10 +79,10 @@ def _attend_descriptors_kernel(
     TILE_Q: tl.constexpr, TILE_K: tl.constexpr, REGULAR: tl.constexpr, RAGGED_Q: tl.constexpr, RAGGED_K: tl.constexpr,
     Q_IN_REGISTERS: tl.constexpr, SERPENTINE: tl.constexpr,
 ):  # fmt: skip
-    """As `_attend_blocks_kernel`; k_desc and v_desc: matrices with tiles [TILE_K, DIM].
+    """Like `_attend_blocks_kernel`. k_desc, v_desc: matrices with tiles [TILE_K, DIM].
 
-    SERPENTINE: ``wave`` programs in turn go through their lists forwards and backwards, so that those that begin read
-    what those that end have left in the L2 cache.
+    SERPENTINE: groups of ``wave`` programs alternately go through their lists forwards and backwards, so that a
+    starting program finds tiles in the L2 cache that an ending one has read.
     """
     TILES_Q: tl.constexpr = CHUNK_Q // TILE_Q
     batch = tl.program_id(1) // heads
@@ -104,7 +105,7 @@ def _attend_descriptors_kernel(
     q_tile = q_ptr + batch.to(tl.int64) * q_batch + head.to(tl.int64) * q_head + token * Q_TOKEN
     q = tl.load(q_tile + rows[:, None] * Q_TOKEN + dims[None, :], mask=inside, other=0.0)
     if Q_IN_REGISTERS:
-        # Triton leaves a loaded factor of a product in shared memory, but the result of one in registers. Exact.
+        # Triton keeps a loaded factor of a product in shared memory, but a product's result in registers. It is exact.
         q = tl.dot(q, (dims[:, None] == dims[None, :]).to(q.dtype)).to(q.dtype)
 
     acc = tl.zeros([TILE_Q, DIM], tl.float32)
@@ -127,7 +128,7 @@ def _attend_descriptors_kernel(
             tl.load(counts_ptr + line), k_row, k_column, v_row, v_column, scale_log2, CHUNK_K, TILE_K, REGULAR,
         )  # fmt: skip
 
-    # A query block with an empty list attends to nothing: zeros, not 0 / 0.
+    # a query block with an empty list attends to nothing: zeros, not 0 / 0
     out = acc / tl.where(row_sum == 0.0, 1.0, row_sum)[:, None]
     out_tile = out_ptr + batch.to(tl.int64) * out_batch + head.to(tl.int64) * out_head + token * OUT_TOKEN
     tl.store(out_tile + rows[:, None] * OUT_TOKEN + dims[None, :], out.to(out_ptr.dtype.element_ty), mask=inside)
@@ -136,7 +137,7 @@ def _attend_descriptors_kernel(
 def descriptor_obstacle(
     dtype: torch.dtype, head_dim: int, chunk_k: int, chunk_q: int, tile_q: int, tile_k: int
 ) -> str | None:
-    """Why the descriptor kernel cannot take tensors of this kind, or None."""
+    """The reason why the descriptor kernel cannot take tensors of this kind, or None."""
     if dtype == torch.float64 or dtype.itemsize > 2 and not _interpreted():
         return f"tensor descriptors are used for half precision, not {dtype}"
     if head_dim & (head_dim - 1) or not 16 <= head_dim <= 256:
@@ -157,7 +158,7 @@ def attend_with_descriptors(
     out: Tensor,
     variant: Variant,
 ) -> None:
-    """`attend_tokens` for a variant with descriptors. ValueError for tensors that it cannot take."""
+    """`attend_tokens` for a variant with descriptors. Raises ValueError for tensors that it cannot take."""
     batch, heads, _, head_dim = q.shape
     device = q.device
     q_blocks, chunk_q, chunk_k = q_layout.blocks.volume, q_layout.chunk.volume, k_layout.chunk.volume
@@ -174,7 +175,7 @@ def attend_with_descriptors(
         launch.pop(name)
     regular = not (q_layout.ragged or k_layout.ragged)
     if not regular:
-        launch["num_stages"] += 2  # what looking a block's place up costs the pipeline
+        launch["num_stages"] += 2  # the look-up of a block's position takes two stages of the pipeline
     if variant.max_registers is not None:
         launch["maxnreg"] = variant.max_registers
     _attend_descriptors_kernel[(q_blocks * (chunk_q // launch["TILE_Q"]), batch * heads)](
@@ -189,20 +190,21 @@ def attend_with_descriptors(
 
 
 def _wave(device: torch.device) -> int:
-    """Programs that run at a time: two on each multiprocessor."""
+    """Number of programs that run at the same time: two on each multiprocessor."""
     return 2 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 
 def _as_matrix(x: Tensor, tile: int) -> tuple[TensorDescriptor | None, tuple[int, int, int]]:
-    """[B, H, tokens, D] as a matrix whose rows are tokens, and (rows per batch, rows per head, columns per head).
+    """View [B, H, tokens, D] as a matrix whose rows are tokens. Returns its descriptor and the strides
+    (rows per batch, rows per head, columns per head).
 
-    None in place of the descriptor where the strides or the alignment do not allow one.
+    The descriptor is None if strides or alignment do not allow one.
     """
     (batch, heads, tokens, dim), (per_batch, per_head, per_token) = x.shape, x.stride()[:3]
-    if per_head < per_token:  # heads inside the tokens: [B * tokens, H * D]
+    if per_head < per_token:  # heads inside tokens: [B * tokens, H * D]
         columns, rows = heads * dim, (per_batch // per_token if batch > 1 else 0, 0, per_head)
         fits = batch == 1 or per_batch % per_token == 0
-    else:  # heads outside the tokens: [B * H * tokens, D]
+    else:  # heads before tokens: [B * H * tokens, D]
         columns, rows = dim, (per_batch // per_token if batch > 1 else 0, per_head // per_token if heads > 1 else 0, 0)
         fits = (heads == 1 or per_head % per_token == 0) and (batch == 1 or per_batch % per_token == 0)
     aligned = x.data_ptr() % 16 == 0 and per_token * x.element_size() % 16 == 0 and x.stride(3) == 1

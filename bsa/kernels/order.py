@@ -1,4 +1,4 @@
-"""Raster order to block order and back in one pass over memory, with the mean of every block on the way in."""
+"""Converts raster order to block order and back in one pass over memory, and computes the mean of every block."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _to_order_kernel(
     x_ptr, out_ptr, means_ptr, order_ptr, starts_ptr, sizes_ptr, x_batch, x_head, x_token, tokens, heads, blocks,
     HEAD_DIM: tl.constexpr, DIM: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, MEANS: tl.constexpr,
 ):  # fmt: skip
-    """One program: one block of one head. x: [B, H, tokens, HEAD_DIM] by its strides; out: the same, contiguous."""
+    """Each program copies one block of one head. x: [B, H, tokens, HEAD_DIM], any strides; out: contiguous."""
     block, line = tl.program_id(0), tl.program_id(1).to(tl.int64)
     start, size = tl.load(starts_ptr + block), tl.load(sizes_ptr + block)
     dims = tl.arange(0, DIM)
@@ -51,9 +51,9 @@ def _from_order_kernel(
 
 
 def to_order(x: Tensor, layout: BlockLayout, means: bool = True) -> tuple[Tensor, Tensor | None]:
-    """x [B, H, S, D] in raster order, any strides -> the same in block order, contiguous, and fp32 means [B, H, N, D].
+    """Convert x [B, H, S, D] from raster order, any strides, to contiguous block order.
 
-    means: whether the means are wanted; else None is in their place.
+    Returns the converted tensor and the fp32 block means [B, H, N, D], or None for them without `means`.
     """
     x = x if x.stride(-1) == 1 else x.contiguous()
     (batch, heads, tokens, dim), device, blocks = x.shape, x.device, layout.blocks.volume
@@ -71,7 +71,7 @@ def to_order(x: Tensor, layout: BlockLayout, means: bool = True) -> tuple[Tensor
 
 
 def from_order(x: Tensor, layout: BlockLayout) -> Tensor:
-    """Contiguous block order [B, H, S, D] back to contiguous raster order."""
+    """Convert contiguous block order [B, H, S, D] back to contiguous raster order."""
     batch, heads, tokens, dim = x.shape
     out = torch.empty_like(x)
     with on_device(x):

@@ -5,8 +5,8 @@ For a query tile Q and the kept key tiles K_j, V_j, with s = scale * log2(e), on
     m' = max(m, rowmax(s Q K_j^T))        P = 2^(s Q K_j^T - m')
     l' = 2^(m - m') l + rowsum(P)         A' = 2^(m - m') A + P V_j
 
-and writes A / l at the end (online softmax, arXiv 2205.14135). Everything that accumulates is fp32.
-Written to the part of the language that Triton 3.6 to 3.9 share: plain pointers, no block pointers.
+and writes A / l at the end (online softmax, arXiv 2205.14135). All sums are in fp32. The code uses only features that
+Triton 3.6 to 3.9 share: plain pointers, no block pointers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _attend_range(
     K_TOKEN: tl.constexpr, V_TOKEN: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, CHUNK: tl.constexpr,
     TILE: tl.constexpr, REGULAR: tl.constexpr, RAGGED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Entries first..last of one row of the index list. RAGGED: read each block's size, else all are whole."""
+    """Attend to entries first..last of one row of the index list. RAGGED: read each block's size; else all are full."""
     TILES: tl.constexpr = (CHUNK + TILE - 1) // TILE
     WHOLE_TILES: tl.constexpr = CHUNK % TILE == 0
     rows = tl.arange(0, TILE)
@@ -74,11 +74,11 @@ def _attend_blocks_kernel(
     TILE_Q: tl.constexpr, TILE_K: tl.constexpr, REGULAR: tl.constexpr, RAGGED_Q: tl.constexpr, RAGGED_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program: TILE_Q queries of one query block of one head, against that block's key list.
+    """Each program handles TILE_Q queries of one query block of one head, with that block's list of key blocks.
 
-    q, k, v, out: [B, H, tokens, HEAD_DIM] by their strides, with unit stride in the last place. REGULAR: all
-    blocks are whole, so that block n begins at token n * CHUNK; else at starts[n].
-    indices: [BH, q_blocks, width], whole key blocks first; whole_counts and counts: [BH, q_blocks].
+    q, k, v, out: [B, H, tokens, HEAD_DIM], any strides except unit stride in the last axis. REGULAR: all blocks are
+    full, so that block n begins at token n * CHUNK; otherwise it begins at starts[n].
+    indices: [BH, q_blocks, width], full key blocks first; whole_counts and counts: [BH, q_blocks].
     """
     TILES_Q: tl.constexpr = (CHUNK_Q + TILE_Q - 1) // TILE_Q
     batch = (tl.program_id(1) // heads).to(tl.int64)
@@ -119,13 +119,11 @@ def _attend_blocks_kernel(
             K_TOKEN, V_TOKEN, HEAD_DIM, DIM, CHUNK_K, TILE_K, REGULAR, True, PRECISION,
         )  # fmt: skip
 
-    # A query block with an empty list attends to nothing: zeros, not 0 / 0.
+    # a query block with an empty list attends to nothing: zeros, not 0 / 0
     out = acc / tl.where(row_sum == 0.0, 1.0, row_sum)[:, None]
     out_tile = out_ptr + batch * out_batch + head * out_head + token * OUT_TOKEN
     out_tile += rows[:, None] * OUT_TOKEN + dims[None, :]
     tl.store(out_tile, out.to(out_ptr.dtype.element_ty), mask=inside)
-
-
 
 
 def attend_with_pointers(
@@ -153,9 +151,3 @@ def attend_with_pointers(
         HEAD_DIM=head_dim, CHUNK_Q=chunk_q, CHUNK_K=chunk_k, REGULAR=not (q_layout.ragged or k_layout.ragged),
         RAGGED_Q=q_layout.ragged, RAGGED_K=k_layout.ragged, **launch,
     )  # fmt: skip
-
-
-
-
-
-

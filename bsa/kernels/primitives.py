@@ -1,11 +1,11 @@
-"""What the attention kernels share: the step of the online softmax, and which arguments are not specialised."""
+"""Shared by the attention kernels: the step of the online softmax, and the arguments that are not specialised."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-# Arguments that follow from the video's size and help no load: specialised, they would compile anew for many sizes.
+# Arguments that depend on the video's size and speed up no load. Specialised, they would cause many compilations.
 SIZES = ("heads", "q_blocks", "width")
 
 

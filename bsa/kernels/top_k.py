@@ -1,8 +1,8 @@
-"""Top-k of each query block's scores in one Triton kernel per row, without sorting.
+"""Top-k of each query block's scores, with one program of a Triton kernel per row and without sorting.
 
-The k-th largest score is found bit by bit: 32 times the program asks how many scores reach a trial value. Then the
-chosen columns are counted off from the left, so the list comes out ascending, with the blocks that the edge of the
-grid cuts short behind the whole ones. Scores are fp32 and their order is exact; ties go to the lower block number.
+The k-th largest score is found bit by bit: the program counts 32 times how many scores reach a trial value. Then it
+collects the chosen columns from the left, so the list is ascending, with the smaller blocks at the edge behind the full
+ones. Scores are fp32 and their order is exact; ties go to the lower block number.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bsa.kernels.launch import on_device
 from bsa.layout import BlockLayout
 
 MAX_KEY_BLOCKS = 16384  # one row must fit into one program's registers
-# Scores held at one time. More heads at once gain nothing beyond this, and long videos would need gigabytes.
+# Scores held at one time. More would gain nothing, and long videos would need gigabytes.
 _SCORE_BYTES = 256 << 20
 
 
@@ -25,7 +25,7 @@ _SCORE_BYTES = 256 << 20
 def _kth_largest(keys, kept):
     """The largest value that at least ``kept`` of the int32 ``keys`` reach."""
     reached = tl.sum((keys >= 0).to(tl.int32), 0) >= kept
-    # First the sign, then one bit after the other from the top.
+    # first the sign, then bit by bit from the top
     threshold = tl.where(reached, 0, -2147483648)
     for bit in range(31):
         trial = threshold + (1 << (30 - bit))
@@ -39,14 +39,14 @@ def _top_k_kernel(
     scores_ptr, log_sizes_ptr, cut_ptr, indices_ptr, whole_counts_ptr, columns, kept, scale,
     COLUMNS: tl.constexpr, RAGGED: tl.constexpr,
 ):  # fmt: skip
-    """One program: one row of scores [rows, columns] to one row of indices [rows, kept]."""
+    """Each program turns one row of scores [rows, columns] into one row of indices [rows, kept]."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, COLUMNS)
     inside = column < columns
     score = tl.load(scores_ptr + row * columns + column, mask=inside, other=0.0) * scale
     if RAGGED:
         score += tl.load(log_sizes_ptr + column, mask=inside, other=0.0)
-    # Signed integers in the order of the floats: negative floats have their magnitude bits flipped.
+    # signed integers in the same order as the floats: the magnitude bits of negative floats are flipped
     bits = score.to(tl.int32, bitcast=True)
     keys = tl.where(inside, bits ^ ((bits >> 31) & 0x7FFFFFFF), -2147483648)
     threshold = _kth_largest(keys, kept)
@@ -68,7 +68,9 @@ def _top_k_kernel(
 
 
 def top_k_blocks(q_means: Tensor, k_means: Tensor, k_layout: BlockLayout, kept: int, scale: float) -> BlockSelection:
-    """q_means fp32 [B, H, NQ, D], k_means fp32 [B, H, NK, D], scale > 0; `BlockSelection` with ``whole_counts``.
+    """Select the `kept` best key blocks of every query block. Returns a `BlockSelection` with ``whole_counts``.
+
+    q_means: fp32 [B, H, NQ, D]. k_means: fp32 [B, H, NK, D]. scale: factor on the scores, positive.
 
     Raises ValueError for more than MAX_KEY_BLOCKS key blocks.
     """
@@ -91,7 +93,7 @@ def top_k_blocks(q_means: Tensor, k_means: Tensor, k_layout: BlockLayout, kept: 
         for first in range(0, len(q_means), at_once):
             part = slice(first, first + at_once)
             scores = q_means[part] @ k_means[part].mT
-            # One warp for a row of 2,048 needs no barriers, and was a quarter slower on an H100: registers are short.
+            # One warp for a row of 2,048 needs no barriers, but was a quarter slower on an H100: too few registers.
             _top_k_kernel[(scores.shape[0] * q_blocks,)](
                 scores, log_sizes, cut, indices[part], whole_counts[part], k_blocks, kept, scale,
                 COLUMNS=columns, RAGGED=k_layout.ragged, num_warps=min(16, max(1, columns // 512)),

@@ -1,1 +1,1 @@
-"""What a checkpoint folder is: its facts, its files, whether it can be trusted, its download. Imports no torch."""
+"""Checkpoint folders: their facts, their files, whether to trust them, and their download. Imports no torch."""

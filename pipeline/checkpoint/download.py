@@ -1,4 +1,4 @@
-"""LongCat checkpoints from the Hugging Face Hub: looked at before a weight is fetched, resumed where they stopped."""
+"""Downloads LongCat checkpoints from the Hugging Face Hub: checks them before any weight, and resumes what stopped."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ from pipeline.checkpoint.safetensors_files import (
 from pipeline.checkpoint.shape import ModelShape
 from pipeline.checkpoint.trust import LARGEST_JSON, check_index, is_known
 from pipeline.machine.paths import expand_user, is_there
+from pipeline.machine.proxies import settle_proxies
 from pipeline.request.video import Cancelled
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
-_SPARE_BYTES = 2**30  # left free on the disk, for videos and everybody else
+_SPARE_BYTES = 2**30  # left free on the disk, for videos and other programs
 
 NEITHER = "{text} is neither a folder of this machine nor a name on the Hugging Face Hub, such as org/model"
 UNKNOWN = (
@@ -53,7 +54,7 @@ NOT_WRITTEN = "{repo} could not be saved: {reason}; check space and permissions"
 
 @dataclass(frozen=True)
 class Progress:
-    """Bytes of the checkpoint on this machine and in all, and the file that is being fetched."""
+    """Bytes of the checkpoint fetched so far and in total, and the file that is being fetched."""
 
     done: int
     total: int
@@ -65,7 +66,7 @@ CheckSize = Callable[[ModelShape, str], None]
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether a model's name means the Hub: org/name, unless such a folder exists here."""
+    """Whether a model's name refers to the Hub: it has the form org/name, and no such folder exists here."""
     return bool(_HUB_ID.fullmatch(text)) and not is_there(Path(text))
 
 
@@ -74,26 +75,25 @@ def fetch_checkpoint(
     check: CheckSize | None = None,
     on_progress: OnProgress = lambda progress: None,
 ) -> Path:
-    """The folder of the checkpoint that `text` names, a local folder or a hub id, fetched if need be.
+    """Return the checkpoint folder that `text` names, a local folder or a Hub id. Fetches it if necessary.
 
     Args:
-        check: called with the model's size and name before anything large is fetched; raises ValueError where the
-            model cannot run, such as `pipeline.estimate.refusal.check_weights_fit`.
-        on_progress: called about every 10 MB; may raise `Cancelled`. What was fetched is kept, and resumed later.
+        check: called with the model's size and name before anything large is fetched. It raises ValueError if the
+            model cannot run; `pipeline.estimate.refusal.check_weights_fit` is such a check.
+        on_progress: called about every 10 MB; may raise `Cancelled`. Fetched files are kept, and a later call resumes.
 
     Raises:
-        ValueError: no such model, no access, no connection, not a LongCat checkpoint, too little disk or memory. One
-            sentence with the remedy.
+        ValueError: no such model, no access, no connection, an unusable proxy, not a LongCat checkpoint, too little
+            disk or memory. One sentence with the remedy.
     """
     text = str(text).strip()
     if not is_hub_id(text):
         if "/" not in text and not is_there(expand_user(text)):
             raise ValueError(NEITHER.format(text=repr(text)))
         return inspect_checkpoint(text).path
+    settle_proxies()
     with _sentences(text):
         return _fetch(text, check, on_progress)
-
-
 
 
 def _fetch(repo: str, check: CheckSize | None, on_progress: OnProgress) -> Path:
@@ -103,13 +103,13 @@ def _fetch(repo: str, check: CheckSize | None, on_progress: OnProgress) -> Path:
     try:
         files, revision = _list_files(HfApi(), repo)
     except (OfflineModeIsEnabled, HTTPError) as error:
-        if isinstance(error, HfHubHTTPError):  # an answer, if not a good one
+        if isinstance(error, HfHubHTTPError):  # the Hub answered, so there is a connection
             raise
-        # No connection is no obstacle to what is here already.
+        # Without a connection, a checkpoint that is already here can still be used.
         here = hf_hub_download(repo, "model_index.json", local_files_only=True)
         return inspect_checkpoint(Path(here).parent).path
     _check_files(repo, files)
-    # Without a commit, so that the cache notes which one this is: it is looked for without a connection.
+    # No revision is passed, so that the cache records which commit is current: offline look-ups need that record.
     file = Path(hf_hub_download(repo, "model_index.json"))
     index = read_json(file, file.parent)
     if index.get("_class_name") != "LongCatPipeline":
@@ -137,7 +137,7 @@ def _fetch(repo: str, check: CheckSize | None, on_progress: OnProgress) -> Path:
 
 
 def _list_files(api: Any, repo: str) -> tuple[dict[str, int], str]:
-    """Bytes by name of the files that make up a checkpoint, and the commit. Whatever else is there is not fetched."""
+    """Return the size in bytes of each file of the checkpoint, and the commit. Other files are never fetched."""
     info = api.model_info(repo, files_metadata=True)
     files = {file.rfilename: file.size or 0 for file in info.siblings or () if is_known(file.rfilename)}
     return files, info.sha
@@ -211,7 +211,7 @@ def _shape(api: Any, repo: str, revision: str, files: Iterable[str]) -> ModelSha
 
 
 def _bar(before: int, total: int, file: str, on_progress: OnProgress) -> type[Any]:
-    """A progress bar class for huggingface_hub that draws nothing and reports to `on_progress`."""
+    """A progress bar class for huggingface_hub that reports to `on_progress` and draws nothing."""
 
     class Bar(tqdm):
         def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -234,7 +234,7 @@ def _bar(before: int, total: int, file: str, on_progress: OnProgress) -> type[An
 
 @contextmanager
 def _sentences(repo: str) -> Iterator[None]:
-    """Errors of the Hub, the network and the disk as one sentence each."""
+    """Turn errors of the Hub, the network and the disk into a ValueError of one sentence."""
     from huggingface_hub import errors
 
     try:

@@ -1,4 +1,4 @@
-"""What a LongCat checkpoint folder holds, read from its small files without loading a weight."""
+"""Describes a LongCat checkpoint folder from its small files, without loading weights."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from pipeline.request.refinement import STEPS, Clip, refined_size
 from pipeline.request.start import FromClip
 from pipeline.request.video import VideoRequest
 
-# A small checkpoint trained for this project, with everything the 13.6 B one has.
+# A small checkpoint trained for this project. It has the same parts as the one with 13.6 B parameters.
 EMBEDDED_CHECKPOINT = Path(__file__).resolve().parents[2] / "assets" / "longcat-tiny"
 
-# component folder -> its configuration
+# component folder -> its configuration file
 CONFIGS = {
     "transformer": "config.json",
     "vae": "config.json",
@@ -46,10 +46,10 @@ LONGCAT_DEFAULTS = {
     "use_distill": False,
 }
 
-# Adapters by the names of LongCat's files, and by those of the folders that FastVideo's converter puts them into.
+# Adapter names: from LongCat's file names, and from the folder names of FastVideo's converter.
 _ADAPTERS = {"cfg_step_lora": "distill", "distilled": "distill", "refinement_lora": "refine", "refinement": "refine"}
 ADAPTER_FILES = {"distill": "cfg_step_lora.safetensors", "refine": "refinement_lora.safetensors"}
-# What LongCat runs its few-step adapter with.
+# The settings that LongCat uses with its few-step adapter.
 _WITH_ADAPTER = {"distill": {"steps": 16, "guidance_scale": 1.0, "use_distill": True}}
 
 
@@ -58,14 +58,14 @@ class CheckpointInfo:
     """A complete checkpoint folder.
 
     Attributes:
-        parameters: of the transformer.
+        parameters: number of parameters of the transformer.
         bsa: block sparse attention from transformer/config.json's `enable_bsa` and `bsa_params`, or None.
-        defaults: generation settings: height, width, num_frames, num_inference_steps, guidance_scale,
-            fps, use_distill and whatever else generation_config.json holds.
-        sparse: its `bsa_params`, whether or not `enable_bsa` is set.
-        shift: of its scheduler.
-        loras: adapter name -> file, of what lies in its folder lora/; "distill" and "refine" are LongCat's own.
-        linear: outputs and inputs of the transformer's linear layers, which adapters must fit.
+        defaults: generation settings: height, width, num_frames, num_inference_steps, guidance_scale, fps, use_distill
+            and any others in generation_config.json.
+        sparse: block sparse attention from `bsa_params`, even if `enable_bsa` is not set.
+        shift: timestep shift of the scheduler.
+        loras: adapter name -> file in the folder lora/. LongCat's own are "distill" and "refine".
+        linear: layer name -> outputs and inputs of the transformer's linear layers, which adapters must fit.
     """
 
     path: Path
@@ -79,8 +79,11 @@ class CheckpointInfo:
     linear: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def request(self, prompt: str, **overrides: Any) -> VideoRequest:
-        """A request with this checkpoint's settings, or with those of its adapter `lora`; `overrides` are fields of
-        `VideoRequest`. Raises ValueError for a value that cannot be used, or an adapter that is not there."""
+        """A request with this checkpoint's settings, or with the settings of its adapter `lora`.
+
+        overrides: fields of `VideoRequest`.
+        Raises ValueError for a value that cannot be used, or for an adapter that the checkpoint does not have.
+        """
         values = {
             "height": self.defaults["height"],
             "width": self.defaults["width"],
@@ -102,9 +105,10 @@ class CheckpointInfo:
     def refinement(
         self, prompt: str, clip: Clip, *, t_thresh: float = 0.5, double_frames: bool = True, **overrides: Any
     ) -> VideoRequest:
-        """A request that refines a clip as LongCat does: its size, schedule, sparse attention and adapter.
+        """A request that refines a clip with LongCat's size, schedule, sparse attention and adapter.
 
-        `overrides` are fields of `VideoRequest`. Raises ValueError as `request` does.
+        t_thresh, double_frames: as in `FromClip`. overrides: fields of `VideoRequest`.
+        Raises ValueError as `request` does.
         """
         start = FromClip(video=str(clip.path), t_thresh=t_thresh, double_frames=double_frames)
         native = self.defaults["width"] * self.defaults["height"]
@@ -124,11 +128,11 @@ class CheckpointInfo:
         return self.request(prompt, **(values | overrides))
 
     def steps_run(self, request: VideoRequest) -> int:
-        """Denoising steps that a request takes with this checkpoint's schedule."""
+        """Number of denoising steps that a request runs with this checkpoint's schedule."""
         return request.start.steps_run(request.steps, self.shift)
 
     def check_lora(self, name: str | None) -> None:
-        """Raise ValueError when the checkpoint has no adapter of that name, or one that does not fit it."""
+        """Raise ValueError if the checkpoint has no adapter of this name, or if the adapter does not fit it."""
         if name is None:
             return
         if name in self.loras:
@@ -142,9 +146,9 @@ class CheckpointInfo:
 
 
 def inspect_checkpoint(path: str | Path) -> CheckpointInfo:
-    """Check that a folder is a complete LongCat checkpoint in FastVideo's (diffusers) layout and describe it.
+    """Check that a folder is a complete LongCat checkpoint in FastVideo's (diffusers) layout, and describe it.
 
-    Reads the configurations and the headers of the weight files, not the weights.
+    Only the configurations and the headers of the weight files are read.
 
     Raises:
         ValueError: the folder, a component, a shard or a configuration is missing or damaged.
@@ -205,17 +209,13 @@ def _shift(scheduler: dict[str, Any], checkpoint: Path) -> float:
 
 
 def _name(path: Path) -> str:
-    # the Hub's cache: models--org--name/snapshots/COMMIT
+    # a folder of the Hub's cache: models--org--name/snapshots/COMMIT
     cache = path.parents[1].name if path.parent.name == "snapshots" else ""
     return cache.rpartition("--")[2] if cache.startswith("models--") else path.name
 
 
-
-
-
-
 def _adapters(folder: Path) -> dict[str, Path]:
-    """Files lora/NAME.safetensors, as LongCat has them, and lora/NAME/*.safetensors, as FastVideo's converter does."""
+    """Adapter files in LongCat's layout, lora/NAME.safetensors, and in FastVideo's, lora/NAME/*.safetensors."""
     found: dict[str, Path] = {}
     for file in sorted((*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors"))):
         name = file.stem if file.parent == folder else file.parent.name
@@ -235,10 +235,8 @@ def _bsa_config(transformer: dict[str, Any], checkpoint: Path) -> BSAConfig:
         raise ValueError(f"{checkpoint}/transformer/config.json has unusable bsa_params: {error}") from None
 
 
-
-
 def _check_tokenizer(checkpoint: Path) -> None:
-    """Only the ends of the file: the whole one, megabytes of it, is read when it is loaded."""
+    """Raise ValueError if the tokenizer is missing or cut short. Reads only both ends of its file of megabytes."""
     folder = checkpoint / "tokenizer"
     file = folder / "tokenizer.json"
     check_plain(file)
@@ -250,7 +248,3 @@ def _check_tokenizer(checkpoint: Path) -> None:
         end = stream.read().rstrip()
     if not (begin.startswith(b"{") and end.endswith(b"}")):
         raise ValueError(incomplete(checkpoint, "tokenizer/tokenizer.json is cut off or damaged"))
-
-
-
-

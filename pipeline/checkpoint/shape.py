@@ -1,4 +1,4 @@
-"""The size of a checkpoint's model, on which its cost depends."""
+"""The dimensions of a checkpoint's model, which decide its cost."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ _UNKNOWN = "the configurations of {name} do not tell its size ({reason})"
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What the cost of a checkpoint depends on.
+    """The dimensions that decide the cost of a checkpoint.
 
-    hidden, depth, heads, ffn, modulation: of the transformer; the last is the width of its time embedding.
-    transformer, text_encoder, vae: parameters of each. text_visit: of the text encoder, those that are together while
-    one of its layers runs: embedding and layer.
+    hidden, depth, heads, ffn: hidden size, blocks, attention heads and feed-forward size of the transformer.
+    modulation: width of its time embedding.
+    transformer, text_encoder, vae: number of parameters of each.
+    text_visit: parameters of the text encoder's embedding and one layer, all that an offloaded encoder needs at once.
     decoder_width: channels of the VAE decoder's last level, which works on squares of decoder_patch pixels.
     """
 
@@ -37,12 +38,12 @@ class ModelShape:
 
     @property
     def parameters(self) -> int:
-        """Of all components."""
+        """Number of parameters of all components."""
         return self.transformer + self.text_encoder + self.vae
 
     @classmethod
     def read(cls, info: CheckpointInfo) -> ModelShape:
-        """From the checkpoint's small files. Raises ValueError when one is missing or damaged."""
+        """Read the dimensions from the checkpoint's small files. Raises ValueError if one is missing or damaged."""
         try:
             configs = {
                 part: json.loads((info.path / part / "config.json").read_text(encoding="utf-8")) for part in WEIGHTS
@@ -54,7 +55,10 @@ class ModelShape:
 
     @classmethod
     def of(cls, name: str, configs: Mapping[str, Any], parameters: Mapping[str, int]) -> ModelShape:
-        """From each component's config.json and number of parameters. Raises ValueError when a value is unusable."""
+        """Take the dimensions from each component's config.json and number of parameters.
+
+        Raises ValueError for a value that cannot be used.
+        """
         try:
             transformer, vae, text = (configs[part] for part in ("transformer", "vae", "text_encoder"))
             embedding = int(text.get("vocab_size", 256_384)) * int(text.get("d_model", 4096))

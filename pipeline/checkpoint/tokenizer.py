@@ -1,4 +1,4 @@
-"""The checkpoint's tokenizer, read as a table of words and rules: no class that it names, and no code in its folder."""
+"""Loads a checkpoint's tokenizer as plain data: it runs neither a class that the files name nor code in the folder."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cl
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """transformers' tokenizer over tokenizer.json, with the special tokens that the files beside it name.
+    """A tokenizer of transformers for tokenizer.json, with the special tokens that the files beside it name.
 
-    transformers' own way to open such a folder picks a class by the names in it, and for some of them runs Python from
-    it; FastVideo's asks for that outright.
+    The usual loader of transformers picks a class by the names in the folder, and for some names it runs Python from
+    there. FastVideo's loader even asks for this.
 
     Raises:
         ValueError: a file is missing or damaged.
@@ -33,5 +33,5 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def _token(value: Any) -> Any:
-    """A token's text, which files have alone or with how it is matched."""
+    """The text of a token. Files hold it alone, or in an object together with its matching rules."""
     return value.get("content") if isinstance(value, dict) else value

@@ -1,8 +1,8 @@
-"""What a checkpoint folder may hold: weights, tables and settings, nothing that any library would run.
+"""Checks that a checkpoint folder holds only weights, tables and settings, and nothing that a library would run.
 
-A checkpoint comes from strangers. The libraries that read such folders know many ways to run Python from them (a file
-that `auto_map` names, a pipeline of its own, a class chosen by name, a pickle), so the folder is looked through before
-any of them is called, and only the names that LongCat needs are known.
+A checkpoint comes from strangers. Libraries that read such folders have many ways to run Python from them: a file that
+`auto_map` names, a custom pipeline, a class chosen by name, a pickle. So the folder is searched before any library
+opens it, and only the names that LongCat needs are allowed.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-MOST_ENTRIES = 10_000  # of a folder; a checkpoint has some dozens
-LARGEST_JSON = 64 * 2**20  # bytes; the shard index of a model of a hundred times LongCat's size
+MOST_ENTRIES = 10_000  # in a folder; a checkpoint has a few dozen
+LARGEST_JSON = 64 * 2**20  # bytes; enough for the shard index of a model a hundred times LongCat's size
 
-# component folder -> the library and the classes that model_index.json may name for it
+# component folder -> the library and classes that model_index.json may name for it
 COMPONENTS: dict[str, tuple[str, frozenset[str]]] = {
     "transformer": ("diffusers", frozenset({"LongCatTransformer3DModel"})),
     "vae": ("diffusers", frozenset({"AutoencoderKLWan"})),
@@ -31,19 +31,19 @@ COMPONENTS: dict[str, tuple[str, frozenset[str]]] = {
 }
 _CLASSES = frozenset({"LongCatPipeline"}).union(*(classes for _, classes in COMPONENTS.values()))
 
-# Of a file that some loader would import, run or unpickle.
+# Endings of files that some loader would import, run or unpickle.
 _CODE = re.compile(r"\.(py\w?|so|dll|dylib|pkl|pickle|jit|sh|exe)$", re.IGNORECASE)
-# Keys by which the libraries find code, other repositories, or loaders that are not LongCat's.
+# Keys through which libraries find code, other repositories, or loaders that are not LongCat's.
 _CODE_KEYS = frozenset(
     "auto_map custom_pipeline custom_pipelines custom_generate custom_objects custom_code custom_modules "
     "trust_remote_code processor_type image_processor_type feature_extractor_type gemma_model_path".split()
 )
-# Keys that name classes.
+# Keys whose values name classes.
 _CLASS_KEYS = frozenset(("_class_name", "architectures", "tokenizer_class"))
-# Read by the tokenizers library alone, as data: its keys are the words of a vocabulary.
+# Only the tokenizers library reads this file, as data: its keys are the words of a vocabulary.
 _VOCABULARIES = frozenset(("tokenizer.json", "vocab.json"))
 
-# What is fetched from the Hub, by name.
+# Names of the files that are fetched from the Hub.
 _KNOWN = re.compile(
     r"model_index\.json|generation_config\.json"
     r"|(?:transformer|vae|text_encoder)/(?:config\.json|[^/]+\.safetensors(?:\.index\.json)?)"
@@ -56,12 +56,12 @@ REMEDY = "use a checkpoint of weights and settings alone"
 
 
 def is_known(name: str) -> bool:
-    """Whether a file of a repository, such as vae/config.json, is one that a checkpoint is made of."""
+    """Whether a file of a repository, such as vae/config.json, is part of a checkpoint."""
     return _KNOWN.fullmatch(name) is not None
 
 
 def check_files(checkpoint: Path) -> None:
-    """Raise ValueError when the folder holds anything but plain files and folders, or a file that is code."""
+    """Raise ValueError if the folder holds a file with code, or anything but plain files and folders."""
     for file in _files(checkpoint):
         name = file.relative_to(checkpoint)
         if _CODE.search(file.name):
@@ -70,8 +70,10 @@ def check_files(checkpoint: Path) -> None:
 
 
 def check_plain(file: Path) -> None:
-    """Raise ValueError for a pipe, a socket or a device, from which reading might never end. None for what is absent,
-    which whoever reads it reports."""
+    """Raise ValueError for a pipe, a socket or a device, because reading from it might never end.
+
+    A missing file passes: its reader reports it.
+    """
     try:
         mode = file.stat().st_mode
     except OSError:
@@ -81,9 +83,9 @@ def check_plain(file: Path) -> None:
 
 
 def check_names(checkpoint: Path) -> None:
-    """Raise ValueError when a JSON file of the folder names code, or a class that is not one of LongCat's.
+    """Raise ValueError if a JSON file in the folder names code, or a class that is not LongCat's.
 
-    The folder's own files were found readable before; what lies beside them may be anything.
+    The checkpoint's own files are known to be readable at this point; other files beside them may hold anything.
     """
     for file in _files(checkpoint):
         if file.suffix.lower() != ".json" or file.name in _VOCABULARIES or not file.is_file():
@@ -99,7 +101,7 @@ def check_names(checkpoint: Path) -> None:
 
 
 def check_index(index: dict[str, Any], checkpoint: Path) -> None:
-    """Raise ValueError when model_index.json names other components, or other classes, than LongCat's."""
+    """Raise ValueError if model_index.json names components or classes that are not LongCat's."""
     file = checkpoint / "model_index.json"
     if index.get("boundary_ratio") is not None:
         raise ValueError(f"{file} has a boundary_ratio, of models with two transformers; LongCat has one: remove it")
@@ -136,7 +138,7 @@ def _content(file: Path, name: Path, checkpoint: Path) -> Any:
 
 
 def _entries(content: Any) -> Iterator[tuple[str, Any]]:
-    """All keys with their values, at any depth."""
+    """Yield every key with its value, at any depth."""
     waiting = [content]
     while waiting:
         value = waiting.pop()
@@ -148,7 +150,7 @@ def _entries(content: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _files(checkpoint: Path) -> Iterator[Path]:
-    """Everything in the folder that is no folder, through links too, each real folder once."""
+    """Yield everything in the folder except folders. Follows links, and visits each real folder once."""
     seen, entries = set(), 0
     for where, folders, files in os.walk(checkpoint, followlinks=True):
         entries += len(folders) + len(files)

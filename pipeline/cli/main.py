@@ -30,6 +30,7 @@ from pipeline.estimate.estimator import FILE_NAME, Estimate, Estimator
 from pipeline.machine.device import choose_device
 from pipeline.machine.memory import available_memory, out_of_memory
 from pipeline.machine.paths import check_writable
+from pipeline.machine.whole_files import write_whole
 from pipeline.media.write import prepare_output
 from pipeline.request.result import Comparison, VideoResult
 from pipeline.request.sentences import VisibleFormatter, one_line, visible
@@ -199,7 +200,7 @@ def _write_json(report: dict[str, Any], target: str) -> None:
         return
     try:
         Path(target).parent.mkdir(parents=True, exist_ok=True)
-        Path(target).write_text(text, encoding="utf-8")
+        write_whole(Path(target), text)
     except OSError as error:
         raise OSError(f"cannot write the report to {target}: {error.strerror}; free some space") from error
 

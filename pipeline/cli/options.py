@@ -12,12 +12,14 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from bsa import BSAConfig, Grid
+from bsa.config import SCHEDULE
+from bsa.selectors import SCORES
 from pipeline.checkpoint.download import Progress, fetch_checkpoint, is_hub_id
 from pipeline.checkpoint.info import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
 from pipeline.cli.inspect import add_inspect
 from pipeline.estimate.refusal import check_weights_fit
 from pipeline.machine.device import choose_device
-from pipeline.machine.memory import Device
+from pipeline.machine.gpus import Device
 from pipeline.media.clip import inspect_clip
 from pipeline.media.comment import read_settings
 from pipeline.request.fields import FIELDS
@@ -260,7 +262,7 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
 
 def _add_attention(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
-        "block sparse attention", "Any of the first four turns BSA on, or changes the checkpoint's own setting."
+        "block sparse attention", "Any of these but --dense turns BSA on, or changes the checkpoint's own setting."
     )
     group.add_argument(
         "--sparsity",
@@ -278,6 +280,17 @@ def _add_attention(parser: argparse.ArgumentParser) -> None:
         "--chunk-q", nargs="+", metavar="N", help="frames, rows and columns of a query block: 4 4 4, 4,4,4 or 4x4x4"
     )
     group.add_argument("--chunk-k", nargs="+", metavar="N", help="the same of a key block")
+    group.add_argument(
+        "--selection",
+        choices=SCORES,
+        help="how blocks are scored: mean, as LongCat does, or cells, which compares boxes of 2x2x2 tokens inside them",
+    )
+    group.add_argument(
+        "--dense-steps", type=int, metavar="N", help="so many of the first steps attend to everything (default: 0)"
+    )
+    group.add_argument(
+        "--dense-layers", type=int, metavar="N", help="so many of the first layers attend to everything (default: 0)"
+    )
     group.add_argument("--dense", action="store_true", help="dense attention, whatever the checkpoint says")
 
 
@@ -324,6 +337,9 @@ def read_bsa(args: argparse.Namespace, default: BSAConfig | None) -> BSAConfig |
     for name in ("chunk_q", "chunk_k"):
         if getattr(args, name) is not None:
             changes[name] = _chunk(f"--{name.replace('_', '-')}", getattr(args, name))
+    for name in ("selection", *SCHEDULE):
+        if getattr(args, name) is not None:
+            changes[name] = getattr(args, name)
     comparing = getattr(args, "compare", False)
     if args.dense:
         if changes or comparing:

@@ -1,1 +1,1 @@
-"""The pipeline in a process of its own: both ends of the pipe."""
+"""The pipeline in a separate process: both ends of the connection."""

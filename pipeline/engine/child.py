@@ -1,8 +1,9 @@
-"""A pipeline in a process of its own: the side that runs there. `pipeline.engine.process` is the other side.
+"""The child process that runs a pipeline. `pipeline.engine.process` is the other side.
 
 Both talk over a socket in pickled tuples. Asked: (task, kind, arguments), kind "generate", "call" or "cancel".
 Answered: (task, kind, content): any number of "say" and "step", then one "video", "done" or "error". Task 0 is loading.
-A second socket carries the file descriptor of a video's decoded frames, which are too large for messages.
+A second socket carries the file descriptor of a video's decoded frames, which are too large for messages. Signs of life
+come all the time.
 """
 
 from __future__ import annotations
@@ -25,19 +26,22 @@ from typing import IO, Any
 
 import numpy as np
 
+from pipeline.engine.patience import BEAT_SECONDS
 from pipeline.machine.memory import out_of_memory, release_memory
 from pipeline.machine.resources import torch_memory
+from pipeline.media.write import check_encoder
 from pipeline.request.video import Cancelled, StepUpdate, VideoRequest
 
 log = logging.getLogger("pipeline")
 
 LOADING = 0
-MEMORY = -1  # instead of a task: the readings of PyTorch's allocator
+MEMORY = -1  # in place of a task number: the message holds readings of PyTorch's allocator
 MEMORY_SECONDS = 0.1
+BEAT = -2  # instead of a task: a sign of life
 PARENT_SECONDS = 1.0
 
-# Errors after which every further call of the process fails, so that only a new process helps (the CUDA documentation
-# says so of each: "the process must be terminated and relaunched").
+# After these errors every further CUDA call of the process fails, and only a new process helps. The CUDA documentation
+# says about each: "the process must be terminated and relaunched".
 _FATAL_CUDA = re.compile(
     "illegal memory access|illegal instruction|illegal address|misaligned address|device-side assert|"
     "unspecified launch failure|launch timed out|launch failure|hardware stack error|uncorrectable|"
@@ -48,7 +52,7 @@ _FATAL_CUDA = re.compile(
 
 
 class RemoteError(RuntimeError):
-    """An error of the other process whose type means nothing here; `kind` is the type's name."""
+    """An error of the child whose type is unknown in this process. `kind` is the name of that type."""
 
     def __init__(self, text: str, kind: str = "RuntimeError") -> None:
         super().__init__(text, kind)
@@ -59,23 +63,24 @@ class RemoteError(RuntimeError):
 
 
 def load_longcat(say: Callable[[str], None], path: str, device: str, **weights: Any) -> Any:
-    """What the page's engine runs. It records attention, for the page to show it.
+    """Load the pipeline for the page. It records attention, so that the page can show it.
 
-    weights: how they are kept, see `LongCatPipeline.load`.
+    weights: how to keep the weights, see `LongCatPipeline.load`.
     """
+    check_encoder()  # every job would fail after minutes of loading
     from pipeline.runs.longcat import LongCatPipeline
 
     return LongCatPipeline.load(path, device=device, on_message=say, record=True, **weights)
 
 
 def named(target: str) -> Callable[..., Any]:
-    """The function "module:name"."""
+    """Import the function that "module:name" refers to."""
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
 def portable(error: Exception) -> Exception:
-    """The error as one that every process can read: the types that callers tell apart stay, others become text."""
+    """Turn an error into one that any process can unpickle. Types that callers distinguish stay; others become text."""
     text = str(error)
     if isinstance(error, Cancelled):
         return Cancelled(text)
@@ -89,7 +94,7 @@ def portable(error: Exception) -> Exception:
 
 
 def fatal(error: Exception) -> bool:
-    """Whether this process can compute nothing more after the error, because its CUDA context is lost."""
+    """Whether the error has destroyed the CUDA context, so that this process can compute nothing more."""
     if isinstance(error, (ValueError, OSError, Cancelled)):
         return False
     cuda = "cuda" in str(error).lower() or type(error).__name__ == "AcceleratorError"
@@ -123,6 +128,7 @@ class _Child:
         target, arguments, level = self._link.recv()
         logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
         threading.Thread(target=self._listen, name="engine-listen", daemon=True).start()
+        threading.Thread(target=self._beat, name="engine-beat", daemon=True).start()
         try:
             pipeline = named(target)(lambda text: self._send(LOADING, "say", text), **arguments)
         except Exception as error:
@@ -155,7 +161,7 @@ class _Child:
         return result, frames.shape
 
     def _send_frames(self, frames: np.ndarray) -> None:
-        # without a name in any file system, so nothing is left behind whatever happens to either process
+        # the memory has no name in a file system, so nothing is left behind if either process dies
         if hasattr(os, "memfd_create"):
             file: IO[bytes] = open(os.memfd_create("frames"), "wb")
         else:
@@ -178,20 +184,20 @@ class _Child:
         lost = fatal(error)
         small = portable(error)
         if lost:
-            # Whatever would be freed from here on may ask CUDA, which fails again, where it ends the process. So the
-            # other side is told first, and ends it.
+            # Freeing tensors may call CUDA, which fails again and would end this process without a word. So the error
+            # is sent first, and the other side ends this process.
             self._send(task, "error", (small, True))
             threading.Event().wait()
-        traceback.clear_frames(error.__traceback__)  # their variables hold what filled the memory
+        traceback.clear_frames(error.__traceback__)  # these frames still hold the tensors that filled the memory
         error.__traceback__ = error.__cause__ = error.__context__ = None
         release_memory()
         self._send(task, "error", (small, False))
 
     def _listen(self) -> None:
-        """Take what is asked, and end this process when nobody is left to ask."""
+        """Receive requests, and end this process when the other side is gone."""
         try:
             while True:
-                # A process that the parent forked may hold the socket open after the parent has died.
+                # the socket may stay open after the parent has died, in a process that the parent forked
                 while not self._link.poll(PARENT_SECONDS):
                     if os.getppid() != self._parent:
                         _end()
@@ -202,6 +208,11 @@ class _Child:
                     self._tasks.put((task, kind, arguments))
         except (EOFError, OSError):
             _end()
+
+    def _beat(self) -> None:
+        pause = threading.Event()
+        while not pause.wait(BEAT_SECONDS):
+            self._send(BEAT, "beat", None)
 
     def _report_memory(self, device: Any) -> None:
         if device.type != "cuda":
@@ -215,7 +226,7 @@ class _Child:
 
 
 def _end() -> None:
-    """End this process and those that it started, at once. It leads its own process group."""
+    """Kill this process and its children at once. It leads its own process group."""
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os._exit(1)

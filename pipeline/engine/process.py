@@ -1,7 +1,7 @@
-"""The pipeline in a process of its own, so that the page answers while it computes and survives its end.
+"""Runs the pipeline in a separate process, so that the page answers during computation and survives a crash.
 
 `EngineProcess` is what the worker and its jobs see: a `Generator` whose videos are made by the child process that runs
-`pipeline.engine.child`. A dead child is noticed at once; the worker starts another.
+`pipeline.engine.child`. A dead child is noticed at once, and one that hangs after a while; the worker starts another.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from pipeline.engine.child import LOADING
 from pipeline.engine.parent import CUDA_LOST, Child, EngineDied
 from pipeline.machine.device import DeviceName
+from pipeline.machine.whole_files import remove_partials
 from pipeline.request.generator import Generator
 from pipeline.request.load_options import LoadOptions
 from pipeline.request.result import VideoResult
@@ -31,11 +32,11 @@ FIXED = "this server has one checkpoint only; start another one with --model-pat
 
 
 class EngineProcess:
-    """Makes videos in a child process. One task at a time; calls from several threads queue up.
+    """Makes videos in a child process. It runs one task at a time; calls from several threads wait their turn.
 
-    target: "module:function", called in the child as function(say, **arguments); returns a pipeline.
-    on_exit: called from another thread whenever a child has ended, asked to or not.
-    tries: how often to start it before giving up.
+    target: "module:function", called in the child as function(say, **arguments); it returns the pipeline.
+    on_exit: called from another thread whenever a child has ended, for any reason.
+    tries: number of attempts to start a child.
     """
 
     tries = 3
@@ -55,49 +56,52 @@ class EngineProcess:
 
     @property
     def pid(self) -> int | None:
-        """The child's process id; None while there is no child."""
+        """The child's process id, or None while there is no child."""
         child = self._child
         return child.pid if child is not None and child.alive else None
 
     def torch_memory(self) -> dict[str, int] | None:
-        """{"allocated", "reserved"} bytes of the child's CUDA allocator, at most a tenth of a second old."""
+        """Bytes "allocated" and "reserved" by the child's CUDA allocator, at most a tenth of a second old."""
         child = self._child
         return child.memory if child is not None and child.alive else None
 
     def start(self, say: Say) -> EngineProcess:
-        """Start a child in place of any other and wait until it has loaded the pipeline.
+        """Start a child, in place of an earlier one, and wait until it has loaded the pipeline.
+
+        say: called with sentences on the progress of loading.
 
         Raises:
-            EngineDied: it ended while loading.
-            ValueError, RuntimeError, ...: what loading raised.
+            EngineDied: the child ended while loading.
+            ValueError, RuntimeError, ...: raised by the loading.
         """
         with self._turn:
             self._end_child()
             child = self._child = Child(self._target, self._arguments, lambda: self.on_exit())
-            if self._closed:  # meanwhile, from another thread
+            if self._closed:  # by another thread, meanwhile
                 child.kill()
             try:
                 self.device = DeviceName.parse(_follow(child, LOADING, lambda kind, text: say(text)))
             except BaseException:
                 child.kill()
                 raise
+            child.forget(LOADING)
         return self
 
     @property
     def why(self) -> str:
-        """Why the child is no longer alive."""
+        """The reason why the child is no longer alive, as a sentence."""
         return NOT_RUNNING if self._child is None else self._child.why
 
     def check_switch(self, path: str | Path) -> None:
-        """Raise ValueError when `switch` is of no use."""
+        """Raise ValueError if this engine cannot switch to the checkpoint `path`."""
 
     def switch(self, path: Path) -> None:
-        """Load the checkpoint `path` from the next `start` on."""
+        """Make every later `start` load the checkpoint `path`."""
         self._arguments = {**self._arguments, "path": str(path)}
 
     @property
     def path(self) -> Path:
-        """The checkpoint that `start` loads."""
+        """The checkpoint folder that `start` loads."""
         return Path(self._arguments["path"])
 
     @property
@@ -108,12 +112,12 @@ class EngineProcess:
     def generate_frames(
         self, request: VideoRequest, on_step: Callable[[StepUpdate], None] | None, output: Path
     ) -> tuple[VideoResult, np.ndarray]:
-        """As `LongCatPipeline.generate_frames`; the frames are read-only. An `on_step` that raises ends the task.
+        """Generate like `LongCatPipeline.generate_frames`. Frames are read-only; the task ends if `on_step` raises.
 
         Raises:
             EngineDied: the child ended; `start` starts another.
-            Cancelled, ValueError, OSError, MemoryError: as the pipeline raised them.
-            RemoteError: anything else that it raised.
+            Cancelled, ValueError, OSError, MemoryError: raised by the pipeline.
+            RemoteError: the pipeline raised another error.
         """
 
         def on_message(kind: str, content: tuple) -> None:
@@ -121,23 +125,31 @@ class EngineProcess:
             if on_step is not None:
                 on_step(StepUpdate(phase, step, total, seconds, None if preview is None else lambda: preview))
 
-        return self._ask("generate", (request, Path(output).absolute()), on_message)
+        output = Path(output).absolute()
+        child = self._child
+        try:
+            return self._ask("generate", (request, output), on_message)
+        except EngineDied:
+            if child is not None:
+                remove_partials(output.parent, child.pid)
+            raise
 
     def call(self, target: str) -> Any:
-        """What the function "module:name" returns for the child's pipeline."""
+        """Call the function "module:name" with the pipeline in the child, and return its result."""
         return self._ask("call", (target,), lambda kind, content: None)
 
     def calibrate(self) -> list[dict[str, Any]]:
         return self.call("pipeline.estimate.calibrate:measure")
 
     def cancel(self) -> None:
-        """End the task that runs now, if any, at its next step; it raises `Cancelled`."""
+        """End the task that runs now, if any, at its next step; it raises `Cancelled`. Where that step does not come,
+        the child is ended, and it raises `EngineDied`. Returns at once."""
         child = self._child
         if child is not None:
             child.cancel()
 
     def close(self) -> None:
-        """End the child, whatever it does. No other is started."""
+        """Kill the child, even during a task. No other child is started."""
         self._closed = True
         self._end_child()
 
@@ -159,9 +171,9 @@ class EngineProcess:
 
 
 def _follow(child: Child, task: int, on_message: Callable[[str, Any], None]) -> Any:
-    """Hand a task's messages on until it has ended, and return or raise how it did.
+    """Pass on the messages of a task until it ends. Returns its result or raises its error.
 
-    What `on_message` raises cancels the task, and is raised once the child is ready for another.
+    An error in `on_message` cancels the task, and is raised once the child is ready for the next one.
     """
     refusal: BaseException | None = None
     while True:
@@ -175,7 +187,7 @@ def _follow(child: Child, task: int, on_message: Callable[[str, Any], None]) -> 
         if kind == "error":
             error, lost = content
             if lost:
-                first = next(iter(str(error).splitlines()), "")  # PyTorch's hints for developers follow
+                first = next(iter(str(error).splitlines()), "")  # PyTorch adds hints for developers below
                 child.why = CUDA_LOST.format(error=one_line(first))
                 child.kill()
                 continue
@@ -189,7 +201,7 @@ def _follow(child: Child, task: int, on_message: Callable[[str, Any], None]) -> 
 
 
 class InProcess:
-    """A pipeline in this very process, with the members of `EngineProcess`."""
+    """Runs a pipeline in this process, with the same members as `EngineProcess`."""
 
     tries = 1
     alive = True
@@ -218,7 +230,7 @@ class InProcess:
         self.check_switch(path)
 
     def cancel(self) -> None:
-        """The job is asked at every step anyway."""
+        """Do nothing: the job is asked at every step anyway."""
 
     def close(self) -> None:
-        """Ends with this process."""
+        """Do nothing: the pipeline ends with this process."""

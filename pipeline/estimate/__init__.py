@@ -1,1 +1,1 @@
-"""What a request will cost, and whether it fits: counts, measurements, refusal, advice."""
+"""Estimates the cost of a request and whether it fits: counts, measurements, refusal, advice."""

@@ -1,8 +1,8 @@
-"""Whether BSA is worth it for a request: the usual rules, and what was measured on this machine.
+"""Advises whether BSA is worth using for a request, from the usual rules and from measurements on this machine.
 
-The rules are those that the feature is known by: recommended at 720p and above, for more than 93 frames, and for
-refinement; not at 480p and below. Where this machine has been measured, the expected ratio has the last word, and the
-advice names where it begins to pay. "When memory is short" is a rule that measurements did not confirm: BSA saves time.
+The usual rules recommend BSA at 720p and above, for more than 93 frames and for refinement, but not at 480p and below.
+If this machine has been measured, the expected ratio decides instead, and the advice names the number of frames from
+which BSA pays. The rule "use it when memory is short" is left out: measurements did not confirm it. BSA saves time.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ LARGE_SIDE = 704  # LongCat's 720p bucket is 704x1280
 SMALL_SIDE = 480
 LONG_FRAMES = 93
 WORTH = 1.15  # expected ratio of denoising times from which BSA is recommended
-TIGHT = 0.8  # share of the available memory from which it is called tight
-_MOST_LATENT_FRAMES = 64  # how far the crossover is looked for: 253 frames
+TIGHT = 0.8  # memory counts as tight above this share of what is available
+_MOST_LATENT_FRAMES = 64  # the crossover is searched up to here: 253 frames
 
 PAYS = "BSA pays at this size on this machine."
 PAYS_LARGE = "BSA pays at this size on this machine, as it does from 720p on and for long videos."
@@ -35,7 +35,7 @@ MEMORY = "Memory is tight. BSA saves time, not memory, so take fewer frames or a
 
 @dataclass(frozen=True)
 class Advice:
-    """kind: "good", "neutral" or "poor" for BSA with this request; sentences: at most two."""
+    """kind: "good", "neutral" or "poor", for the use of BSA in this request. sentences: at most two."""
 
     kind: str
     sentences: tuple[str, ...]
@@ -50,10 +50,11 @@ def advise(
     """Advice on BSA for a request that uses it.
 
     Args:
-        ratio: expected denoising time of a request dense over sparse on this machine; None where it was not measured.
-        memory, available: expected peak and what there is, in bytes.
+        ratio: returns the expected denoising time of a request, dense over sparse, on this machine; None if this
+            machine was not measured.
+        memory, available: expected peak and available memory, in bytes.
 
-    Returns None where BSA would not be active anyway, such as for a single frame.
+    Returns None if BSA would not be active anyway, such as for a single frame.
     """
     if not request.workload.sparse:
         return None
@@ -85,14 +86,14 @@ def _measured(
 
 
 def crossover(request: VideoRequest, ratio: Callable[[VideoRequest], float | None]) -> int | None:
-    """Frames from which BSA is expected to pay at this size and sparsity; None when that is out of reach."""
+    """Number of frames from which BSA is expected to pay at this size and sparsity, or None if that is out of reach."""
 
     def pays(latent_frames: int) -> bool:
         longer = replace(request, num_frames=LATENT_FRAMES * (latent_frames - 1) + 1)
         return (ratio(longer) or 0) >= WORTH
 
     low, high = request.latent_shape[0], _MOST_LATENT_FRAMES
-    if request.start.clip is not None:  # whose length is the clip's
+    if request.start.clip is not None:  # the clip decides the length
         return None
     if low >= high or not pays(high):
         return None

@@ -1,4 +1,4 @@
-"""Measures a loaded pipeline for a second or two, so that `pipeline.estimate.estimator` knows this machine."""
+"""Measures a loaded pipeline for a second or two, so that estimates fit this machine."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from pipeline.model.forward import after_attention, attend_dense, before_attenti
 
 BUDGET_SECONDS = 1.5  # for the blocks; decoding adds about as much
 REPEATS = 3
-# Small to large; the larger ones are left out where the smaller have used the time up. One is ragged for the usual
-# 4x4x4 chunks, because its rows do not divide by 4, as at 720p and 480p.
+# From small to large; the larger ones are left out if the smaller ones have used up the time. In one of them the usual
+# 4x4x4 chunks are ragged, because its rows do not divide by 4, as at 720p and 480p.
 _GRIDS = {
     "cpu": (Grid(4, 8, 8), Grid(8, 15, 16), Grid(8, 16, 16), Grid(16, 16, 16)),
     "cuda": (Grid(8, 16, 16), Grid(12, 30, 52), Grid(12, 32, 52), Grid(24, 32, 52)),
 }
-_SMALL = (96, 96)  # height and width of the first clip that is decoded; the second has the checkpoint's own
+_SMALL = (96, 96)  # height and width of the first decoded clip; the second has the checkpoint's default size
 _KEPT = BSAConfig(sparsity=0.75)
 
 
 class Loaded(Protocol):
-    """A loaded pipeline: `exclusive` gives its model while no generation runs."""
+    """A loaded pipeline. `exclusive` gives access to its model while no generation runs."""
 
     device: torch.device
     info: CheckpointInfo
@@ -40,13 +40,14 @@ class Loaded(Protocol):
 
 @torch.no_grad()
 def measure(pipeline: Loaded, budget: float = BUDGET_SECONDS) -> list[dict[str, Any]]:
-    """Time parts of the model on small inputs: a block, its attention dense and sparse, the decoder.
+    """Time parts of the model on small inputs: a block, its dense and its sparse attention, and the decoder.
 
-    Runs for about twice `budget` seconds in the calling thread, once the pipeline is idle; nothing of it changes.
+    Runs in the calling thread for about twice `budget` seconds, once the pipeline is idle. It does not change the
+    pipeline.
 
-    Returns points, ready for JSON: {"part": "linear" | "dense" | "sparse" | "decode", "seconds", "grid" or "size",
-    and "bsa" for sparse}, each for one block and one row of the batch; and {"part": "process", "bytes"}, the memory
-    taken while idle.
+    Returns a list of points for JSON. Each is {"part": "linear" | "dense" | "sparse" | "decode", "seconds", "grid" or
+    "size", and "bsa" for sparse} for one block and one row of the batch. One more is {"part": "process", "bytes"}, the
+    memory that the idle process takes.
     """
     with pipeline.exclusive() as model:
         own_size = pipeline.info.defaults["height"], pipeline.info.defaults["width"]
@@ -63,7 +64,7 @@ def _measure(model: Any, device: torch.device, deadline: float, own_size: tuple[
     for height, width in (_SMALL, own_size):
         seconds = _measure_decoder(model, height, width, device, timer)
         points.append({"part": "decode", "size": [5, height, width], "seconds": seconds})
-        # The next one is as much slower as it is larger, and runs twice.
+        # the next grid takes longer in proportion to its tokens, and runs twice
         if seconds * math.prod(own_size) / math.prod(_SMALL) > BUDGET_SECONDS:
             break
     return points
@@ -77,7 +78,7 @@ def _measure_decoder(model: Any, height: int, width: int, device: torch.device, 
 def _measure_block(model: Any, grid: Grid, device: torch.device, timer: _Timer) -> list[dict[str, Any]]:
     blocks = iter(model.transformer.blocks) if model.offload is None else model.offload.blocks(1)
     points = _measure_one(next(blocks), model, grid, device, timer)
-    next(blocks, None)  # where it was brought from, it goes back
+    next(blocks, None)  # the block returns to where it was brought from
     return points
 
 
@@ -108,9 +109,9 @@ def _measure_one(block: Any, model: Any, grid: Grid, device: torch.device, timer
 
 
 class _Timer:
-    """Least seconds of a few calls, after one that is not counted; fewer of them once the time is used up.
+    """Measures the smallest seconds of a few calls, after one uncounted call. Fewer calls once the time is used up.
 
-    The least, because other programs only ever add to it. How busy the machine usually is, finished runs tell.
+    The smallest is used because other programs can only add to it. Finished runs show the usual load of the machine.
     """
 
     def __init__(self, device: torch.device, deadline: float) -> None:

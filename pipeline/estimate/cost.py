@@ -1,7 +1,7 @@
-"""What a generation costs: operations and bytes, counted from the checkpoint's configuration and the request.
+"""Counts the operations of a generation from the checkpoint's configuration and the request.
 
-Counts, not seconds: `pipeline.estimate.estimator` turns them into seconds with rates measured on the machine. The rates
-here only say how the parts compare with each other, which fills the gap between a first measurement and another size.
+`pipeline.estimate.estimator` turns these counts into seconds with rates measured on the machine. The rates here only
+compare the parts with each other. They bridge the gap between a first measurement and a request of another size.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from typing import NamedTuple
 
 from bsa import BSAConfig, Grid
 from pipeline.checkpoint.shape import ModelShape
-from pipeline.machine.memory import Device
+from pipeline.machine.gpus import Device
 
-TEXT_TOKENS = 40  # of a prompt of a sentence or two; cross-attention is too small a part for more exactness
-
-
+TEXT_TOKENS = 40  # a prompt of a sentence or two; cross-attention is too small a part to need the exact number
 
 
 class Rates(NamedTuple):
-    """How fast the parts run, in operations a second, and what else they cost, in operations.
+    """The speed of the parts in operations per second, and further costs in operations.
 
-    layout: per element moved into blocks and back. select: per pair of pooled blocks. ragged: factor on all of sparse
-    attention where the chunks do not divide the grid. launch: seconds per layer that do not depend on the size.
+    layout: operations per element moved into blocks and back. select: operations per pair of pooled blocks.
+    cells: operations per pair of cells, if the selection compares them.
+    ragged: factor on all of sparse attention if the chunks do not divide the grid.
+    launch: seconds per layer, whatever the size.
     """
 
     linear: float
@@ -30,14 +30,15 @@ class Rates(NamedTuple):
     decode: float
     layout: float
     select: float
+    cells: float
     ragged: float
     launch: float
 
 
-# Measured once with benchmarks/: two CPU threads in fp32, one H200 in bfloat16. Only their ratios matter.
+# Measured once with benchmarks/, on two CPU threads in fp32 and on one H200 in bfloat16. Only their ratios matter.
 _RATES = {
-    "cpu": Rates(73e9, 155e9, 115e9, 136e9, 530, 500, 1.6, 1.5e-3),
-    "cuda": Rates(350e12, 600e12, 400e12, 50e12, 4000, 20000, 1.3, 1e-3),
+    "cpu": Rates(73e9, 155e9, 115e9, 136e9, 530, 500, 250, 1.6, 1.5e-3),
+    "cuda": Rates(350e12, 600e12, 400e12, 50e12, 4000, 20000, 280, 1.3, 1e-3),
 }
 
 
@@ -46,68 +47,42 @@ def reference_rates(device: Device) -> Rates:
 
 
 def linear_seconds(shape: ModelShape, tokens: int, rates: Rates) -> float:
-    """One block without its self-attention, for one row of the batch, at the reference rates."""
+    """Seconds of one block without its self-attention, for one row of the batch, at the reference rates."""
     weights = 6 * shape.hidden**2 + 3 * shape.hidden * shape.ffn
     return (2 * tokens * weights + 4 * tokens * TEXT_TOKENS * shape.hidden) / rates.linear + rates.launch
 
 
 def dense_seconds(shape: ModelShape, tokens: int, rates: Rates) -> float:
-    """The self-attention of one block, every token with every token."""
+    """Seconds of the dense self-attention of one block, for one row of the batch."""
     return 4 * tokens**2 * shape.hidden / rates.dense
 
 
 def sparse_seconds(shape: ModelShape, grid: Grid, bsa: BSAConfig, kept: float, rates: Rates) -> float:
-    """The self-attention of one block with `kept` key blocks per query block: layout, selection, attention.
+    """Seconds of the sparse self-attention of one block, for one row of the batch: layout, selection and attention.
 
-    A block that the edge cuts short costs as much as a whole one, because it is padded to its chunk.
+    kept: key blocks per query block. A smaller block at the edge costs as much as a full one, because it is padded to
+    its chunk.
     """
     plan = bsa.blocks(grid)
     chunk_k = Grid(*map(min, grid, bsa.chunk_k)).volume
     pairs = 4 * grid.volume * kept * chunk_k * shape.hidden
     layout = rates.layout * grid.volume * shape.hidden
-    select = rates.select * shape.heads * plan.work.block_pairs
+    select = shape.heads * (rates.select * plan.work.block_pairs + rates.cells * plan.work.cell_pairs)
     return (pairs + layout + select) / rates.sparse * (rates.ragged if plan.ragged else 1)
 
 
 def decode_seconds(shape: ModelShape, frames: int, height: int, width: int, rates: Rates) -> float:
-    """The VAE's decoder: its convolutions cost as much for every pixel, about 800 width^2 per position."""
+    """Seconds of the VAE's decoder. Its convolutions take about 800 * decoder_width^2 operations per position."""
     positions = frames * height * width / shape.decoder_patch**2
     return positions * 800 * shape.decoder_width**2 / rates.decode
 
 
 def kept_blocks(bsa: BSAConfig, grid: Grid, density: float | None = None) -> float:
-    """Key blocks per query block. Where a cdf threshold decides, from a measured density, and without one the most
-    that it can be: the best blocks always hold at least their share of the mass."""
+    """Number of key blocks kept per query block.
+
+    If a cdf threshold decides, it follows from a measured density. Without one it is the upper bound: the best blocks
+    always hold at least their share of the mass.
+    """
     selector, key_blocks = bsa.selector, bsa.blocks(grid).k_blocks.volume
     most = selector.most(key_blocks)
     return most if selector.uniform or density is None else min(most, density * key_blocks)
-
-
-# -- memory -------------------------------------------------------------------------------------------------------
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-

@@ -1,9 +1,9 @@
-"""Time and memory of a generation, before it runs.
+"""Estimates time and memory of a generation before it runs.
 
 `pipeline.estimate.cost` counts the work. Rates come from measurements on this machine: a short calibration of the
-loaded model (`pipeline.estimate.calibrate`) and every finished run (`Estimator.observe`). Both are ratios of measured
-to counted, and an estimate takes the weighted median of those nearest in size and kind: a median, because on a shared
-machine single measurements are far off; weighted, because efficiency changes with size, and a machine with its load.
+loaded model (`pipeline.estimate.calibrate`) and every finished run (`Estimator.observe`). Both give ratios of measured
+to counted seconds. An estimate takes the weighted median of the ratios nearest in size and kind. It is a median because
+single measurements on a shared machine can be far off, and weighted because efficiency changes with size and load.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from pipeline.estimate import cost, footprint
 from pipeline.estimate.fit import Run, density_of, kept_run, weigh, weighted_median
 from pipeline.estimate.ledger import Ledger
 from pipeline.estimate.refusal import check_weights_fit, refuse, smaller_weights
-from pipeline.machine.memory import Device, available_memory, gpu_of
+from pipeline.machine.gpus import Device, gpu_of
+from pipeline.machine.memory import available_memory
 from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.result import VideoResult
 from pipeline.request.video import VideoRequest
@@ -34,10 +35,10 @@ logger = logging.getLogger("pipeline")
 
 FILE_NAME = "estimates.json"
 PHASES = ("text", "denoise", "decode", "file")
-_APART = 4.0  # factor by which the parts of a model may differ from each other, measured over counted
-# Estimates that rest on runs are refused at this share of what is available, others by what they certainly need.
+_APART = 4.0  # largest factor between the ratios (measured over counted) of two parts of a model
+# An estimate based on runs is refused above this share of the available memory; any other only by its certain need.
 _SURE = 0.9
-_ENCODER = 0.6  # of the time that the VAE's decoder takes for as many frames, measured on a CPU
+_ENCODER = 0.6  # time of the VAE's encoder over its decoder's for as many frames, measured on a CPU
 
 ONE_RUN, MANY_RUNS = "1 run on this machine", "{count} runs on this machine"
 CALIBRATION, NOTHING = "a short calibration on this machine", "no measurement yet"
@@ -45,13 +46,13 @@ CALIBRATION, NOTHING = "a short calibration on this machine", "no measurement ye
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one video will take.
+    """The expected cost of one video.
 
-    seconds: of "text", "denoise", "decode", "file" (writing the video) and "total", of a refinement "encode" too; None
-        before any measurement.
-    memory: expected peak in bytes, weights included; memory_label says of what.
-    memory_least: what it needs for certain.
-    basis: what the numbers rest on, as words: "2 runs on this machine".
+    seconds: by phase: "text", "denoise", "decode", "file" (writing the video) and "total", and "encode" for a
+        refinement. None before any measurement.
+    memory: expected peak in bytes, weights included. memory_label: the kind of memory.
+    memory_least: bytes that are certainly needed.
+    basis: the source of the numbers in words, such as "2 runs on this machine".
     """
 
     seconds: dict[str, float] | None
@@ -66,7 +67,7 @@ class Estimator:
 
     Args:
         store: JSON file that keeps the measurements; None keeps them in memory only.
-        weights: how those of the model are kept. Measurements are not shared between ways.
+        weights: how the model's weights are kept. Each of these options has measurements of its own.
 
     Raises:
         ValueError: the checkpoint's configurations cannot be read.
@@ -87,17 +88,17 @@ class Estimator:
 
     @property
     def calibrated(self) -> bool:
-        """Whether the parts of the model were measured on this machine."""
+        """Whether the parts of the model have been measured on this machine."""
         return bool(self._ledger.points)
 
     def calibrate(self, points: list[dict[str, Any]]) -> None:
-        """Take in what `measure` returned, in place of an earlier calibration."""
+        """Store the points that `calibrate.measure` returned, in place of an earlier calibration."""
         with self._lock:
             self._ledger.replace_points(points)
             self._take_in()
 
     def observe(self, result: VideoResult) -> None:
-        """Learn from a finished video; not from a refinement, which the ledger has no words for."""
+        """Learn from a finished video. Refinements are ignored, because the ledger cannot describe them."""
         if result.request.start.clip is not None:
             return
         with self._lock:
@@ -105,7 +106,7 @@ class Estimator:
             self._take_in()
 
     def _take_in(self) -> None:
-        """Compare what the ledger has with what was counted, once, so that estimates are quick."""
+        """Compare the ledger's measurements with the counts once, so that later estimates are quick."""
         try:
             idle = [point["bytes"] for point in self._ledger.points if point["part"] == "process"]
             self._points = [self._compare(point) for point in self._ledger.points if point["part"] != "process"]
@@ -123,7 +124,7 @@ class Estimator:
         self._runs = runs
 
     def estimate(self, request: VideoRequest) -> Estimate:
-        """What `request` will take. Quick: no device and no file is touched."""
+        """Estimate the cost of `request`. Quick: touches no device and no file."""
         runs = self._runs
         return Estimate(
             seconds=self._seconds(request, runs) if runs or self._points else None,
@@ -134,21 +135,21 @@ class Estimator:
         )
 
     def check_load(self) -> None:
-        """Refuse weights that cannot fit, before one is read. Raises ValueError with numbers and a remedy."""
+        """Raise ValueError with numbers and a remedy if the weights cannot fit. Reads none of them."""
         check_weights_fit(self._shape, self.info.name, self.device, self.weights)
 
     def host_bytes(self) -> int:
-        """Weights that offload keeps in the host's memory."""
+        """Bytes of the weights that offload keeps in host memory."""
         return footprint.host_bytes(self._shape, self.device, self.weights)
 
     def check(self, request: VideoRequest, available: int | None = None) -> Estimate:
-        """The estimate of a request that fits into memory.
+        """Return the estimate of a request, and refuse one that does not fit into memory.
 
-        available: bytes that the generation may take, its weights included; None for what is free on the device,
+        available: bytes that the generation may take, including its weights. None takes the free memory of the device,
             which is right before the weights are loaded.
 
         Raises:
-            ValueError: the request needs more memory than there is; the message names a size that fits.
+            ValueError: the request needs more memory than is available; the message names a size that fits.
         """
         available = available_memory(self.device) if available is None else available
         estimate = self.estimate(request)
@@ -179,7 +180,7 @@ class Estimator:
         return {**seconds, "total": sum(seconds.values())}
 
     def _counted(self, phase: str, request: VideoRequest, density: float | None) -> float:
-        """Seconds of a phase from the work and the calibration, before the runs have their say."""
+        """Seconds of a phase from the counted work and the calibration alone, without the runs."""
         work = request.workload
         size = (request.num_frames, request.height, request.width)
         if phase == "text":
@@ -190,19 +191,22 @@ class Estimator:
             return cost.decode_seconds(self._shape, *size, self._rates) * self._scale("decode", math.prod(size[1:]))
         shape, rates, rows, tokens = self._shape, self._rates, work.rows, work.grid.volume
         layer = cost.linear_seconds(shape, tokens * rows, rates) * self._scale("linear", tokens)
+        steps, dense = self.info.steps_run(request), 1.0
         if work.bsa is not None and work.blocks is not None:
+            dense = work.bsa.dense_share(steps, shape.depth)
+            if density is not None and dense < 1:
+                density = max(0.0, density - dense) / (1 - dense)  # of the sparse layers, not of all
             kept = cost.kept_blocks(work.bsa, work.grid, density)
             kind = "ragged" if work.blocks.ragged else "sparse"
             sparse = cost.sparse_seconds(shape, work.grid, work.bsa, kept, rates)
-            layer += rows * sparse * self._scale(kind, tokens)
-        else:
-            layer += rows * cost.dense_seconds(shape, tokens, rates) * self._scale("dense", tokens)
-        return self.info.steps_run(request) * shape.depth * layer
+            layer += (1 - dense) * rows * sparse * self._scale(kind, tokens)
+        layer += dense * rows * cost.dense_seconds(shape, tokens, rates) * self._scale("dense", tokens)
+        return steps * shape.depth * layer
 
     def _scale(self, part: str, size: float) -> float:
         """Measured over counted seconds of one part, from the calibration points of the nearest size.
 
-        Kept near what the other parts have, because on a busy machine a measurement of milliseconds may be far off.
+        It is kept near the ratios of the other parts, because on a busy machine a short measurement can be far off.
         """
         usual = weighted_median((ratio, 1.0) for name, _, ratio in self._points if name != "decode")
         scale = weighted_median(
@@ -213,7 +217,7 @@ class Estimator:
         return usual if scale is None else min(max(scale, usual / _APART), usual * _APART)
 
     def _compare(self, point: dict[str, Any]) -> tuple[str, float, float]:
-        """A calibration point as (part, size, measured over counted seconds)."""
+        """Turn a calibration point into (part, size, measured over counted seconds)."""
         part, shape, rates = point["part"], self._shape, self._rates
         if part == "decode":
             frames, height, width = point["size"]
@@ -251,7 +255,7 @@ class Estimator:
 
 
 def device_name(device: Device) -> str:
-    """What measurements are kept under: the processor and its threads, or the GPU."""
+    """The key of measurements: the processor and its number of threads, or the GPU."""
     if device.type == "cuda":
         gpu = gpu_of(device)
         return f"cuda {gpu.name}" if gpu is not None else "cuda"

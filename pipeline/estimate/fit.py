@@ -1,4 +1,4 @@
-"""How measurements become one number: the weighted median of those nearest in size and kind."""
+"""Turns measurements into one number: the weighted median of the nearest ones in size and kind."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pipeline.estimate import cost
 from pipeline.request.result import VideoResult
 from pipeline.request.video import VideoRequest
 
-_OTHER_KIND = 1.0  # distance of dense and sparse attention: one counts 1/e for the other
-_HALF_LIFE = 12  # runs after which an old one counts half: the load of a machine changes
+_OTHER_KIND = 1.0  # distance between dense and sparse attention; a run of one kind weighs 1/e for the other
+_HALF_LIFE = 12  # a run weighs half after so many later ones, because the load of a machine changes
 
 
 class Run:
-    """A finished video, as the ledger keeps it: its size and settings without the prompt, and what it took.
+    """A finished video as the ledger keeps it: size and settings without the prompt, seconds and memory.
 
-    ratios: by phase, measured over counted seconds; set by the estimator.
+    ratios: measured over counted seconds by phase; set by the estimator.
     """
 
     def __init__(self, kept: dict[str, Any]) -> None:
@@ -41,7 +41,7 @@ class Run:
 
 
 def kept_run(result: VideoResult) -> dict[str, Any]:
-    """What the ledger keeps of a result, ready for JSON; `Run` reads it."""
+    """The values of a result that the ledger keeps, ready for JSON. `Run` reads them."""
     request = result.request
     seconds = {phase: result.seconds[phase] for phase in ("text", "denoise", "decode")}
     seconds["file"] = max(0.0, result.seconds["total"] - sum(seconds.values()))
@@ -57,7 +57,7 @@ def kept_run(result: VideoResult) -> dict[str, Any]:
 
 
 class _Traits(NamedTuple):
-    """What makes two requests alike, as logarithms where a ratio counts."""
+    """The traits by which requests are compared. Those whose ratio counts are logarithms."""
 
     tokens: float
     sparse: bool
@@ -90,20 +90,20 @@ class _Traits(NamedTuple):
         return away + 0.5 * abs(self.kept - other.kept) + 0.5 * (self.chunk != other.chunk)
 
     def picture_distance(self, other: _Traits) -> float:
-        # How fast convolutions run depends on the frame's size, by jumps; the number of frames only multiplies it.
+        # The speed of convolutions jumps with the frame's size; the number of frames only multiplies the time.
         away = 0.7 * (self.size != other.size) + 1.5 * abs(self.area - other.area)
         return away + 0.3 * abs(self.frames - other.frames)
 
 
 def weigh(request: VideoRequest, runs: list[Run], phase: str) -> list[float]:
-    """How much each run, oldest first, says about a phase of the request."""
+    """The weight of each run, oldest first, for the estimate of one phase of the request."""
     here, last = _Traits.of(request), len(runs) - 1
     distance = here.attention_distance if phase == "denoise" else here.picture_distance
     return [math.exp(-distance(run.traits)) * 0.5 ** ((last - i) / _HALF_LIFE) for i, run in enumerate(runs)]
 
 
 def density_of(request: VideoRequest, runs: list[Run]) -> float | None:
-    """Where a cdf threshold decides, the density of runs with the same rule; None where the rule itself says it."""
+    """The measured density of runs with the same cdf threshold; None if the rule itself fixes the density."""
     if request.bsa is None or request.bsa.selector.uniform:
         return None
     weights = weigh(request, runs, "denoise")
@@ -113,7 +113,10 @@ def density_of(request: VideoRequest, runs: list[Run]) -> float | None:
 
 
 def weighted_median(values: Iterable[tuple[float, float]]) -> float | None:
-    """Of (value, weight); the mean of the two middle ones where they split the weight in half; None of nothing."""
+    """The weighted median of (value, weight) pairs, or None if there are none.
+
+    If two values split the weight in half, it is their mean.
+    """
     ordered = sorted(value for value in values if value[1] > 0)
     half, below = sum(weight for _, weight in ordered) / 2, 0.0
     for index, (value, weight) in enumerate(ordered):

@@ -1,19 +1,19 @@
-"""How much memory a generation needs: bytes counted from the model's shape, the request and the load options."""
+"""Counts the memory that a generation needs, in bytes, from the model's shape, the request and the load options."""
 
 from __future__ import annotations
 
 from pipeline.checkpoint.shape import ModelShape
-from pipeline.machine.memory import Device
+from pipeline.machine.gpus import Device
 from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.video import VideoRequest
 
-# Tensors of tokens x hidden alive at the widest place of a block (the feed-forward's three, or q, k, v with their
-# fp32 rotations). bfloat16: 11.45 GiB at 84,480 x 4096 on an H200 are 17.8 of them, because norms work in fp32.
+# Tensors of tokens x hidden that exist at the widest point of a block: three of the feed-forward, or q, k and v with
+# their fp32 rotations. In bfloat16, 11.45 GiB at 84,480 x 4096 on an H200 are 17.8 of them, since norms use fp32.
 _BLOCK_TENSORS = {"cpu": 13, "cuda": 18}
-# Of the fast forward, which 8-bit and offloaded weights need, on CUDA: input, queries, keys, values, result and a
-# part of the feed-forward. Counted, not measured.
+# The same for the fast forward on CUDA, which 8-bit and offloaded weights need: input, queries, keys, values, result
+# and a part of the feed-forward. Counted, not measured.
 _FAST_TENSORS = 6
-_DECODER_TENSORS = 12  # of the decoder's last level: activations, and the frames its causal convolutions keep
+_DECODER_TENSORS = 12  # at the decoder's last level: activations, and frames that its causal convolutions keep
 _PROCESS_BYTES = 900 * 2**20  # Python, PyTorch and FastVideo before any weight (resident set, CPU)
 _CONTEXT_BYTES = 600 * 2**20  # a CUDA context and cuBLAS workspaces, beside what PyTorch allocates
 
@@ -24,7 +24,7 @@ def element_size(device: Device) -> int:
 
 
 def block_bytes(shape: ModelShape, device: Device, weights: LoadOptions) -> int:
-    """Weights of one block of the transformer. Its scales, norms and biases are too few to count."""
+    """Bytes of the weights of one transformer block. Scales, norms and biases are too few to count."""
     size = element_size(device)
     return _linear(shape) * (1 if weights.quantization == "fp8" else size) + _modulation(shape) * size
 
@@ -38,7 +38,7 @@ def _modulation(shape: ModelShape) -> int:
 
 
 def _outside_blocks(shape: ModelShape, device: Device) -> int:
-    """Weights of the transformer beside its blocks, and what was not counted of those."""
+    """Bytes of the transformer's weights outside its blocks, and of the blocks' small weights."""
     parameters = shape.transformer - shape.depth * (_linear(shape) + _modulation(shape))
     return max(0, parameters) * element_size(device)
 
@@ -48,7 +48,7 @@ def _offloads(device: Device, weights: LoadOptions) -> bool:
 
 
 def _resident_bytes(shape: ModelShape, device: Device, weights: LoadOptions) -> int:
-    """Weights that are on the device all the time."""
+    """Bytes of the weights that stay on the device all the time."""
     size, block = element_size(device), block_bytes(shape, device, weights)
     both = _outside_blocks(shape, device) + shape.vae * size
     if _offloads(device, weights):
@@ -57,31 +57,33 @@ def _resident_bytes(shape: ModelShape, device: Device, weights: LoadOptions) -> 
 
 
 def _visiting_bytes(shape: ModelShape, device: Device, weights: LoadOptions) -> int:
-    """Weights that are on the device while a prompt is encoded, and not after that."""
+    """Bytes of the weights that are on the device only while a prompt is encoded."""
     return shape.text_visit * element_size(device) if _offloads(device, weights) else 0
 
 
 def weight_bytes(shape: ModelShape, device: Device, weights: LoadOptions = AS_STORED) -> int:
-    """The most weights that are on the device at one time, as the pipeline loads them."""
+    """Largest number of bytes of weights that are on the device at one time."""
     return _resident_bytes(shape, device, weights) + _visiting_bytes(shape, device, weights)
 
 
 def host_bytes(shape: ModelShape, device: Device, weights: LoadOptions = AS_STORED) -> int:
-    """Weights in host memory for good, beside those on the device."""
+    """Bytes of the weights that stay in host memory, besides those on the device."""
     if not _offloads(device, weights):
         return 0
     return shape.depth * block_bytes(shape, device, weights) + shape.text_encoder * element_size(device)
 
 
 def fixed_bytes(shape: ModelShape, device: Device, weights: LoadOptions = AS_STORED) -> int:
-    """What is taken before the first generation: the weights and the process."""
+    """Bytes in use before the first generation: the weights and the process."""
     process = _CONTEXT_BYTES if device.type == "cuda" else _PROCESS_BYTES
     return _resident_bytes(shape, device, weights) + process
 
 
 def activation_bytes(shape: ModelShape, request: VideoRequest, device: Device, weights: LoadOptions = AS_STORED) -> int:
-    """The larger of the transformer's and the decoder's, which do not run at the same time; and of the text encoder's
-    weights where they are there for their turn only."""
+    """Bytes of activations: the largest of the transformer's, the decoder's, and an offloaded text encoder's weights.
+
+    The three are never needed at the same time.
+    """
     size, work = element_size(device), request.workload
     copies = work.rows * work.grid.volume * shape.hidden * size
     if weights and device.type == "cuda":
@@ -90,7 +92,7 @@ def activation_bytes(shape: ModelShape, request: VideoRequest, device: Device, w
         block = _BLOCK_TENSORS.get(device.type, _BLOCK_TENSORS["cpu"]) * copies
         if work.blocks is not None:
             scores = 4 * work.rows * shape.heads * work.blocks.q_blocks.volume * work.blocks.k_blocks.volume
-            # selection runs before the feed-forward widens the block, so only what goes beyond counts
+            # selection runs before the feed-forward widens the block, so only the excess counts
             block = max(block, 7 * copies + 4 * copies + 4 * scores)
     positions = request.height * request.width // shape.decoder_patch**2
     pixels = 3 * request.num_frames * request.height * request.width
@@ -99,8 +101,11 @@ def activation_bytes(shape: ModelShape, request: VideoRequest, device: Device, w
 
 
 def least_bytes(shape: ModelShape, request: VideoRequest, device: Device, weights: LoadOptions = AS_STORED) -> int:
-    """What certainly exists at one time, so that what needs more than there is cannot run: the weights, and five
-    tensors of tokens x hidden (input, queries, keys, values, result) or the decoded pixels and a copy of them."""
+    """Bytes that certainly exist at one time; a request that needs more than the available memory cannot run.
+
+    These are the weights, plus five tensors of tokens x hidden (input, queries, keys, values, result), or the decoded
+    pixels and a copy of them.
+    """
     size = element_size(device)
     work = request.workload
     block = 5 * work.rows * work.grid.volume * shape.hidden * size

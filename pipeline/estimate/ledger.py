@@ -1,14 +1,13 @@
-"""The file in which an output folder keeps the measurements that its estimates rest on."""
+"""Keeps the measurements for estimates in a file of the output folder."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
+
+from pipeline.machine.whole_files import write_whole
 
 logger = logging.getLogger("pipeline")
 
@@ -17,10 +16,10 @@ MOST_MACHINES = 20
 
 
 class Ledger:
-    """Calibration points and runs of one machine and checkpoint, one entry among others in a JSON file.
+    """Calibration points and runs of one machine and checkpoint, as one entry of a JSON file.
 
-    Attributes: points, runs: as `pipeline.estimate.estimator` writes them, oldest first. A file that cannot be read or
-    written costs only the memory of earlier measurements, so it is noted in the log and never raised.
+    points, runs: as `pipeline.estimate.estimator` writes them, oldest first.
+    A file that cannot be read or written only loses earlier measurements, so this is logged and never raised.
     """
 
     def __init__(self, file: Path | None, key: str) -> None:
@@ -35,7 +34,7 @@ class Ledger:
         self._save()
 
     def add_run(self, run: dict[str, Any]) -> None:
-        self._reload()  # another process may have added some
+        self._reload()  # another process may have added runs
         self.runs = [*self.runs, run][-MOST_RUNS:]
         self._save()
 
@@ -62,18 +61,10 @@ class Ledger:
         if self._file is None:
             return
         content = self._read()
-        content.pop(self._key, None)  # put last, so that the first is the one not used for longest
+        content.pop(self._key, None)  # moved to the end, so that the first entry is always the least recently used
         content[self._key] = {"points": self.points, "runs": self.runs}
         content = dict(list(content.items())[-MOST_MACHINES:])
         try:
-            handle, name = tempfile.mkstemp(dir=self._file.parent, prefix=".estimates-")
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                    json.dump(content, stream, indent=1)
-                os.replace(name, self._file)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(name)
-                raise
+            write_whole(self._file, json.dumps(content, indent=1))
         except OSError as error:
             logger.warning("measurements cannot be kept in %s: %s", self._file, error)

@@ -1,4 +1,4 @@
-"""Refuses models and videos that cannot fit into memory, with the nearest size, length or option that would."""
+"""Refuses models and videos that cannot fit into memory, and names the nearest size, length or option that would."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 from pipeline.checkpoint.shape import ModelShape
 from pipeline.estimate import footprint
 from pipeline.machine.device import DeviceName
-from pipeline.machine.memory import Device, available_memory
+from pipeline.machine.gpus import Device
+from pipeline.machine.memory import available_memory
 from pipeline.request.load_options import LoadOptions
 from pipeline.request.start import LATENT_FRAMES
 from pipeline.request.video import TOKEN_PIXELS, VideoRequest
@@ -23,9 +24,10 @@ def refuse(
     device: Device,
     smaller: LoadOptions | None = None,
 ) -> None:
-    """Raise the ValueError that says what `request` needs, what there is, and what would fit.
+    """Raise the ValueError that says how much `request` needs, how much is available, and what would fit.
 
-    smaller: how the model would have to be loaded for the request as it is.
+    needed: returns the bytes that a request needs. available: in bytes.
+    smaller: load options with which the request would fit unchanged, if there are any.
     """
     what = "GPU memory" if device.type == "cuda" else "memory"
     size = f"{request.width}x{request.height} with {_frames(request.num_frames)}"
@@ -37,14 +39,14 @@ def refuse(
 
 
 def nearest_fit(request: VideoRequest, needed: Callable[[VideoRequest], int], available: int) -> str:
-    """The most frames at this size, and the largest size of this shape at these frames, that fit."""
+    """Words for what would fit: the most frames at this size, and the largest size of this shape with these frames."""
 
     def fits(**changes: Any) -> bool:
         return needed(replace(request, **changes)) <= available
 
     remedies = []
     frames = None
-    if request.start.clip is None:  # else the clip decides
+    if request.start.clip is None:  # otherwise the clip decides
         frames = _largest(lambda n: fits(num_frames=LATENT_FRAMES * n + 1), (request.num_frames - 1) // LATENT_FRAMES)
     if frames is not None:
         remedies.append(f"{_frames(LATENT_FRAMES * frames + 1)} at this size")
@@ -64,7 +66,7 @@ def nearest_fit(request: VideoRequest, needed: Callable[[VideoRequest], int], av
 
 
 def _largest(fits: Callable[[int], bool], below: int) -> int | None:
-    """The largest number from 0 to under `below` that fits, given that smaller ones fit more easily; or None."""
+    """The largest number in 0 ... below - 1 that fits, or None. Every number below one that fits must fit too."""
     low, high = -1, below
     while high - low > 1:
         middle = (low + high) // 2
@@ -90,9 +92,9 @@ class _Host:
 
 
 def check_weights_fit(shape: ModelShape, name: str, device: Device, weights: LoadOptions, held: int = 0) -> None:
-    """Raises ValueError with the numbers and a remedy when a model cannot be loaded.
+    """Raise ValueError with numbers and a remedy if a model cannot be loaded.
 
-    held: bytes of the device that will be free by then.
+    held: bytes of the device in use now that will be free by then.
     """
     available, host = available_memory(device) + held, available_memory(_HOST)
     needed, in_host = footprint.weight_bytes(shape, device, weights), footprint.host_bytes(shape, device, weights)
@@ -119,7 +121,7 @@ def check_weights_fit(shape: ModelShape, name: str, device: Device, weights: Loa
 def smaller_weights(
     shape: ModelShape, device: Device, weights: LoadOptions, fits: Callable[[LoadOptions], bool]
 ) -> LoadOptions | None:
-    """The least change of `weights` with which something fits, of those that device and host can run; or None."""
+    """The smallest change of `weights` for which `fits` is true, among those that device and host can run; or None."""
     host = available_memory(_Host())
 
     def possible(options: LoadOptions) -> bool:
@@ -130,7 +132,7 @@ def smaller_weights(
 
 def _runs(device: Device, weights: LoadOptions) -> bool:
     if device.type != "cuda":
-        return not weights.offload  # which only moves things from memory to memory
+        return not weights.offload  # offload on the CPU would only copy within host memory
     torch = sys.modules.get("torch")
     if weights.quantization is None or torch is None or not torch.cuda.is_available():
         return True

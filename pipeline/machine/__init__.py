@@ -1,1 +1,1 @@
-"""The machine: GPUs, memory, devices, clocks, paths. Knows nothing of videos."""
+"""GPUs, memory, devices, clocks and paths. This room knows nothing about videos."""

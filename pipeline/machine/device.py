@@ -1,4 +1,4 @@
-"""Which device a pipeline will run on, told without PyTorch wherever that can be."""
+"""Finds the device that a pipeline will run on, without importing PyTorch where possible."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-from pipeline.machine.memory import Device, gpu_of
+from pipeline.machine.gpus import Device, gpu_of, largest_gpu
 from pipeline.machine.resources import read_resources
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DeviceName:
-    """A device of another process, with the names of `torch.device`; such a process has no need of PyTorch."""
+    """Names a device that another process uses. It has the attributes of `torch.device` but does not need PyTorch."""
 
     type: str
     index: int | None = None
@@ -32,10 +32,12 @@ class DeviceName:
 
 
 def expected_device(device: str) -> DeviceName:
-    """What "auto", "cpu", "cuda" or "cuda:N" will be for the process that loads the model.
+    """Predict the device that the loading process will get for "auto", "cpu", "cuda" or "cuda:N".
 
-    NVML answers. Where its answer leaves a doubt PyTorch is imported and asked, which takes seconds. Only of "auto" may
-    the loaded pipeline show another one: where NVML sees a GPU whose driver PyTorch cannot use, or the reverse.
+    "auto" is the GPU with the most memory, and the CPU if there is none.
+
+    NVML answers first. If its answer leaves a doubt, PyTorch is imported and asked, which takes seconds. The prediction
+    can be wrong only for "auto": when NVML sees a GPU whose driver PyTorch cannot use, or the reverse.
 
     Raises:
         ValueError: the device does not exist here.
@@ -43,14 +45,14 @@ def expected_device(device: str) -> DeviceName:
     if device == "cpu" or (device == "auto" and not read_resources().gpus):
         return DeviceName("cpu")
     if (asked := re.fullmatch(r"auto|cuda(?::(\d{1,3}))?", device)) and "+cpu" not in metadata.version("torch"):
-        name = DeviceName("cuda", int(asked[1] or 0))
+        name = DeviceName("cuda", largest_gpu() if device == "auto" else int(asked[1] or 0))
         if gpu_of(name) is not None:
             return name
     return DeviceName.parse(str(choose_device(device)))
 
 
 def choose_device(device: str) -> torch.device:
-    """Resolve "auto", "cpu", "cuda" or "cuda:N".
+    """Resolve "auto", "cpu", "cuda" or "cuda:N", as `expected_device` has it.
 
     Raises:
         ValueError: the device does not exist here.
@@ -58,7 +60,9 @@ def choose_device(device: str) -> torch.device:
     import torch
 
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        number = largest_gpu()
+        known = number if number < torch.cuda.device_count() else 0
+        device = f"cuda:{known}" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
     except RuntimeError:
@@ -79,7 +83,7 @@ def choose_device(device: str) -> torch.device:
 
 
 def gpu_name(device: Device) -> str | None:
-    """What a CUDA device is called, by PyTorch where that is loaded, else by NVML; None where NVML does not show it."""
+    """The name of a CUDA device: from PyTorch if it is loaded, else from NVML. None if NVML does not show it."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(device, torch.device):
         return torch.cuda.get_device_name(device)

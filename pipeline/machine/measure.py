@@ -1,4 +1,4 @@
-"""The time and the memory that a generation takes: seconds by phase, and the peak."""
+"""Measures a generation: seconds of each phase, and the peak of memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 class Clock:
-    """Wall seconds of named phases. On CUDA each phase ends when its kernels have."""
+    """Measures wall seconds of named phases. On CUDA a phase ends when its kernels have finished."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -21,7 +21,7 @@ class Clock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[Callable[[], float]]:
-        """Time a block; gives a function for the seconds so far."""
+        """Time a block. Yields a function that returns the seconds so far."""
         began = time.perf_counter()
         yield lambda: time.perf_counter() - began
         if self._device.type == "cuda":
@@ -29,7 +29,7 @@ class Clock:
         self._phases[name] = time.perf_counter() - began
 
     def leave_out(self, name: str, seconds: float) -> None:
-        """Take seconds off a phase that has ended, and off the total."""
+        """Subtract seconds from a finished phase and from the total."""
         self._phases[name] -= seconds
         self._began += seconds
 
@@ -41,10 +41,10 @@ SAMPLE_SECONDS = 0.02
 
 
 class PeakMemory:
-    """Context manager that measures the peak of what runs inside it.
+    """Context manager that measures the peak of memory within its block.
 
-    On CUDA the allocator's own peak; elsewhere the largest resident set of the process, sampled by a thread.
-    `bytes` and `label` are final after the block.
+    On CUDA this is the peak that PyTorch's allocator reports. Elsewhere a thread samples the resident set of the
+    process. `bytes` and `label` are final after the block.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -1,29 +1,27 @@
-"""Giving memory back between two videos, and telling when there was not enough of it."""
+"""Returns memory to the system between videos, reads how much there is, and recognises errors for lack of it."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
 import importlib
-import os
 import re
 import sys
 from pathlib import Path
-from typing import Protocol
 
 import psutil
 
-from pipeline.machine.resources import GpuReading, read_resources
+from pipeline.machine.gpus import Device, gpu_of
 
 _NO_MEMORY = re.compile("out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE)
 
 
 def release_memory() -> None:
-    """Free what nobody refers to, return PyTorch's cached CUDA blocks and reset its peaks.
+    """Collect garbage, return PyTorch's cached CUDA blocks and reset its peaks.
 
-    Between two videos: what is measured on one must not be the leftovers of the other.
-    Also asks glibc to return the free parts of its heap, which otherwise count as resident memory of the process.
-    Imports nothing: a process that has not used PyTorch has nothing of it to release.
+    Runs between two videos, so that leftovers of the first are not measured on the second. It also asks glibc to return
+    the free parts of its heap, which would otherwise count as resident memory of the process. It does not import
+    PyTorch: a process that has not used it has nothing to release.
     """
     gc.collect()
     torch = sys.modules.get("torch")
@@ -32,13 +30,13 @@ def release_memory() -> None:
         for device in range(torch.cuda.device_count()):
             torch.cuda.reset_peak_memory_stats(device)
     if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl does not have it
         if trim is not None:
             trim(0)
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether the error means too little memory, of the host or of a GPU; PyTorch has several ways to say it."""
+    """Whether an error reports that the host or a GPU ran out of memory. PyTorch reports this in several ways."""
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
@@ -46,7 +44,7 @@ def out_of_memory(error: Exception) -> bool:
     )
 
 
-# Where a container's limit and use are told: cgroup 2, then cgroup 1.
+# Files with a container's memory limit and use: cgroup 2, then cgroup 1.
 _CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
     (
@@ -57,20 +55,10 @@ _CGROUPS = (
 )
 
 
-class Device(Protocol):
-    """A `torch.device`, or what stands for one in a process that does not compute."""
-
-    @property
-    def type(self) -> str: ...
-
-    @property
-    def index(self) -> int | None: ...
-
-
 def available_memory(device: Device) -> int:
-    """Bytes that a new allocation could have: of the GPU, or of the host or the container this runs in.
+    """Bytes that are free for a new allocation: on the GPU, or on the host within the container's limit.
 
-    A process that has not begun to use the GPU asks NVML, because PyTorch would claim some of the memory to answer.
+    A process that does not use the GPU yet asks NVML, because PyTorch would take some of the memory in order to answer.
     """
     if device.type != "cuda":
         return min([psutil.virtual_memory().available, *filter(None, map(_container_available, _CGROUPS))])
@@ -84,7 +72,7 @@ def available_memory(device: Device) -> int:
 
 
 def total_memory(device: Device) -> int:
-    """All bytes of the device's memory; 0 for a GPU that NVML does not show."""
+    """Size of the device's memory in bytes, or 0 for a GPU that NVML does not show."""
     if device.type != "cuda":
         return psutil.virtual_memory().total
     gpu = gpu_of(device)
@@ -92,9 +80,9 @@ def total_memory(device: Device) -> int:
 
 
 def held_memory(device: Device, pid: int | None = None) -> int:
-    """Bytes of the device's memory that a process holds and that its next generation can use again.
+    """Bytes of the device's memory that a process holds and that its next generation can reuse.
 
-    pid: None for this process; of another one's GPU memory nothing is known here, and 0 is returned.
+    pid: None for this process. The GPU memory of another process cannot be read here and counts as 0.
     """
     if device.type == "cuda":
         if pid is not None:
@@ -108,25 +96,10 @@ def held_memory(device: Device, pid: int | None = None) -> int:
         return 0
 
 
-def gpu_of(device: Device) -> GpuReading | None:
-    """NVML's reading of a CUDA device, or None: CUDA numbers only the GPUs that CUDA_VISIBLE_DEVICES names."""
-    gpus, index = read_resources().gpus, device.index or 0
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return gpus[index] if index < len(gpus) else None
-    names = [name.strip() for name in visible.split(",")]
-    if index >= len(names):
-        return None
-    return next(
-        (gpu for gpu in gpus if names[index] == str(gpu.index) or (names[index] and gpu.uuid.startswith(names[index]))),
-        None,
-    )
-
-
 def _container_available(files: tuple[str, str, str]) -> int | None:
     try:
         limit, used, statistics = (Path(file).read_text().strip() for file in files)
-        if not limit.isdecimal() or int(limit) > 2**60:  # "max", or cgroup 1's way to say so
+        if not limit.isdecimal() or int(limit) > 2**60:  # "max", or the huge number that cgroup 1 writes instead
             return None
         cached = [int(line.split()[1]) for line in statistics.splitlines() if line.startswith("inactive_file ")]
         return max(1, int(limit) - int(used) + sum(cached))

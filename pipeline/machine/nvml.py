@@ -1,6 +1,6 @@
-"""GPU readings through NVML that outlive its faults: a value NVML does not give is None, and a note says why.
+"""Reads GPUs through NVML and survives its faults: a value that NVML does not give is None, and a note says why.
 
-NVML numbers GPUs by PCI order whatever CUDA_VISIBLE_DEVICES says, so a PyTorch device is found by its UUID only.
+NVML numbers GPUs by PCI order whatever CUDA_VISIBLE_DEVICES says; `gpus.py` finds the one that is a PyTorch device.
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ from typing import Any
 
 import pynvml
 
-RETRY_SECONDS = 2.0  # before NVML is opened again after a fault; doubles with every attempt, as opening may take long
+RETRY_SECONDS = 2.0  # wait before reopening NVML after a fault; doubles each time, because opening may take long
 LONGEST_RETRY_SECONDS = 32.0
-SLOW_SECONDS = 1.0  # utilisation, power and temperature are averages of about this length in the driver
+SLOW_SECONDS = 1.0  # the driver averages utilisation, power and temperature over about this time
 
 
 @dataclass(frozen=True)
 class GpuReading:
-    """One GPU, or one MIG slice of it. Whatever NVML does not report is None.
+    """The state of one GPU, or of one MIG slice. A value that NVML does not report is None.
 
-    index: NVML's number. used, total, reserved, process_memory: bytes; `reserved` is what the driver keeps for itself
-    and is no part of `used` (with a driver that does not tell them apart it is None, and in `used`). process_memory:
-    held by the process that was asked about. utilization: percent of the last sample period. power, power_limit: watt.
-    temperature: degrees Celsius. slice: number of the MIG slice.
+    index: NVML's number of the GPU; slice: number of the MIG slice.
+    used, total: bytes.
+    reserved: bytes that the driver keeps for itself, outside `used`; None for old drivers, which include them in it.
+    process_memory: bytes that the process in question holds.
+    utilization: percent of the last sample period. power, power_limit: watts. temperature: degrees Celsius.
     """
 
     index: int
@@ -39,6 +40,7 @@ class GpuReading:
     power_limit: float | None = None
     temperature: int | None = None
     slice: int | None = None
+    parent: str = ""
 
     @property
     def label(self) -> str:
@@ -46,18 +48,27 @@ class GpuReading:
 
     @property
     def key(self) -> str:
-        """Names this GPU for as long as it lives; NVML's numbers move up when another one is lost."""
+        """A name that stays with this GPU. NVML's numbers do not: they shift when another GPU is lost."""
         return self.uuid or self.label
 
 
 @dataclass(frozen=True)
 class _Device:
     handle: Any
-    blank: GpuReading  # what is known without asking again
+    blank: GpuReading  # the values that never change
+
+
+def with_uuid(uuid: str, gpus: tuple[GpuReading, ...]) -> GpuReading | None:
+    """The GPU or slice to which CUDA gives this UUID, without NVML's prefix. A slice may have that of its whole GPU;
+    then it is the only one, or the only one on which the process that was asked about holds memory."""
+    own = [gpu for gpu in gpus if gpu.uuid.lower().endswith(uuid.lower())]
+    slices = [gpu for gpu in gpus if gpu.parent.lower().endswith(uuid.lower())]
+    found = own or (slices if len(slices) == 1 else [gpu for gpu in slices if gpu.process_memory])
+    return found[0] if len(found) == 1 else None
 
 
 class Nvml:
-    """Keeps NVML open between readings, and opens it again after a fault. For one thread at a time."""
+    """Keeps NVML open between readings and reopens it after a fault. Use it from one thread at a time."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -69,9 +80,10 @@ class Nvml:
         self._fault = ""
 
     def read(self, pid: int) -> tuple[tuple[GpuReading, ...], str]:
-        """(every GPU known so far, what is missing and why or ""). pid: whose memory `process_memory` is.
+        """Return a reading of every GPU seen so far, and a note on missing values ("" if there are none).
 
-        Never raises. GPUs that were seen once stay in the list without values until they come back.
+        pid: the process that `process_memory` is read for.
+        Never raises. A GPU that was seen once stays in the list, without values until it comes back.
         """
         if self._fault and self._clock() >= self._retry_at:
             self.close()
@@ -91,7 +103,7 @@ class Nvml:
             _ask(pynvml.nvmlShutdown)
 
     def _start(self) -> None:
-        """Open NVML and list the GPUs; keeps those that were known before and are not there now."""
+        """Open NVML and list the GPUs. GPUs that have disappeared since the last start stay in the list."""
         self._slow.clear()
         _, fault = _ask(pynvml.nvmlInit)
         if not fault:
@@ -115,7 +127,7 @@ class Nvml:
         self._retry_after = min(2 * self._retry_after, LONGEST_RETRY_SECONDS)
 
     def _find(self, index: int) -> list[_Device]:
-        """The GPU of that number, or its slices when MIG divides it; nothing when it cannot be reached."""
+        """The GPU with this number, or its slices if MIG divides it. Empty if the GPU cannot be reached."""
         handle, fault = _ask(pynvml.nvmlDeviceGetHandleByIndex, index)
         if fault:
             self._fail(f"GPU {index}: no reading, NVML says: {fault}")
@@ -125,11 +137,12 @@ class Nvml:
             count, _ = _ask(pynvml.nvmlDeviceGetMaxMigDeviceCount, handle)
             slices = [_ask(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, n)[0] for n in range(count or 0)]
             if any(slices):
-                return [self._device(part, index, number) for number, part in enumerate(slices) if part]
-        return [self._device(handle, index, None)]
+                parent = _text(_ask(pynvml.nvmlDeviceGetUUID, handle)[0])
+                return [self._device(part, index, number, parent) for number, part in enumerate(slices) if part]
+        return [self._device(handle, index)]
 
     @staticmethod
-    def _device(handle: Any, index: int, number: int | None) -> _Device:
+    def _device(handle: Any, index: int, number: int | None = None, parent: str = "") -> _Device:
         name, _ = _ask(pynvml.nvmlDeviceGetName, handle)
         uuid, _ = _ask(pynvml.nvmlDeviceGetUUID, handle)
         total, _ = _ask(_memory, handle)
@@ -141,6 +154,7 @@ class Nvml:
             utilization=None,
             uuid=_text(uuid),
             slice=number,
+            parent=parent,
         )
         return _Device(handle, blank)
 
@@ -164,6 +178,7 @@ class Nvml:
             reserved=getattr(memory, "reserved", None),
             process_memory=None if fault else _held_by(pid, processes),
             slice=blank.slice,
+            parent=blank.parent,
             **self._slow_values(device, notes),
         )
 
@@ -182,7 +197,7 @@ class Nvml:
 
 
 def _ask(call: Callable[..., Any], *arguments: Any) -> tuple[Any, str]:
-    """(answer, "") or (None, NVML's reason). Whatever a half-working driver makes the binding raise is a reason too."""
+    """Return (answer, "") or (None, NVML's reason). Any error that a half-working driver causes counts as a reason."""
     try:
         return call(*arguments), ""
     except Exception as error:
@@ -193,14 +208,14 @@ def _memory(handle: Any) -> Any:
     try:
         return pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
     except pynvml.NVMLError as error:
-        # Drivers before 510 have version 1 only
+        # drivers before 510 have only version 1
         if error.value not in (pynvml.NVML_ERROR_FUNCTION_NOT_FOUND, pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH):
             raise
         return pynvml.nvmlDeviceGetMemoryInfo(handle)
 
 
 def _held_by(pid: int, processes: list[Any]) -> int | None:
-    """Bytes of that process; None when NVML lists it without a number."""
+    """Bytes that the process holds, or None if NVML lists it without a number."""
     held = [process.usedGpuMemory for process in processes if process.pid == pid]
     return None if None in held else sum(held)
 

@@ -1,4 +1,4 @@
-"""Places on the disk: whether they can be written, temporary ones, and the home folder."""
+"""Paths on the disk: checks that they can be written or read, temporary folders, and the home folder."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import uuid
 from pathlib import Path
 from typing import BinaryIO
 
+RESCUE = "BSA_RESCUE"  # environment variable: where `temporary_folder` is, for who must find again what is there
+
 
 def check_writable(file: Path) -> None:
-    """ValueError when `file` could not be written, with the folders that it lacks made. Makes nothing itself."""
+    """Raise ValueError if `file` could not be written, even after making its missing folders. Makes nothing itself."""
     remedy = "choose another place or change its permissions"
     try:
         os.fsencode(file)
@@ -21,7 +23,7 @@ def check_writable(file: Path) -> None:
         if file.exists():
             if not os.access(file, os.W_OK):
                 raise ValueError(f"cannot overwrite {file}: permission denied; {remedy}")
-            if not file.is_file():  # a pipe or a device takes what it gets, and nothing is made beside it
+            if not file.is_file():  # a pipe or a device: it is written directly, without a temporary file beside it
                 return
         folder = next(folder for folder in file.parents if folder.exists())
         if not folder.is_dir():
@@ -38,12 +40,12 @@ def check_writable(file: Path) -> None:
 
 
 def temporary_folder() -> Path:
-    """A new name in the system's folder for temporary files; nothing is made."""
-    return Path(tempfile.gettempdir()) / f"longcat-{uuid.uuid4().hex[:8]}"
+    """A new name in the system's folder for temporary files, or in the one that BSA_RESCUE names; nothing is made."""
+    return Path(os.environ.get(RESCUE) or tempfile.gettempdir()) / f"longcat-{uuid.uuid4().hex[:8]}"
 
 
 def expand_user(path: Path | str) -> Path:
-    """The path with a leading ~ replaced. ValueError where there is no such home."""
+    """Replace a leading ~ by the home folder. Raises ValueError if there is no such home folder."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -51,7 +53,7 @@ def expand_user(path: Path | str) -> Path:
 
 
 def is_there(path: Path) -> bool:
-    """Whether something is at the path; what no file system would take is nowhere."""
+    """Whether something exists at the path. False for a path that no file system would accept."""
     try:
         return path.exists()
     except (OSError, ValueError):
@@ -59,10 +61,10 @@ def is_there(path: Path) -> bool:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file to read. OSError as `open` has it, and for a folder, a pipe or a device, on which it might wait."""
+    """Open a file for reading. Raises OSError as `open` does, and for anything that could block, such as a pipe."""
     try:
         number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    except ValueError:  # a null character, or half of one
+    except ValueError:  # a null character, or half of a surrogate pair
         raise OSError(errno.EINVAL, "no file can have this name") from None
     mode = os.fstat(number).st_mode
     if not stat.S_ISREG(mode):

@@ -1,4 +1,4 @@
-"""Memory and load of the GPUs (through NVML) and of the host, now and over time; and the peak of one generation."""
+"""Reads memory and load of GPUs (through NVML), host and process: now, over time, and the peaks of an interval."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from pipeline.machine.nvml import SLOW_SECONDS, GpuReading, Nvml
+from pipeline.machine.nvml import SLOW_SECONDS, GpuReading, Nvml, with_uuid
 from pipeline.machine.samples import History, Peak, Samples
 
 if TYPE_CHECKING:
@@ -25,12 +25,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Resources:
-    """A reading of the machine. Bytes; percent since the last reading.
+    """One reading of the machine. Memory is in bytes, load in percent since the last reading.
 
-    process_rss, process_cpu: of the process that was asked about, None once it has ended. cpu_percent and process_cpu
-    are shares of all cores. torch_allocated, torch_reserved: what PyTorch's CUDA allocator uses and keeps in that
-    process, None where it uses no GPU; torch_gpu is the `GpuReading.key` of its GPU. time: `time.time()`.
-    note: what is missing from `gpus` and why, or "".
+    time: `time.time()` of the reading.
+    cpu_percent, process_cpu: percent of all cores together.
+    process_rss, process_cpu: of the process in question; None once it has ended.
+    torch_allocated, torch_reserved: bytes that PyTorch's CUDA allocator uses and keeps in that process; None if it
+        uses no GPU. torch_gpu: `GpuReading.key` of its GPU.
+    note: names the values missing from `gpus` and the reason, or "".
     """
 
     gpus: tuple[GpuReading, ...]
@@ -46,8 +48,8 @@ class Resources:
     time: float = 0.0
 
     def series(self) -> dict[str, float | None]:
-        """The values that change, by name: host.used, host.cpu, process.rss, process.cpu, torch.allocated,
-        torch.reserved, and <GPU key>.used, .process, .utilization, .power and .temperature of every GPU."""
+        """The changing values by name: host.used, host.cpu, process.rss, process.cpu, torch.allocated, torch.reserved,
+        and <GPU key>.used, .process, .utilization, .power and .temperature for every GPU."""
         values: dict[str, float | None] = {
             "host.used": self.host_used,
             "host.cpu": self.cpu_percent,
@@ -66,9 +68,9 @@ class Resources:
 
 
 def read_resources(pid: int | None = None, used: Mapping[str, Any] | None = None) -> Resources:
-    """Read GPUs, host and a process now. Never raises: `note` says what is missing and why.
+    """Read GPUs, host and one process now. Never raises: `note` says what is missing and why.
 
-    pid, used: another process, and what `torch_memory` says there; None for this one.
+    pid, used: another process, and the result of `torch_memory` in it. None for this process.
     """
     if pid is None:
         pid, used = os.getpid(), torch_memory(None)
@@ -80,11 +82,12 @@ def read_resources(pid: int | None = None, used: Mapping[str, Any] | None = None
 
 
 def torch_memory(device: torch.device | None) -> dict[str, Any] | None:
-    """{"allocated", "reserved": bytes, "uuid": of the GPU} of PyTorch in this process; None on the CPU.
+    """PyTorch's GPU memory in this process, as {"allocated": bytes, "reserved": bytes, "uuid": the GPU's}.
 
-    device: None is the current GPU, if this process uses one already; asking never makes it use one.
+    device: None for the current GPU, if this process already uses one; the call never makes it use one.
+    Returns None on the CPU.
     """
-    torch = sys.modules.get("torch")  # where nobody imported it, nothing is in use
+    torch = sys.modules.get("torch")  # not imported means not in use
     if (device is not None and device.type != "cuda") or torch is None or not torch.cuda.is_initialized():
         return None
     return {
@@ -95,7 +98,7 @@ def torch_memory(device: torch.device | None) -> dict[str, Any] | None:
 
 
 class _Machine:
-    """Reads everything, again and again. For one thread at a time."""
+    """Reads everything repeatedly. Use it from one thread at a time."""
 
     def __init__(self, nvml: Nvml) -> None:
         self._nvml = nvml
@@ -105,13 +108,13 @@ class _Machine:
         self._process_cpu: float | None = None
 
     def read(self, pid: int, torch_memory: Mapping[str, Any] | None) -> Resources:
-        now = round(time.time(), 3)  # as `Samples` keeps it
+        now = round(time.time(), 3)  # rounded as in `Samples`
         gpus, note = self._nvml.read(pid)
         rss = self._read_process(pid)
         used = torch_memory or {}
         gpu = _torch_gpu(used, gpus)
         if gpu is not None and gpu.process_memory is not None and gpu.process_memory < used["reserved"]:
-            # NVML numbers processes as the host does, which is another number inside some containers
+            # NVML uses the host's process ids, which differ from the ids inside some containers
             gpus = tuple(replace(one, process_memory=None) if one is gpu else one for one in gpus)
             note = "; ".join(filter(None, (note, f"{gpu.label}: the driver does not show this process's share")))
         host = psutil.virtual_memory()
@@ -130,7 +133,7 @@ class _Machine:
         )
 
     def _read_process(self, pid: int) -> int | None:
-        """Resident bytes of the process, None if there is none; brings both CPU loads up to date once a second."""
+        """Resident bytes of the process, or None if it has ended. Updates both CPU loads once a second."""
         due = time.monotonic() - self._read_at >= SLOW_SECONDS
         if due:
             self._read_at = time.monotonic()
@@ -148,23 +151,25 @@ class _Machine:
 
 
 def _torch_gpu(used: Mapping[str, Any], gpus: tuple[GpuReading, ...]) -> GpuReading | None:
-    """The GPU that PyTorch uses, by its UUID (NVML writes a prefix before it); without one, the only GPU there is, or
-    the only one on which the process holds memory."""
+    """Find the GPU that PyTorch uses by its UUID.
+
+    Without a UUID, it is the only GPU of the machine, or the only one on which the process holds memory.
+    """
     if not used:
         return None
-    if uuid := str(used.get("uuid", "")).lower():
-        return next((gpu for gpu in gpus if gpu.uuid.lower().endswith(uuid)), None)
+    if uuid := str(used.get("uuid", "")):
+        return with_uuid(uuid, gpus)
     held = gpus if len(gpus) == 1 else [gpu for gpu in gpus if gpu.process_memory]
     return held[0] if len(held) == 1 else None
 
 
 class ResourceSampler:
-    """Reads the machine ten times a second in a thread of its own, and remembers.
+    """Reads the machine ten times a second in its own thread and keeps the readings.
 
-    pid: the process whose memory and load are read; asked each time, because it may be started again.
-    torch_memory: what `torch_memory` says there, or None.
-    more: further series to remember, by name.
-    Peaks are those of the samples: what comes and goes within `interval` seconds may be missed.
+    pid: returns the process to read; called each time, because the process may be restarted.
+    torch_memory: returns the result of `torch_memory` in that process, or None.
+    interval: seconds between readings. A peak shorter than this may be missed.
+    more: returns further series to keep, by name.
     """
 
     def __init__(
@@ -195,13 +200,13 @@ class ResourceSampler:
 
     @property
     def latest(self) -> Resources | None:
-        """The newest reading; waits for the first one, but not for long."""
+        """The newest reading. Waits a short time for the first one."""
         self._first.wait(2)
         return self._latest
 
     @property
     def oldest(self) -> float:
-        """`time.time()` of the first sample that is still known, infinity without any."""
+        """`time.time()` of the first sample still kept, or infinity if there is none."""
         return self._samples.oldest
 
     def history(self, since: float = 0.0, until: float = float("inf"), points: int | None = None) -> History:
@@ -218,7 +223,7 @@ class ResourceSampler:
         while True:
             try:
                 self._sample(machine)
-            except Exception as error:  # a sampler that died would show old readings as if they were new ones
+            except Exception as error:  # if the thread died, old readings would look like new ones
                 if self._fault != str(error):
                     self._fault = str(error)
                     log.exception("a resource reading failed")
@@ -231,5 +236,3 @@ class ResourceSampler:
         self._samples.add(reading.time, {**reading.series(), **self._more()})
         self._latest = reading
         self._first.set()
-
-

@@ -1,4 +1,4 @@
-"""Readings over time in bounded memory: every sample of the last minutes, maxima of ever longer spans before."""
+"""Keeps readings over time in bounded memory: every recent sample, and maxima over longer spans for older ones."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-# (seconds per bucket, buckets): all samples of 3 minutes at 10 Hz, then maxima of 1 s for 1 h and of 10 s for a day
+# (seconds per bucket, buckets): 3 minutes of samples at 10 Hz, maxima over 1 s for an hour and over 10 s for a day
 TIERS = ((0.0, 1800), (1.0, 3600), (10.0, 8640))
 
 
 class Peak(NamedTuple):
-    """The largest value of a series, and when it was measured."""
+    """The largest value of a series, and the time at which it was measured."""
 
     value: float
     time: float
@@ -22,17 +22,17 @@ class Peak(NamedTuple):
 
 @dataclass(frozen=True)
 class History:
-    """Series on common times; None where a series has no value."""
+    """Several series over the same times. A missing value is None."""
 
     times: list[float]
     series: dict[str, list[float | None]]
 
 
 class Samples:
-    """Named series that share their times. Safe to read from other threads than the one that adds.
+    """Named series over the same times. One thread adds; any other may read.
 
-    A bucket keeps each series' maximum together with the time at which it was measured, so a peak over any interval
-    is one that was measured within it.
+    A bucket keeps the maximum of each series with the time at which it was measured. A peak over an interval was
+    therefore measured within that interval.
     """
 
     def __init__(self, tiers: tuple[tuple[float, int], ...] = TIERS) -> None:
@@ -41,23 +41,23 @@ class Samples:
         self._tiers = [_Tier(*tier) for tier in tiers]
 
     def add(self, time: float, values: Mapping[str, float | None]) -> None:
-        time = round(time, 3)  # as it is told, so that "since the last one" finds exactly what is new
+        time = round(time, 3)  # rounded as in answers, so that "since the last one" finds exactly the new samples
         with self._lock:
-            if time < self._tiers[0].newest:  # the clock was set back: what was "before" is not any more
+            if time < self._tiers[0].newest:  # the clock was set back, so the order of the old samples is lost
                 self._tiers = [_Tier(*tier) for tier in self._sizes]
             for tier in self._tiers:
                 tier.add(time, values)
 
     @property
     def oldest(self) -> float:
-        """Time of the first sample that is still known, infinity without any."""
+        """Time of the first sample still kept, or infinity if there is none."""
         with self._lock:
             return min(tier.oldest for tier in self._tiers)
 
     def history(self, since: float = 0.0, until: float = float("inf"), points: int | None = None) -> History:
         """Samples with since < time <= until, from the finest tier that still has them.
 
-        points: with more samples than that, each point is the maximum of an equal span of time.
+        points: at most this many are returned; if there are more samples, each point is the maximum over an equal span.
         """
         with self._lock:
             rows = [tier.rows(since, min(until, limit)) for tier, limit in self._split()]
@@ -75,7 +75,7 @@ class Samples:
         )
 
     def peak(self, start: float, end: float) -> dict[str, Peak]:
-        """The maximum of every series that has a value with start <= time <= end."""
+        """The maximum of every series over start <= time <= end; series without a value there are left out."""
         peaks: dict[str, Peak] = {}
         with self._lock:
             for tier, limit in self._split():
@@ -85,7 +85,7 @@ class Samples:
         return peaks
 
     def _split(self) -> Iterator[tuple[_Tier, float]]:
-        """Tiers from coarse to fine, each with the time from which a finer one takes over."""
+        """Tiers from coarse to fine, each with the time at which a finer one takes over."""
         limit = float("inf")
         split = []
         for tier in self._tiers:
@@ -95,12 +95,12 @@ class Samples:
 
 
 class _Tier:
-    """A ring of buckets `width` seconds long; width 0 keeps every sample in a bucket of its own."""
+    """A ring of buckets, each `width` seconds long. Width 0 gives every sample its own bucket."""
 
     def __init__(self, width: float, size: int) -> None:
         self.width = width
         self.size = size
-        self.count = 0  # buckets ever begun
+        self.count = 0  # buckets begun since the start
         self.bucket = -1
         self.times = np.zeros(size)
         self.values: dict[str, np.ndarray] = {}
@@ -131,12 +131,12 @@ class _Tier:
             if name not in self.values:
                 self.values[name] = np.full(self.size, np.nan)
                 self.taken[name] = np.zeros(self.size)
-            if not self.values[name][slot] >= value:  # also where there is none yet
+            if not self.values[name][slot] >= value:  # true also for NaN, when there is no value yet
                 self.values[name][slot] = value
                 self.taken[name][slot] = time
 
     def rows(self, since: float, until: float) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Times with since < time <= until in order, and each series at them."""
+        """Times with since < time <= until, in order, and the values of each series at these times."""
         first = self.count % self.size if self.count > self.size else 0
         order = (first + np.arange(min(self.count, self.size))) % self.size
         order = order[(self.times[order] > since) & (self.times[order] <= until)]
@@ -160,5 +160,5 @@ def _thin(times: np.ndarray, series: dict[str, np.ndarray], points: int) -> tupl
 
 
 def _plain(values: np.ndarray) -> list[float | None]:
-    """JSON has no NaN."""
+    """Values as floats, with None for NaN, which JSON does not have."""
     return [None if value != value else value for value in values.tolist()]

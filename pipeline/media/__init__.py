@@ -1,1 +1,1 @@
-"""Video files in and out, the settings they carry, attention records, likeness of two clips."""
+"""Reads and writes video files, their settings and their attention records, and compares two clips."""

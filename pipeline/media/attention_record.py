@@ -1,23 +1,23 @@
-"""What block sparse attention selected during one generation, and how much of the true attention that was.
+"""The attention record of a video: the blocks that BSA selected, and how much of the full attention they hold.
 
 A record has
 
-* the selections of some (step, layer, head): all of them where they fit into a bound, otherwise evenly spread ones
-  (`Sampled` says which);
+* the selections of some (step, layer, head): all of them if they fit into a bound, otherwise evenly spread ones
+  (`Sampled` lists them);
 * the density of every (step, layer, head): selected query-key token pairs over all pairs;
 * the recall of every (step, layer, head): the share of the softmax mass, over all keys, that lies inside the selected
   blocks, measured on a sample of the queries.
 
-`pipeline.model.recorder` makes it while the video is made.
+`pipeline.model.recorder` makes the record while the video is generated.
 
 File format, `<video's stem>.attention.npz` (NumPy, no pickles):
 
-    about         JSON text: format (1), grid, chunk_q, chunk_k [frames, rows, columns of tokens], steps, layers, heads
-                  (whose selections are stored), request, versions
+    about         JSON text: format (1), grid, chunk_q, chunk_k [frames, rows, columns of tokens], the steps, layers
+                  and heads of the stored selections, request, versions
     selections    uint8 [steps stored, layers stored, heads stored, query blocks, ceil(key blocks / 8)]; key block n is
                   bit n % 8 of byte n // 8. Blocks are counted in raster (frame, row, column) order
-    block_recall  fp32 [steps stored, layers stored, heads stored, query blocks], from one token of the block; nan where
-                  none was sampled
+    block_recall  fp32 [steps stored, layers stored, heads stored, query blocks], from one token of the block; NaN if
+                  no token was sampled
     density       fp32 [steps, layers, heads]
     recall        fp32 [steps, layers, heads], the mean over the sampled query blocks, weighted by their tokens
 """
@@ -25,7 +25,6 @@ File format, `<video's stem>.attention.npz` (NumPy, no pickles):
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bsa.grid import Grid
+from pipeline.machine.whole_files import replacing
 
 FORMAT = 1
 
@@ -47,7 +47,7 @@ class Sampled(NamedTuple):
 
     @classmethod
     def within(cls, steps: int, layers: int, heads: int, room: int) -> Sampled:
-        """As many of each as `room` combinations allow, evenly spread, ends included; none without room for one."""
+        """As many of each as fit into `room` combinations, evenly spread, ends included. None if not even one fits."""
         counts = [steps, layers, heads] if room else [0, 0, 0]
         while np.prod(counts) > room:
             counts[counts.index(max(counts))] -= 1
@@ -57,7 +57,7 @@ class Sampled(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class AttentionRecord:
-    """The record of one video; the arrays are those of the file, described at the top of this module."""
+    """The record of one video. The top of this module describes its arrays, which are the same as in the file."""
 
     grid: Grid
     chunk_q: Grid
@@ -79,10 +79,10 @@ class AttentionRecord:
         return self.grid.blocks(self.chunk_k)
 
     def masks(self, step: int, layer: int, query_block: int) -> np.ndarray:
-        """Which key blocks each stored head keeps, bool [heads stored, key blocks].
+        """The key blocks that each stored head keeps for a query block, bool [heads stored, key blocks].
 
         Raises:
-            ValueError: that step or layer is not stored, or there is no such query block.
+            ValueError: the step or layer is not stored, or the query block does not exist.
         """
         place = [_position(self.sampled.steps, step, "step"), _position(self.sampled.layers, layer, "layer")]
         if not 0 <= query_block < self.q_blocks.volume:
@@ -91,17 +91,17 @@ class AttentionRecord:
         return np.unpackbits(bits, axis=-1, count=self.k_blocks.volume, bitorder="little").astype(bool)
 
     def kept(self, step: int, layer: int, head: int, query_block: int) -> np.ndarray:
-        """The key blocks that a query block keeps, ascending int64. ValueError for what is not stored."""
+        """The key blocks that a query block keeps in one head, ascending int64. Raises ValueError if not stored."""
         masks = self.masks(step, layer, query_block)
         return np.flatnonzero(masks[_position(self.sampled.heads, head, "head")])
 
     def recall_of(self, step: int, layer: int, query_block: int) -> np.ndarray:
-        """Recall of one query block in every stored head, fp32 [heads stored]; nan where it was not sampled."""
+        """Recall of one query block in every stored head, fp32 [heads stored]. NaN if it was not sampled."""
         place = _position(self.sampled.steps, step, "step"), _position(self.sampled.layers, layer, "layer")
         return self.block_recall[place[0], place[1], :, query_block]
 
     def summary(self) -> dict[str, Any]:
-        """Mean recall and density by layer, by step and in all, ready for JSON."""
+        """Mean recall and density per layer, per step and overall, as values for JSON."""
         means = {"recall": np.nanmean, "density": np.mean}
         report: dict[str, Any] = {
             "grid": list(self.grid),
@@ -118,9 +118,10 @@ class AttentionRecord:
         return report
 
     def save(self, path: Path) -> None:
-        """Write the file; it appears complete or not at all. Raises OSError when it cannot be written.
+        """Write the file; it appears complete or not at all. Raises OSError if it cannot be written.
 
-        As `numpy.savez_compressed`, but with the lowest level: a sixth of the time for a tenth more bytes.
+        The format is that of `numpy.savez_compressed`, but with the lowest compression level: it takes a sixth of the
+        time for a tenth more bytes.
         """
         about = {
             "format": FORMAT,
@@ -130,19 +131,14 @@ class AttentionRecord:
             "versions": self.versions,
         }
         arrays = {name: getattr(self, name) for name in _ARRAYS}
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
-                for name, array in {"about": np.array(json.dumps(about)), **arrays}.items():
-                    with file.open(f"{name}.npy", "w", force_zip64=True) as entry:
-                        np.lib.format.write_array(entry, array, allow_pickle=False)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
+            for name, array in {"about": np.array(json.dumps(about)), **arrays}.items():
+                with file.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                    np.lib.format.write_array(entry, array, allow_pickle=False)
 
     @classmethod
     def load(cls, path: Path | str) -> AttentionRecord:
-        """Read what `save` wrote. Raises ValueError for anything else."""
+        """Read a file that `save` wrote. Raises ValueError for anything else."""
         path = Path(path)
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -164,7 +160,7 @@ _ARRAYS = ("selections", "block_recall", "density", "recall")
 
 
 def record_path(video: Path) -> Path:
-    """Where the record of a video lies."""
+    """The path of a video's record, beside the video."""
     return video.with_suffix(".attention.npz")
 
 

@@ -1,8 +1,11 @@
-"""Reading the frames of a clip that is to be refined.
+"""Reads the frames of a clip that is to be refined.
 
-Clips come from strangers, and so does what they say of themselves. ffmpeg decodes them in a process of its own, which
-may take so much memory and time and no more. One that claims more samples than any that can be refined is refused
-before that, and one of more pixels meanwhile.
+Clips come from strangers, so neither their content nor their headers can be trusted. ffmpeg decodes a clip in a
+separate process with limits on memory and time. A clip that claims too many samples is refused before decoding, and
+one with too many pixels during it.
+
+The result has square pixels and evenly spaced frames. A clip with other pixels gets another width. A clip with unevenly
+spaced frames, as phones and screen recorders make them, keeps its duration and about its number of frames.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import re
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -28,25 +31,28 @@ from pipeline.request.refinement import Clip
 MAX_FRAMES = 1000
 MAX_PIXELS = 4096 * 4096  # of a frame
 MAX_TOTAL = 2**30  # pixels of all frames: 1000 of 1365 x 768, 64 of 4096 x 4096
-MAX_TRACKS = 100  # looked into, and as many fragments: ours have one of the former and none of the latter
-MAX_SAMPLES = 100_000  # of a track; sound has some dozens for each frame
+MAX_TRACKS = 100  # that are read, and as many fragments; videos of this project have one track and no fragments
+MAX_SAMPLES = 100_000  # of a track; sound has a few dozen samples per video frame
 ADDRESS_SPACE = 3 * 2**29  # bytes for ffmpeg; a clip of 4096 x 4096 takes half of it
-CPU_SECONDS, WALL_SECONDS = 120, 300  # for ffmpeg; the largest clip that is taken needs a tenth of it
-LARGEST_LOG = 4 * 2**20  # bytes, of what ffmpeg says of a damaged clip
+CPU_SECONDS, WALL_SECONDS = 120, 300  # for ffmpeg; the largest accepted clip needs a tenth of them
+LARGEST_LOG = 4 * 2**20  # bytes of ffmpeg's messages about a damaged clip
 
-# Only a file, and only this container: others can name further files, or hosts, that the server could read.
-# Two threads, because each has frames of its own in memory.
+# Only files, and only this container: others can refer to more files or hosts that the server could read.
+# Only two threads, because each thread holds frames in memory.
 _INPUT = ["-nostdin", "-nostats", "-threads", "2", "-protocol_whitelist", "file", "-f", "mov"]
-# Pictures that say their size before their pixels, and the pixels as rgb24.
-_OUTPUT = ["-map", "0:v:0", "-pix_fmt", "rgb24", "-c:v", "ppm", "-f", "image2pipe", "-"]
+# Each frame comes once, as its size followed by its pixels in rgb24; its time is in the log.
+_FILTERS = "showinfo=checksum=0,scale=w='clip(round(iw*sar),1,8192)':h=ih,setsar=1"
+_OUTPUT = ["-map", "0:v:0", "-vf", _FILTERS, "-fps_mode", "passthrough"]
+_OUTPUT += ["-pix_fmt", "rgb24", "-c:v", "ppm", "-f", "image2pipe", "-"]
 _FPS = re.compile(rb"Stream #.* Video: .* ([0-9]+\.?[0-9]*) fps")
+_TIME = re.compile(rb"showinfo.* n: *\d+ .*pts_time:(-?[0-9.e+-]+)")
 
 
 def inspect_clip(path: str | Path) -> Clip:
-    """Decode a clip once to know that it can be read, and what is in it.
+    """Decode a clip once, to check that it can be read and to learn its length, size and rate.
 
     Raises:
-        ValueError: there is no such file, it is no MP4 video, or it is too long or too large.
+        ValueError: the file does not exist, is not an MP4 video, or is too long or too large.
     """
     path = _existing(path)
     state = path.stat()
@@ -55,18 +61,31 @@ def inspect_clip(path: str | Path) -> Clip:
 
 @lru_cache(maxsize=32)
 def _inspect(path: Path, changed: int, size: int) -> Clip:
-    frames = 0
-    for frame in _frames(path):
-        frames += 1
-        height, width = frame[1]
-        fps = frame[2]
-    return Clip(path, frames, height, width, max(1, min(120, round(fps))))
+    sizes: list[tuple[int, int]] = []
+    chosen, fps = _decode(path, lambda data, size: sizes.append(size))
+    return Clip(path, len(chosen), *sizes[-1], fps)
 
 
 def read_clip(path: str | Path) -> np.ndarray:
     """All frames, uint8 [T, H, W, 3]. Raises ValueError as `inspect_clip` does."""
     path = _existing(path)
-    return np.stack([np.frombuffer(data, np.uint8).reshape(*size, 3) for data, size, _ in _frames(path)])
+    frames: list[np.ndarray] = []
+    chosen, _ = _decode(path, lambda data, size: frames.append(np.frombuffer(data, np.uint8).reshape(*size, 3)))
+    return np.stack([frames[number] for number in chosen])
+
+
+def even(times: np.ndarray) -> tuple[np.ndarray, float]:
+    """Choose evenly spaced frames. Returns their numbers and the frames per second.
+
+    times: ascending times of at least two frames, in seconds.
+    """
+    span, gaps = times[-1] - times[0], np.diff(times)
+    rate = len(gaps) / span
+    if np.abs(gaps * rate - 1).max() < 0.5:  # rounded times, or film in a television rhythm
+        return np.arange(len(times)), rate
+    rate = max(1, min(120, round(rate)))
+    moments = times[0] + np.arange(round(span * rate) + 1) / rate
+    return np.searchsorted(times, moments + 1e-4, "right") - 1, rate
 
 
 def _existing(path: str | Path) -> Path:
@@ -87,14 +106,17 @@ def _existing(path: str | Path) -> Path:
 
 
 def _claimed_samples(stream: BinaryIO) -> int:
-    """The most that a track's tables, or all fragments, announce (ISO 14496-12, 8.6 to 8.8), of which a few bytes can
-    announce billions: ffmpeg makes room for them all before it looks at the first."""
+    """The largest number of samples that any track's tables, or all fragments together, announce.
+
+    A few bytes can announce billions, and ffmpeg allocates memory for all of them before it reads the first.
+    Source: ISO 14496-12, 8.6 to 8.8.
+    """
     most = 0
     for kind, begin, stop in _inside(stream, b"moov", b"trak", b"mdia", b"minf", b"stbl"):
         stream.seek(begin + 4)  # version and flags come first
         if kind in (b"stsz", b"stz2"):
             most = max(most, int.from_bytes(stream.read(8)[4:], "big"))
-        elif kind in (b"stts", b"ctts"):  # runs: how many, of which length or place
+        elif kind in (b"stts", b"ctts"):  # runs of samples: their number, then their length or offset
             count = min(int.from_bytes(stream.read(4), "big"), (stop - begin) // 8, MAX_SAMPLES)
             data = stream.read(8 * count)
             runs = np.frombuffer(data[: len(data) // 8 * 8], ">u4")[::2]
@@ -108,7 +130,7 @@ def _claimed_samples(stream: BinaryIO) -> int:
 
 
 def _inside(stream: BinaryIO, *kinds: bytes) -> list[tuple[bytes, int, int]]:
-    """The boxes (kind, begin, end) in those that are nested so in the file."""
+    """The boxes (kind, begin, end) found inside this nesting of box kinds in the file."""
     end = stream.seek(0, 2)
     inner = [(b"", 0, end)]
     for kind in (None, *kinds):
@@ -117,10 +139,10 @@ def _inside(stream: BinaryIO, *kinds: bytes) -> list[tuple[bytes, int, int]]:
     return inner
 
 
-def _frames(path: Path) -> Iterator[tuple[bytes, tuple[int, int], float]]:
-    """(rgb24 bytes, (height, width), frames per second) of each frame."""
+def _decode(path: Path, take: Callable[[bytes, tuple[int, int]], None]) -> tuple[np.ndarray, int]:
+    """Pass each frame to `take`: rgb24 bytes, (height, width). Return the numbers of those to show, and the rate."""
     damaged = f"the clip {path.name} cannot be decoded; copy or download it again"
-    count, fps = 0, 0.0
+    count = 0
     with _decoding(path) as (pictures, log):
         while (head := _head(pictures)) is not None:
             width, height = head
@@ -137,17 +159,28 @@ def _frames(path: Path) -> Iterator[tuple[bytes, tuple[int, int], float]]:
             data = pictures.read(3 * width * height)
             if len(data) < 3 * width * height:
                 raise ValueError(damaged)
-            if count == 1:
-                # written before the first picture; `pread`, because ffmpeg goes on where the file is now
-                found = _FPS.search(os.pread(log.fileno(), LARGEST_LOG, 0))
-                fps = float(found[1]) if found else 0.0
-            yield data, (height, width), fps
+            take(data, (height, width))
+        said = os.pread(log.fileno(), LARGEST_LOG, 0)
     if not count:
         raise ValueError(damaged)
+    times = np.array([float(text) for text in _TIME.findall(said)])
+    stated = _FPS.search(said)
+    chosen, fps = np.arange(count), float(stated[1]) if stated else 0.0
+    if len(times) == count > 1 and (np.diff(times) > 0).all():  # without usable times, frames count as even
+        most = min(MAX_FRAMES, MAX_TOTAL // (width * height))
+        span = times[-1] - times[0]
+        if span <= most:
+            chosen, fps = even(times)
+        if span > most or len(chosen) > most:
+            raise ValueError(
+                f"the clip {path.name} shows {count} frames in {span:.0f} seconds; cut it into pieces without such "
+                "long pauses"
+            )
+    return chosen, max(1, min(120, round(fps)))
 
 
 def _head(pictures: IO[bytes]) -> tuple[int, int] | None:
-    """Width and height of the next picture: P6, width height, 255, on a line each. None at the end."""
+    """Width and height of the next picture, from its three lines: "P6", "width height", "255". None at the end."""
     magic, size, depth = (pictures.readline(64) for _ in range(3))
     numbers = size.split()
     if magic != b"P6\n" or len(numbers) != 2 or not all(map(bytes.isdigit, numbers)) or depth != b"255\n":
@@ -157,13 +190,13 @@ def _head(pictures: IO[bytes]) -> tuple[int, int] | None:
 
 @contextmanager
 def _decoding(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    """(pictures, log) of an ffmpeg that ends with this, at the latest."""
+    """Run ffmpeg and give (pictures, log). ffmpeg has ended when the block ends."""
     command = [ffmpeg_program(), "-hide_banner", *_INPUT, "-i", f"file:{path}", *_OUTPUT]
     with tempfile.TemporaryFile() as log:
         with subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log
         ) as ffmpeg:
-            assert ffmpeg.stdout is not None  # since it is a pipe
+            assert ffmpeg.stdout is not None  # it is a pipe
             _limit(ffmpeg.pid)
             end = threading.Timer(WALL_SECONDS, ffmpeg.kill)
             end.daemon = True
@@ -176,12 +209,12 @@ def _decoding(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
 
 
 def _limit(process: int) -> None:
-    """Bound what a process may take, where the system can do that to another one (Linux)."""
+    """Limit the memory and time of another process. Only Linux can do this."""
     try:
         from resource import RLIMIT_AS, RLIMIT_CORE, RLIMIT_CPU, RLIMIT_FSIZE, prlimit
     except ImportError:
         return
     limits = {RLIMIT_AS: ADDRESS_SPACE, RLIMIT_CPU: CPU_SECONDS, RLIMIT_FSIZE: LARGEST_LOG, RLIMIT_CORE: 0}
     for kind, most in limits.items():
-        with suppress(OSError, ValueError):  # it has ended already, or has a lower one
+        with suppress(OSError, ValueError):  # it has already ended, or its limit is lower
             prlimit(process, kind, (most, most))

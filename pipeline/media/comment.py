@@ -1,4 +1,4 @@
-"""Settings that travel with a video: read from the comment that every MP4 of this project carries."""
+"""Reads the settings that every MP4 of this project carries in its comment."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from pipeline.request.start import FromClip
 from pipeline.request.video import VideoRequest
 
 MAX_COMMENT = 2**20  # bytes; a request with the longest prompts is a tenth of that
-MAX_BOXES = 10_000  # in one level; a hostile file could hold a hundred million
+MAX_BOXES = 10_000  # on one level; a hostile file could hold a hundred million
 COMMENT = (b"moov", b"udta", b"meta", b"ilst", b"\xa9cmt", b"data")
 
 
 @dataclass(frozen=True)
 class VideoSettings:
-    """How a video was made.
+    """The settings that made a video.
 
     Attributes:
-        versions: of the packages that made it, and the device's name.
-        checkpoint: its name; None in files that do not say, as older ones.
+        versions: version numbers of the packages, and the name of the device.
+        checkpoint: name of the checkpoint; None for older files, which do not say.
     """
 
     request: VideoRequest
@@ -33,18 +33,20 @@ class VideoSettings:
 
 
 def describe(request: VideoRequest, versions: dict[str, str], checkpoint: str) -> dict[str, Any]:
-    """What a video says about itself; `read_settings` reads it. Of a clip that was refined only the name: where it lay
-    is nobody else's business, and of no use on another machine."""
+    """The settings to store in a video, for `read_settings`.
+
+    A refined clip is stored by its name alone. Its folder is private and means nothing on another machine.
+    """
     return {"request": _without_places(request).to_dict(), "versions": versions, "checkpoint": checkpoint}
 
 
 def read_settings(path: str | Path) -> VideoSettings:
-    """The request, the versions and the checkpoint's name in an MP4's comment, where `write_video` puts them.
+    """Read the request, the versions and the checkpoint's name that `write_video` put into an MP4's comment.
 
-    Reads headers and the comment only, however large the file is, and trusts nothing in it.
+    Only headers and the comment are read, however large the file is, and nothing in them is trusted.
 
     Raises:
-        ValueError: no MP4, damaged, made by something else, or the settings in it cannot be used.
+        ValueError: the file is not an MP4, is damaged, was made by another program, or has unusable settings.
     """
     path = Path(path)
     try:
@@ -66,7 +68,7 @@ def read_settings(path: str | Path) -> VideoSettings:
     except (ValueError, TypeError, OverflowError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"the settings in {path.name} cannot be used: {reason}") from None
-    # whatever a file says, it names no place of this machine
+    # a path from a file must not point to anything on this machine
     request = _without_places(request)
     return VideoSettings(request, _versions(description.get("versions")), _text(description.get("checkpoint")))
 
@@ -85,12 +87,12 @@ def _versions(value: Any) -> dict[str, str]:
 
 
 def _text(value: Any) -> str | None:
-    """Text that can be written again, which half a character of JSON cannot."""
+    """The value if it is text that can be encoded again, else None: JSON may hold half of a surrogate pair."""
     return value.encode(errors="replace").decode() if isinstance(value, str) else None
 
 
 def _comment(stream: BinaryIO, name: str) -> bytes | None:
-    """The text of the box moov/udta/meta/ilst/(c)cmt/data (ISO 14496-12, and Apple's list of tags); None without."""
+    """The text of the box moov/udta/meta/ilst/(c)cmt/data (ISO 14496-12, and Apple's list of tags), or None."""
     size = os.fstat(stream.fileno()).st_size
     if stream.read(12)[4:8] != b"ftyp":
         raise ValueError(f"{name} is not an MP4 video; use one from this program, as it was saved")
@@ -105,7 +107,7 @@ def _comment(stream: BinaryIO, name: str) -> bytes | None:
         start, end = begin, stop
         if kind == b"meta":
             stream.seek(begin + 4)
-            if stream.read(4) != b"hdlr":  # in MP4, unlike in QuickTime, version and flags come first
+            if stream.read(4) != b"hdlr":  # MP4, unlike QuickTime, has version and flags first
                 start += 4
     start += 8  # kind of text and locale
     if end - start > MAX_COMMENT:
@@ -115,7 +117,7 @@ def _comment(stream: BinaryIO, name: str) -> bytes | None:
 
 
 def boxes(stream: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, start of the content, end) of the boxes between two places; a box may claim to end behind the file."""
+    """Yield (kind, start of the content, end) of the boxes between two offsets. A box may claim to end past `end`."""
     for _ in range(MAX_BOXES):
         if start + 8 > end:
             return

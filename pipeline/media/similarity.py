@@ -1,4 +1,4 @@
-"""How alike two videos are: PSNR and SSIM."""
+"""Measures the similarity of two videos: PSNR and SSIM."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import numpy as np
 
 
 def psnr(first: np.ndarray, second: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of two uint8 videos [T, H, W, 3]; infinite when they are equal."""
+    """Peak signal-to-noise ratio in dB of two uint8 videos [T, H, W, 3], infinite if they are equal.
+
+    Raises ValueError for videos of different shapes.
+    """
     _check_shapes(first, second)
     # frame by frame: a 720p video in float64 would take gigabytes
     squares = [np.square(a.astype(np.float64) - b).mean() for a, b in zip(first, second, strict=True)]
@@ -15,9 +18,10 @@ def psnr(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def ssim(first: np.ndarray, second: np.ndarray) -> float:
-    """Structural similarity of two uint8 videos [T, H, W, 3], mean over frames.
+    """Structural similarity of two uint8 videos [T, H, W, 3], the mean over their frames.
 
-    Wang et al. 2004 with its Gaussian window (sigma 1.5), as scikit-image computes it.
+    Computed by scikit-image with the Gaussian window (sigma 1.5) of Wang et al. 2004.
+    Raises ValueError for videos of different shapes.
     """
     from skimage.metrics import structural_similarity
 

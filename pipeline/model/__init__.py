@@ -1,1 +1,1 @@
-"""What runs on tensors: the adapter to FastVideo, forwards and their kernels, the start, denoising, previews."""
+"""Works on tensors: the adapter to FastVideo, forward passes and their kernels, the start, denoising, previews."""

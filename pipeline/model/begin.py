@@ -1,9 +1,9 @@
-"""The first latents of a video and the schedule from there: noise, or a clip that is to be refined.
+"""Makes the first latents of a video and the schedule that follows: from noise, or from a clip to be refined.
 
-For a clip, the steps of `generate_refine` in LongCat-Video's pipeline_longcat_video.py: enlarge, interpolate frames,
-repeat the last one until whole groups of latent frames are full, encode, mix with noise. FastVideo's stage for this
-always goes to a 720p size, rounds to the text encoder's dtype and leaves the VAE tiled for every later video, so it is
-not used.
+A clip goes through the steps of `generate_refine` in LongCat-Video's pipeline_longcat_video.py: enlarge, interpolate
+frames, repeat the last frame until the last group of latent frames is full, encode, mix with noise. FastVideo's own
+stage is not used: it always goes to a 720p size, rounds to the text encoder's dtype, and leaves the VAE tiled for every
+later video.
 """
 
 from __future__ import annotations
@@ -27,9 +27,13 @@ from pipeline.request.video import StepUpdate, VideoRequest
 def begin(
     model: Any, request: VideoRequest, batch: Any, on_step: Callable[[StepUpdate], None], clock: Clock
 ) -> tuple[Tensor, Schedule]:
-    """Latents fp32 [1, C, T, H, W] and the timesteps and noise levels that are left to run.
+    """Return the first latents, fp32 [1, C, T, H, W], and the timesteps and noise levels that remain to run.
 
-    model: a loaded `FastVideoLongCat`, whose `batch` has its text encoded.
+    model: a loaded `FastVideoLongCat`. batch: its state of this generation, with the text encoded.
+    on_step: called with the progress of encoding a clip. clock: takes the seconds of that phase.
+
+    Raises:
+        ValueError: the clip cannot be read, or does not have the number of frames that the request expects.
     """
     start = request.start
     if not isinstance(start, FromClip):
@@ -43,10 +47,10 @@ def begin(
 
 
 def enlarge(frames: np.ndarray, num_frames: int, height: int, width: int) -> Tensor:
-    """A clip, uint8 [T, H, W, 3], in another size and length, fp32 [1, 3, T', height, width] in -1 to 1.
+    """Resize a clip, uint8 [T, H, W, 3], in space and time to fp32 [1, 3, T', height, width] in -1 to 1.
 
-    Linear in rows, columns and time, with first and last pixels and frames in place (align_corners). T' is 4 n - 3 for
-    n latent frames: `num_frames` and copies of the last one.
+    Interpolates linearly in rows, columns and time, and keeps the first and last pixels and frames in place
+    (align_corners). T' is 4 n - 3 for n latent frames: `num_frames`, then copies of the last frame.
     """
     video = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
     video = F.interpolate(video, size=(height, width), mode="bilinear", align_corners=True)
@@ -58,7 +62,7 @@ def enlarge(frames: np.ndarray, num_frames: int, height: int, width: int) -> Ten
 
 
 def noised(latents: Tensor, noise: Tensor, t_thresh: float) -> Tensor:
-    """What the flow has at that noise level between the clip's latents and noise."""
+    """The point of the flow between the clip's latents and noise at the noise level `t_thresh`. All [1, C, T, H, W]."""
     return (1 - t_thresh) * latents + t_thresh * noise
 
 
@@ -69,12 +73,12 @@ def start_latents(
     on_step: Callable[[StepUpdate], None],
     elapsed: Callable[[], float],
 ) -> Tensor:
-    """Read, enlarge, encode and noise the clip of a request; fp32 [1, C, T, H, W].
+    """Read, enlarge, encode and noise the clip of a request. Returns fp32 [1, C, T, H, W].
 
-    Both draws, of the VAE's posterior and of the noise, come from the request's seed, on the CPU.
+    The VAE's posterior and the noise are both drawn on the CPU from the request's seed.
 
     Raises:
-        ValueError: the clip cannot be read, or has not as many frames as the request says.
+        ValueError: the clip cannot be read, or does not have the number of frames that the request expects.
     """
     on_step(StepUpdate("encode", 0, request.latent_shape[0], elapsed()))
     frames = read_clip(start.video)

@@ -1,4 +1,4 @@
-"""The denoising loop: LongCat's guidance and update rule around any velocity model."""
+"""The denoising loop: LongCat's guidance and update rule, for any velocity model."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 # (latents [B, C, T, H, W], timestep [B], text [B, L, E], text_mask [B, L]) -> velocity fp32 [B, C, T, H, W]
 Velocity = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-# (steps done, steps in all, estimate of the clean latents or None before the first step)
+# (steps done, total steps, estimate of the clean latents, or None before the first step)
 OnDenoise = Callable[[int, int, Tensor | None], None]
 
 
 class Scheduler(Protocol):
-    """The two members of a flow-match Euler scheduler that the loop needs."""
+    """The two members of a flow-matching Euler scheduler that the loop needs."""
 
     @property
     def timesteps(self) -> Tensor: ...
@@ -26,8 +26,8 @@ class Scheduler(Protocol):
 def guide(velocity: Tensor, scale: float) -> Tensor:
     """Classifier-free guidance with CFG-Zero*'s optimised scale (arXiv 2503.18886).
 
-    velocity [2B, C, T, H, W]: the unconditional half, then the conditional one. Returns [B, C, T, H, W].
-    The unconditional prediction is first scaled to its least-squares fit of the conditional one.
+    velocity [2B, C, T, H, W]: the unconditional half, then the conditional half. Returns [B, C, T, H, W].
+    The unconditional prediction is first scaled to fit the conditional one in the least-squares sense.
     """
     unconditional, conditional = velocity.chunk(2)
     flat = unconditional.flatten(1)
@@ -53,12 +53,12 @@ def denoise(
     Args:
         latents: fp32 noise [1, C, T, H, W].
         text, text_mask: [1, L, E] and [1, L]; with guidance (scale above 1) two rows, the negative prompt first.
-        dtype: of the transformer. As in the original, latents and timesteps are rounded to it on their
-            way into the model only; the state that is integrated stays fp32.
-        on_step: called before the first and after every step; may raise to stop.
+        dtype: the transformer's dtype. As in the original, latents and timesteps are rounded to it only on input to
+            the model; the integrated state stays fp32.
+        on_step: called before the first step and after every step. It may raise to stop.
 
     Returns:
-        fp32 [1, C, T, H, W].
+        The clean latents, fp32 [1, C, T, H, W].
     """
     guided = guidance_scale > 1
     timesteps, sigmas = scheduler.timesteps, scheduler.sigmas
@@ -69,8 +69,8 @@ def denoise(
         flow = velocity(inputs.to(dtype), rounded, text, text_mask)
         if guided:
             flow = guide(flow, guidance_scale)
-        # LongCat predicts clean - noise, so latents = clean - sigma * flow: stepping to the next sigma
-        # adds (sigma - next) * flow, and stepping all the way down gives the estimate of the clean latents.
+        # LongCat predicts flow = clean - noise, so latents = clean - sigma * flow. A step to the next sigma adds
+        # (sigma - next) * flow, and a step down to 0 gives the estimate of the clean latents.
         clean = latents + sigmas[index] * flow
         latents = latents + (sigmas[index] - sigmas[index + 1]) * flow
         on_step(index + 1, len(timesteps), clean)

@@ -1,16 +1,16 @@
-"""The forward of `forward.py` for inference on large videos: the same function of the same weights, less traffic.
+"""The forward pass of `forward.py` for inference on large videos: the same function with less memory traffic.
 
-Tokens are put into the attention's block order once, where they are still 64 numbers each, and back at the end, so no
-layer copies queries, keys or values; residuals are added in place; the feed-forward runs over parts of the tokens; what
-is not a matrix product or attention is one of the operations of `fused.py`. docs/hopper.md counts what that is worth.
+Tokens are put into the attention's block order once, while each is still 64 numbers, and back at the end, so no layer
+copies queries, keys or values. Residuals are added in place. The feed-forward runs over parts of the tokens. Everything
+besides matrix products and attention is an operation of `fused.py`. docs/hopper.md has the gains.
 
-A transformer that `to_fp8` converted runs with 8-bit products, quantised by the operation that made their input.
+A transformer that `to_fp8` converted uses 8-bit products. Their inputs are quantised by the operation that made them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from pipeline.weights import Net
 from pipeline.weights.fp8 import Quantised, is_fp8
 from pipeline.weights.offload import Offload
 
-FFN_TOKENS = 16384  # tokens per part of the feed-forward: large enough for full speed of its matrix products
+FFN_TOKENS = 16384  # tokens per part of the feed-forward; enough for full speed of its matrix products
 
 
 @torch.no_grad()
@@ -36,20 +36,24 @@ def fast_forward(
     text_mask: Tensor | None,
     config: BSAConfig | None,
     *,
+    dense_layers: int = 0,
     zero_text_padding: bool = False,
     backend: str = "auto",
     tuning: Tuning | None = None,
-    observe: Callable[[Tensor, Tensor, BlockSelection], None] | None = None,
+    observe: Callable[[Tensor, Tensor, BlockSelection | None], None] | None = None,
     ffn_tokens: int = FFN_TOKENS,
     offload: Offload | None = None,
 ) -> Tensor:
-    """`longcat_forward` without gradients; arguments and result as there, and:
+    """`longcat_forward` without gradients. Arguments and result are the same, with these additions:
 
     config: block sparse attention with one chunk for queries and keys, or None for dense attention.
-    backend: "auto", "torch" or "triton", for the attention and the fused operations alike.
+    backend: "auto", "torch" or "triton", for both the attention and the fused operations.
     tuning: see `bsa.block_order_attention`.
-    observe: sees queries and keys, [B, H, N, D] in block order, and the selection of every layer.
-    offload: brings the blocks' weights from the host, for a model that does not fit into the GPU.
+    dense_layers: number of first layers with dense attention, in block order as well.
+    observe: called in every layer with queries and keys, [B, H, N, D] in block order, and the selection, which is None
+        for dense attention.
+    ffn_tokens: tokens per part of the feed-forward.
+    offload: brings the blocks' weights from the host, for a model that does not fit on the GPU.
 
     Raises ValueError as `longcat_forward` does, and for a config whose chunks differ.
     """
@@ -69,32 +73,35 @@ def fast_forward(
     embedder = model.caption_embedder
     text = _linear(embedder.linear_2, F.gelu(_linear(embedder.linear_1, text.to(dtype)), approximate="tanh"))
     if zero_text_padding:
-        assert text_mask is not None  # such a checkpoint's encoder gives one
+        assert text_mask is not None  # the encoder of such a checkpoint returns one
         text, text_mask = text * text_mask[..., None].to(dtype), None
 
     rope, frames = _tables(grid, layout, dim, device)
     x = _patches(latents.to(dtype), patch)
     x = F.linear(x if layout is None else x[:, layout.order(device)], proj.weight.flatten(1), proj.bias)
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, means: tuple[Tensor, Tensor]) -> Tensor:
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, means: tuple[Tensor, Tensor]) -> Tensor:
         if layout is None or config is None:
             return _dense(q, k, v)
-        out, selection = block_order_attention(
-            q, k, v, layout, config, means=means, backend=backend, tuning=tuning, return_selection=True
-        )
+        if layer < dense_layers:
+            out, selection = _dense(q, k, v), None
+        else:
+            out, selection = block_order_attention(
+                q, k, v, layout, config, means=means, backend=backend, tuning=tuning, return_selection=True
+            )
         if observe is not None:
             observe(q.transpose(1, 2), k.transpose(1, 2), selection)
         return out
 
     fp8 = is_fp8(model)
     text = ops.quantise(text) if fp8 else text
-    for block in model.blocks if offload is None else offload.blocks():
-        _block(ops, block, x, t, text, text_mask, rope, frames, layout, attend, ffn_tokens, fp8)
+    for layer, block in enumerate(model.blocks if offload is None else offload.blocks()):
+        _block(ops, block, x, t, text, text_mask, rope, frames, layout, partial(attend, layer), ffn_tokens, fp8)
 
     final = model.final_layer
     shift, scale = _linear_fp32(final.adaln_linear, F.silu(t)).chunk(2, dim=-1)
     parts = []
-    for part in _parts(x.shape[1], ffn_tokens):  # fp32 in the original as well, but not all tokens at a time
+    for part in _parts(x.shape[1], ffn_tokens):  # fp32 as in the original, but only part of the tokens at a time
         h = ops.residual_norm_(x[:, part].contiguous(), None, None, 1 + scale, shift.contiguous(), frames[part])
         parts.append(_linear_fp32(final.proj, h))
     x = torch.cat(parts, dim=1)
@@ -103,7 +110,7 @@ def fast_forward(
 
 
 def _block(ops, block, x, t, text, text_mask, rope, frames, layout, attend, ffn_tokens, fp8) -> None:
-    """One transformer block, in place on x [B, N, E]; with fp8, h and text are `Quantised`."""
+    """Run one transformer block in place on x [B, N, E]. With fp8, h and text are `Quantised`."""
     modulation = _linear_fp32(block.adaln_linear_1, F.silu(t))  # [B, F, 6 E]
     shift, gain, gate, ffn_shift, ffn_gain, ffn_gate = modulation.chunk(6, dim=-1)
     gain += 1
@@ -129,7 +136,7 @@ def _block(ops, block, x, t, text, text_mask, rope, frames, layout, attend, ffn_
 
     ffn = block.ffn
     for part in _parts(x.shape[1], ffn_tokens):
-        # One row of the batch at a time: a part of its tokens is then contiguous and can be updated in place.
+        # One row of the batch at a time, because a part of its tokens is contiguous and can be updated in place.
         for row in range(x.shape[0]):
             place = slice(row, row + 1), part
             some = Quantised(h.values[place], h.scales[place]) if fp8 else h[place]
@@ -150,7 +157,7 @@ def _cross_attention(ops, cross, h, text, text_mask, fp8) -> Tensor:
 
 
 def _dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """[B, N, H, D] to the same. cuDNN's kernel is the fastest on Hopper, but not what PyTorch picks."""
+    """Dense attention on [B, N, H, D]. cuDNN's kernel is the fastest on Hopper, but PyTorch does not pick it itself."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if not q.is_cuda:
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
@@ -170,7 +177,7 @@ def _parts(tokens: int, at_once: int) -> list[slice]:
 
 
 def _patches(latents: Tensor, patch: tuple[int, int, int]) -> Tensor:
-    """[B, C, T, H, W] to [B, N, C * pt * ph * pw], what a convolution with that stride multiplies."""
+    """Rearrange [B, C, T, H, W] to [B, N, C * pt * ph * pw], the inputs of a convolution with the patch as stride."""
     pt, ph, pw = patch
     x = latents.unflatten(4, (-1, pw)).unflatten(3, (-1, ph)).unflatten(2, (-1, pt))  # [B, C, t, pt, h, ph, w, pw]
     return x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
@@ -180,7 +187,7 @@ def _patches(latents: Tensor, patch: tuple[int, int, int]) -> Tensor:
 def _tables(
     grid: Grid, layout: BlockLayout | None, head_dim: int, device: torch.device
 ) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """Rotary angles and frame numbers (int32) of the tokens in their order, on the device."""
+    """Rotary angles (cosine and sine) and frame numbers (int32) of the tokens in their order, on the device."""
     cos, sin = rope_table(grid, head_dim, device)
     frames = torch.arange(grid.t, dtype=torch.int32, device=device).repeat_interleave(grid.h * grid.w)
     if layout is None:

@@ -1,9 +1,9 @@
-"""The only module that knows FastVideo (0.2.1): its loaders, its stages and what they need to run in this process.
+"""The only module that uses FastVideo (0.2.1): its loaders, its stages, and the set-up that they need in this process.
 
-FastVideo's own entry point starts a worker process that, on any error, kills its parent with SIGQUIT,
-and reports no progress. So its LongCat components are loaded here and its stages are called one by one.
-The denoising loop and the transformer's forward are ours (`denoising.py`, `forward.py`): FastVideo's
-hard-code bfloat16 and attend to text padding.
+FastVideo's entry point starts a worker process that reports no progress and kills its parent with SIGQUIT on any error.
+So this module loads FastVideo's LongCat components itself and calls the stages one by one. The denoising loop and the
+transformer's forward pass are this project's (`denoising.py`, `forward.py`), because FastVideo's hard-code bfloat16 and
+attend to text padding.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import json
 import logging
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor
 from pipeline.checkpoint.safetensors_files import has_encoder, stored_precision, stored_weights
 from pipeline.checkpoint.tokenizer import load_tokenizer
 from pipeline.checkpoint.view import linked
+from pipeline.machine.quiet import quiet
 from pipeline.model.schedule import longcat_sigmas
 from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.video import MAX_PROMPT_TOKENS, VideoRequest
@@ -43,17 +44,20 @@ _device_in_use: str | None = None
 
 @dataclass
 class TextStates:
-    """Encoded prompts: states [rows, L, E], mask [rows, L]; with guidance the negative prompt's row comes first."""
+    """Encoded prompts: states [rows, L, E], mask [rows, L]. With guidance, the negative prompt is the first row."""
 
     states: Tensor
     mask: Tensor
 
 
 class FastVideoLongCat:
-    """LongCat's components as FastVideo loads them.
+    """LongCat's components, as FastVideo loads them.
 
-    `dtype` is the transformer's; `zero_text_padding` says how it was trained to see padded text; `lora` puts adapters
-    on it; `encodes` says whether the VAE has an encoder; `offload` brings the transformer's blocks, or is None.
+    dtype: the transformer's dtype.
+    zero_text_padding: whether the transformer was trained to see padded text as zero vectors.
+    lora: attaches adapters to the transformer.
+    encodes: whether the VAE has an encoder.
+    offload: brings the transformer's blocks to the device, or None.
     """
 
     def __init__(
@@ -63,14 +67,14 @@ class FastVideoLongCat:
         loras: Mapping[str, Path] | None = None,
         weights: LoadOptions = AS_STORED,
     ) -> None:
-        """Load all weights from `path` to `device`: fp32 on the CPU, bfloat16 on CUDA, and as `weights` says.
+        """Load all weights from `path` to `device`: fp32 on the CPU, bfloat16 on CUDA, kept as `weights` says.
 
-        loras: adapter name -> file, none of which is loaded before it is used.
+        loras: adapter name -> file. An adapter is loaded at its first use.
 
         Raises:
-            ValueError: the weights do not fit FastVideo's LongCat classes or cannot be quantised, or another device is
-                in use.
-            RuntimeError: this FastVideo is not the version that the adapter knows.
+            ValueError: the weights do not fit FastVideo's LongCat classes or cannot be quantised, or this process
+                already uses another device.
+            RuntimeError: the installed FastVideo is not the version that this adapter is written for.
         """
         self.offload: Offload | None = None
         self._visiting: LayerByLayer | None = None
@@ -87,7 +91,7 @@ class FastVideoLongCat:
         from fastvideo.pipelines.basic.longcat.longcat_pipeline import LongCatPipeline
 
         class HostLongCatPipeline(LongCatPipeline):
-            """Its offload options do not help: without FSDP, the transformer's loader goes by the device alone."""
+            """Loads to host memory. FastVideo's offload options cannot: without FSDP, only the device counts."""
 
             def load_modules(self, *args: Any, **kwargs: Any) -> Any:
                 with _loading_to_host():
@@ -97,13 +101,13 @@ class FastVideoLongCat:
         precision = "bf16" if device.type == "cuda" else "fp32"
         config.dit_precision = config.vae_precision = precision
         if weights and device.type == "cuda":
-            # As stored, they are the files' own pages; in another dtype they would all lie in memory at one time.
+            # In the stored dtype, weights are pages of the files; converted, all of them would be in memory at once.
             config.dit_precision = stored_precision(path / "transformer", path)
         config.text_encoder_precisions = (precision,)
         self.encodes = has_encoder(stored_weights(path / "vae", path))
         config.vae_config.load_encoder = self.encodes
         try:
-            # FastVideo's own loader of tokenizers runs Python from the checkpoint's folder.
+            # FastVideo's own tokenizer loader runs Python from the checkpoint's folder.
             ready = {"tokenizer": load_tokenizer(path / "tokenizer")}
             kind = HostLongCatPipeline if weights else LongCatPipeline
             with linked(path) as view:
@@ -111,8 +115,8 @@ class FastVideoLongCat:
                     model_path=str(view),
                     pipeline_config=config,
                     num_gpus=1,
-                    # FastVideo offloads by default; FSDP and the offload hooks ask for CUDA on every machine,
-                    # and the hooks hang on block.forward, which our forward does not call.
+                    # FastVideo offloads by default. FSDP and the offload hooks require CUDA, and the hooks are attached
+                    # to block.forward, which this project's forward pass does not call.
                     dit_cpu_offload=False,
                     dit_layerwise_offload=False,
                     text_encoder_cpu_offload=False,
@@ -138,12 +142,12 @@ class FastVideoLongCat:
         self._vae: Net = modules["vae"].requires_grad_(False)
         self._tokenizer = modules["tokenizer"]
         self.dtype: torch.dtype = self.transformer.patch_embed.proj.weight.dtype
-        # The original takes a missing key as false, FastVideo as true.
+        # The original treats a missing key as false, FastVideo as true.
         transformer_config = json.loads((path / "transformer" / "config.json").read_text(encoding="utf-8"))
         self.zero_text_padding = bool(transformer_config.get("text_tokens_zero_pad", False))
 
     def _place(self, weights: LoadOptions) -> None:
-        """Bring what was loaded to host memory to where it runs."""
+        """Move the components from host memory to the place where they run."""
         encoder: Net = self._pipeline.modules["text_encoder"]
         if weights.offload:
             self._visiting = LayerByLayer(encoder, encoder.encoder.block, self.device)
@@ -152,15 +156,15 @@ class FastVideoLongCat:
         self._vae.to(self.device)
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.offload = place(self.transformer, self.device, self.dtype, weights)
-        torch.cuda.empty_cache()  # of what rounding left behind
+        torch.cuda.empty_cache()  # frees what rounding left behind
 
     def count_tokens(self, text: str) -> int:
-        """Tokens of a prompt as the text encoder would see it without truncation."""
+        """Number of tokens of a prompt for the text encoder, without truncation."""
         clean = self._args.pipeline_config.preprocess_text_funcs[0](text)
         return len(self._tokenizer(clean, add_special_tokens=True, truncation=False)["input_ids"])
 
     def start(self, request: VideoRequest) -> Any:
-        """FastVideo's state of one generation, to be passed through the methods below in order."""
+        """Make FastVideo's state of one generation. Pass it through the methods below in their order."""
         from fastvideo.pipelines.pipeline_batch_info import ForwardBatch
 
         batch = ForwardBatch(
@@ -170,14 +174,14 @@ class FastVideoLongCat:
             seed=request.seed,
             height=request.height,
             width=request.width,
-            num_frames=4 * request.latent_shape[0] - 3,  # of a refinement, its padding included
+            num_frames=4 * request.latent_shape[0] - 3,  # includes the padding of a refinement
             fps=request.fps,
             num_inference_steps=request.steps,
             guidance_scale=float(request.guidance_scale),
             max_sequence_length=MAX_PROMPT_TOKENS,
-            # Left out, FastVideo takes its scheduler's spacing, which is not LongCat's.
+            # By default FastVideo would use its scheduler's spacing, which is not LongCat's.
             sigmas=longcat_sigmas(request.steps, use_distill=request.use_distill),
-            # Left out, FastVideo draws the noise in the text encoder's dtype; the original draws fp32.
+            # By default FastVideo would draw the noise in the text encoder's dtype; the original draws fp32.
             latents=_noise(request, self.transformer.in_channels) if request.start.clip is None else None,
             prompt_attention_mask=[],
             negative_attention_mask=[],
@@ -202,8 +206,9 @@ class FastVideoLongCat:
         return self._pipeline.latent_preparation_stage(batch, self._args).latents
 
     def encode(self, pixels: Tensor, generator: torch.Generator, on_frame: Callable[[], None]) -> Tensor:
-        """Pixels fp32 [1, 3, 4 n - 3, height, width] in -1 to 1 -> normalised latents fp32 [1, C, n, h, w], drawn from
-        the VAE's posterior by a generator of the CPU; `on_frame` follows each latent frame.
+        """Encode pixels, fp32 [1, 3, 4 n - 3, height, width] in -1 to 1, to normalised latents, fp32 [1, C, n, h, w].
+
+        generator: draws from the VAE's posterior, on the CPU. on_frame: called after each latent frame.
 
         Raises:
             ValueError: the checkpoint's VAE has no encoder.
@@ -228,9 +233,12 @@ class FastVideoLongCat:
         return (latents - centre) / spread
 
     def decode(self, batch: Any, latents: Tensor, on_frame: Callable[[], None]) -> Tensor:
-        """Latents -> pixels fp32 [1, 3, frames, height, width] in 0 to 1; `on_frame` follows each latent frame."""
+        """Decode latents [1, C, T, H, W] to pixels, fp32 [1, 3, frames, height, width] in 0 to 1.
+
+        on_frame: called after each latent frame.
+        """
         batch.latents = latents
-        # The VAE decodes one latent frame after the other and keeps what the next one needs.
+        # The VAE decodes the latent frames in order and keeps the features that the next one needs.
         hook = self._vae.decoder.register_forward_hook(lambda *_: on_frame())
         try:
             return self._pipeline.decoding_stage(batch, self._args).output
@@ -239,12 +247,12 @@ class FastVideoLongCat:
             self._vae.clear_cache()
 
     def decode_frame(self, latents: Tensor) -> Tensor:
-        """One latent frame [1, C, 1, h, w] -> pixels [1, 3, 1, 8h, 8w] in 0 to 1, apart from any generation."""
+        """Decode one latent frame [1, C, 1, h, w] to pixels [1, 3, 1, 8h, 8w] in 0 to 1, outside any generation."""
         return self._pipeline.decoding_stage.decode(latents, self._args)
 
 
 def _quiet() -> contextlib.AbstractContextManager[None]:
-    """Without what FastVideo prints while loading (kernel notes, a bar per file), unless its log is asked for."""
+    """Hide FastVideo's output while loading (notes on kernels, a bar per file), unless its log was asked for."""
     return contextlib.nullcontext() if "FASTVIDEO_LOGGING_LEVEL" in os.environ else quiet()
 
 
@@ -254,15 +262,15 @@ def _noise(request: VideoRequest, channels: int) -> Tensor:
 
 
 def _prepare_process(device: torch.device) -> None:
-    """Set up what FastVideo keeps per process: logging, its replacements for the CPU, the process group."""
+    """Set up FastVideo's state of the process: logging, replacements for the CPU, the process group."""
     global _device_in_use
     if _device_in_use not in (None, str(device)):
         raise ValueError(f"this process already runs FastVideo on {_device_in_use}; start another process for {device}")
-    # FastVideo configures the root logger (DEBUG, to stdout) when imported, unless told not to.
+    # When imported, FastVideo sets the root logger to DEBUG on stdout, unless told not to.
     os.environ.setdefault("FASTVIDEO_CONFIGURE_LOGGING", "0")
-    # Even at ERROR it reports that there is no NPU. What matters is raised, not logged.
+    # Even at ERROR it reports a missing NPU. Anything important is raised, not logged.
     logging.getLogger("fastvideo").setLevel(os.environ.get("FASTVIDEO_LOGGING_LEVEL", "CRITICAL"))
-    # Its device is "cuda:" + LOCAL_RANK. One process, one device: there are no other ranks.
+    # FastVideo's device is "cuda:" + LOCAL_RANK. One process uses one device: there are no other ranks.
     os.environ.update(LOCAL_RANK=str(device.index or 0), RANK="0", WORLD_SIZE="1")
     try:
         import fastvideo  # noqa: F401
@@ -271,40 +279,54 @@ def _prepare_process(device: torch.device) -> None:
     if device.type == "cpu":
         _support_cpu()
     if not torch.distributed.is_initialized():
-        # FastVideo's layers ask for their rank. An in-memory store needs no port and no environment variables.
+        # FastVideo's layers ask for their rank. An in-memory store needs neither a port nor environment variables.
         backend = "nccl" if device.type == "cuda" else "gloo"
         try:
             torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
         except RuntimeError as error:
             if "find interface" not in str(error):
                 raise
-            # gloo binds to the host's own address even when there is nobody to talk to
+            # gloo binds to the host's address even if there is no other rank
             raise RuntimeError(NO_LOOPBACK) from error
         atexit.register(torch.distributed.destroy_process_group)
     _device_in_use = str(device)
 
 
 def _support_cpu() -> None:
-    """Two replacements without which FastVideo 0.2.1 has no CPU path."""
+    """Replace what keeps FastVideo 0.2.1 from running on the CPU, or on the CPU of a machine with a GPU."""
+    from fastvideo import platforms
     from fastvideo.distributed import parallel_state
+    from fastvideo.pipelines.stages import base
     from fastvideo.platforms.cpu import CpuPlatform
 
-    # Whatever is not CUDA or an NPU counts as "mps" there. The function is imported by name all over
-    # FastVideo, so only its code can be replaced for everyone.
+    # FastVideo takes every device besides CUDA and NPU for "mps". Its modules import this function by name, so only a
+    # replacement of the function's code reaches all of them.
     def cpu_device() -> torch.device:
         return torch.device("cpu")
 
     _expect(parallel_state, "get_local_torch_device").__code__ = cpu_device.__code__
 
-    # The CPU platform names no attention backend, and LongCat's layers ask for one when they are built.
-    # Ours never calls it, but the text encoder's and the transformer's constructors must succeed.
+    # The CPU platform names no attention backend, but the constructors of LongCat's layers require one. The text
+    # encoder and the transformer must be built, although this project never calls that backend.
     _expect(CpuPlatform, "get_attn_backend_cls")
     CpuPlatform.get_attn_backend_cls = classmethod(lambda *_: "fastvideo.attention.backends.sdpa.SDPABackend")
+
+    # Its platform is CUDA's wherever NVML lists a GPU, whether or not PyTorch can use it and is meant to. Modules that
+    # are imported already hold the platform by its name.
+    _expect(platforms, "_current_platform")
+    platforms._current_platform = CpuPlatform()
+    for name, module in list(sys.modules.items()):
+        if name.startswith("fastvideo.") and "current_platform" in vars(module):
+            vars(module)["current_platform"] = platforms._current_platform
+
+    # The log of its stages (FASTVIDEO_STAGE_LOGGING) waits for the GPU before it reads the clock.
+    cuda = SimpleNamespace(is_available=lambda: False, synchronize=lambda: None)
+    base.torch = SimpleNamespace(device=torch.device, cuda=cuda)
 
 
 @contextlib.contextmanager
 def _loading_to_host() -> Iterator[None]:
-    """While this lasts, FastVideo takes the CPU for its device."""
+    """A block in which FastVideo's device is the CPU."""
     from fastvideo.distributed import parallel_state
 
     function = _expect(parallel_state, "get_local_torch_device")
@@ -318,27 +340,7 @@ def _loading_to_host() -> Iterator[None]:
 def _expect(owner: Any, name: str) -> Any:
     if not hasattr(owner, name):
         raise RuntimeError(
-            f"{getattr(owner, '__name__', owner)} has no {name}; the CPU support fits FastVideo 0.2.1, "
+            f"{getattr(owner, '__name__', owner)} has no {name}; the adapter fits FastVideo 0.2.1, "
             "install the versions of requirements.txt"
         )
     return getattr(owner, name)
-
-
-class _Muted:
-    """A text stream that drops what one thread writes and passes on what others do."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream, self._thread = stream, threading.get_ident()
-
-    def write(self, text: str) -> int:
-        return len(text) if threading.get_ident() == self._thread else self._stream.write(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Only this thread's output: a server may load in the background and print its address meanwhile."""
-    with contextlib.redirect_stdout(_Muted(sys.stdout)), contextlib.redirect_stderr(_Muted(sys.stderr)):
-        yield

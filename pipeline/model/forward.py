@@ -1,12 +1,12 @@
-"""Forward pass of the LongCat-Video transformer, written once for every host of its weights.
+"""Forward pass of the LongCat-Video transformer, for inference and training alike.
 
-The functions read the weights of any module tree that carries FastVideo's attribute names
-(``patch_embed.proj``, ``blocks.N.self_attn.to_q``, ...), so FastVideo's own loaded model and the
-plain ``torch.nn`` model that `training/` optimises run through exactly this code.
+The functions read the weights of any module tree with FastVideo's attribute names (``patch_embed.proj``,
+``blocks.N.self_attn.to_q``, ...). So the model that FastVideo loads and the plain ``torch.nn`` model of `training/`
+both run through exactly this code.
 
-Differences to FastVideo 0.2.1's forward, all of them towards the original LongCat-Video code:
-padded text tokens are masked out of the cross-attention, timestep embedding and modulation are
-computed in fp32, and the self-attention is an argument instead of a flag.
+It differs from FastVideo 0.2.1's forward pass in three points, the first two as in the original LongCat-Video code:
+padded text tokens are masked out of the cross-attention, timestep embedding and modulation are computed in fp32, and
+the self-attention is an argument instead of a flag.
 
 Method: LongCat-Video technical report, arXiv 2510.22200; rotary embedding: arXiv 2104.09864.
 
@@ -17,7 +17,7 @@ Shape letters: B batch, C latent channels, T H W latent frames, rows and columns
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -41,20 +41,20 @@ class Modulation(NamedTuple):
 
 
 class Stages(NamedTuple):
-    """The two halves of a block around its self-attention; pass compiled ones to speed training up."""
+    """The two halves of a block, before and after its self-attention. Compiled ones speed up training."""
 
     before: Callable
     after: Callable
 
 
 def attend_dense(q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
-    """Full attention over all tokens; the `Attend` of a request without BSA."""
+    """Full attention over all tokens, q, k, v [B, heads, N, D]. Used as `Attend` by requests without BSA."""
     return F.scaled_dot_product_attention(q, k, v)
 
 
 def _linear(layer: Net, x: Any) -> Tensor:
-    """x: a tensor; for an `Fp8Linear` also a quantised one."""
-    # FastVideo's linear layers return (output, bias); nn.Linear the output.
+    """Apply a linear layer and its adapter. x: a tensor [..., in], or a `Quantised` for an `Fp8Linear`."""
+    # FastVideo's linear layers return (output, bias), nn.Linear only the output.
     out = layer(x)
     out = out[0] if isinstance(out, tuple) else out
     lora = getattr(layer, "lora", None)  # see pipeline.weights.lora
@@ -62,7 +62,7 @@ def _linear(layer: Net, x: Any) -> Tensor:
 
 
 def _linear_fp32(layer: Net, x: Tensor) -> Tensor:
-    # The original evaluates the modulation in fp32 whatever the dtype of the weights.
+    # The original evaluates the modulation in fp32, for any dtype of the weights.
     with torch.autocast(x.device.type, enabled=False):
         out = F.linear(x.float(), layer.weight.float(), layer.bias.float())
         lora = getattr(layer, "lora", None)
@@ -74,7 +74,7 @@ def _rms_norm(x: Tensor, norm: Net) -> Tensor:
 
 
 def _modulate(x: Tensor, mod: Modulation) -> Tensor:
-    """LayerNorm without weights, then ``x * (1 + scale) + shift`` per frame. x [B, N, E]."""
+    """LayerNorm without weights, followed by ``x * (1 + scale) + shift`` per frame. x [B, N, E]."""
     frames = mod.shift.shape[1]
     normed = F.layer_norm(x.float(), x.shape[-1:], eps=1e-6).unflatten(1, (frames, -1))
     return (normed * (1 + mod.scale) + mod.shift).flatten(1, 2).type_as(x)
@@ -89,8 +89,8 @@ def _add_gated(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
 def rope_table(grid: Grid, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosine and sine of the 3D rotary embedding, each fp32 [N, D/2].
 
-    The head is split into D - 4*(D//6) temporal and twice 2*(D//6) spatial channels; neighbouring
-    channel pairs share an angle.
+    The head is split into D - 4*(D//6) temporal channels and 2*(D//6) channels for each of rows and columns. The two
+    channels of a neighbouring pair share an angle.
     """
     spatial = 2 * (head_dim // 6)
     angles = []
@@ -161,8 +161,8 @@ EAGER = Stages(before_attention, after_attention)
 def trim_text(text: Tensor, text_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Drop the padding that no row of the batch needs.
 
-    text [B, L, C]; text_mask [B, L], non-zero at real tokens. Returns the shorter text and its mask
-    as bool [B, 1, 1, L'], or None where no row has padding left. Reads the lengths back from the device.
+    text [B, L, C]; text_mask [B, L], non-zero at real tokens. Returns the shorter text and its mask as bool
+    [B, 1, 1, L'], or None if no row has padding left. Reading the lengths waits for the device.
     """
     if text_mask is None:
         return text, None
@@ -199,26 +199,26 @@ def longcat_forward(
     timestep: Tensor,
     text: Tensor,
     text_mask: Tensor | None,
-    attend: Attend = attend_dense,
+    attend: Attend | Sequence[Attend] = attend_dense,
     *,
     zero_text_padding: bool = False,
     stages: Stages = EAGER,
 ) -> Tensor:
-    """Predict the flow of a batch of noisy latents, ``clean - noise`` in LongCat's sign.
+    """Predict the flow of a batch of noisy latents, which is ``clean - noise`` in LongCat's sign convention.
 
     Args:
         model: module tree with FastVideo's LongCat attribute names.
         latents: [B, C, T, H, W]; T, H, W must be multiples of the patch size.
         timestep: [B] or [B, t], 0 (clean) to 1000 (noise).
-        text: encoder states [B, L, text channels]; text_mask: [B, L], or an attention mask
-            [B, 1, 1, L] that is used as it is (no host synchronisation), or None for "all valid".
-        attend: self-attention over [B, heads, N, D] tokens in raster order.
-        zero_text_padding: the other way in which LongCat models were trained (`text_tokens_zero_pad` in their
-            config.json): padding becomes zero vectors that are attended to. Needs text_mask [B, L].
+        text: encoder states [B, L, text channels]; text_mask: [B, L], or an attention mask [B, 1, 1, L] that is used
+            unchanged (without waiting for the device), or None if all tokens are valid.
+        attend: self-attention over tokens [B, heads, N, D] in raster order: one for all blocks, or a list of one each.
+        zero_text_padding: treat padding as zero vectors that are attended to, for models that were trained so
+            (`text_tokens_zero_pad` in config.json). Needs text_mask [B, L].
         stages: the block halves, eager or compiled.
 
     Returns:
-        fp32 [B, C, T, H, W].
+        The flow, fp32 [B, C, T, H, W].
 
     Raises:
         ValueError: a latent size is not a multiple of the patch, or a text row is empty.
@@ -238,15 +238,16 @@ def longcat_forward(
     embedder = model.caption_embedder
     text = _linear(embedder.linear_2, F.gelu(_linear(embedder.linear_1, text.to(dtype)), approximate="tanh"))
     if zero_text_padding:
-        assert text_mask is not None  # such a checkpoint's encoder gives one
+        assert text_mask is not None  # the encoder of such a checkpoint returns one
         text, text_mask = text * text_mask[..., None].to(dtype), None
 
     rope = rope_table(grid, x.shape[-1] // model.blocks[0].self_attn.num_heads, x.device)
-    for block in model.blocks:
+    each = attend if isinstance(attend, Sequence) else [attend] * len(model.blocks)
+    for block, attend_block in zip(model.blocks, each, strict=True):
         q, k, v, gate, ffn = stages.before(block, x, t, rope)
-        x = stages.after(block, x, attend(q, k, v, grid), gate, ffn, text, text_mask)
+        x = stages.after(block, x, attend_block(q, k, v, grid), gate, ffn, text, text_mask)
 
     final = model.final_layer
     shift, scale = _linear_fp32(final.adaln_linear, F.silu(t)).unsqueeze(2).chunk(2, dim=-1)
-    x = _linear_fp32(final.proj, _modulate(x, Modulation(shift, scale, scale)))  # fp32 in the original as well
+    x = _linear_fp32(final.proj, _modulate(x, Modulation(shift, scale, scale)))  # fp32 as in the original
     return unpatchify(x, grid, patch).float()

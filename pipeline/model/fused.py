@@ -1,7 +1,7 @@
-"""The elementwise work of a LongCat block as four functions, in PyTorch; `fused_triton.py` has them as kernels.
+"""The elementwise work of a LongCat block in PyTorch. `fused_triton.py` has the same functions as kernels.
 
-Both compute in fp32 and round once. The kernels exist because these few operations, one PyTorch kernel each, take
-longer on a fast GPU than the matrix products. Shape letters as in `forward.py`; F frames, H heads.
+Both compute in fp32 and round once. The kernels exist because on a fast GPU these few operations, run as separate
+PyTorch kernels, take longer than the matrix products. Shape letters as in `forward.py`; F frames, H heads.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ def residual_norm_(
     frames: Tensor | None,
     fp8: bool = False,
 ) -> Tensor | Quantised | None:
-    """``x += gate * branch`` in place, then ``layer_norm(x) * gain + shift`` as a new tensor.
+    """Compute ``x += gate * branch`` in place, and return ``layer_norm(x) * gain + shift`` as a new tensor.
 
-    x, branch [B, N, E]; no branch leaves x as it is, no gate means 1. gate fp32 [B, F, E]; gain and shift fp32
-    [B or 1, F or 1, E] with the same strides, without them nothing is returned; unit stride in the last place.
-    frames int32 [N]: which of the F rows each token takes; None where there is one.
-    fp8: the new tensor quantised, from its fp32 values.
+    x, branch: [B, N, E]. Without a branch, x is unchanged.
+    gate: fp32 [B, F, E]; None means 1.
+    gain, shift: fp32 [B or 1, F or 1, E], both with the same strides, unit stride in the last axis. Without them
+        nothing is returned.
+    frames: int32 [N], the row of F that each token uses; None if F is 1.
+    fp8: quantise the new tensor from its fp32 values.
     """
 
     def of_tokens(rows: Tensor) -> Tensor:
@@ -48,10 +50,11 @@ def residual_norm_(
 def head_norm_(
     x: Tensor, weight: Tensor, rope: tuple[Tensor, Tensor] | None, layout: BlockLayout | None
 ) -> Tensor | None:
-    """RMSNorm per head and rotary embedding, in place; returns the block means where a layout is given.
+    """Apply RMSNorm per head and the rotary embedding in place. Returns the block means if a layout is given.
 
-    x [B, N, H, D]; weight [D]; rope: cosine and sine, each fp32 [N, D/2], in the order of the tokens, or None.
-    layout: the tokens are in its block order; the result is fp32 [B, H, blocks, D], of x as it was rounded.
+    x: [B, N, H, D]. weight: [D].
+    rope: cosine and sine, each fp32 [N, D/2], in the order of the tokens, or None.
+    layout: the block order in which the tokens are. The means are fp32 [B, H, blocks, D], taken of x after rounding.
     """
     normed = F.rms_norm(x.float(), x.shape[-1:], eps=1e-6) * weight.float()
     if rope is not None:
@@ -63,15 +66,15 @@ def head_norm_(
 
 
 def swiglu_(a: Tensor, b: Tensor, fp8: bool = False) -> Tensor | Quantised:
-    """``silu(a) * b``, written into a; with fp8 a stays as it is and the result is quantised from fp32."""
+    """Compute ``silu(a) * b`` in place of a. With fp8, a is unchanged and the result is quantised from fp32."""
     out = F.silu(a.float()) * b.float()
     return quantise(out) if fp8 else a.copy_(out)
 
 
 def operations(device: torch.device, head_dim: int, backend: str = "auto") -> ModuleType | Any:
-    """The module to call: this one, or `fused_triton` on CUDA ("auto") or where it is named ("triton").
+    """Choose the module that computes: `fused_triton` for "triton", and for "auto" on CUDA; otherwise this module.
 
-    Raises ValueError for a head size that the kernels cannot take, when they are named.
+    Raises ValueError for "triton" if the kernels cannot take the head size.
     """
     import sys
 

@@ -1,6 +1,6 @@
-"""Triton kernels for the elementwise work of a LongCat block: each reads its tensors once and writes them once.
+"""Triton kernels for the elementwise work of a LongCat block. Each reads its tensors once and writes them once.
 
-Forward only. Everything between the load and the store is fp32. `fused.py` holds the same functions in PyTorch.
+Forward only. Everything between load and store is fp32. `fused.py` has the same functions in PyTorch.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from bsa.kernels.launch import on_device
 from pipeline.weights.fp8 import LARGEST, Quantised
 
 FP8 = torch.float8_e4m3fn
-_ROWS = 8  # tokens per program, one after the other: neighbours mostly share a frame, whose modulation stays in L1
+_ROWS = 8  # tokens per program, in sequence: neighbours mostly share a frame, so its modulation stays in L1
 
 
 @triton.jit
 def _store_row(out_ptr, scales_ptr, place, row, out, inside, LARGEST: tl.constexpr, FP8: tl.constexpr):
-    """One row of fp32 numbers, rounded to out's dtype; with FP8 first scaled so that the largest becomes LARGEST."""
+    """Store one row of fp32 numbers, rounded to out's dtype. With FP8, first scale its largest number to LARGEST."""
     if FP8:
         scale = tl.maximum(tl.max(tl.abs(tl.where(inside, out, 0.0)), 0), 1e-12) / LARGEST
         tl.store(scales_ptr + row, scale)
@@ -64,7 +64,7 @@ def _residual_norm_kernel(
 
 @triton.jit
 def _angles(cos_ptr, sin_ptr, start, size, row, half):
-    """Rotary angles [rows, half a head] of a block's tokens."""
+    """Load the rotary angles [rows, D/2] of a block's tokens."""
     place = (start + row[:, None]) * half.shape[0] + half[None, :]
     inside = row[:, None] < size
     return tl.load(cos_ptr + place, mask=inside, other=0.0), tl.load(sin_ptr + place, mask=inside, other=0.0)
@@ -76,9 +76,10 @@ def _head_norm_kernel(
     HEADS: tl.constexpr, DIM: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr, GROUP: tl.constexpr,
     ROPE: tl.constexpr, LAYOUT: tl.constexpr,
 ):  # fmt: skip
-    """RMSNorm per head, rotary embedding and the mean of each block, in place on x [B, tokens, HEADS, DIM].
+    """RMSNorm per head and rotary embedding, in place on x [B, tokens, HEADS, DIM], and the mean of each block.
 
-    One program: one block of tokens, GROUP heads. The rotary angles of a block that is one tile stay in registers.
+    One program handles one block of tokens and GROUP heads. If the block is one tile, its rotary angles stay in
+    registers.
     """
     HALF: tl.constexpr = DIM // 2
     ONE_TILE: tl.constexpr = CHUNK <= TILE
@@ -88,7 +89,7 @@ def _head_norm_kernel(
     size = tl.load(sizes_ptr + block) if LAYOUT else tl.minimum(tokens - start, CHUNK)
     dim = tl.arange(0, DIM)
     half = tl.arange(0, HALF)
-    # Neighbouring channels are a pair.
+    # neighbouring channels form a pair
     weight_even = tl.load(weight_ptr + 2 * half).to(tl.float32)
     weight_odd = tl.load(weight_ptr + 2 * half + 1).to(tl.float32)
     if ROPE and ONE_TILE:
@@ -133,7 +134,7 @@ def _quantise_kernel(
     a_ptr, b_ptr, out_ptr, scales_ptr, SIZE: tl.constexpr, BLOCK: tl.constexpr, LARGEST: tl.constexpr,
     SWIGLU: tl.constexpr,
 ):  # fmt: skip
-    """One program: one row of a, or of silu(a) * b, quantised."""
+    """Each program quantises one row of a, or of silu(a) * b."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < SIZE
@@ -159,7 +160,7 @@ def residual_norm_(
     out, scales = None if gain is None else torch.empty_like(x), None
     if fp8 and out is not None:
         out, scales = _empty(x)
-    # Absent tensors stand in as x: the kernel never reads them.
+    # x stands in for absent tensors, which the kernel never reads
     gate_strides = (0, 0) if gate is None else _strides(gate, batch)
     gain_strides = (0, 0) if gain is None else _strides(gain, batch)
     with on_device(x):
@@ -178,7 +179,7 @@ def residual_norm_(
 def head_norm_(
     x: Tensor, weight: Tensor, rope: tuple[Tensor, Tensor] | None, layout: BlockLayout | None
 ) -> Tensor | None:
-    """See `fused.head_norm_`. Head sizes that are powers of two."""
+    """See `fused.head_norm_`. The head size must be a power of two."""
     batch, tokens, heads, dim = x.shape
     ordered = layout is not None
     chunk = 64 if layout is None else layout.chunk.volume

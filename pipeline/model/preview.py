@@ -1,4 +1,4 @@
-"""Small previews from latents, without the VAE: a linear map from latent channels to colours."""
+"""Makes small previews from latents without the VAE, by a linear map from latent channels to colours."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pipeline.request.video import LATENT_PIXELS
 
 @dataclass(frozen=True)
 class LatentColours:
-    """colour = latents @ factors + bias, in 0 to 1. factors fp32 [C, 3], bias fp32 [3]."""
+    """The map colour = latents @ factors + bias, in 0 to 1. factors: fp32 [C, 3]; bias: fp32 [3]."""
 
     factors: Tensor
     bias: Tensor
 
     @classmethod
     def from_config(cls, config: dict) -> LatentColours | None:
-        """Read `latent_rgb_factors` [C][3] and `latent_rgb_bias` [3] of a generation_config.json, if it has them."""
+        """Read `latent_rgb_factors` [C][3] and `latent_rgb_bias` [3] of a generation_config.json; None without them."""
         factors, bias = config.get("latent_rgb_factors"), config.get("latent_rgb_bias", [0.5, 0.5, 0.5])
         if factors is None:
             return None
@@ -43,10 +43,10 @@ class LatentColours:
     @classmethod
     @torch.no_grad()
     def fit(cls, decode: Callable[[Tensor], Tensor], channels: int, device: torch.device) -> LatentColours:
-        """Least squares on what the VAE itself makes of random latents.
+        """Fit the map by least squares to the colours that the VAE decodes from random latents.
 
-        decode: normalised latents [1, channels, 1, h, w] -> pixels [1, 3, 1, 8h, 8w] in 0 to 1.
-        The latents vary slowly in space, as those of videos do.
+        decode: maps normalised latents [1, channels, 1, h, w] to pixels [1, 3, 1, 8h, 8w] in 0 to 1.
+        The random latents vary slowly in space, like the latents of videos.
         """
         generator = torch.Generator().manual_seed(0)
         coarse = torch.randn(1, channels, 8, 8, generator=generator)
@@ -55,12 +55,12 @@ class LatentColours:
         colours = F.avg_pool2d(pixels, LATENT_PIXELS)
         x = latents.flatten(2)[0].T  # [24*24, channels]
         x = torch.cat([x, torch.ones(len(x), 1)], dim=1)
-        # a ridge keeps channels that the random latents hardly excite from getting wild colours
+        # the ridge term keeps the factors of hardly excited channels small
         gram = x.T @ x + 1e-3 * len(x) * torch.eye(x.shape[1])
         solution = torch.linalg.solve(gram, x.T @ colours.flatten(2)[0].T)
         return cls(solution[:-1], solution[-1])
 
     def __call__(self, latents: Tensor) -> np.ndarray:
-        """Latents [1, C, T, H, W] -> uint8 [T, H, W, 3]."""
+        """Map latents [1, C, T, H, W] to colours, uint8 [T, H, W, 3]."""
         colours = torch.einsum("cthw,cr->thwr", latents[0].float().cpu(), self.factors) + self.bias
         return (colours.clamp(0, 1) * 255).round().byte().numpy()

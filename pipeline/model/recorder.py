@@ -1,8 +1,8 @@
-"""Recording what block sparse attention selects, and the recall of that, while a video is being made.
+"""Records the selections of block sparse attention and their recall while a video is generated.
 
-The recorder is handed queries, keys and the selection after every attention call. Recall is computed in fp32 with every
-key, for one token of each of a number of query blocks. Which blocks and tokens follows from step and layer alone; no
-global random state is touched.
+The recorder gets queries, keys and the selection after every attention call. It computes recall in fp32 over all keys,
+for one token in each of several query blocks. Step and layer alone determine these blocks and tokens; no global random
+state is touched.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from pipeline.model.self_attention import token_density
 from pipeline.request.video import VideoRequest
 
 STORED_BYTES = 64 << 20  # bound on the selections of one video, before compression
-FEW_BLOCKS = 16  # query blocks per head where the selection is not stored
-MANY_BLOCKS = 2048  # at most so many where it is; all of them below that
-WORKING_BYTES = 128 << 20  # scores held at one time, less than the attention itself held just before
+FEW_BLOCKS = 16  # sampled query blocks per head if the selection is not stored
+MANY_BLOCKS = 2048  # sampled query blocks per head if it is stored, or all if there are fewer
+WORKING_BYTES = 128 << 20  # scores held at one time; less than the attention itself held just before
 
 
 class AttentionRecorder:
-    """Collects the record of one generation; an `Observer` for `SparseAttention`.
+    """Collects the record of one generation. It is an `Observer` for `SparseAttention`.
 
-    Expects one call per layer of every step, in order. Of a batch the last row is recorded, which is the conditional
-    one under classifier-free guidance. On CUDA nothing here waits for the device.
+    It expects one call per layer in every step, in order. It records the last row of a batch, which is the conditional
+    one under classifier-free guidance. On CUDA, calls do not wait for the device.
     """
 
     def __init__(
@@ -40,8 +40,14 @@ class AttentionRecorder:
         steps: int | None = None,
         block_order: bool = False,
     ) -> None:
-        """request: with BSA; layers: attention calls per step; stored_bytes: bound on the selections; steps: that run,
-        None for those of the request; block_order: in which queries and keys come, instead of raster order."""
+        """Prepare a record.
+
+        request: a request with BSA.
+        layers: attention calls per step.
+        stored_bytes: bound on the stored selections.
+        steps: steps that will run; None for the request's number.
+        block_order: whether queries and keys come in block order instead of raster order.
+        """
         assert request.bsa is not None
         self._request = request
         self._block_order = block_order
@@ -54,7 +60,7 @@ class AttentionRecorder:
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def __call__(self, q: Tensor, k: Tensor, selection: BlockSelection) -> None:
-        """q, k: [B, H, S, D], as the attention got them; selection: what it made of them."""
+        """Record one attention call. q, k: [B, H, S, D], its inputs; selection: the blocks that it selected."""
         began = self._now(q.device)
         if self._calls == 0:
             self._allocate(q)
@@ -74,11 +80,11 @@ class AttentionRecorder:
         self._stop(began, q.device)
 
     def seconds(self) -> float:
-        """Time spent recording so far. On CUDA: device time, of kernels that must have ended."""
+        """Seconds spent recording so far. On CUDA this is device time, and the kernels must have ended."""
         return self._seconds + sum(began.elapsed_time(ended) for began, ended in self._events) / 1000
 
     def record(self, versions: dict[str, str]) -> AttentionRecord:
-        """Everything collected, after the last step. Waits for the device."""
+        """Return the finished record. Call it after the last step; it waits for the device."""
         return AttentionRecord(
             grid=self._q_layout.grid,
             chunk_q=self._q_layout.chunk,
@@ -87,7 +93,7 @@ class AttentionRecorder:
             density=self._density.cpu().numpy(),
             recall=self._recall.cpu().numpy(),
             block_recall=self._block_recall.cpu().numpy(),
-            selections=self._selections.numpy(),  # complete: the copies to .cpu() above waited
+            selections=self._selections.numpy(),  # complete, because the copies to .cpu() above waited
             request=self._request.to_dict(),
             versions=versions,
         )
@@ -98,7 +104,7 @@ class AttentionRecorder:
         width = -(-k_blocks // 8)
         self._sampled = Sampled.within(*self._shape, heads, self._stored_bytes // (q_blocks * width))
         stored = tuple(map(len, self._sampled))
-        # pinned, so that copying into it does not wait
+        # pinned, so that copies into it do not wait
         self._selections = torch.zeros(*stored, q_blocks, width, dtype=torch.uint8, pin_memory=q.is_cuda)
         self._block_recall = torch.full((*stored, q_blocks), float("nan"), device=device)
         self._recall = torch.full((*self._shape, heads), float("nan"), device=device)
@@ -111,7 +117,7 @@ class AttentionRecorder:
         self._key_block = self._k_layout.block_of_token(device)
         if self._block_order:
             self._key_block = self._key_block[self._k_layout.order(device)]
-        # tokens of query block n: from _first[n] on, _sizes[n] of them
+        # query block n has _sizes[n] tokens, from _first[n] on
         order = self._q_layout.order(torch.device("cpu")).numpy()
         self._tokens = np.arange(len(order)) if self._block_order else order
         self._sizes = self._q_layout.sizes(torch.device("cpu")).numpy()
@@ -131,7 +137,7 @@ class AttentionRecorder:
         self._recall[step, layer].index_copy_(0, self._stored_heads, mass @ weights)
 
     def _mass(self, q, k, selection, heads, blocks, random) -> tuple[Tensor, Tensor]:
-        """Recall of one token of each of `blocks`, [heads, blocks], and the blocks' weights in a mean, [blocks]."""
+        """Recall of one token in each of `blocks`, [heads, blocks], and the weights of these blocks, [blocks]."""
         sizes = self._sizes[blocks]
         tokens = self._tokens[self._first[blocks] + (random.random(len(blocks)) * sizes).astype(int)]
         tokens, rows = _upload(tokens, q.device), _upload(blocks, q.device)

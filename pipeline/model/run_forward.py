@@ -1,8 +1,10 @@
-"""Runs the forward that the plan chose: the plain one of `forward.py`, or `fast_forward.py` for large videos."""
+"""Runs the forward pass that the plan chose: the plain one of `forward.py`, or the fast one of `fast_forward.py`."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.model.fast_forward import fast_forward
-from pipeline.model.forward import longcat_forward
+from pipeline.model.forward import Attend, longcat_forward
 from pipeline.model.self_attention import DenseAttention, SparseAttention, attention_for
 from pipeline.request.choose_forward import ForwardChoice
 from pipeline.request.workload import Workload
@@ -23,18 +25,38 @@ def forward_for(
     work: Workload,
     attention: DenseAttention | SparseAttention,
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]:
-    """The velocity of `denoise`, for a loaded model (`FastVideoLongCat`)."""
+    """Return the velocity function for `denoise`, which calls it once per step. model: a loaded `FastVideoLongCat`."""
     transformer, padding = model.transformer, model.zero_text_padding
+    depth, steps = len(transformer.blocks), itertools.count()
+
+    def dense_layers() -> int:
+        return 0 if work.bsa is None else work.bsa.dense_layers_at(next(steps), depth)
+
+    def plain(latents: Tensor, timestep: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
+        if isinstance(attention, DenseAttention):
+            each: list[Attend] = [attention] * depth
+        else:
+            dense = dense_layers()
+            each = [*[attention.dense] * dense, *[attention] * (depth - dense)]
+        return longcat_forward(transformer, latents, timestep, text, mask, each, zero_text_padding=padding)
+
     if choice.name == "plain":
-        return partial(longcat_forward, transformer, attend=attention, zero_text_padding=padding)
+        return plain
     observe = attention.observe if isinstance(attention, SparseAttention) else None
     options: dict[str, Any] = {"zero_text_padding": padding, "observe": observe, "offload": model.offload}
-    return partial(fast_forward, transformer, config=work.bsa, **options)
+    return lambda latents, timestep, text, mask: fast_forward(
+        transformer, latents, timestep, text, mask, work.bsa, dense_layers=dense_layers(), **options
+    )
 
 
 def warm_up(choice: ForwardChoice, model: Any, work: Workload, device: torch.device) -> None:
     """Run what is new about a generation once: Triton compiles it, libraries make their plans."""
-    transformer, rows, attention = model.transformer, work.rows, attention_for(work)
+    transformer, rows = model.transformer, work.rows
+    if work.bsa is not None and (work.bsa.dense_steps or work.bsa.dense_layers):
+        # both kinds of layers, each in a workload of its own
+        warm_up(choice, model, replace(work, bsa=None), device)
+        work = replace(work, bsa=replace(work.bsa, dense_steps=0, dense_layers=0))
+    attention = attention_for(work)
     if choice.name == "plain":
         heads = transformer.blocks[0].self_attn.num_heads
         shape = (rows, heads, work.grid.volume, transformer.hidden_size // heads)
@@ -51,7 +73,7 @@ def warm_up(choice: ForwardChoice, model: Any, work: Workload, device: torch.dev
 
 
 class _FirstBlock:
-    """A loaded model whose transformer has one block: all of them run the same kernels."""
+    """A loaded model reduced to the first block of its transformer. All blocks run the same kernels."""
 
     def __init__(self, model: Any) -> None:
         self.transformer = _OneBlock(model.transformer)

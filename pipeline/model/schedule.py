@@ -1,4 +1,4 @@
-"""LongCat's noise levels. FastVideo's scheduler has its own default spacing, so these are passed with each request."""
+"""LongCat's noise levels. FastVideo's scheduler spaces them differently, so they are passed with each request."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ DISTILL_STEPS = 50
 def longcat_sigmas(steps: int, *, use_distill: bool = False) -> list[float]:
     """Noise levels of LongCat-Video before the scheduler's shift, from 1 down.
 
-    Regular: evenly from 1 to 0.001. Distilled: the model knows 50 levels, 1.0, 0.98, ... 0.02, of which
-    `steps` are taken at even distances. Matches `get_timesteps_sigmas` of LongCat-Video's
-    pipeline_longcat_video.py.
+    The regular levels are evenly spaced from 1 to 0.001. The distilled model knows 50 levels, 1.0, 0.98, ... 0.02, and
+    `steps` evenly spaced ones are taken. Source: `get_timesteps_sigmas` in LongCat-Video's pipeline_longcat_video.py.
 
     Raises:
         ValueError: steps below 1, or above 50 when distilled.
@@ -38,7 +37,7 @@ class Schedule(NamedTuple):
 
 
 def refine_schedule(timesteps: Tensor, t_thresh: float) -> Schedule:
-    """The part of a schedule that a refinement runs: one step at its noise level, and all timesteps below."""
+    """The part of a schedule that a refinement runs: one step at noise level `t_thresh`, and all timesteps below it."""
     start = torch.tensor([1000 * t_thresh], dtype=timesteps.dtype, device=timesteps.device)
     timesteps = torch.cat([start, timesteps[timesteps < start]])
     return Schedule(timesteps, torch.cat([timesteps / 1000, timesteps.new_zeros(1)]))

@@ -1,4 +1,4 @@
-"""The self-attention of one generation: dense or block sparse, and the share of token pairs it worked on."""
+"""The self-attention of one generation, dense or block sparse, and the share of token pairs that it computed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from bsa import BlockLayout, BlockSelection, BSAConfig, Grid, block_sparse_atten
 from pipeline.model.forward import attend_dense
 from pipeline.request.workload import Workload
 
-# (q, k, selection) of every call, tensors as `block_sparse_attention` takes and returns them
+# (q, k, selection) of every call; the tensors are those that `block_sparse_attention` takes and returns
 Observer = Callable[[Tensor, Tensor, BlockSelection], None]
 
 
 class DenseAttention:
-    """Full attention; an `Attend` for `longcat_forward`."""
+    """Full attention. It is an `Attend` for `longcat_forward`."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
         return attend_dense(q, k, v, grid)
@@ -32,13 +32,13 @@ class DenseAttention:
 
 
 class SparseAttention:
-    """Block sparse attention with one configuration; an `Attend` for `longcat_forward`.
+    """Block sparse attention with one configuration. It is an `Attend` for `longcat_forward`.
 
-    With top-k on a grid that the key chunks divide, the density follows from the configuration alone.
-    Where the data decides (a cdf threshold, or edge blocks of other sizes), it is summed up on the device
-    and read once, after the generation: reading it per layer would stop the GPU each time.
+    With top-k on a grid that the key chunks divide, the density follows from the configuration alone. If it depends on
+    the data (a cdf threshold, or smaller blocks at the edge), it is summed on the device and read once, after the
+    generation: a read per layer would stop the GPU each time.
 
-    observer: sees every call, and changes nothing about it.
+    observer: called after every attention call; it changes nothing.
     """
 
     def __init__(self, config: BSAConfig, grid: Grid, observer: Observer | None = None) -> None:
@@ -48,21 +48,38 @@ class SparseAttention:
         self._measured = self._plan.kept is None or self._layouts[1].ragged
         self._observer = observer
         self._calls = 0
-        self._sums: Tensor | float = 0.0  # fp64 [2] on the device: density and blocks kept, summed over calls
+        self._dense_calls = 0
+        self._sums: Tensor | float = 0.0  # fp64 [2] on the device: density and blocks kept, summed over sparse calls
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
         out, selection = block_sparse_attention(q, k, v, grid, self._config, return_selection=True)
         self.observe(q, k, selection)
         return out
 
-    def observe(self, q: Tensor, k: Tensor, selection: BlockSelection) -> None:
-        """Count what another forward attended to; q and k as its observer expects them."""
-        if self._measured:
+    def dense(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
+        """The same for a layer that attends to everything (see `BSAConfig.dense_layers_at`)."""
+        out = attend_dense(q, k, v, grid)
+        self.observe(q, k, None)
+        return out
+
+    def observe(self, q: Tensor, k: Tensor, selection: BlockSelection | None) -> None:
+        """Count what a forward attended to, None for everything; q and k as its observer expects them."""
+        if selection is None:
+            self._dense_calls += 1
+        else:
             self._calls += 1
-            density = token_density(selection, *self._layouts).mean()
-            self._sums = self._sums + torch.stack([density, selection.counts.double().mean()])
+            if self._measured:
+                density = token_density(selection, *self._layouts).mean()
+                self._sums = self._sums + torch.stack([density, selection.counts.double().mean()])
         if self._observer is not None:
-            self._observer(q, k, selection)
+            self._observer(q, k, self._everything(q) if selection is None else selection)
+
+    def _everything(self, q: Tensor) -> BlockSelection:
+        """All key blocks for every query block, without the memory for it."""
+        q_blocks, k_blocks = (layout.blocks.volume for layout in self._layouts)
+        shape = (*q.shape[:2], q_blocks)
+        indices = torch.arange(k_blocks, dtype=torch.int32, device=q.device).expand(*shape, k_blocks)
+        return BlockSelection(indices, indices.new_full((1,), k_blocks).expand(shape))
 
     def _means(self) -> list[float]:
         means: list[float] = torch.as_tensor(self._sums / self._calls).tolist()
@@ -70,12 +87,17 @@ class SparseAttention:
 
     def density(self) -> float:
         """Computed query-key token pairs over all pairs. Waits for the device where it was measured."""
+        if not self._calls:
+            return 1.0
         known = None if self._measured else self._plan.density
-        return self._means()[0] if known is None else known
+        sparse = self._means()[0] if known is None else known
+        return (self._dense_calls + self._calls * sparse) / (self._dense_calls + self._calls)
 
     def blocks_kept(self) -> float:
-        """Key blocks per query block, a mean over everything where it was measured."""
-        return self._means()[1] if self._plan.kept is None else float(self._plan.kept)
+        """Key blocks per query block where attention was sparse, a mean where it was measured."""
+        if self._plan.kept is None and self._calls:
+            return self._means()[1]
+        return float(self._plan.kept or self.blocks_total())
 
     def blocks_total(self) -> int:
         return self._plan.k_blocks.volume
@@ -91,5 +113,5 @@ def token_density(selection: BlockSelection, q_layout: BlockLayout, k_layout: Bl
 
 
 def attention_for(work: Workload, observer: Observer | None = None) -> DenseAttention | SparseAttention:
-    """The attention of one generation. observer: sees every call of a sparse one."""
+    """Make the attention of one generation. observer: called after every call of a sparse one."""
     return DenseAttention() if work.bsa is None else SparseAttention(work.bsa, work.grid, observer)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from bsa.variants import measured_as
 from pipeline.machine.device import gpu_name
-from pipeline.machine.memory import Device
+from pipeline.machine.gpus import Device
 from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.workload import Workload
 

@@ -12,6 +12,7 @@ ONE_FRAME = (
     "frames"
 )
 KEEPS = "each query block keeps {kept} of {blocks} key blocks"
+DENSE_FIRST = "; dense steps first: {steps}, dense layers first: {layers}"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Workload:
         blocks = bsa.blocks(grid)
         key_blocks = blocks.k_blocks.volume
         reason = KEEPS.format(kept=bsa.selector.kept_words(key_blocks), blocks=key_blocks)
+        if bsa.dense_steps or bsa.dense_layers:
+            reason += DENSE_FIRST.format(steps=bsa.dense_steps, layers=bsa.dense_layers)
         return cls(grid, rows, bsa, blocks, reason)
 
     @property

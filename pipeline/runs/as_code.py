@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bsa import BSAConfig
+from bsa.config import SCHEDULE
 from pipeline.checkpoint.info import EMBEDDED_CHECKPOINT
 from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.sentences import CONTROLS
@@ -78,7 +79,8 @@ def _octal(character: str) -> str:
 
 def _attention(bsa: BSAConfig) -> list[str]:
     chunks = [f"--chunk-{name}={'x'.join(map(str, chunk))}" for name, chunk in (("q", bsa.chunk_q), ("k", bsa.chunk_k))]
-    return bsa.selector.options + chunks
+    schedule = [f"--{name.replace('_', '-')}={getattr(bsa, name)}" for name in SCHEDULE]
+    return bsa.selector.options + chunks + schedule
 
 
 def python_code(

@@ -41,9 +41,3 @@ def compare(
         psnr=psnr(dense_frames, sparse_frames),
         ssim=ssim(dense_frames, sparse_frames),
     )
-
-
-
-
-
-

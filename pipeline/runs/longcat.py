@@ -42,9 +42,6 @@ from pipeline.weights.fp8 import check_device
 logger = logging.getLogger("pipeline")
 
 
-
-
-
 class LongCatPipeline:
     """A loaded checkpoint. Generations run one at a time; calls from several threads queue up.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipeline.checkpoint.info import CheckpointInfo
 from pipeline.estimate.estimator import Estimate, Estimator
-from pipeline.machine.memory import Device
+from pipeline.machine.gpus import Device
 from pipeline.request.choose_forward import ForwardChoice, choose_forward
 from pipeline.request.load_options import LoadOptions
 from pipeline.request.video import VideoRequest

@@ -107,15 +107,3 @@ class Sweep:
             rules |= {"chunk_q": Grid(*chunks[0]), "chunk_k": Grid(*chunks[1])}
         plain = {name: swept[name] for name in ("seed", "steps") if name in swept}
         return replace(self.request, bsa=replace(bsa, **rules), **plain)
-
-
-
-
-
-
-
-
-
-
-
-

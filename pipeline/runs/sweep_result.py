@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.machine.whole_files import write_whole
 from pipeline.request.result import VideoResult
 from pipeline.request.video import VideoRequest
 from pipeline.runs.sweep import Sweep
@@ -153,10 +154,9 @@ class SweepResult:
         return text.getvalue()
 
     def write(self, folder: Path) -> None:
-        """Write sweep.json and sweep.csv."""
-        document = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
-        (folder / "sweep.json").write_text(document + "\n", encoding="utf-8")
-        (folder / "sweep.csv").write_text(self.to_csv(), encoding="utf-8")
+        """Write sweep.json and sweep.csv, each of them whole."""
+        write_whole(folder / "sweep.json", json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        write_whole(folder / "sweep.csv", self.to_csv())
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -1,6 +1,6 @@
-"""How a model's weights are kept: in 8 bits, in host memory, with adapters."""
+"""Keeps a model's weights in 8 bits, in host memory, or with adapters."""
 
 from typing import Any, TypeAlias
 
-# A transformer of FastVideo's, or a part of one. All that `nn.Module` would say of its parts is "a tensor or a module".
+# A transformer from FastVideo, or a part of one. `nn.Module` would type every part only as "a tensor or a module".
 Net: TypeAlias = Any

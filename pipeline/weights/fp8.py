@@ -1,13 +1,11 @@
-"""Matrix products of the transformer's blocks in 8 bits (e4m3), with 8-bit weights: an option, off by default.
+"""Computes matrix products of the transformer's blocks in 8 bits (e4m3), with 8-bit weights. Off by default.
 
-Weights get one scale per output channel when they are converted, activations one per token when they are used, so that
-the largest magnitude of a row becomes 448, the largest e4m3 number (arXiv 2209.05433). The product of two such matrices
-is what `torch._scaled_mm` computes on GPUs of compute capability 8.9 and up; the CPU computes the same from the
-dequantised numbers, in fp32.
+Weights get one scale per output channel at conversion, and activations one scale per token at use. The scales map the
+largest magnitude of each row to 448, the largest e4m3 number (arXiv 2209.05433). `torch._scaled_mm` multiplies two such
+matrices on GPUs of compute capability 8.9 and up. The CPU computes the same from the dequantised numbers, in fp32.
 
-What is not converted: the embeddings and the last layer, whose error nothing after them averages out, and the
-modulation, which scales and shifts whole branches and is computed in fp32 as in the original. Together they are 5 % of
-the weights.
+Three parts are not converted, 5 % of the weights. Errors of the embeddings and of the last layer would not be averaged
+out by later layers. The modulation scales and shifts whole branches, and the original computes it in fp32.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from torch import Tensor, nn
 from pipeline.weights import Net
 
 LARGEST = 448.0
-# Hopper's products may keep their running sums in fewer bits than fp32. benchmarks/fused_check.py measures both ways.
+# Hopper may keep the running sums of a product in fewer bits than fp32. benchmarks/fused_check.py measures both modes.
 FAST_SUMS = True
 CAPABILITY = 8, 9
 LAYERS = (
@@ -31,7 +29,7 @@ LAYERS = (
 
 
 class Quantised(NamedTuple):
-    """Rows of 8-bit numbers: ``values * scales`` is what they stand for.
+    """Rows of 8-bit numbers that stand for ``values * scales``.
 
     values: float8_e4m3fn [..., K]; scales: fp32 [..., 1].
     """
@@ -40,22 +38,22 @@ class Quantised(NamedTuple):
     scales: Tensor
 
     def to(self, dtype: torch.dtype) -> Tensor:
-        """What it stands for, as an ordinary tensor."""
+        """The numbers that it stands for, as an ordinary tensor [..., K]."""
         return (self.values.float() * self.scales).to(dtype)
 
 
 def quantise(x: Tensor) -> Quantised:
-    """x [..., K] with one scale for each row, rounded to nearest."""
+    """Quantise x [..., K] with one scale per row. Values are rounded to nearest."""
     x = x.float()
     scales = x.abs().amax(-1, keepdim=True).clamp_(min=1e-12) / LARGEST
-    # e4m3fn has no infinity: what a rounded division leaves above 448 must not become NaN.
+    # e4m3fn has no infinity: a quotient that rounding leaves above 448 would become NaN.
     return Quantised((x / scales).clamp_(-LARGEST, LARGEST).to(torch.float8_e4m3fn), scales)
 
 
 class Fp8Linear(nn.Module):
-    """A linear layer with 8-bit weights; takes a tensor, or one that is quantised already.
+    """A linear layer with 8-bit weights. Its input is a tensor or a `Quantised`.
 
-    Casting it to another dtype would undo the quantisation; moving it to another device is fine.
+    It may be moved to another device, but not cast to another dtype, which would undo the quantisation.
     """
 
     weight: Tensor
@@ -63,7 +61,7 @@ class Fp8Linear(nn.Module):
     bias: Tensor | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        """weight [out, in] and bias [out] in the dtype of the results; in and out must be multiples of 16."""
+        """weight [out, in] and bias [out]: in the dtype of the results. in and out must be multiples of 16."""
         super().__init__()
         self.dtype = weight.dtype
         values, scales = quantise(weight.detach())
@@ -72,7 +70,7 @@ class Fp8Linear(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach())
 
     def forward(self, x: Tensor | Quantised) -> Tensor:
-        """[..., in] to [..., out], in the dtype that the weights had."""
+        """Map [..., in] to [..., out], in the original dtype of the weights."""
         values, scales = quantise(x) if isinstance(x, Tensor) else x
         return self._product(values.flatten(0, -2), scales.flatten(0, -2)).unflatten(0, values.shape[:-1])
 
@@ -87,14 +85,15 @@ class Fp8Linear(nn.Module):
 
 
 def to_fp8(transformer: Net, blocks: slice = slice(None)) -> nn.Module:
-    """Replace the linear layers of its `blocks`, `LAYERS`, by `Fp8Linear` in place; returns the transformer.
+    """Replace the linear layers named in `LAYERS` by `Fp8Linear`, in place. Returns the transformer.
 
-    One layer at a time, so that 16-bit and 8-bit weights never lie side by side. A transformer too large for the GPU
-    can be converted on the CPU and moved then. Converting one twice changes nothing.
+    blocks: the blocks of the transformer to convert.
+    It converts one layer at a time, so that 16-bit and 8-bit weights never exist side by side. A transformer too large
+    for the GPU can be converted on the CPU and moved afterwards. A second conversion changes nothing.
 
     Raises:
-        ValueError: the GPU that it is on has no fp8 products, a layer has a LoRA adapter on, or its size does not fit;
-            nothing was changed.
+        ValueError: the GPU has no fp8 products, a layer carries a LoRA adapter, or the size of a layer is not a
+            multiple of 16. Nothing was changed.
     """
     found = [
         (f"blocks.{number}.{name}", block.get_submodule(parent), child)
@@ -121,18 +120,18 @@ def to_fp8(transformer: Net, blocks: slice = slice(None)) -> nn.Module:
 
 
 def is_fp8(transformer: Net) -> bool:
-    """Whether its blocks were converted."""
+    """Whether the transformer's blocks were converted."""
     return isinstance(transformer.blocks[0].ffn.w1, Fp8Linear)
 
 
 def weight_bytes(module: Net) -> int:
-    """Bytes of its parameters and buffers, on whatever device."""
+    """Bytes of a module's parameters and buffers, on any device."""
     return sum(x.numel() * x.element_size() for x in (*module.parameters(), *module.buffers()))
 
 
 @lru_cache(maxsize=8)
 def check_device(device: torch.device) -> None:
-    """Raises ValueError for a GPU without fp8 products."""
+    """Raise ValueError for a GPU without fp8 products."""
     capability = torch.cuda.get_device_capability(device)
     if capability < CAPABILITY:
         raise ValueError(

@@ -1,8 +1,8 @@
 """LoRA adapters of LongCat-Video, put on its transformer and taken off.
 
-Applied while the model runs, as the original does: `y = W x + scale * up(down(x))`. The weights are never touched, so
-taking an adapter off leaves exactly the model that was loaded, without a copy of 25 GiB of weights. FastVideo merges
-the product into the bfloat16 weights instead, where a part of it is lost to rounding.
+Adapters are applied while the model runs, as in the original: `y = W x + scale * up(down(x))`. The weights never
+change, so removing an adapter leaves exactly the loaded model, without a second copy of 25 GiB. FastVideo instead
+merges the product into the bfloat16 weights, and loses part of it to rounding.
 
 Method: Hu et al. 2021, arXiv 2106.09685.
 """
@@ -28,9 +28,9 @@ logger = logging.getLogger("pipeline")
 
 @dataclass(frozen=True)
 class LoraLayer:
-    """What an adapter adds to one linear layer.
+    """The part of an adapter that is added to one linear layer.
 
-    down [rank, inputs], up [outputs, rank]: in the model's dtype, on its device. scale: alpha / rank.
+    down [rank, inputs] and up [outputs, rank] have the model's dtype and device. scale: alpha / rank.
     """
 
     down: Tensor
@@ -38,9 +38,10 @@ class LoraLayer:
     scale: float
 
     def add_(self, out: Tensor, x: Tensor) -> Tensor:
-        """Add to the layer's output `out` [..., outputs], in place, for its input `x` [..., inputs]; returns `out`.
+        """Add the adapter's product for the input `x` [..., inputs] to the layer's output `out` [..., outputs].
 
-        Computed in the dtype of `out`; fp32 outputs (the modulation) get fp32 products, as in the original.
+        Works in place and in the dtype of `out`. As in the original, fp32 outputs (the modulation) get fp32 products.
+        Returns `out`.
         """
         down, up = self.down.to(out.dtype), self.up.to(out.dtype)
         low = F.linear(x.to(out.dtype), down)
@@ -49,9 +50,9 @@ class LoraLayer:
 
 
 class LoraSwitch:
-    """Puts one adapter at a time on a transformer and takes it off again.
+    """Attaches one adapter at a time to a transformer, and removes it again.
 
-    files: adapter name -> its file. Only the one in use is kept in memory.
+    files: adapter name -> file. Only the adapter in use is kept in memory.
     """
 
     def __init__(self, transformer: Net, files: Mapping[str, Path]) -> None:
@@ -61,10 +62,10 @@ class LoraSwitch:
         self._layers: list[Net] = []
 
     def use(self, name: str | None) -> None:
-        """Run with adapter `name` from now on, or with the model alone for None.
+        """Run with adapter `name` from now on; None stands for the model alone.
 
         Raises:
-            ValueError: there is no such adapter, or its file does not fit the model; nothing has changed then.
+            ValueError: the adapter does not exist, or its file does not fit the model. Nothing was changed.
         """
         if name == self.active:
             return
@@ -80,10 +81,10 @@ class LoraSwitch:
 
 
 def load_lora(path: Path, transformer: Net) -> dict[str, LoraLayer]:
-    """Read an adapter file for a transformer with FastVideo's names, to the transformer's device and dtype.
+    """Read an adapter file for a transformer with FastVideo's names, into the transformer's dtype and device.
 
     Returns:
-        Layer name -> what is added to it.
+        Layer name -> the part of the adapter for this layer.
 
     Raises:
         ValueError: the file is damaged, or its layers are not those of this model; see `read_adapter`.

@@ -1,8 +1,8 @@
-"""Layerwise offload: the blocks' weights stay in host memory, and two blocks at a time have a place on the GPU.
+"""Layerwise offload: the blocks' weights stay in host memory, and the GPU has room for two blocks at a time.
 
-While one block computes, a stream of its own copies the next one's weights from pinned memory. At 704p x 93 frames a
-block computes several times longer than its copy takes, so little of it should show; docs/hopper.md has the numbers.
-On the CPU the same code copies within the host, which only a test wants.
+While one block computes, a separate stream copies the next block's weights from pinned memory. At 704p x 93 frames a
+block computes several times longer than its copy takes, so the copies should cost little; docs/hopper.md has the
+numbers. On the CPU the same code copies within the host, which only tests need.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from pipeline.weights.fp8 import to_fp8
 
 logger = logging.getLogger("pipeline")
 
-_ALIGN = 256  # bytes; where the vector loads of every kernel may begin
+_ALIGN = 256  # bytes; aligned for the vector loads of every kernel
 
 
 class Offload:
-    """Takes over the weights of ``model.blocks``; everything else of the model moves to the device.
+    """Keeps the weights of ``model.blocks`` in host memory and moves the rest of the model to the device.
 
-    The blocks stay usable as modules: outside `blocks` their weights are views of host memory.
+    The blocks stay usable as modules: outside the iteration of `blocks`, their weights are views of host memory.
     """
 
     def __init__(self, model: Net, device: torch.device) -> None:
-        """Copies the blocks to (pinned) host memory, one after the other, wherever they are.
+        """Copy the blocks one after the other, from any device, to host memory, pinned if possible.
 
         Raises:
-            torch.OutOfMemoryError: two blocks and the rest do not fit into the device.
+            torch.OutOfMemoryError: two blocks and the rest of the model do not fit on the device.
         """
         self._device = torch.device(device)
         self._cuda = self._device.type == "cuda"
@@ -49,23 +49,23 @@ class Offload:
 
     @property
     def device_bytes(self) -> int:
-        """Device memory of the two blocks."""
+        """Bytes of device memory for the two blocks."""
         return sum(len(slot) for slot in self._slots)
 
     @property
     def host_bytes(self) -> int:
-        """Host memory of all blocks."""
+        """Bytes of host memory for all blocks."""
         return sum(len(stored.host) for stored in self._stored)
 
     def blocks(self, count: int | None = None) -> Iterator[Net]:
-        """The blocks in order, each with its weights on the device until the next one is asked for.
+        """Yield the blocks in order. Each has its weights on the device until the next one is requested.
 
-        count: how many of them, from the first one on; None for all.
+        count: number of blocks, from the first one on; None for all.
         """
         passing = self._stored[:count]
         ready = [torch.cuda.Event() for _ in passing] if self._cuda else []
         if self._copies is not None:
-            # The places may still be read by kernels of an earlier pass.
+            # kernels of an earlier pass may still read these two places
             self._copies.wait_stream(torch.cuda.current_stream(self._device))
         self._fetch(0, ready)
         for number, stored in enumerate(passing):
@@ -79,7 +79,7 @@ class Offload:
             finally:
                 stored.show(stored.host)
             if self._copies is not None:
-                # Block number + 2 takes this place: its copy must wait for the kernels that were just queued.
+                # block number + 2 takes this place, so its copy must wait for the kernels that were just queued
                 self._copies.wait_stream(torch.cuda.current_stream(self._device))
 
     def _fetch(self, number: int, ready: list[torch.cuda.Event]) -> None:
@@ -91,7 +91,7 @@ class Offload:
 
 
 class _Stored:
-    """One block and its weights as one piece of host memory."""
+    """One block, with its weights in one piece of host memory."""
 
     def __init__(self, block: Net, pin: bool) -> None:
         self.block = block
@@ -109,12 +109,12 @@ class _Stored:
         self.show(self.host)
 
     def show(self, storage: Tensor) -> None:
-        """Point the block's weights at a copy of them."""
+        """Make the block's weights views of `storage`, which holds a copy of them."""
         for tensor, first, count in self._places:
             tensor.data = storage[first : first + count].view(tensor.dtype).view(tensor.shape)
 
     def _pin(self) -> None:
-        """Lock the memory in place for fast copies. PyTorch's own pinned memory comes in powers of two, up to twice."""
+        """Pin the memory for fast copies. PyTorch's own pinned memory would round up to powers of two, up to twice."""
         runtime, host = torch.cuda.cudart(), self.host
         if int(code := runtime.cudaHostRegister(host.data_ptr(), host.numel(), 0)) != 0:
             gib = host.numel() / 2**30
@@ -124,14 +124,16 @@ class _Stored:
 
 
 def place(transformer: Net, device: torch.device, dtype: torch.dtype, weights: LoadOptions) -> Offload | None:
-    """Bring a transformer from host memory to `device` in `dtype`, block after block; what brings its blocks if they
-    are offloaded.
+    """Bring a transformer from host memory to `device` in `dtype`, block after block.
 
-    A GPU never has more of it than it keeps and one block in `dtype`, and rounds to 8 bits, which takes a CPU minutes.
+    Besides the blocks that stay, the GPU never holds more than one block in `dtype`. Rounding to 8 bits is done on the
+    GPU, because it takes a CPU minutes.
+
+    Returns the `Offload` that brings the blocks, or None if they are not offloaded.
 
     Raises:
-        ValueError: its layers cannot be quantised.
-        torch.OutOfMemoryError: what stays does not fit into the device.
+        ValueError: the layers cannot be quantised.
+        torch.OutOfMemoryError: the weights that stay do not fit on the device.
     """
     for name, child in transformer.named_children():
         if name != "blocks":
@@ -149,13 +151,13 @@ def place(transformer: Net, device: torch.device, dtype: torch.dtype, weights: L
 
 
 class LayerByLayer:
-    """Keeps a model in host memory that PyTorch calls layer by layer: each layer comes to the device for its own call.
+    """Keeps a model in host memory and brings each of its layers to the device for its own call only.
 
-    For a model that runs once in a while, such as a text encoder: nothing is copied ahead or pinned.
+    This suits a model that runs rarely, such as a text encoder: nothing is copied ahead or pinned.
     """
 
     def __init__(self, model: Net, layers: Iterable[Net], device: torch.device) -> None:
-        """layers: called one after the other; what else the model has comes for the time of `on_device`."""
+        """layers: those that are called one after the other. The rest is on the device while `on_device` lasts."""
         self._device = device
         own: set[Tensor] = set()
         for layer in layers:
@@ -167,7 +169,7 @@ class LayerByLayer:
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """While this lasts, the model can be called with inputs on the device."""
+        """A block in which the model can be called with inputs on the device."""
         try:
             _bringing(self._rest, self._device)()
             yield

@@ -116,9 +116,12 @@ def test_a_reader_who_leaves_ends_the_decoder(clip, monkeypatch):
         return started[-1]
 
     monkeypatch.setattr(clips.subprocess, "Popen", note)
-    frames = clips._frames(clip)
-    next(frames)
-    frames.close()
+
+    def leave(*frame):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        clips._decode(clip, leave)
     assert started[0].returncode is not None
 
 

@@ -1,1 +1,1 @@
-"""Who may: logins, visitors, and what is served to whom."""
+"""Access control: logins, visitors, and the guard around requests and served files."""

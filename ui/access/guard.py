@@ -1,7 +1,8 @@
-"""What the server takes and hands out, whatever Gradio would: an ASGI layer around the whole app."""
+"""An ASGI layer around the whole app. Before Gradio does, it decides which requests pass and which files are served."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections import OrderedDict
@@ -13,17 +14,20 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
 from starlette.responses import PlainTextResponse
 
-from ui.access.bodies import LARGEST, TOO_LARGE, Refused, check_body
+from ui.access.bodies import LARGEST, MOST_AT_ONCE, TOO_LARGE, TOO_MANY, Refused, check_body
 from ui.access.hosts import Hosts
 from ui.access.login import Throttle
+from ui.access.presence import Presence, session_of_stream
+from ui.jobs.disk import Disk
 from ui.jobs.files import FOLDER
 
 SERVED = (".mp4", ".json", ".csv", ".png", ".jpg", ".webp")
+_UPLOAD = re.compile(r"/gradio_api/upload/?$")
 _LOGIN = re.compile(r"/login/?$")
-# Gradio's screen recorder hands any upload to ffmpeg. This page does not offer it.
+# Gradio's screen recorder passes any upload to ffmpeg. This page does not offer it.
 _UNUSED = re.compile(r"/gradio_api/process_recording/?$")
 _FILE = re.compile(r"/gradio_api/(?:file[=/]|proxy=)(?P<path>.*)$", re.DOTALL)
-# The page fetches nothing from elsewhere, and here the browser sees to it. Gradio compiles templates, hence the eval.
+# With this policy the browser lets the page fetch nothing from other hosts. Gradio compiles templates and needs eval.
 POLICY = "; ".join(
     (
         "default-src 'self'",
@@ -49,16 +53,20 @@ MaySee = Callable[[str, str], bool]
 
 
 class Guard:
-    """Answers only requests that are meant for this server and sent by its own pages or by programs; serves of the
-    output folder only the media and tables in folders of jobs, with logins to their owner only; fetches nothing from
-    elsewhere on a client's behalf; and sends security headers.
+    """Protects the app.
 
-    cache: Gradio's own folder of files that it serves, which may lie in the output folder.
-    hosts: what this server is called.
-    may_see: says by a job's id and an owner whether that job is the owner's; asked where there are logins. Without, a
-        file is for whoever knows its path, which a visitor cannot guess.
-    space: runs as a Hugging Face Space, whose page shows this one in a frame. Otherwise no other site may, and the
-        browser is kept from asking other hosts.
+    It answers only requests that are meant for this server and sent by its own pages or by programs. From the output
+    folder it serves only media and tables in folders of jobs, and with logins only to the owner of the job. It fetches
+    nothing from other hosts on behalf of a client. It adds security headers to every answer.
+
+    cache: Gradio's folder of files that it serves; it may lie inside the output folder.
+    hosts: the names of this server.
+    may_see: called with a job's id and an owner; returns whether the job belongs to the owner. Used only with logins.
+        Without logins, anyone who knows a file's path may read it, but a visitor cannot guess it.
+    space: whether the app runs as a Hugging Face Space, which shows the page in a frame. Otherwise no other site may
+        frame the page, and the browser may not contact other hosts.
+    disk: says whether there is room for an upload, and is tidied after each one.
+    presence: learns which clients are connected.
     """
 
     def __init__(
@@ -69,14 +77,19 @@ class Guard:
         hosts: Hosts | None = None,
         may_see: MaySee = lambda job_id, owner: True,
         space: bool = False,
+        disk: Disk | None = None,
+        presence: Presence | None = None,
     ) -> None:
         self._app = app
         self._output_dir = output_dir.resolve()
         self._cache = cache.resolve()
         self._hosts = Hosts() if hosts is None else hosts
         self._may_see = may_see
+        self._disk = disk
+        self._presence = presence or Presence()
         self._seen: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._throttle = Throttle()
+        self._reading = 0  # bytes of bodies
         self._headers = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"}
         if space:
             self._headers["Content-Security-Policy"] = SPACES_FRAME
@@ -84,7 +97,7 @@ class Guard:
             self._headers |= {"Content-Security-Policy": f"{POLICY}; {SAME_FRAME}", "X-Frame-Options": "SAMEORIGIN"}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "websocket":  # Gradio has none
+        if scope["type"] == "websocket":  # Gradio uses none
             await send({"type": "websocket.close", "code": 1008})
             return
         if scope["type"] != "http":
@@ -102,6 +115,7 @@ class Guard:
             await PlainTextResponse(text, status_code=status, headers=headers)(scope, receive, send_with_headers)
 
         headers, path, posted = Headers(scope=scope), scope["path"], scope["method"] == "POST"
+        multipart = headers.get("content-type", "").startswith("multipart/")
         if reason := self._hosts.refusal(headers):
             await refuse(reason, 403)
             return
@@ -109,19 +123,71 @@ class Guard:
             await refuse(UNUSED, 403)
             return
         wanted = _FILE.search(path)
-        if wanted is not None and not self._serves(wanted["path"], scope, headers):
+        if wanted is not None and not await asyncio.to_thread(self._serves, wanted["path"], scope, headers):
             await refuse(REFUSED, 403)
             return
-        if posted and not headers.get("content-type", "").startswith("multipart/"):
+        if wanted is not None and "range" in headers:
+            # Gradio fails at several ranges, and answers one with the request's headers. What it does not recognise it
+            # leaves to Starlette, which knows them all; the unit may be written either way.
+            scope["headers"] = [
+                (name, value.upper() if name == b"range" else value) for name, value in scope["headers"]
+            ]
+        if posted and multipart and _UPLOAD.search(path):
+            await self._upload(scope, receive, send_with_headers, refuse)
+            return
+        if scope["method"] not in ("GET", "HEAD"):
             try:
-                receive = await _checked(receive)
+                receive = await self._checked(headers, receive)
             except Refused as refused:
                 await refuse(str(refused), refused.status)
                 return
         if posted and _LOGIN.search(path):
             await self._log_in(scope, receive, send_with_headers, refuse)
             return
+        if not posted and (session := session_of_stream(path, scope["query_string"])):
+            with self._presence.connected(session):
+                await self._app(scope, receive, send_with_headers)
+            return
         await self._app(scope, receive, send_with_headers)
+
+    async def _checked(self, headers: Headers, receive: Any) -> Any:
+        """Read the whole body and check it. Returns a `receive` that gives it again. Raises `Refused`."""
+        said = headers.get("content-length", "")
+        if said.isdecimal() and int(said) > LARGEST:
+            raise Refused(TOO_LARGE, 413)
+        pieces, size, more = [], 0, True
+        try:
+            while more:
+                message = await receive()
+                if message["type"] != "http.request":  # the client is gone
+                    return _again(message, receive)
+                pieces.append(message.get("body", b""))
+                size += len(pieces[-1])
+                self._reading += len(pieces[-1])
+                more = message.get("more_body", False)
+                if size > LARGEST:
+                    raise Refused(TOO_LARGE, 413)
+                if self._reading > MOST_AT_ONCE:
+                    raise Refused(TOO_MANY, 503)
+        finally:
+            self._reading -= size
+        body = b"".join(pieces)
+        check_body(body)
+        return _again({"type": "http.request", "body": body, "more_body": False}, receive)
+
+    async def _upload(self, scope: Any, receive: Any, send: Any, refuse: Any) -> None:
+        if self._disk is None:
+            await self._app(scope, receive, send)
+            return
+        size = Headers(scope=scope).get("content-length", "")
+        if reason := self._disk.refusal(int(size) if size.isdecimal() else 0):
+            await refuse(reason, 507)
+            return
+        try:
+            with self._disk.uploading():
+                await self._app(scope, receive, send)
+        finally:
+            await asyncio.to_thread(self._disk.tidy)
 
     async def _log_in(self, scope: Any, receive: Any, send: Any, refuse: Any) -> None:
         address = scope["client"][0] if scope.get("client") else ""
@@ -137,7 +203,7 @@ class Guard:
         await self._app(scope, receive, note)
 
     def _serves(self, text: str, scope: Any, headers: Headers) -> bool:
-        """Whether a path may be asked for; outside of the output folder Gradio decides, which knows its cache."""
+        """Whether the file at a path may be served. Outside the output folder, Gradio decides: it knows its cache."""
         if "://" in text or "\0" in text:
             return False
         try:
@@ -155,7 +221,7 @@ class Guard:
         return media and self._is_owners(folder, scope, headers)
 
     def _is_owners(self, folder: str, scope: Any, headers: Headers) -> bool:
-        """Whether a job's folder is for who is logged in, where one has to be."""
+        """Whether a job's folder belongs to the visitor who is logged in. True if no login is required."""
         gradio = scope["app"]
         if gradio.auth is None:
             return True
@@ -172,23 +238,6 @@ class Guard:
             while len(self._seen) > MOST_SEEN:
                 self._seen.popitem(last=False)
         return True
-
-
-async def _checked(receive: Any) -> Any:
-    """Read the whole body and check it. Returns a `receive` that gives it again. Raises `Refused`."""
-    pieces, size, more = [], 0, True
-    while more:
-        message = await receive()
-        if message["type"] != "http.request":  # the client is gone
-            return _again(message, receive)
-        pieces.append(message.get("body", b""))
-        size += len(pieces[-1])
-        more = message.get("more_body", False)
-        if size > LARGEST:
-            raise Refused(TOO_LARGE, 413)
-    body = b"".join(pieces)
-    check_body(body)
-    return _again({"type": "http.request", "body": body, "more_body": False}, receive)
 
 
 def _again(message: Any, receive: Any) -> Any:

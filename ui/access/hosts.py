@@ -1,8 +1,9 @@
-"""Which names this server answers to, and whose pages may send it requests.
+"""Decides which host names this server answers to, and which pages may send it requests.
 
-A page of another site can make a visitor's browser send requests here, and with a name that it lets point to this
-machine (DNS rebinding) it can read the answers as well. Both show in headers that a browser sets and no page changes:
-`Host` names where the request goes, `Origin` whose page sent it. Programs other than browsers send no `Origin`.
+A page of another site can make a visitor's browser send requests here. If it makes its own name point to this machine
+(DNS rebinding), it can read the answers as well. Two headers reveal this, because the browser sets them and no page can
+change them: `Host` names the destination of a request, `Origin` the site of the page that sent it. Programs other than
+browsers send no `Origin`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pipeline.request.sentences import visible
 
 ALLOWED = "BSA_ALLOW_HOST"  # environment variable of app.py's --allow-host
 _NAME = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?")
-LOOPBACK = ("localhost", "*.localhost")  # the latter too is loopback for every browser, whatever a name server says
+LOOPBACK = ("localhost", "*.localhost")  # browsers treat the latter as loopback too, whatever a name server says
 _SPACES = ("*.hf.space",)
 _SHARED = ("*.gradio.live",)
 
@@ -32,12 +33,11 @@ FOREIGN_ORIGIN = (
 
 
 class Hosts:
-    """Tells requests that are meant for this server, sent by its own pages or by programs, from all others.
+    """Accepts requests that are meant for this server and come from its own pages or from programs. Refuses all others.
 
-    names: that it answers to, without a port; `*.example.org` stands for all below it. IP addresses are always known,
-        because no name server can be made to lie about them.
-    origins: hosts whose pages may send requests although the request's `Host` is another, as behind a proxy that
-        rewrites it.
+    names: host names that the server answers to, without a port; `*.example.org` stands for all names below it. IP
+        addresses are always accepted, because no name server can lie about them.
+    origins: hosts whose pages may send requests although the `Host` differs, as behind a proxy that rewrites it.
     """
 
     def __init__(self, names: Iterable[str] = LOOPBACK, origins: Iterable[str] = ()) -> None:
@@ -46,11 +46,13 @@ class Hosts:
 
     @classmethod
     def of_server(cls, host: str, allowed: Iterable[str] = (), share: bool = False) -> Hosts:
-        """Of a server that listens on `host`: what it and its machine are called, what the user allowed, and what the
-        Space or the public link is called that it runs behind.
+        """Collect the names of a server that listens on `host`.
+
+        These are the names of the server and its machine, the names that the user allowed, and the name of the Space or
+        the public link in front of it.
 
         Raises:
-            ValueError: one of `allowed` is no host name.
+            ValueError: one of `allowed` is not a host name.
         """
         chosen = [_checked(text) for text in allowed]
         names = [*LOOPBACK, host, socket.gethostname(), f"{socket.gethostname()}.local"]
@@ -62,7 +64,7 @@ class Hosts:
         return cls([*names, *chosen], chosen)
 
     def refusal(self, headers: Mapping[str, str]) -> str | None:
-        """Why a request with these headers is refused, or None."""
+        """The reason to refuse a request with these headers, or None."""
         host, origin = headers.get("host"), headers.get("origin")
         if host is not None and not _is_address(name := _name_of(host)) and name not in self._names:
             return UNKNOWN_HOST.format(host=visible(name[:80]))
@@ -71,7 +73,7 @@ class Hosts:
         return None
 
     def _is_own(self, origin: str, host: str) -> bool:
-        scheme, _, place = origin.partition("://")  # "null" of a sandbox or a local file has no place
+        scheme, _, place = origin.partition("://")  # a sandbox or a local file sends "null", which has no host
         return scheme in ("http", "https") and bool(place) and (place == host or _name_of(place) in self._origins)
 
 
@@ -96,7 +98,7 @@ def _checked(text: str) -> str:
 
 
 def _name_of(host: str) -> str:
-    """A Host header's name or address, without the port."""
+    """The name or address in a Host header, without the port."""
     name, colon, port = host.rpartition(":")
     name = (name if colon and port.isdecimal() else host).lower().rstrip(".")
     return name[1:-1] if name.startswith("[") and name.endswith("]") else name

@@ -1,4 +1,4 @@
-"""Who may log in: names and passwords from the command line, a file or the environment; and how often one may guess."""
+"""Reads logins from the command line, a file or the environment, and limits how often a password can be guessed."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 VARIABLE = "BSA_AUTH"
-TRIES, WINDOW = 10, 60.0  # failed logins of one address in so many seconds
+TRIES, WINDOW = 10, 60.0  # failed logins that one address may make in this many seconds
 MOST_ADDRESSES = 10_000
 
 
 def read_logins(options: Iterable[str] = (), file: Path | None = None) -> list[tuple[str, str]]:
-    """All logins as (name, password); none at all means that everybody may come in.
+    """Return all logins as (name, password). An empty list lets everybody in.
 
-    options: "name:password" each. file: one such line for each. The environment variable BSA_AUTH has lines like the
-    file's and is removed, so that no other program that is started inherits it. Unlike the others, what is written on
-    the command line shows in the system's list of processes.
+    options: texts "name:password". They are visible in the system's list of processes, unlike the other two sources.
+    file: has one "name:password" per line. The environment variable BSA_AUTH has the same lines. It is removed, so that
+    programs started later do not inherit it.
 
     Raises:
-        ValueError: something is not name:password, a name is there twice, or the file cannot be read. No sentence
-            repeats a password.
+        ValueError: an entry is not name:password, a name appears twice, or the file cannot be read. No message repeats
+            a password.
     """
     sources = [("--auth", list(options)), (VARIABLE, os.environ.pop(VARIABLE, "").splitlines())]
     if file is not None:
@@ -53,9 +53,9 @@ def read_logins(options: Iterable[str] = (), file: Path | None = None) -> list[t
 
 
 class Throttle:
-    """Bounds how many passwords one address may guess. A login that succeeds counts for nothing.
+    """Limits how many passwords one address may guess. Successful logins do not count.
 
-    clock: seconds.
+    clock: returns seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -64,7 +64,7 @@ class Throttle:
 
     def begin(self, address: str) -> int:
         """Note a try, as failed until `succeeded`. Returns 0, or the seconds to wait where it may not be made."""
-        now, group = self._clock(), _group(address)
+        now, group = self._clock(), network(address)
         times = self._failed.setdefault(group, deque())
         self._failed.move_to_end(group)
         while len(self._failed) > MOST_ADDRESSES:
@@ -77,12 +77,12 @@ class Throttle:
         return 0
 
     def succeeded(self, address: str) -> None:
-        if times := self._failed.get(_group(address)):
+        if times := self._failed.get(network(address)):
             times.pop()
 
 
-def _group(address: str) -> str:
-    """Who has one IPv6 address has the 2^64 beside it."""
+def network(address: str) -> str:
+    """What stands for everybody who may send from an address: who has one IPv6 address has the 2^64 beside it."""
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:

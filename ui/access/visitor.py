@@ -1,7 +1,7 @@
-"""Who is asking: a visitor of the page, recognised by its browser or by its login.
+"""Recognises a visitor of the page by a ticket in the browser, or by the login.
 
-A visitor is a random number that the server signs and the browser keeps, so that a reload, a second tab and a restart
-of the server find the same one, and nobody can take another's place without its ticket. With a login, the name decides.
+A ticket is a random number that the server signs and the browser keeps. So a reload, a second tab and a restarted
+server find the same visitor, and nobody can impersonate another without that ticket. With a login, the name decides.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import gradio as gr
 
+from ui.access.login import network
 from ui.jobs.files import private_folder
 
 log = logging.getLogger("ui")
@@ -23,12 +24,10 @@ log = logging.getLogger("ui")
 MOST_SESSIONS = 10_000
 
 
-
-
 class Visitors:
-    """Hands out tickets and says whose a request is.
+    """Issues tickets and finds the owner of a request.
 
-    output_dir: where the signing key is kept, so that tickets outlive the server; None for a key that dies with it.
+    output_dir: folder that keeps the signing key, so that tickets survive a restart; None for a key in memory only.
     """
 
     def __init__(self, output_dir: Path | None = None) -> None:
@@ -37,22 +36,22 @@ class Visitors:
 
     @property
     def browser_secret(self) -> str:
-        """What the page encrypts its storage with. It is sent to every browser, hence not the signing key."""
+        """The key that encrypts the page's storage. Every browser receives it, so it is not the signing key."""
         return self._sign("browser")
 
     def new_ticket(self) -> str:
         return self._ticket(f"visitor:{secrets.token_hex(16)}")
 
     def owner_of(self, ticket: object) -> str:
-        """The owner that a ticket names; "" for a ticket that was not handed out here."""
+        """The owner that a ticket names, or "" for a ticket that was not issued here."""
         owner, _, signature = ticket.rpartition(".") if isinstance(ticket, str) else ("", "", "")
         genuine = hmac.compare_digest(signature.encode(errors="replace"), self._sign(owner).encode())
         return owner if genuine else ""
 
     def greet(self, request: gr.Request, ticket: object) -> str:
-        """Take note of whose session this is, when a page is opened: the login's, or else the ticket's.
+        """Record the owner of a session when a page is opened: the login if there is one, else the ticket's owner.
 
-        Returns the ticket of the session. A browser keeps it, except a login's, which ends with the login.
+        Returns the ticket of the session. The browser keeps it, but a login's ticket only until the login ends.
         """
         if request.username:
             ticket = self._ticket(f"login:{request.username}")
@@ -66,13 +65,17 @@ class Visitors:
         return str(ticket)
 
     def owner(self, request: gr.Request) -> str:
-        """Whose an event is: the login's, the visitor's who opened the page, or else the session's own."""
+        """The owner of an event: the login, the visitor who opened the page, or else the session itself."""
         if request.username:
             return f"login:{request.username}"
         return self._sessions.get(str(request.session_hash), f"session:{request.session_hash}")
 
+    def address(self, request: gr.Request) -> str:
+        """Where an event came from; "" for a login, of which nobody makes up others."""
+        return "" if request.username or request.client is None else network(request.client.host)
+
     def ticket(self, request: gr.Request) -> str:
-        """A ticket for the owner of an event, for what asks without a session."""
+        """A ticket for the owner of an event, for requests that come without a session."""
         return self._ticket(self.owner(request))
 
     def _ticket(self, owner: str) -> str:
@@ -83,7 +86,7 @@ class Visitors:
 
 
 def _kept_key(output_dir: Path) -> bytes:
-    """The key in the private folder, written there first if it is missing or damaged."""
+    """Read the key from the private folder. A missing or damaged key is replaced by a new one."""
     try:
         file = private_folder(output_dir) / "key"
         key = file.read_bytes() if file.exists() else b""

@@ -1,48 +1,38 @@
-"""The named endpoints for `gradio_client`: /generate, /compare, /refine, /sweep, /estimate, /inspect, /resources and
-/cancel.
+"""The named endpoints for `gradio_client`: /generate, /compare, /refine, /sweep, /estimate, /inspect, /resources,
+/result and /cancel.
 
 They share one table of parameters, from which the documented signature is made, and the page's worker, so a call
-and a press of the button wait for each other. Every failure is a `gr.Error`, because of other exceptions the client
-only learns that there was one.
+and a press of the button wait for each other.
 """
 
 from __future__ import annotations
 
 import asyncio
-import inspect
-import logging
-from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import wraps
-from types import GenericAlias
 from typing import Any, Literal
 
-import gradio as gr
 import numpy as np
 
 from bsa import BSAConfig
+from bsa.selectors import SCORES
 from pipeline import Axis, CheckpointInfo, Sweep, VideoRequest, read_resources
 from pipeline.estimate.estimator import Estimate
 from pipeline.media.attention_record import AttentionRecord, record_path
 from pipeline.media.clip import inspect_clip
 from pipeline.request.fields import FIELDS
-from pipeline.request.sentences import one_line
 from pipeline.runs.sweep_axes import LABELS
 from ui.api.calls import Calls
+from ui.api.publish import REQUIRED, Page, publish
+from ui.api.results import job_result, sweep_report, table_file
 from ui.form.read import bsa_config, new_seed, video_request
-from ui.jobs.failures import sentence
 from ui.jobs.job import VideoJob, plain
 from ui.jobs.sweep_job import SweepJob
 from ui.site import Site
 from ui.views.stage import video_file
 
-log = logging.getLogger("ui")
-
-REQUIRED = inspect.Parameter.empty
-
 
 def parameters(checkpoint: CheckpointInfo) -> list[tuple[str, Any, Any, str]]:
-    """(name, type, default, description) of what a video takes; the defaults are the checkpoint's own."""
+    """(name, type, default, description) for each parameter of a video. Defaults come from the checkpoint."""
     size, bsa = checkpoint.defaults, checkpoint.bsa or BSAConfig()
     return [
         _field("prompt", REQUIRED),
@@ -68,24 +58,34 @@ def attention_parameters(bsa: BSAConfig) -> list[tuple[str, Any, Any, str]]:
         ("cdf_threshold", float | None, bsa.cdf_threshold, "Estimated attention mass kept, above 0 to 1, or null"),
         ("chunk_q", list[int], list(bsa.chunk_q), "Query chunk: latent frames, token rows, token columns"),
         ("chunk_k", list[int], list(bsa.chunk_k), "Key chunk: latent frames, token rows, token columns"),
+        ("selection", SCORED_BY, bsa.selection, "Scores blocks by their means, or by cells inside them"),
+        ("dense_steps", int, bsa.dense_steps, "So many of the first steps attend to everything"),
+        ("dense_layers", int, bsa.dense_layers, "So many of the first layers attend to everything"),
     ]
 
 
-JOB_ID = ("job_id", str | None, None, "Your own name for the job, for /cancel and /inspect; null draws one")
+JOB_ID = (
+    "job_id",
+    str | None,
+    None,
+    "Your own name for the job, for /result, /cancel and /inspect; one of 32 characters or more works over any "
+    "connection; null draws one",
+)
 KNOWN_ID = ("job_id", str, REQUIRED, "What you named the job, or what its report says")
+SCORED_BY = Literal[tuple(SCORES)]  # type: ignore[valid-type]  # made from the table
 SETTINGS = Literal[tuple(LABELS)]  # type: ignore[valid-type]  # made from the table
 NO_COLUMNS = "column_values are given without columns; name the setting that they are of, such as 'steps'"
 NOT_ESTIMATED = "the model that runs here does not say how large it is, so nothing can be estimated"
 
 
-def add_api(page: gr.Blocks, site: Site) -> None:
+def add_api(page: Page, site: Site) -> None:
     """Add the endpoints to the page, which is still being built."""
-    calls, shared = Calls(site), parameters(site.checkpoint)
+    calls, shared = Calls(site, page.presence), parameters(site.checkpoint)
     attention = ("attention", Literal["sparse", "dense"], "sparse", "Block sparse attention (BSA) or dense attention")
 
     async def generate(attention: str, job_id: str | None, **values: Any) -> tuple[Any, ...]:
-        """Make one video. Returns the video (MP4, H.264) and a report: the request with the seed used, seconds for
-        text, denoising, decoding and in all, peak memory, key blocks kept, and whether BSA was active and why."""
+        """Make one video. Returns the video (MP4, H.264) and a report: the request with its seed, seconds for text,
+        denoising, decoding and in total, peak memory, key blocks kept, and whether BSA was active and why."""
         _check_attention(attention)
         job = VideoJob(_request(site, values, sparse=attention == "sparse"), side_by_side=False)
         name = calls.submit(job, job_id)
@@ -94,7 +94,7 @@ def add_api(page: gr.Blocks, site: Site) -> None:
 
     async def compare(job_id: str | None, **values: Any) -> tuple[Any, ...]:
         """Make the same clip from the same seed twice, with dense and with block sparse attention. Returns both videos
-        (MP4, H.264) and a report: everything of /generate for each, the denoising speed-up, PSNR and SSIM."""
+        (MP4, H.264) and a report: the report of /generate for each, the denoising speed-up, PSNR and SSIM."""
         job = VideoJob(_request(site, values), side_by_side=True)
         name = calls.submit(job, job_id)
         await calls.follow(job)
@@ -104,8 +104,8 @@ def add_api(page: gr.Blocks, site: Site) -> None:
     async def refine(
         clip: str, prompt: str | None, t_thresh: float, double_frames: bool, attention: str, **values: Any
     ) -> tuple[Any, ...]:
-        """Make a finer, larger clip of a finished one of /generate, /compare or /refine, as LongCat goes from 480p to
-        720p. Needs the checkpoint's adapter for that. Returns the video (MP4, H.264) and a report as /generate does."""
+        """Make a larger, finer version of a clip from /generate, /compare or /refine, as LongCat goes from 480p to
+        720p. Needs the checkpoint's refinement adapter. Returns the video (MP4, H.264) and a report like /generate."""
         _check_attention(attention)
         made = calls.find(clip)
         results = made.results if isinstance(made, VideoJob) else {}
@@ -129,24 +129,20 @@ def add_api(page: gr.Blocks, site: Site) -> None:
     async def sweep(
         rows: str, row_values: list, columns: str | None, column_values: list | None, job_id: str | None, **values: Any
     ) -> tuple[Any, ...]:
-        """Make a grid of sparse videos over one or two settings, and a dense one for every seed and number of steps.
-        Returns a report (for every video seconds, speed-up, density, PSNR in dB, SSIM, recall and the file; the Pareto
-        front) and the same as CSV. A sweep that /cancel stops returns what was done; a video that fails says why."""
+        """Make a grid of sparse videos over one or two settings, and a dense video for every seed and number of steps.
+        Returns a report (seconds, speed-up, density, PSNR in dB, SSIM, recall and file of every video; the Pareto
+        front) and the same as CSV. A sweep stopped by /cancel returns its finished videos; a failed video says why."""
         if columns is None and column_values:
             raise ValueError(NO_COLUMNS)
         axes = Axis.of(rows, row_values), None if columns is None else Axis.of(columns, column_values or [])
         job = SweepJob(Sweep(_request(site, values), *axes))
         name = calls.submit(job, job_id)
         await calls.follow(job)
-        report, files = job.report(), {file: video_file(result.video) for file, result in job.results.items()}
-        for video in report["dense"] + report["cells"]:
-            video["video"] = files.get(video["video"])
-        table = gr.FileData(path=str(job.folder / "sweep.csv"), orig_name="sweep.csv").model_dump()
-        return report | {"job_id": name, "state": job.state}, table
+        return sweep_report(job) | {"job_id": name, "state": job.state}, table_file(job)
 
     async def estimate(**values: Any) -> dict[str, Any]:
-        """What a video will take on this machine, dense and sparse: seconds by phase, peak memory in bytes and what the
-        numbers rest on. Makes nothing. Fails with the numbers when the video cannot fit."""
+        """Estimate a video on this machine, dense and sparse: seconds by phase, peak memory in bytes, and the basis of
+        these numbers. Makes nothing. Fails with the numbers if the video cannot fit."""
         request = _request(site, {"prompt": "-", "negative_prompt": "", "seed": 0} | values)
         plans = {"dense": site.estimates.plan(replace(request, bsa=None)), "sparse": site.estimates.plan(request)}
         dense, sparse = plans["dense"].estimate, plans["sparse"].estimate
@@ -162,9 +158,9 @@ def add_api(page: gr.Blocks, site: Site) -> None:
         }
 
     async def inspect_(job_id: str, step: int, layer: int, head: int, query_block: int) -> dict[str, Any]:
-        """What the sparse attention of a finished /generate or /compare selected: its mean recall (share of the softmax
-        mass inside the kept blocks) and density, by layer and by step; and the key blocks that one query block of one
-        step, layer and head keeps, as [frame, row, column] of the grid of key blocks."""
+        """Inspect the sparse attention of a finished /generate or /compare. Returns its mean recall (share of the
+        softmax mass inside the kept blocks) and density, by layer and by step; and the key blocks that one query block
+        of one step, layer and head keeps, as [frame, row, column] in the grid of key blocks."""
         job = calls.find(job_id)
         result = job.results.get("sparse") if isinstance(job, VideoJob) else None
         if result is None:
@@ -173,16 +169,22 @@ def add_api(page: gr.Blocks, site: Site) -> None:
         return _selection(record, step, layer, head, query_block)
 
     async def resources() -> dict[str, Any]:
-        """Memory and load now: of every GPU (NVML), of the host, and of the process that the model runs in. Bytes,
-        percent, degrees Celsius and watts; null where the machine does not say."""
+        """Read memory and load of every GPU (NVML), of the host, and of the process that runs the model. Values are in
+        bytes, percent, degrees Celsius and watts; null if the machine does not report them."""
         worker = site.worker
         memory = worker.torch_memory()
         reading = await asyncio.to_thread(read_resources, worker.engine_pid, memory)
         return plain(asdict(reading) | {"worker": worker.status(), "torch_memory": memory})
 
+    async def result(job_id: str) -> dict[str, Any]:
+        """A job by its job_id, over or not, also when the connection was lost that began it: its state (waiting,
+        running, done, stopped or failed), why it waits or failed, the videos made so far, and its report. Asking keeps
+        a job alive whose client is gone; else it is stopped after two minutes."""
+        return job_result(site, job_id, calls.find(job_id))
+
     async def cancel(job_id: str) -> dict[str, str]:
         """Stop a job of yours, at once while it waits and at its next step when it runs. Jobs are yours when the same
-        client, or the same login, began them."""
+        client, or the same login, began them, or when their job_id is one that nobody guesses."""
         job = calls.find(job_id)
         if not job.over:
             site.worker.stop(job)
@@ -211,19 +213,20 @@ def add_api(page: gr.Blocks, site: Site) -> None:
         ("seed", int | None, None, "Seed of the noise; null draws one, which the report states"),
     ]
     made = [("video file", str), report]
-    _publish(page, generate, [*shared, attention, JOB_ID], made)
-    _publish(page, compare, [*shared, JOB_ID], [("dense video", str), ("sparse video", str), report])
-    _publish(page, refine, [*clip, *attention_parameters(site.checkpoint.sparse), attention, JOB_ID], made)
-    _publish(page, sweep, [*shared, *grid, JOB_ID], [report, ("CSV file", str)])
-    _publish(page, estimate, sizes, [("estimate", dict)])
-    _publish(page, inspect_, [KNOWN_ID, *place], [("attention", dict)])
-    _publish(page, resources, [], [("resources", dict)])
-    _publish(page, cancel, [KNOWN_ID], [("job", dict)])
+    publish(page, generate, [*shared, attention, JOB_ID], made)
+    publish(page, compare, [*shared, JOB_ID], [("dense video", str), ("sparse video", str), report])
+    publish(page, refine, [*clip, *attention_parameters(site.checkpoint.sparse), attention, JOB_ID], made)
+    publish(page, sweep, [*shared, *grid, JOB_ID], [report, ("CSV file", str)])
+    publish(page, estimate, sizes, [("estimate", dict)])
+    publish(page, inspect_, [KNOWN_ID, *place], [("attention", dict)])
+    publish(page, resources, [], [("resources", dict)])
+    publish(page, result, [KNOWN_ID], [("job", dict)])
+    publish(page, cancel, [KNOWN_ID], [("job", dict)])
 
 
 def _request(site: Site, values: dict[str, Any], *, sparse: bool = True) -> VideoRequest:
     values = dict(values)
-    rule = {name: values.pop(name) for name in ("sparsity", "cdf_threshold", "chunk_q", "chunk_k")}
+    rule = {name: values.pop(name) for name, *_ in attention_parameters(site.checkpoint.sparse)}
     if values["seed"] is None:
         values["seed"] = new_seed()
     return video_request(site.checkpoint, **values, bsa=bsa_config(**rule) if sparse else None)
@@ -258,52 +261,3 @@ def _selection(record: AttentionRecord, step: int, layer: int, head: int, query_
             "block": {"kept": blocks.tolist(), "recall": recall},
         }
     )
-
-
-def _publish(
-    page: gr.Blocks, handler: Callable, table: list[tuple[str, Any, Any, str]], returns: list[tuple[str, Any]]
-) -> None:
-    """Give the handler the table's signature and register it under its own name.
-
-    Gradio derives the types from the signature and would label the values "1st", "2nd"; the labels are ours.
-    """
-
-    @wraps(handler)
-    async def endpoint(*values: Any) -> Any:
-        try:
-            return await handler(**{name: value for (name, *_), value in zip(table, values, strict=True)})
-        except gr.Error:  # first, because Gradio's is a ValueError too, and its text as such has quotes
-            raise
-        except ValueError as error:
-            raise gr.Error(one_line(error), print_exception=False) from None
-        except Exception as error:
-            log.exception("/%s failed", handler.__name__)
-            raise gr.Error(sentence(error), print_exception=False) from None
-
-    signed: Any = endpoint  # what is read of a function here, its type does not say
-    del signed.__wrapped__  # whose signature would hide the table's
-
-    endpoint.__annotations__ = {name: kind for name, kind, _, _ in table}
-    kinds = tuple(kind for _, kind in returns)
-    signed.__signature__ = inspect.Signature(
-        [
-            inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kind)
-            for name, kind, default, _ in table
-        ],
-        return_annotation=GenericAlias(tuple, kinds) if len(kinds) > 1 else kinds[0],
-    )
-    # MCP clients are told of a parameter what the docstring says of it
-    about = handler.__doc__ or ""
-    endpoint.__doc__ = "\n".join([about, "Args:", *(f"{name}: {text}" for name, _, _, text in table)])
-    event = gr.api(
-        endpoint,
-        api_name=handler.__name__,
-        api_description=" ".join(about.split()),
-        concurrency_limit=None,
-    )
-    function = page.fns[event["id"]]
-    component: Any
-    for component, label in zip(function.inputs, (text for *_, text in table), strict=True):
-        component.label = label
-    for component, label in zip(function.outputs, (name for name, _ in returns), strict=True):
-        component.label = label

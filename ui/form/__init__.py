@@ -1,1 +1,1 @@
-"""What a visitor enters: fields, presets, the model, the plan beside them."""
+"""The form: its fields, presets and model field, and the plan beside them."""

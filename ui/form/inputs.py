@@ -1,4 +1,4 @@
-"""The form: one function per group of settings, each returning its components by field name."""
+"""The fields of the form: one function per group of settings, which returns its components by field name."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 import gradio as gr
 
 from bsa import BSAConfig
+from bsa.selectors import CELLS, DEFAULT_SCORES
 from pipeline import CheckpointInfo
 from ui.form.read import DENSE_ONLY, MASS, SIDE_BY_SIDE, SPARSE_ONLY, TOP_K, TOP_K_AND_MASS, keep_by
 
-# What the embedded checkpoint was trained on: shapes that move before a backdrop, and landscapes.
+# Prompts like those of the embedded checkpoint's training: shapes moving before a backdrop, and landscapes.
 EXAMPLES = {
     "Bouncing ball": "a red ball bounces over green hills at sunset",
     "Spinning star": "a yellow star spins over a city at night",
@@ -22,7 +23,7 @@ EXAMPLES = {
     "Sunrise": "the sun rises over rolling green hills",
 }
 
-Fields = dict[str, Any]  # by name; components get their events as they are made, so their class does not list them
+Fields = dict[str, Any]  # component by field name; Any, because Gradio adds a component's events only at run time
 
 
 def prompt_field() -> gr.Textbox:
@@ -100,6 +101,24 @@ def block_fields(default: BSAConfig) -> Fields:
         visible=default.cdf_threshold is not None,
         elem_id="cdf_threshold",
     )
+    fields["selection"] = gr.Radio(
+        [("Their means", DEFAULT_SCORES), ("Cells inside them", CELLS)],
+        value=default.selection,
+        label="Score blocks by",
+        info="LongCat compares the means of blocks. Comparing cells of 2 × 2 × 2 tokens takes a little longer and "
+        "finds more of what dense attention looks at.",
+        elem_id="selection",
+    )
+    with gr.Row(elem_classes="triple"):
+        for name, label in (("dense_steps", "Dense steps"), ("dense_layers", "Dense layers")):
+            fields[name] = gr.Number(
+                getattr(default, name),
+                label=label,
+                info="The first ones attend to everything.",
+                step=1,
+                min_width=60,
+                elem_id=name,
+            )
     return fields
 
 

@@ -1,4 +1,4 @@
-"""The model field: another checkpoint, from a folder or from the Hugging Face Hub, without a restart."""
+"""The model field: changes to another checkpoint, from a folder or the Hugging Face Hub, without a restart."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ EMPTY = "name a checkpoint folder, or a model on the Hub such as org/model"
 
 
 class Busy(ValueError):
-    """Another change is under way."""
+    """Another change of the model is in progress."""
 
 
 class ModelChange:
-    """Fetching and loading, one at a time for the whole server."""
+    """Fetches and loads a model. Only one change runs at a time on the whole server."""
 
     def __init__(self, site: Site) -> None:
         self._site = site
@@ -53,16 +53,19 @@ class ModelChange:
         self._progress: Progress | None = None
 
     def cancel(self) -> None:
-        """Wait no longer for the download, which ends at its next piece."""
+        """Stop waiting for the download, which ends at its next piece."""
         self._cancelled.set()
 
     async def run(self, name: str, owner: str) -> AsyncIterator[tuple[str, float | None]]:
-        """Do it, giving what to say and the share that is done, None for unknown. ValueError when it cannot be."""
+        """Change to the model `name`. Yields sentences with the share that is done, or None if it is unknown.
+
+        Raises ValueError if the model cannot be fetched or loaded, and `Busy` during another change.
+        """
         if not name:
             raise ValueError(EMPTY)
         if not self._turn.acquire(blocking=False):
             raise Busy(BUSY)
-        cancelled = self._cancelled = threading.Event()  # its own: an earlier download may still be ending
+        cancelled = self._cancelled = threading.Event()  # a new event, because an earlier download may still be ending
         self._progress = None
         try:
             yield LOOKING.format(name=one_line(name)), None
@@ -75,7 +78,7 @@ class ModelChange:
                     yield self._fetched(name)
                     await asyncio.sleep(POLL_SECONDS)
             finally:
-                cancelled.set()  # also when the page was closed: the download is continued next time
+                cancelled.set()  # also if the page was closed; the next attempt resumes the download
                 pool.shutdown(wait=False)
             path = fetching.result()
             info = inspect_checkpoint(path)
@@ -109,7 +112,7 @@ class ModelChange:
 
 
 def model_field(site: Site, fields: Fields, presets: PresetList, measured: gr.Timer) -> None:
-    """The field with its buttons, or the reason why there is none. measured: refreshes the plan."""
+    """Add the field with its buttons, or the reason why there is none. measured: the timer that refreshes the plan."""
     if not site.model_switch:
         box(value=f'<p class="hint">{escape(OFF)}</p>')
         return
@@ -136,7 +139,7 @@ def model_field(site: Site, fields: Fields, presets: PresetList, measured: gr.Ti
                 yield {status: _status(said, "busy", share)}
         except Cancelled:
             yield ended | {status: _status(CANCELLED, "info")}
-        except Busy as error:  # perhaps of a page that was closed, so everybody may cancel it
+        except Busy as error:  # the page that started it may be closed, so everybody may cancel it
             yield {load: on, cancel: on, status: _status(page_sentence(error), "error")}
         except ValueError as error:
             yield ended | {status: _status(page_sentence(error), "error")}

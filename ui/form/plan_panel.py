@@ -1,4 +1,4 @@
-"""What a request will do, before it runs: token grid, blocks, blocks kept, whether BSA will be active, and its cost."""
+"""Shows the plan of a request before it runs: token grid, blocks, blocks kept, whether BSA will be active, and cost."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ MOST_CELLS = 256
 
 
 def plan_panel(checkpoint: CheckpointInfo, values: Mapping[str, Any], estimates: Estimates | None = None) -> str:
-    """HTML of the plan for the form's values, with time and memory where there are estimates; a value that cannot be
-    used, and a video that cannot fit, become one sentence."""
-    # A prompt is not needed to count blocks, and an empty one is no reason to hide the plan.
+    """HTML of the plan for the form's values, with time and memory if there are estimates.
+
+    A value that cannot be used, or a video that cannot fit, gives one sentence instead.
+    """
+    # blocks can be counted without a prompt, so an empty prompt does not hide the plan
     values = {**values, "prompt": "-", "negative_prompt": ""}
     try:
         request = form_request(checkpoint, values)
@@ -65,7 +67,7 @@ def _describe(request: VideoRequest, expected: str) -> str:
     elif request.bsa is None:
         rows.append(("Kept", "every token attends to every token (100%)"))
     table = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in rows)
-    # The kept count is in the table already, so the reason is only needed where BSA stays off.
+    # the table already has the kept count, so the reason is needed only if BSA stays off
     why = "" if active else f'<p class="why">{escape(page_sentence(work.reason))}</p>'
     return (
         f'<div class="plan" data-active="{str(active).lower()}">'
@@ -90,7 +92,7 @@ def _ragged(query: int, key: int) -> str:
 
 
 def _cells(kept: int, total: int) -> str:
-    """The share of key blocks that each query block reads, drawn as cells (as one bar when there are too many)."""
+    """Draw the share of key blocks that each query block reads as cells, or as one bar if there are too many."""
     label = f'role="img" aria-label="{kept} of {total} key blocks are read"'
     if total > MOST_CELLS:
         return f'<div class="share" {label}><i style="width:{100 * kept / total:.2f}%"></i></div>'
@@ -120,13 +122,14 @@ BASIS = "Estimated from {basis}; a busy machine takes longer."
 def outlook(estimates: Estimates, request: VideoRequest, sparse: VideoRequest, mode: str) -> str:
     """HTML of time, memory and advice; "" for a checkpoint without estimates.
 
-    request: what the form asks for; sparse: the same with BSA, whatever the form says; mode: the form's.
+    request: the request of the form. sparse: the same request with BSA, even if the form has it off.
+    mode: the form's choice of attention.
     """
     estimate, available = estimates.of(request), estimates.available()
     if estimate is None or available is None:
         return ""
     both = {"dense": estimates.of(replace(sparse, bsa=None)), "sparse": estimates.of(sparse)}
-    arms = {name: arm for name, arm in both.items() if arm is not None}  # all or none: they are of one checkpoint
+    arms = {name: arm for name, arm in both.items() if arm is not None}  # all or none
     made = [arm for name, arm in arms.items() if mode in (name, SIDE_BY_SIDE)]
     rows = [(TIME, _time(arms, sparse, mode)), (MEMORY, _memory(max(made, key=_peak), available))]
     table = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in rows)

@@ -1,4 +1,4 @@
-"""Settings that belong together, each with what it needs and what of that is missing here."""
+"""The presets: settings that belong together, their needs, and the needs that this machine or model cannot meet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.checkpoint.info import EMBEDDED_CHECKPOINT, CheckpointInfo
 from pipeline.checkpoint.shape import ModelShape
 from pipeline.estimate import footprint
 from pipeline.machine.device import DeviceName
-from pipeline.machine.memory import Device
+from pipeline.machine.gpus import Device
 from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.video import TOKEN_PIXELS, VideoRequest
 
@@ -29,9 +29,9 @@ LONGCAT_SHAPE = ModelShape(
     decoder_width=96,
     decoder_patch=1,
 )
-_FULL_SIZE = 10**9  # parameters from which a transformer is taken for LongCat-Video's own
+_FULL_SIZE = 10**9  # a transformer with at least so many parameters counts as LongCat-Video's own
 _LEAST = LoadOptions("fp8", offload=True)
-_HEADROOM = 1.1  # of the modelled peak, because no run has confirmed it
+_HEADROOM = 1.1  # factor on the modelled peak, because no run has confirmed it
 
 NO_LONGCAT = "LongCat-Video's 13.6 B checkpoint"
 NOT_EMBEDDED = "the embedded checkpoint"
@@ -45,8 +45,10 @@ NO_CLIP = "a clip on the stage or in Refine a clip"
 
 @dataclass(frozen=True)
 class Situation:
-    """What presets are judged by. total: bytes of the device's memory. clip: whether there is one to refine. weights:
-    how those of the model are kept."""
+    """The facts that decide whether a preset is available.
+
+    total: bytes of the device's memory. clip: whether there is a clip to refine. weights: how the model's are kept.
+    """
 
     checkpoint: CheckpointInfo
     device: Device
@@ -61,12 +63,13 @@ class Situation:
 
 @dataclass(frozen=True)
 class Preset:
-    """One choice.
+    """One preset.
 
-    about: what it is for, in a sentence. needs: from the situation to what it needs, in words.
-    values: from the checkpoint to the request's fields that it sets; `bsa` None is dense attention.
-    missing: from the situation to what of that is not here, nothing when it can be had.
-    refines: whether it is for a clip, and `CheckpointInfo.refinement` has the values.
+    about: its purpose, in a sentence.
+    needs: returns its needs in a situation, in words.
+    values: returns the request's fields that it sets for a checkpoint; `bsa` None is dense attention.
+    missing: returns the needs that a situation does not meet; empty if the preset is available.
+    refines: whether it is for a clip; `CheckpointInfo.refinement` then has the values.
     """
 
     name: str
@@ -78,7 +81,7 @@ class Preset:
 
 
 def presets() -> tuple[Preset, ...]:
-    """All of them, in the order in which they are shown."""
+    """All presets, in the order in which the page shows them."""
     return (
         Preset(
             "Embedded tiny (CPU)",
@@ -138,7 +141,7 @@ def _longcat(name: str, about: str, values: dict[str, Any]) -> Preset:
 
 
 def _missing_memory(request: VideoRequest, here: Situation) -> tuple[str, ...]:
-    """What LongCat-Video lacks for a request on this GPU: nothing, options, or memory."""
+    """The things that LongCat-Video lacks for a request on this GPU: load options, memory, or nothing."""
 
     def fits(weights: LoadOptions) -> bool:
         return longcat_bytes(request, weights) <= here.total
@@ -153,7 +156,7 @@ _GPU = DeviceName("cuda", 0)
 
 
 def longcat_bytes(request: VideoRequest, weights: LoadOptions = AS_STORED) -> int:
-    """GPU memory that LongCat-Video's published checkpoint takes for a request."""
+    """Bytes of GPU memory that LongCat-Video's published checkpoint needs for a request."""
     fixed = footprint.fixed_bytes(LONGCAT_SHAPE, _GPU, weights)
     return int(_HEADROOM * (fixed + footprint.activation_bytes(LONGCAT_SHAPE, request, _GPU, weights)))
 
@@ -187,14 +190,14 @@ def _missing_to_refine(here: Situation) -> tuple[str, ...]:
 
 
 def _small_settings(info: CheckpointInfo) -> dict[str, Any]:
-    """Five eighths of each side and about half of the frames: a fifth of the tokens."""
+    """Settings with five eighths of each side and about half of the frames, which make a fifth of the tokens."""
     own = _own_settings(info)
     sides = {name: max(1, round(own[name] * 5 / 8 / TOKEN_PIXELS)) * TOKEN_PIXELS for name in ("width", "height")}
     return {**own, **sides, "num_frames": (own["num_frames"] // 8) * 4 + 1}
 
 
 def _small_request(here: Situation) -> VideoRequest | None:
-    """Of "Low memory" where memory is short: LongCat-Video on a GPU."""
+    """The request of the preset "Low memory" if memory can be short, which is for LongCat-Video on a GPU; else None."""
     if not here.full_size or here.device.type != "cuda":
         return None
     return here.checkpoint.request("-", **_small_settings(here.checkpoint))

@@ -1,4 +1,4 @@
-"""Presets: a press puts settings that belong together into the form; what cannot be had here says why."""
+"""The presets on the page: a press fills the form with settings that belong together; unavailable ones say why."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ MISSING = "Missing here: {missing}."
 
 
 class PresetList:
-    """The buttons, one to a row with a line of text beside it. `parts` are what a change of the model changes.
+    """The buttons of the presets, one per row with a line of text beside it.
 
-    clips: what the preset for refining takes its clip with; shown: id of the job on the stage.
+    parts: the components that change with the model.
+    clips: chooses the clip for the refining preset. shown: id of the job on the stage.
     """
 
     def __init__(self, site: Site, fields: Fields, clips: ClipChooser, shown: gr.State) -> None:
@@ -44,7 +45,7 @@ class PresetList:
                 button.click(_filler(site, fields, preset), [fields["mode"]], list(fields.values()), **QUIET)
 
     def connect(self, page: gr.Blocks, shown: gr.State) -> None:
-        """A clip to refine comes with the stage or the form, and another model may have come before the page did."""
+        """Update the buttons when the page opens, because the model may have changed, and when a clip comes or goes."""
         changes = [page.load, shown.change, self._refine.change]
         gr.on(changes, self.view, [shown, self._refine], self.parts, trigger_mode="always_last", **QUIET)
 
@@ -53,7 +54,7 @@ class PresetList:
         return [*(part for row in self._rows for part in row), self._lora]
 
     def view(self, job_id: str, clip: str | None, request: gr.Request) -> list[Any]:
-        """Values of `parts` for the model that is loaded now, the clip in the form and the job on the stage."""
+        """Values of `parts` for the loaded model, the clip in the form and the job on the stage."""
         found = clip or self._clips.shown_clip(job_id, self._site.owner(request))
         situation, changes = self._situation(clip=found is not None), []
         for preset in self._presets:

@@ -1,4 +1,4 @@
-"""From the values of the form (or of an API call) to a validated `VideoRequest`."""
+"""Turns the values of the form, or of an API call, into a validated `VideoRequest`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOP_K, MASS, TOP_K_AND_MASS = selectors.TOP_K, selectors.MASS, selectors.TOP_K_A
 
 
 def new_seed() -> int:
-    """Short enough to read out and to type."""
+    """Draw a seed that is short enough to read aloud and to type."""
     return random.randrange(2**31)
 
 
@@ -26,7 +26,7 @@ def form_request(checkpoint: CheckpointInfo, values: Mapping[str, Any]) -> Video
     """The request that the form describes, without drawing a seed.
 
     values: the form's values by field name, as `ui.form.inputs` names them.
-    Raises ValueError with one sentence for the first thing that cannot be.
+    Raises ValueError with one sentence for the first value that cannot be used.
     """
     bsa = None
     if values["mode"] != DENSE_ONLY:
@@ -35,6 +35,9 @@ def form_request(checkpoint: CheckpointInfo, values: Mapping[str, Any]) -> Video
             cdf_threshold=values["cdf_threshold"] if values["keep_by"] != TOP_K else None,
             chunk_q=[values[f"chunk_q_{axis}"] for axis in "thw"],
             chunk_k=[values[f"chunk_k_{axis}"] for axis in "thw"],
+            selection=values["selection"],
+            dense_steps=values["dense_steps"],
+            dense_layers=values["dense_layers"],
         )
     return video_request(
         checkpoint,
@@ -56,18 +59,28 @@ def form_request(checkpoint: CheckpointInfo, values: Mapping[str, Any]) -> Video
 
 
 def keep_by(bsa: BSAConfig) -> str:
-    """The form's choice of the rule by which this configuration keeps blocks."""
+    """The form's name for the rule by which this configuration keeps blocks."""
     return bsa.selector.rule
 
 
 def bsa_config(
-    *, sparsity: float | None, cdf_threshold: float | None, chunk_q: Sequence[Any], chunk_k: Sequence[Any]
+    *,
+    sparsity: Any,
+    cdf_threshold: Any,
+    chunk_q: Sequence[Any],
+    chunk_k: Sequence[Any],
+    selection: str,
+    dense_steps: Any,
+    dense_layers: Any,
 ) -> BSAConfig:
     return BSAConfig(
         sparsity=None if sparsity is None else real("sparsity", sparsity),
         cdf_threshold=None if cdf_threshold is None else real("cdf threshold", cdf_threshold),
         chunk_q=_chunk("query chunk", chunk_q),
         chunk_k=_chunk("key chunk", chunk_k),
+        selection=selection,
+        dense_steps=whole("dense steps", dense_steps),
+        dense_layers=whole("dense layers", dense_layers),
     )
 
 
@@ -89,8 +102,11 @@ def video_request(
     double_frames: bool = True,
     t_thresh: Any = 0.5,
 ) -> VideoRequest:
-    """refine: path of a clip, whose frames then count and not `num_frames`. use_distill None: as the adapter asks for,
-    or the checkpoint."""
+    """Build a request from single values. Raises ValueError for a value that cannot be used.
+
+    refine: path of a clip; its number of frames then replaces `num_frames`.
+    use_distill: None takes the value that the adapter needs, or the checkpoint's.
+    """
     numbers = {"width": width, "height": height, "steps": steps, "guidance_scale": guidance_scale, "seed": seed}
     given: dict[str, Any] = {name: FIELDS[name].read(value) for name, value in numbers.items()}
     given |= {"negative_prompt": negative_prompt, "bsa": bsa, "lora": lora or None}
@@ -108,19 +124,21 @@ def _chunk(name: str, sides: Sequence[Any]) -> Grid:
     return Grid(*(whole(f"{name} {axis}", side) for axis, side in zip("THW", sides, strict=True)))
 
 
-# The pipeline's sentences name its fields; the page says the same with the words of its labels.
+# The pipeline's sentences use the names of fields; on the page, the words of its labels replace them.
 _PAGE_WORDS = {
     "num_frames": "number of frames",
     "guidance_scale": "guidance",
     "cdf_threshold": "CDF threshold",
     "chunk_q": "query chunk",
+    "dense_steps": "dense steps",
+    "dense_layers": "dense layers",
     "chunk_k": "key chunk",
     "t_thresh": "noise level",
 }
 
 
 def page_sentence(error: Exception | str) -> str:
-    """An error as a sentence of the page: its words, a capital and a full stop."""
+    """Turn an error into a sentence for the page: with the words of the page, a capital letter and a full stop."""
     text = one_line(error).rstrip(".")
     for field, words in _PAGE_WORDS.items():
         text = text.replace(field, words)

@@ -1,7 +1,7 @@
-"""Refine a clip: choosing one, and what that does to the form.
+"""Chooses a clip to refine, and fills the form for it.
 
-A chosen clip makes Generate refine it. Choosing fills the form with what LongCat refines that clip with, its size above
-all, so that the form always says what will be made.
+While a clip is chosen, Generate refines it. The choice fills the form with LongCat's settings for this clip, most of
+all its size, so that the form always shows the video that will be made.
 """
 
 from __future__ import annotations
@@ -56,16 +56,16 @@ def refine_fields() -> Fields:
 
 
 class ClipChooser:
-    """What choosing, replacing and clearing the clip does to the form."""
+    """Changes the form when a clip is chosen, replaced or cleared."""
 
     def __init__(self, site: Site, fields: Fields, notice: gr.HTML, shown: gr.State, accordion: gr.Accordion) -> None:
-        """accordion: what the fields are in, which opens when a clip is chosen from elsewhere."""
+        """accordion: contains the fields, and opens when a clip is chosen elsewhere on the page."""
         self._site, self._fields, self._notice, self._shown = site, fields, notice, shown
         self._accordion = accordion
         self._from_stage = gr.Button("Use the clip on the stage", size="sm", elem_id="refine-shown")
 
     def on_press(self, button: gr.Button, shown: gr.State) -> None:
-        """Let a button refine the clip that is chosen, or else the one on the stage."""
+        """Make a button refine the chosen clip, or else the clip on the stage."""
         fields = self._fields
         button.click(
             self._press,
@@ -75,7 +75,7 @@ class ClipChooser:
         )
 
     def connect(self) -> None:
-        """Wire the events, once all fields are there."""
+        """Connect the events. Call it when all fields exist."""
         fields, shape = self._fields, [self._fields["double_frames"], self._fields["t_thresh"]]
         changed = [*fields.values(), self._notice]
         fields["refine"].upload(self.take, [fields["refine"], *shape], changed, **QUIET)
@@ -83,7 +83,7 @@ class ClipChooser:
         self._from_stage.click(self.take_shown, [self._shown, *shape], changed, **QUIET)
 
     async def take(self, path: str | None, double_frames: bool, t_thresh: float) -> dict[Any, Any]:
-        """Changes of the page for a chosen clip; one that cannot be refined is taken off again, with the reason."""
+        """Changes of the page for a chosen clip. A clip that cannot be refined is removed again, with the reason."""
         refine = self._fields["refine"]
         if not path:
             return self.clear()
@@ -108,7 +108,7 @@ class ClipChooser:
     async def take_shown(
         self, job_id: str, double_frames: bool, t_thresh: float, request: gr.Request
     ) -> dict[Any, Any]:
-        """Choose the finished clip on the stage, the dense one of a pair."""
+        """Choose the finished clip on the stage; of a pair, the dense one."""
         path = self.shown_clip(job_id, self._site.owner(request))
         if path is None:
             return {self._notice: notice_html(NO_CLIP, "error")}
@@ -130,14 +130,14 @@ class ClipChooser:
         return next((video for video in made if video.is_file()), None)
 
     def clear(self) -> dict[Any, Any]:
-        """Back to making new videos, with the checkpoint's own settings."""
+        """Return to new videos, with the checkpoint's own settings."""
         values = general_values(self._site.checkpoint.request("-"), side_by_side=True)
         said = CLEARED.format(name=self._site.checkpoint.name)
         return fill(self._fields, values) | {self._notice: notice_html(said)}
 
 
 def _look_at(path: str) -> tuple[Clip, str | None]:
-    """The clip, and the prompt that it carries; None for one from elsewhere, which the form's prompt describes."""
+    """The clip and the prompt stored in it. For a clip of another program it is None, and the form's prompt is used."""
     clip = inspect_clip(path)
     try:
         return clip, read_settings(path).request.prompt

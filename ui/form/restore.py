@@ -1,4 +1,4 @@
-"""Settings that travel: from a job or a dropped video back into the form, and out again as code."""
+"""Restores settings from a job or a dropped video into the form, and shows them as code."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from bsa import BSAConfig
+from bsa.config import SCHEDULE
 from pipeline import FromClip, VideoRequest, cli_command, python_code, read_settings
 from pipeline.request.load_options import LoadOptions
 from ui.form.inputs import Fields
@@ -28,20 +29,20 @@ OTHER_FPS = "It has {fps} frames a second; the form has no field for that, and t
 OTHER_CLIP = "It was refined from {clip}, which is not here: choose that clip under Refine a clip."
 LARGE_SEED = "Its seed {seed} has more digits than the form can hold; the command line can use it."
 OF_ONE_VIDEO = ("prompt", "negative_prompt", "seed", "randomise")
-LARGEST_SEED = 2**53  # numbers of a browser are exact up to here
+LARGEST_SEED = 2**53  # a browser's numbers are exact up to here
 PACKAGES = ("torch", "triton", "fastvideo", "diffusers", "transformers")
 
 
 def form_values(request: VideoRequest, side_by_side: bool | None = None) -> dict[str, Any]:
-    """The form's values by field name that `ui.form.read.form_request` turns into `request` again.
+    """The form's values by field name, from which `ui.form.read.form_request` makes `request` again.
 
-    side_by_side: whether the dense video is to be made as well; None for a request that says nothing about it.
+    side_by_side: whether to make the dense video as well; None if the request does not say.
     """
     values = {name: getattr(request, name) for name in ("prompt", "negative_prompt", "width", "height", "num_frames")}
     values |= {"steps": request.steps, "guidance_scale": request.guidance_scale, "seed": request.seed}
     values |= {"randomise": False, "use_distill": request.use_distill, "fps": request.fps, "lora": request.lora or ""}
     clip = request.start if isinstance(request.start, FromClip) else None
-    # a whole path is one of this server's; a name alone comes from a video's own settings
+    # a full path is a file of this server; a bare name comes from the settings inside a video
     here = clip is not None and Path(clip.video).is_absolute() and Path(clip.video).is_file()
     values["refine"] = clip.video if clip is not None and here else None
     if clip is not None:
@@ -52,7 +53,7 @@ def form_values(request: VideoRequest, side_by_side: bool | None = None) -> dict
 
 
 def general_values(request: VideoRequest, side_by_side: bool) -> dict[str, Any]:
-    """`form_values` without those of one video alone: its words and its seed."""
+    """`form_values` without the values that belong to a single video: its prompts and its seed."""
     values = form_values(request, side_by_side)
     return {name: value for name, value in values.items() if name not in OF_ONE_VIDEO}
 
@@ -62,13 +63,14 @@ def _attention_values(bsa: BSAConfig) -> dict[str, Any]:
     for name in ("sparsity", "cdf_threshold"):
         if getattr(bsa, name) is not None:
             values[name] = getattr(bsa, name)
+    values |= {name: getattr(bsa, name) for name in ("selection", *SCHEDULE)}
     for kind in ("chunk_q", "chunk_k"):
         values |= {f"{kind}_{axis}": side for axis, side in zip("thw", getattr(bsa, kind))}
     return values
 
 
 def fill(fields: Fields, values: dict[str, Any]) -> dict[Any, Any]:
-    """Updates of the form's components; a slider that is too short for its value is made longer."""
+    """Updates of the form's components. A slider whose range is too short for its value is extended."""
     changes = {}
     for name, field in fields.items():
         if name in values:
@@ -80,7 +82,7 @@ def fill(fields: Fields, values: dict[str, Any]) -> dict[Any, Any]:
 
 
 def remarks(site: Site, fields: Fields, request: VideoRequest, versions: dict[str, str]) -> list[str]:
-    """Sentences about what keeps the form, or this machine, from making the very same video again."""
+    """Sentences about differences that keep the form, or this machine, from making exactly the same video again."""
     defaults, said = site.checkpoint.defaults, []
     clip = request.start.clip
     if clip is not None and form_values(request)["refine"] is None:
@@ -101,7 +103,7 @@ def remarks(site: Site, fields: Fields, request: VideoRequest, versions: dict[st
 
 
 def settings_drop(site: Site, fields: Fields, notice: gr.HTML) -> None:
-    """A field that takes a video of this program and puts the settings that it carries into the form."""
+    """Add a field that takes a video made by this program and puts its settings into the form."""
     drop = gr.File(
         label="Drop a video to restore its settings", file_types=[".mp4"], height=140, elem_id="drop", type="filepath"
     )
@@ -123,7 +125,7 @@ def settings_drop(site: Site, fields: Fields, notice: gr.HTML) -> None:
 
 
 def code_panel(site: Site, shown: gr.State) -> None:
-    """The shown videos as a command line and as a program, to copy."""
+    """Add a panel that shows the videos on the stage as a command line and as a program, to copy."""
     code = Drawn("code", ["code.js"], {})
 
     def show(job_id: str, request: gr.Request) -> dict[str, str]:
@@ -134,7 +136,7 @@ def code_panel(site: Site, shown: gr.State) -> None:
 
 
 def code_of(site: Site, job: VideoJob) -> dict[str, str]:
-    """{"cli", "python"}: code that makes the job's videos again; "cli" may be a sentence in "why" instead."""
+    """Code that makes the job's videos again: {"cli", "python"}. If no command can, "why" has a sentence for "cli"."""
     made = next(iter(job.results.values()), None)
     versions = {} if made is None else made.versions
     device = versions.get("device", "auto").partition(":")[0]

@@ -1,1 +1,1 @@
-"""The work and its bookkeeping: queue, worker, store, files, estimates. Imports no gradio."""
+"""Jobs and their bookkeeping: queue, worker, store, files, estimates. Imports no gradio."""

@@ -1,4 +1,4 @@
-"""Clips are read one at a time, and never by the loop that answers everybody."""
+"""Reads clips one at a time, outside the event loop that answers all visitors."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ R = TypeVar("R")
 
 
 class ClipReader:
-    """Runs what reads a clip in a thread of its own, in turn. Decoding takes seconds, processors and memory."""
+    """Runs functions that read a clip one after the other in a separate thread. Decoding takes seconds and memory."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="clips")
         self._waiting = 0
 
     async def read(self, clip: object, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """The function's result, in this thread where there is no clip to read.
+        """Return the function's result. It runs in the caller's thread if there is no clip to read.
 
         Raises:
-            ValueError: too many wait; and what the function raises.
+            ValueError: too many callers are waiting. Errors of the function are raised too.
         """
         if not clip:
             return function(*args, **kwargs)
@@ -35,7 +35,7 @@ class ClipReader:
         loop, reading = asyncio.get_running_loop(), self._pool.submit(function, *args, **kwargs)
 
         def over(_: Future[R]) -> None:
-            # of the reading itself: a visitor who leaves does not end one that has begun
+            # called when the reading itself ends: it continues even if the visitor leaves
             if not loop.is_closed():
                 loop.call_soon_threadsafe(self._leave)
 

@@ -1,4 +1,4 @@
-"""What the worker does with the engine between the jobs of people."""
+"""Errands: the worker's own tasks for the engine, between the jobs of people."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Errand(Job):
 
 @dataclass(eq=False)
 class Calibration(Errand):
-    """Measures the machine; `points` is what was measured."""
+    """Measures the machine. `points` holds the measurements."""
 
     measure: Callable[[], list[dict[str, Any]]]
     points: list[dict[str, Any]] = field(default_factory=list, init=False)
@@ -39,7 +39,7 @@ class Calibration(Errand):
 
 @dataclass(eq=False)
 class Loading(Errand):
-    """Changes the checkpoint. `switch` raises ValueError when it cannot be loaded."""
+    """Changes the checkpoint. `switch` raises ValueError if it cannot be loaded."""
 
     barrier: ClassVar[bool] = True
     switch: Callable[[Path, str], None]

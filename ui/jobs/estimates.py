@@ -1,4 +1,4 @@
-"""Estimates as the page uses them: for the worker's device, learning from every job it finishes."""
+"""Estimates for the page: for the worker's device, and improved by every job that it finishes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pipeline import CheckpointInfo, VideoRequest, VideoResult
 from pipeline.estimate.advice import Advice, advise
 from pipeline.estimate.estimator import FILE_NAME, Estimate, Estimator
 from pipeline.machine.device import expected_device
-from pipeline.machine.memory import Device, available_memory, held_memory, total_memory
+from pipeline.machine.gpus import Device
+from pipeline.machine.memory import available_memory, held_memory, total_memory
 from pipeline.runs.plan import Plan, plan
 from ui.jobs.job import Job
 from ui.jobs.worker import Worker
@@ -19,14 +20,14 @@ from ui.jobs.worker import Worker
 log = logging.getLogger("ui")
 
 POLL_SECONDS = 0.5
-MEMORY_SECONDS = 2.0  # how long a reading of the free memory is good for
+MEMORY_SECONDS = 2.0  # a reading of the free memory is used for this long
 
 
 class Estimates:
-    """What a request will take, before it runs; and the worker's check and clock made of it.
+    """Estimates requests before they run. The worker uses it to refuse jobs and to predict their seconds.
 
-    device: "auto", "cpu", "cuda" or "cuda:N", as the worker's pipeline is loaded.
-    A checkpoint whose size cannot be read has no estimates: everything is None then, and nothing is refused for want of
+    device: "auto", "cpu", "cuda" or "cuda:N", as for the worker's pipeline.
+    A checkpoint whose size cannot be read has no estimates. Everything is None then, and nothing is refused for lack of
     memory.
     """
 
@@ -42,7 +43,7 @@ class Estimates:
         self.use(checkpoint)
 
     def use(self, checkpoint: CheckpointInfo) -> None:
-        """Estimate for this checkpoint from now on, the one that the worker loads or has loaded."""
+        """Make estimates for this checkpoint from now on. The worker loads it or has loaded it."""
         self._checkpoint = checkpoint
         try:
             store = self._worker.output_dir / FILE_NAME
@@ -51,6 +52,8 @@ class Estimates:
             log.info("no estimates: %s", error)
             self._estimator = None
             return
+        finally:
+            self._worker.queue.predict_anew()
         self._calibration = threading.Thread(
             target=self._calibrate, args=(self._estimator,), name="calibration", daemon=True
         )
@@ -58,19 +61,19 @@ class Estimates:
 
     @property
     def device(self) -> Device:
-        """The one that the model runs on, or while none is loaded the one that it is expected to."""
+        """The device on which the model runs, or is expected to run while none is loaded."""
         return self._worker.device or self._expected
 
     @property
     def pending(self) -> bool:
-        """Whether this machine is still to be measured, so that estimates will change by themselves."""
+        """Whether a measurement of this machine is still to come, so that estimates will change by themselves."""
         return self._calibration is not None and self._calibration.is_alive()
 
     def of(self, request: VideoRequest) -> Estimate | None:
         return None if self._estimator is None else self._estimator.estimate(request)
 
     def available(self) -> int | None:
-        """Bytes that a video, with the loaded weights, may take; read again every few seconds."""
+        """Bytes that a video may take, including the loaded weights. Read again every few seconds."""
         estimator = self._estimator
         if estimator is None:
             return None
@@ -81,12 +84,12 @@ class Estimates:
         return size
 
     def plan(self, request: VideoRequest) -> Plan:
-        """What will happen to a request. Raises ValueError where it cannot run."""
+        """The plan of a request. Raises ValueError if it cannot run."""
         room, weights = self.available(), self._worker.weights
         return plan(self._checkpoint, request, weights, self.device, estimator=self._estimator, available=room)
 
     def ratio(self, request: VideoRequest) -> float | None:
-        """Expected denoising time with full attention over that of the request."""
+        """Expected denoising time with dense attention, divided by the request's own."""
         sparse, dense = self.of(request), self.of(replace(request, bsa=None))
         if sparse is None or dense is None or not sparse.seconds or not dense.seconds:
             return None
@@ -97,7 +100,7 @@ class Estimates:
         return advise(request, self.ratio, None if estimate is None else estimate.memory, self.available())
 
     def seconds(self, job: Job) -> float | None:
-        """How long a job will take; None where it cannot be told."""
+        """Expected seconds of a job, or None if unknown."""
         total = 0.0
         for request in job_requests(job):
             estimate = self.of(request)
@@ -107,14 +110,14 @@ class Estimates:
         return total or None
 
     def held(self) -> int:
-        """What of the device's memory the worker's engine has already, and would use for the next video."""
+        """Bytes of the device's memory that the worker's engine already holds and would use for the next video."""
         if self.device.type == "cuda":
             memory = self._worker.torch_memory()
             return memory["reserved"] if memory else 0
         return held_memory(self.device, self._worker.engine_pid)
 
     def total(self) -> int:
-        """Bytes of the device's memory in all."""
+        """Size of the device's memory in bytes."""
         return total_memory(self.device)
 
     def _admit(self, job: Job) -> None:
@@ -122,13 +125,16 @@ class Estimates:
             self.plan(request)
 
     def _observe(self, job: Job) -> None:
-        results, estimator = getattr(job, "results", None), self._estimator
+        results, estimator, learnt = getattr(job, "results", None), self._estimator, False
         for result in results.values() if isinstance(results, dict) else ():
             if estimator is not None and isinstance(result, VideoResult):
                 estimator.observe(result)
+                learnt = True
+        if learnt:
+            self._worker.queue.predict_anew()
 
     def _calibrate(self, estimator: Estimator) -> None:
-        """Once the model is loaded and nothing waits, on a machine that was not measured before."""
+        """Measure a machine that was not measured before, once the model is loaded and no job waits."""
         while self._worker.state == "loading":
             time.sleep(POLL_SECONDS)
         if str(self.device) != str(estimator.device):
@@ -139,6 +145,7 @@ class Estimates:
         try:
             if points := self._worker.calibrate():
                 estimator.calibrate(points)
+                self._worker.queue.predict_anew()
         except Exception as error:
             log.warning("no calibration, so estimates come with the first video: %s", error)
 

@@ -1,4 +1,4 @@
-"""Folders of jobs on the disk: their names, their size, and removing them without ever leaving the output folder."""
+"""Folders of jobs on the disk: their names, their size, and their removal, which never leaves the output folder."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import imageio_ffmpeg
 
 log = logging.getLogger("ui")
 
-FOLDER = re.compile(r"\d{8}-\d{6}-[0-9a-f]{12}")  # as the worker names them; nothing else is ever removed
+FOLDER = re.compile(r"\d{8}-\d{6}-[0-9a-f]{12}")  # the names that the worker gives; nothing else is ever removed
 POSTER_HEIGHT = 160
 
 
 def job_folder(output_dir: Path, name: str) -> Path | None:
-    """The job's folder, or None unless it is a real folder directly in the output folder, with a job's name."""
+    """The job's folder. None unless it is a real folder, directly in the output folder, with a job's name."""
     folder = output_dir / name
     if not FOLDER.fullmatch(name) or folder.is_symlink() or not folder.is_dir():
         return None
@@ -27,7 +27,7 @@ def job_folder(output_dir: Path, name: str) -> Path | None:
 
 
 def remove_folder(output_dir: Path, name: str) -> None:
-    """Remove a job's folder. A link in it is removed, what it points to is not. OSError when that is not permitted."""
+    """Remove a job's folder. Links in it are removed, but not their targets. Raises OSError without permission."""
     folder = job_folder(output_dir, name)
     if folder is not None:
         shutil.rmtree(folder)
@@ -36,7 +36,7 @@ def remove_folder(output_dir: Path, name: str) -> None:
 
 
 def folder_bytes(output_dir: Path, name: str) -> int:
-    """What removing the folder would free. Links count as themselves; files that vanish meanwhile count nothing."""
+    """Bytes that a removal of the folder would free. Links count only themselves, and files that vanish count 0."""
     folder = job_folder(output_dir, name)
     total = 0
     for where, _, files in os.walk(folder) if folder else ():
@@ -49,15 +49,16 @@ def folder_bytes(output_dir: Path, name: str) -> int:
 
 
 def poster(video: Path, at: float) -> str:
-    """The picture at `at` seconds as a small JPEG in a data URL; "" for a file without one."""
+    """The picture at `at` seconds as a small JPEG in a data URL, or "" if the file has none there."""
     return picture(video, f"scale=-2:{POSTER_HEIGHT}", at=at, quality=4)
 
 
 def picture(video: Path, filters: str, quality: int, at: float = 0.0) -> str:
-    """The first picture that ffmpeg's filters make of a video, as a JPEG in a data URL; "" for a file without one.
+    """The first picture that ffmpeg's filters make of a video, as a JPEG in a data URL, or "" if there is none.
 
-    quality: ffmpeg's scale for JPEG, 2 (best) to 31. at: seconds to begin at.
+    quality: ffmpeg's scale for JPEG, from 2 (best) to 31. at: the second of the video at which to start.
     """
+    filters += ",scale=out_color_matrix=bt601:out_range=pc"  # what a JPEG is taken for, whatever the video is
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-ss", f"{at:.3f}", "-i", str(video), "-vf", filters]
     command += ["-frames:v", "1", "-c:v", "mjpeg", "-q:v", str(quality), "-f", "image2pipe", "-"]
     try:
@@ -68,11 +69,11 @@ def picture(video: Path, filters: str, quality: int, at: float = 0.0) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(done.stdout).decode() if done.stdout else ""
 
 
-PRIVATE = ".app"  # folder in the output folder that holds what is nobody's to see
+PRIVATE = ".app"  # folder in the output folder for files that nobody may fetch
 
 
 def private_folder(output_dir: Path) -> Path:
-    """The folder for the app's own files, made if need be, for this user only."""
+    """The folder for the app's own files. Made if necessary, with access for this user only."""
     folder = output_dir / PRIVATE
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder

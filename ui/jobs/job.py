@@ -1,7 +1,7 @@
-"""What the worker is asked to do. A job is written by the worker's thread; everybody else only reads it.
+"""Jobs for the worker. The worker's thread writes a job; all others only read it.
 
-Views watch a job's `version` counter and read its attributes, so that several of them may follow one job, and a page
-that was reloaded can take up a job again.
+Views watch a job's `version` counter and read its attributes. So several views can follow one job, and a reloaded page
+can find its job again.
 """
 
 from __future__ import annotations
@@ -30,10 +30,8 @@ ARMS = ("dense", "sparse")
 Listener = Callable[["Job"], None]
 
 
-
-
 class Mark(NamedTuple):
-    """When a phase of one video began; `time` is `time.time()`."""
+    """The start of a phase of one video. `time` is `time.time()`."""
 
     time: float
     arm: str
@@ -42,9 +40,9 @@ class Mark(NamedTuple):
 
 @dataclass(eq=False)
 class Job:
-    """One thing to do with the pipeline.
+    """One task for the pipeline.
 
-    owner: whose job it is; only the owner sees it.
+    owner: whose job it is; only the owner sees it. address: where it came from, for who has no login.
     folder: its files, set when it is submitted.
     state: waiting, running, done, stopped or failed. `version` grows with every change.
     arm is the video being made now, "dense" or "sparse". preview is the newest latent preview, uint8 [H, W, 3] or
@@ -59,6 +57,7 @@ class Job:
     errand: ClassVar[bool] = False
     barrier: ClassVar[bool] = False
     owner: str = field(default="", kw_only=True)
+    address: str = field(default="", kw_only=True)
     folder: Path = field(default=Path(), init=False)
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12], init=False)
     state: str = field(default="waiting", init=False)
@@ -76,21 +75,21 @@ class Job:
     _ending: bool = field(default=False, init=False)
 
     def run(self, pipeline: Generator, on_step: OnStep) -> None:
-        """Do it, or its next part, in the worker's thread. `on_step` raises `Cancelled` once the job is to stop."""
+        """Run the job, or its next part, in the worker's thread. `on_step` raises `Cancelled` to stop the job."""
         raise NotImplementedError
 
     @property
     def unfinished(self) -> bool:
-        """Whether it has a further part: then it may give way to others, and is run again."""
+        """Whether it has another part. Such a job may give way to others, and is run again."""
         return False
 
     @property
     def parts(self) -> float:
-        """How many parts are left to do; of the one under way what is left of it."""
+        """Number of parts left to do. The running part counts with its remaining share."""
         return 1.0
 
     def report(self) -> dict[str, Any]:
-        """What was asked for, made and measured, ready for JSON; written to report.json when the job is done."""
+        """The request, the results and the measurements, ready for JSON. Written to report.json at the end."""
         raise NotImplementedError
 
     @property
@@ -98,12 +97,12 @@ class Job:
         return 0.0
 
     def remaining(self) -> float | None:
-        """Seconds that the running job still takes, from the steps seen so far; None while they say too little."""
+        """Seconds that the running job will still take, from the steps so far; None while there are too few."""
         return None
 
     @property
     def over(self) -> bool:
-        """Whether it has ended, and everybody who listens for that has been told."""
+        """Whether it has ended and all listeners have been called."""
         return self.state in ("done", "stopped", "failed") and not self._ending
 
     @property
@@ -111,7 +110,7 @@ class Job:
         return self._stop.is_set() and not self.over
 
     def stop(self) -> None:
-        """Ask the job to end; a running one ends at its next step."""
+        """Ask the job to end. A running job ends at its next step."""
         self._stop.set()
         self.version += 1
 
@@ -120,7 +119,7 @@ class Job:
             raise Cancelled
 
     def end(self, state: str, error: str, listeners: Sequence[Listener]) -> None:
-        """Set how it ended and tell the listeners; only then is it `over`."""
+        """Set the final state and call the listeners. Only then is the job `over`."""
         self._ending = True
         self.error, self.ended, self.state, self.preview = error, time.time(), state, None
         tell(listeners, self)
@@ -132,7 +131,7 @@ class Job:
         self.version += 1
 
     def note(self, update: StepUpdate) -> None:
-        """Take in the progress of the video being made."""
+        """Record the progress of the video being made."""
         if self.update is None or self.update.phase != update.phase:
             self.marks.append(Mark(time.time(), self.arm, update.phase))
         self.update = update
@@ -143,9 +142,9 @@ class Job:
 
 @dataclass(eq=False)
 class VideoJob(Job):
-    """One press of Generate: one video, or the same clip dense and sparse.
+    """One press of Generate: one video, or the same clip both dense and sparse.
 
-    `results` holds the finished videos, by arm.
+    results: the finished videos by arm.
     """
 
     request: VideoRequest
@@ -159,7 +158,7 @@ class VideoJob(Job):
 
     @property
     def arms(self) -> tuple[str, ...]:
-        """The videos this job makes, in the order in which they are made."""
+        """The videos that this job makes, in order."""
         return ARMS if self.side_by_side else (arm_of(self.request),)
 
     @property
@@ -172,7 +171,7 @@ class VideoJob(Job):
         if update is None or update.phase in ("text", "encode"):
             return None
         if update.phase == "decode":
-            this_one = 0.0  # short beside denoising, and nothing says how short
+            this_one = 0.0  # short compared with denoising, and its length is unknown
             whole = made[-1] if made else None
         elif update.step == 0:
             return None
@@ -194,7 +193,7 @@ class VideoJob(Job):
             watched.generate_frames(self.request, on_step, self.folder / f"{self.arms[0]}.mp4")
 
     def _keep_clip(self) -> None:
-        """A clip to refine may be an upload, or a run that is deleted one day: the job keeps its own copy."""
+        """Copy the clip to refine into the job's folder, because an upload or an earlier run may be deleted later."""
         start = self.request.start
         if not isinstance(start, FromClip):
             return
@@ -206,15 +205,18 @@ class VideoJob(Job):
         self.request = replace(self.request, start=start.at(kept.absolute()))
 
     def report(self) -> dict[str, Any]:
-        """What was asked for, made and measured, ready for JSON. Videos are named, not located: the reader may
-        be on another machine, and an infinite PSNR (two equal videos) becomes null, which JSON can say."""
+        """The request, the results and the measurements, ready for JSON.
+
+        Videos are given by file name, because the reader may be on another machine. An infinite PSNR (of equal videos)
+        becomes null, because JSON has no infinity.
+        """
         if self.comparison is None:
             return plain(self.results[self.arms[0]].to_dict())
         return plain(self.comparison.to_dict())
 
 
 class _Watched:
-    """A pipeline that notes in the job which video is being made and which is finished."""
+    """A pipeline that records in the job which video is being made and which are finished."""
 
     def __init__(self, pipeline: Generator, job: VideoJob) -> None:
         self.device = pipeline.device
@@ -233,7 +235,7 @@ class _Watched:
 
 
 def tell(listeners: Sequence[Listener], job: Job) -> None:
-    """Call each with the job; one that fails harms nobody else."""
+    """Call each listener with the job. If one fails, the others are still called."""
     for listener in listeners:
         try:
             listener(job)
@@ -242,7 +244,7 @@ def tell(listeners: Sequence[Listener], job: Job) -> None:
 
 
 def plain(value: Any, key: str = "") -> Any:
-    """Values as JSON has them: no infinities, and a video by its file name."""
+    """Values for JSON: without infinities, and with videos as file names."""
     if isinstance(value, dict):
         return {name: plain(entry, name) for name, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""What the machine did while jobs ran: readings from a thread of the server, and the trace that each job leaves."""
+"""Observes the machine while jobs run: readings from a thread of the server, and a trace for each job."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.machine.resources import ResourceSampler
+from pipeline.machine.whole_files import write_whole
 from ui.jobs.job import Job, VideoJob
 from ui.jobs.worker import Worker
 
 TRACE = "resources.json"
-POINTS = 2000  # of a trace: a curve that is finer than any screen
+POINTS = 2000  # of a trace; finer than any screen
 MOST_OWNERS = 1000
 
 
 class Span(NamedTuple):
-    """One phase of one video of a job; `time.time()`."""
+    """One phase of one video of a job. Times are `time.time()`."""
 
     arm: str
     phase: str
@@ -29,7 +30,7 @@ class Span(NamedTuple):
 
 
 class Monitor:
-    """Samples the machine and the worker's engine from the first use on, and writes a trace when a job ends."""
+    """Samples the machine and the worker's engine from its first use on, and writes a trace when a job ends."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
@@ -40,7 +41,7 @@ class Monitor:
         worker.listeners.append(self._keep)
 
     def current(self, owner: str, chosen: str = "", since: float = 0.0) -> Job | None:
-        """The owner's running job; else the one that ended last, unless another was chosen after that."""
+        """The owner's running job, else the one that ended last, unless the owner chose another after its end."""
         running = next((job for job in self._worker.live(owner) if job.state == "running"), None)
         last = self._last.get(owner)
         if running is not None or (last is not None and (not chosen or last.ended > since)):
@@ -48,9 +49,11 @@ class Monitor:
         return self._worker.find(chosen, owner) if chosen else None
 
     def trace(self, job: Job) -> dict[str, Any] | None:
-        """What `job` left, or for a running one what there is so far: {"started", "ended" (None while it runs),
-        "gpus", "spans": [arm, phase, start, end], "peaks": {arm: {series: [value, time]}}}, and for one that is over
-        "times" and "series" too. None for a job without readings."""
+        """The trace of a job, or of a running job so far. None for a job without readings.
+
+        It is {"started", "ended" (None while it runs), "gpus", "spans": [arm, phase, start, end], "peaks": {arm:
+        {series: [value, time]}}}. A job that is over also has "times" and "series".
+        """
         if job.over:
             return _read(job.folder / TRACE)
         return self._summary(job) if job.started else None
@@ -96,12 +99,15 @@ class Monitor:
         history = self.sampler.history(job.started - self.sampler.interval, job.ended, POINTS)
         series = {name: values for name, values in history.series.items() if name != "busy"}
         trace = self._summary(job) | {"times": history.times, "series": series}
-        (job.folder / TRACE).write_text(json.dumps(trace, separators=(",", ":")))
+        write_whole(job.folder / TRACE, json.dumps(trace, separators=(",", ":")))
 
 
 def spans(job: Job, now: float) -> Iterator[Span]:
-    """The phases of a job so far, in order. A video ends where the next one begins, or when it was finished: what
-    comes after, such as comparing the two, is no part of it."""
+    """The phases of a job so far, in order.
+
+    A video ends when it is finished, or when the next one begins. Later work, such as the comparison of two videos, is
+    not part of it.
+    """
     marks, stop = list(job.marks), job.ended or now
     begun = 0.0
     for i, mark in enumerate(marks):
@@ -116,7 +122,7 @@ def spans(job: Job, now: float) -> Iterator[Span]:
 
 
 def _videos(found: list[Span]) -> Iterator[tuple[str, float, float]]:
-    """(arm, start, end) of phases that follow each other without a gap."""
+    """(arm, start, end) of each video, joined from its phases that follow each other without a gap."""
     for i, span in enumerate(found):
         if not i or (found[i - 1].arm, found[i - 1].end) != (span.arm, span.start):
             start = span.start
@@ -125,9 +131,9 @@ def _videos(found: list[Span]) -> Iterator[tuple[str, float, float]]:
 
 
 def job_peaks(job: Job) -> dict[str, dict[str, float]]:
-    """{arm: {series: largest sample}} of a job that is over; {} when it left no trace.
+    """{arm: {series: largest sample}} of a job that is over, or {} if it left no trace.
 
-    Series have the names of `pipeline.machine.resources.Resources.series`.
+    Names of series are those of `pipeline.machine.resources.Resources.series`.
     """
     trace = _read(job.folder / TRACE) or {}
     return {arm: {name: value for name, (value, _) in peaks.items()} for arm, peaks in trace.get("peaks", {}).items()}

@@ -1,4 +1,4 @@
-"""The jobs that wait, the one that runs, and those that ended lately."""
+"""The waiting jobs, the running job, and the jobs that ended lately."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import takewhile
 
-from ui.jobs.eta import Durations, duration_text, seconds_left
+from ui.jobs.eta import Durations, Outlook, duration_text, seconds_left
 from ui.jobs.job import Job
 
 QUEUE_FULL = "{count} jobs are waiting and the limit is {limit}; try again when some of them are done"
 YOUR_QUEUE_FULL = "{count} jobs of yours are waiting and the limit is {limit}; stop one or let one finish first"
+ADDRESS_FULL = "{count} jobs from your network address are waiting and the limit is {limit}; let one finish first"
 WAIT_FOR_ONE = "Waiting for 1 other job…"
 WAIT_FOR_MANY = "Waiting for {ahead} other jobs…"
 WAIT_FOR_ONE_ABOUT = "Waiting for 1 other job, about {time}…"
@@ -22,90 +23,123 @@ STARTING = "Starting…"
 
 
 class JobQueue:
-    """First in, first out, for any number of threads. Between its parts a long job lets others pass, see `give_way`.
+    """A first-in, first-out queue for any number of threads. Between its parts a job lets others pass (`give_way`).
 
-    most, most_of_one: jobs that may wait, in all and of one owner. Jobs without an owner count in all.
+    most, most_of_one: jobs that may wait, in all and of one owner. Jobs without an owner count in all. From one address
+        half of all may come, whatever owners it makes up.
     kept: ended jobs that are remembered.
     changed: notified when a job arrives; whoever waits for one, or for something else, waits on it.
-    predict: guesses a job's seconds better than the jobs before it do; None where it cannot.
+    predict: guesses a job's seconds better than the jobs before it do; None where it cannot. Asked once for each job,
+        and again at `predict_anew`: many pages ask many times a second how long they will wait.
     """
 
     def __init__(self, most: int, most_of_one: int, kept: int) -> None:
         self.changed = threading.Condition()
         self.running: Job | None = None
         self.predict: Callable[[Job], float | None] = lambda job: None
-        self._limits = most, most_of_one
+        self._limits = most, most_of_one, max(1, most // 2)
         self._kept = kept
         self._waiting: deque[Job] = deque()
         self._jobs: dict[str, Job] = {}
         self._ended: deque[str] = deque()
         self._durations = Durations()
         self._left: dict[Job, float] = {}  # when those that gave way did so
+        self._guesses: dict[Job, float | None] = {}
+        self._outlook: Outlook | None = None  # None after every change
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def check_room(self, owner: str) -> None:
+    @property
+    def first_is_errand(self) -> bool:
+        return bool(self._waiting) and self._waiting[0].errand
+
+    def check_room(self, owner: str, address: str = "") -> None:
         """Raises ValueError when too many wait already."""
         with self.changed:
-            owners = [job.owner for job in self._waiting if not job.errand]
-        most, most_of_one = self._limits
-        if (count := len(owners)) >= most:
+            waiting = [job for job in self._waiting if not job.errand]
+        most, most_of_one, most_of_address = self._limits
+        if (count := len(waiting)) >= most:
             raise ValueError(QUEUE_FULL.format(count=count, limit=most))
-        count = owners.count(owner)
+        count = sum(job.owner == owner for job in waiting)
         if owner and count >= most_of_one:
             raise ValueError(YOUR_QUEUE_FULL.format(count=count, limit=most_of_one))
+        count = sum(job.address == address for job in waiting)
+        if address and count >= most_of_address:
+            raise ValueError(ADDRESS_FULL.format(count=count, limit=most_of_address))
 
     def put(self, job: Job) -> None:
+        guess = self.predict(job)
         with self.changed:
+            self._guesses[job] = guess
             self._jobs[job.id] = job
             self._waiting.append(job)
+            self._outlook = None
             self.changed.notify_all()
 
     def take(self) -> Job:
-        """The next job, which runs from now on. There must be one."""
+        """Take the next job, which counts as running from now on. There must be one."""
         with self.changed:
             self.running = job = self._waiting.popleft()
+            self._outlook = None
             if since := self._left.pop(job, 0.0):
                 job.away += time.time() - since
             return job
 
     def give_way(self, job: Job) -> bool:
-        """Between two parts of the running job: let as many jobs pass as other people wait. False when nobody does, and
-        the job goes on."""
+        """Between two parts of the running job, let as many jobs pass as there are other owners waiting.
+
+        Returns False if nobody else waits; the job then continues.
+        """
         with self.changed:
             place = _place(job, self._waiting)
             if place == 0 or job.stopping:
                 return False
             job.state, self._left[job], self.running = "waiting", time.time(), None
             self._waiting.insert(place, job)
+            self._outlook = None
             job.version += 1
             return True
 
     def remove(self, job: Job) -> bool:
-        """Take a job out that waits; False when it does not."""
+        """Remove a waiting job. Returns False if it is not waiting."""
         with self.changed:
             waits = job in self._waiting
             if waits:
                 self._waiting.remove(job)
+                self._outlook = None
             return waits
 
     def clear(self, *, errands: bool) -> list[Job]:
-        """Take all waiting jobs out, errands only if asked for."""
+        """Remove all waiting jobs and return them. errands: whether to remove errands as well."""
         with self.changed:
             out = [job for job in self._waiting if errands or not job.errand]
             self._waiting = deque(job for job in self._waiting if job not in out)
+            self._outlook = None
             return out
 
     def end(self, job: Job) -> None:
         """A job has ended here; others are expected to take as long."""
-        with self.changed:
-            self._left.pop(job, None)
         self._durations.add(job)
+        with self.changed:
+            if self.running is job:
+                self.running = None
+            self._left.pop(job, None)
+            self._guesses.pop(job, None)
+            self._outlook = None
         self.remember(job)
 
+    def predict_anew(self) -> None:
+        """What `predict` says has changed."""
+        with self.changed:
+            jobs = list(self._guesses)
+        guesses = {job: self.predict(job) for job in jobs}
+        with self.changed:
+            self._guesses |= {job: guess for job, guess in guesses.items() if job in self._guesses}
+            self._outlook = None
+
     def remember(self, job: Job) -> None:
-        """Let an ended job be found; the oldest such are forgotten."""
+        """Keep an ended job so that it can be found. The oldest ones are forgotten."""
         with self.changed:
             self._jobs[job.id] = job
             self._ended.append(job.id)
@@ -113,7 +147,7 @@ class JobQueue:
                 self._jobs.pop(self._ended.popleft(), None)
 
     def forget(self, job_id: str) -> None:
-        """An ended job was deleted and is not to be found any more."""
+        """Forget an ended job that was deleted."""
         with self.changed:
             if job_id in self._jobs and self._jobs[job_id].over:
                 del self._jobs[job_id]
@@ -122,22 +156,21 @@ class JobQueue:
         return self._jobs.get(job_id)
 
     def live(self, owner: str) -> list[Job]:
-        """The owner's jobs that wait or run, oldest first."""
+        """The owner's waiting and running jobs, oldest first."""
         with self.changed:
             return [job for job in self._jobs.values() if job.owner == owner and not job.over and not job.errand]
 
     def before(self, job: Job) -> list[Job]:
         """Jobs that run before this one does, the running one included."""
-        turns = self._turns()
-        jobs = [other for other, _ in turns]
-        return list(dict.fromkeys(jobs[: jobs.index(job)])) if job in jobs else []
+        return self._ahead().before(job)
 
     def waiting_text(self, job: Job) -> str:
         """How many jobs run before this one does, and how long they take, where that can be told."""
-        ahead = len(self.before(job))
+        outlook = self._ahead()
+        ahead = outlook.count_before(job)
         if not ahead:
             return STARTING
-        seconds = self.wait_seconds(job)
+        seconds = outlook.wait_seconds(job)
         if seconds is None:
             return WAIT_FOR_ONE if ahead == 1 else WAIT_FOR_MANY.format(ahead=ahead)
         text = WAIT_FOR_ONE_ABOUT if ahead == 1 else WAIT_FOR_MANY_ABOUT
@@ -145,23 +178,25 @@ class JobQueue:
 
     def wait_seconds(self, job: Job) -> float | None:
         """Seconds until a waiting job runs; 0 for one that does, None when nothing like those before it has run."""
-        turns = self._turns()
-        jobs = [other for other, _ in turns]
-        return self._seconds(turns[: jobs.index(job)]) if job in jobs else 0.0
+        return self._ahead().wait_seconds(job)
 
     def seconds_left(self, job: Job) -> float | None:
         """Seconds until the job is done, waiting included; None when nothing is known yet."""
-        turns = self._turns()
-        last = max((index for index, (other, _) in enumerate(turns) if other is job), default=None)
-        return seconds_left(job, self._guess(job)) if last is None else self._seconds(turns[: last + 1])
+        outlook = self._ahead()
+        return outlook.seconds_left(job) if job in outlook else seconds_left(job, self._guess(job))
+
+    def _ahead(self) -> Outlook:
+        with self.changed:
+            if self._outlook is None:
+                self._outlook = Outlook(self._turns(), self.running, self._guess)
+            return self._outlook
 
     def _turns(self) -> list[tuple[Job, float]]:
         """Whose turn it is from now on, as long as nobody else comes: jobs, and how much of a part is left to do. One
-        that gives way comes up once for every part."""
-        with self.changed:
-            waiting = list(self._waiting)
-            if self.running is not None:
-                waiting.insert(0, self.running)
+        that gives way comes up once for every part. The caller has the lock."""
+        waiting = list(self._waiting)
+        if self.running is not None:
+            waiting.insert(0, self.running)
         left = {job: job.parts for job in waiting}
         turns = []
         while waiting:
@@ -173,27 +208,16 @@ class JobQueue:
                 waiting.insert(_place(job, waiting), job)
         return turns
 
-    def _seconds(self, turns: list[tuple[Job, float]]) -> float | None:
-        """How long these turns take; None when that of one of them is not known."""
-        rates = {}
-        for job, _ in turns:
-            if job not in rates:
-                seconds = seconds_left(job, self._guess(job))
-                if seconds is None:
-                    return None
-                rates[job] = seconds / max(job.parts, 1e-9)
-        return sum(part * rates[job] for job, part in turns)
-
     def _guess(self, job: Job) -> float | None:
-        guess = self.predict(job)
+        guess = self._guesses.get(job)
         return self._durations.guess(job) if guess is None else guess
 
 
 def _place(job: Job, waiting: Iterable[Job]) -> int:
-    """Where a job that gives way comes among those that wait: behind as many jobs of others as there are others.
+    """The position of a job that gives way: behind as many jobs of other owners as there are other owners.
 
-    So whoever waits gets a turn for each of the job's, and somebody with twenty jobs cannot make it wait for all of
-    them. Callers without a name are all strangers to each other.
+    So every waiting owner gets one turn for each turn of the job, and an owner with twenty jobs cannot make it wait for
+    all of them. Each job without an owner counts as one of its own owner.
     """
     passing = list(takewhile(lambda other: not other.barrier, waiting))
     strangers = [index for index, other in enumerate(passing) if not job.owner or other.owner != job.owner]

@@ -1,4 +1,4 @@
-"""What is kept of each kind of job when it has ended, and how a job is made from that again."""
+"""Turns each kind of ended job into a record, and a record into a job again."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ui.jobs.sweep_job import SweepJob
 log = logging.getLogger("ui")
 
 GONE = "its video is no longer there"
-MEASURES = ("speedup", "psnr", "ssim", "recall")  # of a sweep's cell against its dense reference
+MEASURES = ("speedup", "psnr", "ssim", "recall")  # of a cell of a sweep, compared with its dense reference
 
 Restore = Callable[[Record, Path], Job]
-# kind of job -> how it is made again from its record and its folder; a kind without an entry stays a record
+# kind of job -> function that restores it from its record and folder; a kind without an entry is not restored
 RESTORE: dict[str, Restore] = {}
 
 
 def keep_record_of(store: Store, worker: Any) -> None:
-    """Write every job of the worker into the store, and let the worker find those that it does not remember."""
+    """Write every job of the worker to the store, and let the worker find jobs there that it no longer remembers."""
 
     def write(job: Job) -> None:
         if not job.errand:
@@ -34,6 +34,7 @@ def keep_record_of(store: Store, worker: Any) -> None:
     worker.on_submit.append(write)
     worker.on_part.append(write)
     worker.listeners.append(write)
+    worker.on_close.append(store.flush)
     worker.archive = lambda job_id: restored(store, job_id)
 
 
@@ -60,7 +61,7 @@ def kind_of(job: Job) -> str:
 
 
 def restored(store: Store, job_id: str) -> Job | None:
-    """The job as it was when it ended, with those of its videos that are still there; None if that cannot be."""
+    """The job as it was at its end, with its remaining videos. None if it cannot be restored."""
     record = store.read(job_id)
     if record is None or record.state in LIVE or record.kind not in RESTORE:
         return None
@@ -103,7 +104,7 @@ def _restore_sweep(record: Record, folder: Path) -> SweepJob:
         result = _result(made["result"], folder) if present else None
         measures = {name: made[name] for name in MEASURES}
         if measures["speedup"] is not None and measures["psnr"] is None:
-            measures["psnr"] = float("inf")  # which JSON cannot say
+            measures["psnr"] = float("inf")  # JSON has no infinity
         gone = "" if result is not None or made["error"] else GONE
         video = SweepVideo(made["row"], made["column"], VideoRequest.from_dict(made["request"]), result)
         job.result = job.result.add(replace(video, error=made["error"] or gone, **measures))
@@ -115,7 +116,7 @@ RESTORE["sweep"] = _restore_sweep
 
 
 def _result(values: dict[str, Any] | None, folder: Path) -> VideoResult | None:
-    """A finished video from its record, while its file is there."""
+    """A finished video from its record, or None if its file is gone."""
     if not values or not (video := folder / Path(values["video"]).name).is_file():
         return None
     known = {name: value for name, value in values.items() if name in {field.name for field in fields(VideoResult)}}
@@ -123,7 +124,7 @@ def _result(values: dict[str, Any] | None, folder: Path) -> VideoResult | None:
 
 
 def _report(job: Job) -> dict[str, Any]:
-    """The job's report; of videos, those that were finished, by arm, also when the job was stopped or failed."""
+    """The job's report. For a stopped or failed video job, the finished videos by arm."""
     if isinstance(job, SweepJob):
         return plain(_sweep_report(job))
     if not isinstance(job, VideoJob):
@@ -135,7 +136,7 @@ def _report(job: Job) -> dict[str, Any]:
 
 
 def _sweep_report(job: SweepJob) -> dict[str, Any]:
-    """What makes the sweep again with the videos so far; more of each than is in its sweep.json."""
+    """The values that restore the sweep with its videos so far. They say more about each video than sweep.json."""
     videos = [
         {name: getattr(video, name) for name in ("row", "column", "error", *MEASURES)}
         | {"request": video.request.to_dict(), "result": None if video.result is None else video.result.to_dict()}
@@ -145,7 +146,7 @@ def _sweep_report(job: SweepJob) -> dict[str, Any]:
 
 
 def _posters(job: Job) -> dict[str, str]:
-    """{name of a video: picture from its middle}, of a video job by arm, of others the first two files."""
+    """{name of a video: picture from its middle}: the videos of a video job by arm, of others the first two files."""
     if isinstance(job, VideoJob):
         middle = job.request.num_frames // 2 / job.request.fps
         videos = {arm: result.video for arm, result in job.results.items()}

@@ -1,7 +1,10 @@
-"""The record of all jobs: one SQLite file in the output folder, and a limit to the disk that results may take.
+"""Stores all jobs in an SQLite file in the output folder, and limits the disk space that results take.
 
 A row is written when a job is submitted and again when it has ended, so a server that was killed leaves rows that the
 next one marks as interrupted. Rows are generic: what a kind of job keeps is the business of `ui.jobs.records`.
+
+A disk may be slow and the file locked by another program, for minutes. So one thread writes, whoever hands it a record
+goes on at once, and what is not written yet is read from memory.
 """
 
 from __future__ import annotations
@@ -13,21 +16,23 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from ui.jobs.disk import Disk, alive, this_process
 from ui.jobs.files import FOLDER, folder_bytes, job_folder, private_folder, remove_folder
 
 log = logging.getLogger("ui")
 
 VERSION = 1  # of the table; kept in the file's user_version
-DEFAULT_BUDGET = 5_000_000_000
+FOR_A_ROW = 1_000_000  # bytes, far above what a row takes
 INTERRUPTED = "interrupted"
 LIVE = ("waiting", "running")
 _LIVE = "state IN ('waiting', 'running')"
+WRITE_SECONDS, READ_SECONDS = 10.0, 0.5  # how long a locked file is waited for
+RETRY_SECONDS = 1.0
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS jobs (
@@ -41,8 +46,11 @@ CREATE INDEX IF NOT EXISTS jobs_of_owner ON jobs (owner, submitted);
 
 @dataclass(frozen=True)
 class Record:
-    """One row. request, report and posters are JSON objects; folder is a name in the output folder; times are
-    `time.time()`, 0 for never; server names the process that the job belongs to."""
+    """One row.
+
+    request, report, posters: JSON objects. folder: name of a folder in the output folder.
+    Times are `time.time()`, or 0 for never. server: names the process that the job belongs to.
+    """
 
     id: str
     owner: str
@@ -65,79 +73,176 @@ _JSON = ("request", "report", "posters")
 
 
 class Store:
-    """All jobs of one output folder, for any thread. A fault of the file is logged and never raised.
+    """All jobs of one output folder, for any thread. A fault of the file is logged and never raised; a record that
+    could not be written is kept, and written when the file can be used again.
 
-    budget: bytes that ended jobs may take; beyond it the oldest are removed with their folders, the newest is kept.
+    disk: how much all that the app writes may take; beyond it the oldest ended jobs are removed with their folders, the
+        newest is kept.
     """
 
-    def __init__(self, output_dir: Path, budget: int = DEFAULT_BUDGET) -> None:
+    def __init__(self, output_dir: Path, disk: Disk | None = None) -> None:
         self.output_dir = output_dir
-        self.budget = budget
+        self.disk = disk or Disk(output_dir)
         self._lock = threading.RLock()
-        self._server = _this_process()
+        self._server = this_process()
         self._db: sqlite3.Connection | None = None
+        self._reader: sqlite3.Connection | None = None  # of its own, so that it never waits for a write
+        self._reading = threading.Lock()
+        self._unwritten: dict[str, Record] = {}
+        self._fresh = threading.Lock()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="records")  # which the interpreter's end waits for
+        self._retry: threading.Timer | None = None
         try:
             self._file: Path | None = private_folder(output_dir) / "jobs.sqlite"
         except OSError as error:
             log.warning("no record of jobs can be kept in %s (%s)", output_dir, error.strerror)
             self._file = None
-        self._open()
-        self._guard(self._take_stock)
+        with self._lock:
+            self._begin()
 
     def write(self, record: Record) -> None:
-        """Add a job, or replace what is known of it. One that has ended is measured, and may push older ones out."""
-        over = record.state not in LIVE
-        self._guard(self._write, record)
-        if over:
-            self._guard(self._evict, record.id)
+        """Add a job, or replace what is known of it: at once for who reads, and soon in the file. One that has ended is
+        measured, and may push older ones out."""
+        with self._fresh:
+            self._unwritten[record.id] = record
+        self._soon(self._write_out)
+
+    def flush(self) -> None:
+        """Wait until everything is in the file, or has been tried once more."""
+        if (done := self._soon(self._write_out)) is not None:
+            done.result()
 
     def read(self, job_id: str) -> Record | None:
-        rows = self._guard(self._select, "id = ?", (job_id,)) or []
+        if (record := self._unwritten.get(job_id)) is not None:
+            return record
+        rows = self._look("id = ?", (job_id,))
         return rows[0] if rows else None
 
     def runs(self, owner: str, limit: int = 1000) -> list[Record]:
-        """The owner's jobs that have ended, newest first. Nobody owns what has no owner."""
+        """The owner's ended jobs, newest first. Jobs without an owner belong to nobody."""
         if not owner:
             return []
+        fresh = self._fresh_of(owner)
         where = f"owner = ? AND NOT {_LIVE} ORDER BY submitted DESC, rowid DESC LIMIT ?"
-        return self._guard(self._select, where, (owner, limit)) or []
+        records = [record for record in fresh.values() if record.state not in LIVE]
+        records += [record for record in self._look(where, (owner, limit)) if record.id not in fresh]
+        records.sort(key=lambda record: record.submitted, reverse=True)
+        return records if limit < 0 else records[:limit]
 
     def newest(self, owner: str, kind: str) -> str:
         """The id of the owner's newest job of a kind, or ""."""
-        where = "owner = ? AND kind = ? ORDER BY submitted DESC, rowid DESC LIMIT 1"
-        rows = self._guard(self._select, where, (owner, kind)) if owner else None
-        return rows[0].id if rows else ""
+        if not owner:
+            return ""
+        records = [record for record in self._fresh_of(owner).values() if record.kind == kind]
+        records += self._look("owner = ? AND kind = ? ORDER BY submitted DESC, rowid DESC LIMIT 1", (owner, kind))
+        return max(records, key=lambda record: record.submitted).id if records else ""
 
     def delete(self, owner: str, job_id: str | None = None) -> list[str]:
-        """Remove one ended job of the owner, or all of them, with their folders. Returns the ids removed."""
+        """Remove one ended job of the owner, or all of them, with their folders. Returns the ids removed, after what
+        was written before is in the file."""
+        done = self._soon(self._delete, owner, job_id)
+        return [] if done is None else done.result()
+
+    def total_bytes(self) -> int:
+        """All that the app keeps on the disk."""
+        return (self._guard(self._total) or 0) + self.disk.beside_results()
+
+    def close(self) -> None:
+        """Write what is left and close the file."""
+        if self._retry is not None:
+            self._retry.cancel()
+        self._soon(self._write_out)
+        self._writer.shutdown()
+        with self._lock, self._reading:
+            for db in (self._db, self._reader):
+                if db is not None:
+                    db.close()
+
+    def _fresh_of(self, owner: str) -> dict[str, Record]:
+        """What is not in the file yet, newest first."""
+        with self._fresh:
+            return {record.id: record for record in reversed(self._unwritten.values()) if record.owner == owner}
+
+    def _look(self, where: str, values: tuple = ()) -> list[Record]:
+        """The rows of the file as it is now."""
+        if self._file is None:
+            return self._guard(self._select, where, values) or []
+        with self._reading:
+            if self._reader is None:  # locked since the start
+                return []
+            try:
+                return self._select(where, values, self._reader)
+            except sqlite3.Error as error:
+                if type(error) is not sqlite3.DatabaseError:
+                    log.warning("the record of jobs could not be read: %s", error)
+                    return []
+        return self._guard(self._select, where, values) or []  # which sees to damage
+
+    # what follows runs in the thread that writes
+
+    def _soon(self, action: Callable, *values: Any) -> Future | None:
+        try:
+            return self._writer.submit(action, *values)
+        except RuntimeError as error:
+            log.warning("the record of jobs could not be used: %s", error)
+            return None
+
+    def _write_out(self) -> None:
+        """Write what is not in the file. Where the file cannot be used, the rest waits, and is tried again."""
+        with self._fresh:
+            records = list(self._unwritten.values())
+        for record in records:
+            if not self._guard(self._write_with_room, record):
+                self._retry = threading.Timer(RETRY_SECONDS, self._soon, (self._write_out,))
+                self._retry.daemon = True
+                self._retry.start()
+                return
+            with self._fresh:
+                if self._unwritten.get(record.id) is record:
+                    del self._unwritten[record.id]
+            if record.state not in LIVE:
+                self._guard(self._evict)
+
+    def _delete(self, owner: str, job_id: str | None) -> list[str]:
+        self._write_out()
         records = [record for record in self.runs(owner, -1) if job_id in (None, record.id)]
         return [record.id for record in records if self._guard(self._remove, record)]
 
-    def total_bytes(self) -> int:
-        return self._guard(self._total) or 0
-
-    def close(self) -> None:
-        with self._lock:
-            if self._db is not None:
-                self._db.close()
-
-    # what follows runs inside `_guard`
+    # the methods below run inside `_guard`
 
     @property
     def _connection(self) -> sqlite3.Connection:
         assert self._db is not None  # `_guard` has opened it
         return self._db
 
-    def _write(self, record: Record) -> None:
+    def _write_with_room(self, record: Record) -> bool:
+        """Write a row. On a full disk, try once more after the oldest jobs have made room for it."""
+        try:
+            return self._write(record)
+        except sqlite3.OperationalError as error:
+            if "full" not in str(error):
+                raise
+            self._evict(FOR_A_ROW)
+            return self._write(record)
+
+    def _write(self, record: Record) -> bool:
         values = {name: getattr(record, name) for name in _COLUMNS} | {"server": self._server}
         values |= {name: json.dumps(values[name] or {}) for name in _JSON}
-        values["bytes"] = folder_bytes(self.output_dir, record.folder) + sum(len(values[name]) for name in _JSON)
+        values["bytes"] = folder_bytes(self.output_dir, record.folder) + sum(
+            len(values[name]) for name in (*_JSON, "owner", "error")
+        )
         places = ", ".join(f":{name}" for name in _COLUMNS)
-        with self._connection:
-            self._connection.execute(f"INSERT OR REPLACE INTO jobs ({', '.join(_COLUMNS)}) VALUES ({places})", values)
+        try:
+            with self._connection:
+                query = f"INSERT OR REPLACE INTO jobs ({', '.join(_COLUMNS)}) VALUES ({places})"
+                self._connection.execute(query, values)
+        except (ValueError, TypeError, OverflowError) as error:  # of the record, not of the file: it would come again
+            log.warning("job %s cannot be recorded: %s", record.id, error)
+        return True
 
-    def _select(self, where: str, values: tuple = ()) -> list[Record]:
-        rows = self._connection.execute(f"SELECT {', '.join(_COLUMNS)} FROM jobs WHERE {where}", values).fetchall()
+    def _select(self, where: str, values: tuple = (), db: sqlite3.Connection | None = None) -> list[Record]:
+        db = db or self._connection
+        rows = db.execute(f"SELECT {', '.join(_COLUMNS)} FROM jobs WHERE {where}", values).fetchall()
         return [_record(row) for row in rows]
 
     def _total(self) -> int:
@@ -145,6 +250,7 @@ class Store:
 
     def _remove(self, record: Record) -> bool:
         try:
+            self.disk.forget(job_folder(self.output_dir, record.folder), record.error)
             remove_folder(self.output_dir, record.folder)
         except OSError as error:
             log.warning("the folder %s could not be removed: %s", record.folder, error.strerror)
@@ -153,27 +259,29 @@ class Store:
             self._connection.execute("DELETE FROM jobs WHERE id = ?", (record.id,))
         return True
 
-    def _evict(self, newest: str) -> None:
-        excess = self._total() - self.budget
+    def _evict(self, least: int = 0) -> None:
+        """Remove the oldest ended jobs until all that is written fits, and at least so many bytes of them; never the
+        newest."""
+        excess = max(least, self.disk.make_room(self._total()))
         if excess <= 0:
             return
-        for record in self._select(f"id != ? AND NOT {_LIVE} ORDER BY ended, rowid", (newest,)):
+        for record in self._select(f"NOT {_LIVE} ORDER BY ended, rowid")[:-1]:
             if self._remove(record):
-                log.info("job %s made room: results took more than %s bytes", record.id, f"{self.budget:,}")
+                log.info("job %s made room on the disk", record.id)
                 excess -= record.bytes
             if excess <= 0:
                 return
 
     def _take_stock(self) -> None:
-        """Mark what a killed server left half-finished, measure again, and take in folders that no row knows."""
+        """Mark jobs that a killed server left unfinished, measure folders again, and add folders that have no row."""
         for record in self._select(_LIVE):
-            if not _alive(record.server):
+            if not alive(record.server):
                 ended = {"state": INTERRUPTED, "ended": max(record.submitted, record.started)}
                 self._write(Record(**{**record.__dict__, **ended}))
         records = self._select("TRUE")
         for record in records:
             if record.folder and job_folder(self.output_dir, record.folder) is None and record.state not in LIVE:
-                self._write(record)  # deleted by hand: it takes no room any more
+                self._write(record)  # deleted by hand: it takes no space any more
         known = {record.folder for record in records}
         for folder in self.output_dir.iterdir():
             if FOLDER.fullmatch(folder.name) and folder.name not in known and not folder.is_symlink():
@@ -181,28 +289,43 @@ class Store:
                 state = "done" if (folder / "report.json").is_file() else INTERRUPTED
                 job_id = folder.name.rpartition("-")[2]
                 self._write(Record(job_id, "", "", state, folder=folder.name, submitted=made, ended=made))
-        self._evict("")
+        self._evict()
 
     # the file
 
     def _guard(self, action: Callable, *values: Any) -> Any:
-        """Do something with the file. A damaged file is set aside, and the action tried once more on an empty one."""
+        """Run an action on the file. A damaged file is set aside, and the action runs once more on a new one."""
         with self._lock:
+            if self._db is None and not self._begin():
+                return None
             for attempt in range(2):
                 try:
                     return action(*values)
                 except (sqlite3.Error, OSError, ValueError) as error:
-                    # its subclasses are a full disk, a lock held too long and the like: the file itself is sound
+                    # its subclasses mean a full disk, a lock held too long or the like: the file itself is sound
                     if type(error) is not sqlite3.DatabaseError or attempt:
                         log.warning("the record of jobs could not be used: %s", error)
                         return None
                     self._set_aside(str(error))
         return None
 
+    def _begin(self) -> bool:
+        """Open the file and see what is in it. False while another program has it locked."""
+        self._open()
+        if self._db is None:
+            return False
+        self._guard(self._take_stock)
+        return True
+
     def _open(self) -> None:
         try:
             self._db = self._connect()
+            with self._reading:
+                self._reader = self._connection_to(self._file, READ_SECONDS) if self._file is not None else None
         except sqlite3.OperationalError as error:
+            if self._file is not None and error.sqlite_errorname in ("SQLITE_BUSY", "SQLITE_LOCKED"):
+                log.warning("%s is in use by another program (%s); jobs are written when it is free", self._file, error)
+                return
             log.warning("%s cannot be opened (%s); jobs are remembered until the server ends", self._file, error)
             self._file = None
             self._db = self._connect()
@@ -210,7 +333,7 @@ class Store:
             self._set_aside(str(error))
 
     def _connect(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self._file or ":memory:", timeout=10, check_same_thread=False)
+        db = self._connection_to(self._file, WRITE_SECONDS)
         try:
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if version > VERSION:
@@ -231,12 +354,17 @@ class Store:
             os.chmod(self._file, 0o600)
         return db
 
+    @staticmethod
+    def _connection_to(file: Path | None, timeout: float) -> sqlite3.Connection:
+        return sqlite3.connect(file or ":memory:", timeout=timeout, check_same_thread=False)
+
     def _set_aside(self, why: str) -> None:
-        assert self._file is not None  # what is in memory only is never damaged
+        assert self._file is not None  # a database in memory is never damaged
         aside = self._file.with_name(f"jobs.damaged-{time.strftime('%Y%m%d-%H%M%S')}.sqlite")
         log.warning("the record of jobs is unusable (%s); it was moved to %s and a new one begun", why, aside)
         if self._db is not None:
             self._db.close()
+            self._db = None
         try:
             for end in ("-wal", "-shm"):
                 self._file.with_name(self._file.name + end).unlink(missing_ok=True)
@@ -255,17 +383,3 @@ def _record(row: tuple) -> Record:
         except ValueError:
             values[name] = {}
     return Record(**values)
-
-
-def _this_process() -> str:
-    process = psutil.Process()
-    return f"{process.pid}:{process.create_time():.0f}"
-
-
-def _alive(server: str) -> bool:
-    """Whether the process that a row names still runs (another server may work in the same output folder)."""
-    pid, _, created = server.partition(":")
-    try:
-        return server != _this_process() and f"{psutil.Process(int(pid)).create_time():.0f}" == created
-    except (psutil.Error, ValueError):
-        return False

@@ -1,4 +1,4 @@
-"""A sweep as a job of the worker."""
+"""Runs a sweep as a job of the worker."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ui.jobs.job import Job, VideoJob, arm_of
 
 @dataclass(eq=False)
 class SweepJob(Job):
-    """The videos of a sweep, one after another; every video is a part of the job.
+    """Makes the videos of a sweep one after another. Every video is a part of the job.
 
-    result: those that were made so far, with their measurements. It stays when the job is stopped or fails.
-    current: the video being made; None between videos.
+    result: the videos made so far, with their measurements. It is kept if the job is stopped or fails.
+    current: the video being made, or None between videos.
     """
 
     sweep: Sweep
@@ -38,7 +38,7 @@ class SweepJob(Job):
 
     @property
     def request(self) -> VideoRequest:
-        """What is not swept."""
+        """The request with the settings that are not swept."""
         return self.sweep.request
 
     @property
@@ -53,7 +53,7 @@ class SweepJob(Job):
 
     @property
     def tried(self) -> int:
-        """Videos that are made or have failed."""
+        """Number of videos that are made or have failed."""
         return sum(1 for _ in self.result.videos())
 
     @property
@@ -70,7 +70,7 @@ class SweepJob(Job):
 
     @property
     def share(self) -> float:
-        """How much of the video being made is done, 0 to 1."""
+        """The finished share of the video being made, from 0 to 1."""
         update = self.update
         if self.current is None or update is None or update.phase in ("text", "encode") or not update.total:
             return 0.0
@@ -92,7 +92,7 @@ class SweepJob(Job):
         try:
             self.result = next(self._videos)
             if not self.unfinished:
-                next(self._videos, None)  # it ends, with an error if no video could be made
+                next(self._videos, None)  # ends the sweep, with an error if no video could be made
         finally:
             self.current = self.update = self.preview = None
             self.version += 1
@@ -105,7 +105,7 @@ class SweepJob(Job):
         return self.result.to_dict()
 
     def cell(self, row: Any, column: Any) -> VideoJob | None:
-        """A cell counted from 0 as a finished job, beside its dense reference; None while there is no video of it."""
+        """A cell (counted from 0) and its dense reference as a finished job, or None while the cell has no video."""
         video = next((cell for cell in self.result.cells if (cell.row, cell.column) == (row, column)), None)
         if video is None or video.result is None:
             return None
@@ -124,9 +124,9 @@ class SweepJob(Job):
 
 
 class _RestartedPipeline:
-    """A pipeline whose process is started again for the next video when it died over the one before.
+    """A pipeline whose process is restarted for the next video if it died during the previous one.
 
-    pipeline: set before each video; between two of them the worker may have loaded it anew.
+    pipeline: set before each video, because the worker may have loaded it anew in between.
     """
 
     def __init__(self, pipeline: Any, job: Job) -> None:
@@ -147,5 +147,5 @@ class _RestartedPipeline:
             made: tuple[VideoResult, np.ndarray] = self.pipeline.generate_frames(request, on_step, output)
             return made
         except Exception:
-            self._job.check_stop()  # an engine that was killed to stop the job did not fail
+            self._job.check_stop()  # if the engine was killed to stop the job, it did not fail
             raise

@@ -1,7 +1,7 @@
-"""One worker thread that owns the engine and runs jobs one after another.
+"""One worker thread owns the engine and runs jobs one after another.
 
-Handlers never run the model themselves. They submit a `Job` and follow it (a progress call from a foreign thread
-would reach nobody).
+Handlers of the page never run the model themselves. They submit a `Job` and follow it, because Gradio drops progress
+calls from other threads.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from typing import Any, TypeVar
 
 from pipeline import Cancelled, StepUpdate, inspect_checkpoint
 from pipeline.engine.process import EngineDied, EngineProcess, InProcess, Load
-from pipeline.machine.memory import Device
+from pipeline.machine.gpus import Device
+from pipeline.machine.whole_files import write_whole
 from pipeline.request.load_options import LoadOptions
 from ui.jobs.errands import Calibration, Loading
-from ui.jobs.failures import sentence
+from ui.jobs.failures import NOT_READ, sentence
 from ui.jobs.job import Job, tell
 from ui.jobs.queue import JobQueue
 
@@ -30,6 +31,7 @@ MAX_WAITING = 200
 MAX_WAITING_OF_ONE = 20
 KEPT_JOBS = 100  # finished ones that can still be found; a history keeps more, on disk
 RETRY_SECONDS = 1.0  # before the second start of an engine, twice that before the third
+MOST_RETRY_SECONDS = 60.0  # before another job has it started again, after all of these have failed
 STEADY_SECONDS = 60.0  # an engine that ran for so long did not fail to start
 JOIN_SECONDS = 5.0
 
@@ -47,17 +49,19 @@ AnyJob = TypeVar("AnyJob", bound=Job)
 
 
 class Worker:
-    """Starts the engine in the background and then runs submitted jobs in order, one at a time. A job of several parts
+    """Starts the engine in the background, then runs submitted jobs in order, one at a time. A job with several parts
     lets others pass between them.
 
     engine: an `EngineProcess`, which is started again when it has died; or a function that loads a pipeline into this
-        process. When it cannot be started, the reason becomes the status sentence, and every job fails with it.
+        process. When it cannot be started, the reason becomes the status sentence, and every job that waits fails with
+        it. The next job has it started once more, after a while, unless what was asked for is the reason (ValueError).
     output_dir: each job writes into its own new folder below it.
     max_waiting, max_waiting_of_one: jobs that may wait, in all and of one owner. Jobs without an owner count in all.
     admit: each is called with every new job and may refuse it with a ValueError.
     on_submit: each is called with every new job, before it can run. What it raises is logged.
     on_part: each is called with a job of several parts after each of them. What it raises is logged.
     listeners: each is called with every job that has ended, by whichever thread ended it. What it raises is logged.
+    on_close: each is called when all jobs have ended because the server does.
     archive: finds jobs by id that this worker does not remember.
     """
 
@@ -79,13 +83,17 @@ class Worker:
         self.on_submit: list[Callable[[Job], None]] = []
         self.on_part: list[Callable[[Job], None]] = []
         self.listeners: list[Callable[[Job], None]] = []
+        self.on_close: list[Callable[[], None]] = []
         self.archive: Callable[[str], Job | None] = lambda job_id: None
         self.queue = JobQueue(max_waiting, max_waiting_of_one, kept_jobs)
         self._engine = engine if isinstance(engine, EngineProcess) else InProcess(engine)
         self._engine.on_exit = self._notice
-        self._pipeline: Any = None  # a Generator; None while none is loaded
+        self._pipeline: Any = None  # a Generator, or None while none is loaded
         self._starts = 0
         self._started = 0.0
+        self._hopeless = False  # the same start again would end in the same way
+        self._given_up = 0  # times in a row
+        self._retry_at = 0.0
         self._wake = self.queue.changed
         self._closed = False
         self._thread = threading.Thread(target=self._serve, name="video-worker", daemon=True)
@@ -95,7 +103,7 @@ class Worker:
         return self
 
     def close(self) -> None:
-        """End the running job, the waiting ones and the engine, at once."""
+        """End the running job, all waiting jobs and the engine at once."""
         with self._wake:
             self._closed = True
             if self.queue.running is not None:
@@ -106,11 +114,13 @@ class Worker:
         self._engine.close()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(JOIN_SECONDS)
+        for done in self.on_close:
+            done()
 
     def submit(self, job: AnyJob) -> AnyJob:
-        """Queue a job. Raises ValueError when too many wait, nothing can run, or `admit` refuses it."""
+        """Queue a job and return it. Raises ValueError if too many wait, nothing can run, or `admit` refuses it."""
         if not job.errand:
-            self._check_room(job.owner)
+            self._check_room(job)
             for check in self.admit:
                 check(job)
             job.folder = self.output_dir / f"{time.strftime('%Y%m%d-%H%M%S')}-{job.id}"
@@ -124,21 +134,21 @@ class Worker:
         return job
 
     def load(self, path: str | Path, owner: str = "") -> Loading:
-        """Change to the checkpoint `path` after the jobs that wait now; returns the job that does it.
+        """Change to the checkpoint `path` after the jobs that wait now. Returns the job that does it.
 
-        When it cannot be loaded, that job fails with the reason and the former checkpoint is loaded again.
+        If the checkpoint cannot be loaded, this job fails with the reason, and the former checkpoint is loaded again.
 
         Raises:
-            ValueError: there is no complete checkpoint, or this engine cannot change.
+            ValueError: `path` is not a complete checkpoint, or this engine cannot change its checkpoint.
         """
         self._engine.check_switch(path)
         return self.submit(Loading(self._switch, inspect_checkpoint(path), owner=owner))
 
     def calibrate(self) -> list[dict[str, Any]]:
-        """Measure this machine where the model runs, after the jobs that wait now, and wait for it.
+        """Measure this machine in the model's process, after the jobs that wait now. Waits for the measurements.
 
         Raises:
-            ValueError: it could not be done; the sentence says why.
+            ValueError: the measurement failed; the sentence has the reason.
         """
         errand = self.submit(Calibration(self._engine.calibrate))
         errand.wait()
@@ -147,25 +157,29 @@ class Worker:
         return errand.points
 
     def find(self, job_id: str, owner: str) -> Job | None:
-        """A job by its id, for its owner only; None for one that is forgotten."""
-        job = self.queue.get(job_id) or self.archive(job_id)
+        """The job with this id if it belongs to the owner. None for a job of others, or a forgotten one."""
+        job = self.find_any(job_id)
         return job if job is not None and job.owner == owner else None
 
+    def find_any(self, job_id: str) -> Job | None:
+        """The job with this id, whoever owns it. None for a forgotten one."""
+        return self.queue.get(job_id) or self.archive(job_id)
+
     def live(self, owner: str) -> list[Job]:
-        """The owner's jobs that wait or run, oldest first."""
+        """The owner's waiting and running jobs, oldest first."""
         return self.queue.live(owner)
 
     def forget(self, job_id: str) -> None:
-        """An ended job was deleted and is not to be found any more."""
+        """Forget an ended job that was deleted."""
         self.queue.forget(job_id)
 
     def adopt(self, job: Job) -> None:
-        """Let a job be found that ended without having run here, such as a cell of a sweep."""
+        """Make a job findable that ended without running here, such as a cell of a sweep."""
         if self.queue.get(job.id) is None:
             self.queue.remember(job)
 
     def stop(self, job: Job) -> None:
-        """End a job: at once while it waits, at its next step when it runs."""
+        """End a job: at once if it waits, at its next step if it runs."""
         job.stop()
         with self._wake:
             waited = self.queue.remove(job)
@@ -175,17 +189,17 @@ class Worker:
             self._end(job, "stopped")
 
     def ahead(self, job: Job) -> int:
-        """Jobs that run before this one does, the running one included."""
+        """Number of jobs that will run before this one, including the running job."""
         return len(self.queue.before(job))
 
     def waiting_text(self, job: Job) -> str:
-        """Why a submitted job does not run yet."""
+        """The reason why a submitted job does not run yet, as a sentence."""
         if self.state == "loading":
             return WAIT_FOR_LOADING.format(message=self.message)
         return self.queue.waiting_text(job)
 
     def status(self) -> dict[str, Any]:
-        """The worker in one line: {"state": loading|ready|busy|failed, "message": sentence}."""
+        """The worker's state: {"state": loading|ready|busy|failed, "message": sentence}."""
         with self._wake:
             running, waiting = self.queue.running, len(self.queue)
         if self.state != "ready" or running is None:
@@ -195,12 +209,12 @@ class Worker:
 
     @property
     def engine_pid(self) -> int:
-        """The process that the model runs in, whose memory is the model's; this one while there is no other."""
+        """Id of the process that runs the model and holds its memory. This process while there is no other."""
         return self._engine.pid or os.getpid()
 
     @property
     def device(self) -> Device | None:
-        """What the loaded model runs on; None while none is loaded."""
+        """The device of the loaded model, or None while none is loaded."""
         return None if self._pipeline is None else self._pipeline.device
 
     @property
@@ -209,15 +223,15 @@ class Worker:
         return self._engine.weights
 
     def torch_memory(self) -> dict[str, int] | None:
-        """{"allocated", "reserved"}: bytes of PyTorch's CUDA allocator, the latest known; None on a CPU."""
+        """Latest known bytes "allocated" and "reserved" by PyTorch's CUDA allocator, or None on a CPU."""
         return self._engine.torch_memory()
 
-    def _check_room(self, owner: str) -> None:
+    def _check_room(self, job: Job) -> None:
         if self._closed:
             raise ValueError(CLOSING)
-        if self.state == "failed":
+        if self.state == "failed" and self._hopeless:
             raise ValueError(self.message)
-        self.queue.check_room(owner)
+        self.queue.check_room(job.owner, job.address)
 
     def _notice(self) -> None:
         with self._wake:
@@ -227,28 +241,34 @@ class Worker:
         self._start_engine()
         while True:
             with self._wake:
-                self.queue.running = None
                 self._wake.wait_for(lambda: self._closed or len(self.queue) or self._engine_lost)
                 if self._closed:
                     return
-                job = None if self._engine_lost else self.queue.take()
+                job = None if self._engine_lost or self._try_again else self.queue.take()
             if job is None:
                 self._start_engine()
             else:
                 self._run(job)
-                self._starts = 0  # it was not its start that failed, whatever became of the job
+                self._starts = 0  # the start succeeded, whatever became of the job
 
     @property
     def _engine_lost(self) -> bool:
         return self.state == "ready" and not self._engine.alive
 
+    @property
+    def _try_again(self) -> bool:
+        """Whether the next job is one for which an engine that could not be started is started once more."""
+        return self.state == "failed" and not self._hopeless and not self.queue.first_is_errand
+
     def _start_engine(self) -> bool:
         """Start the engine, a few times if need be. Without success every waiting job fails."""
-        if time.monotonic() - self._started > STEADY_SECONDS:
+        if self._given_up or time.monotonic() - self._started > STEADY_SECONDS:
             self._starts = 0
-        if self._pipeline is not None:
+        if self._pipeline is not None or self._given_up:
             self.message = RESTARTING.format(name=self.name)
         self.state = "loading"
+        with self._wake:
+            self._wake.wait_for(lambda: self._closed, max(0.0, self._retry_at - time.monotonic()))
         error: Exception | None = None
         while self._starts < self._engine.tries:
             with self._wake:
@@ -262,10 +282,10 @@ class Worker:
                 error = caught
                 if not self._closed:
                     log.error("the engine could not be started", exc_info=caught)
-                if isinstance(caught, ValueError):  # the same again would end in the same way
+                if isinstance(caught, ValueError):  # another attempt would fail in the same way
                     break
             else:
-                self._started = time.monotonic()
+                self._started, self._given_up, self._hopeless = time.monotonic(), 0, False
                 self.message = READY.format(name=self.name)
                 self.state = "ready"
                 return True
@@ -273,7 +293,11 @@ class Worker:
         return False
 
     def _give_up(self, error: Exception) -> None:
-        self.message = NOT_LOADED.format(name=self.name, reason=sentence(error))
+        self.message = NOT_LOADED.format(name=self.name, reason=sentence(error, NOT_READ))
+        self._hopeless = isinstance(error, ValueError)
+        self._given_up += 1
+        pause = min(MOST_RETRY_SECONDS, RETRY_SECONDS * 2 ** (self._given_up + 1))
+        self._retry_at = time.monotonic() + pause
         with self._wake:
             self.state = "failed"
             waiting = self.queue.clear(errands=False)
@@ -281,14 +305,14 @@ class Worker:
             self._end(job, "failed", self.message)
 
     def _switch(self, path: Path, name: str) -> None:
-        """Load another checkpoint, or the former one again; run by a `Loading`, in the worker's thread.
+        """Load another checkpoint, or the former one if that fails. A `Loading` calls this in the worker's thread.
 
-        Raises ValueError when it is the former one.
+        Raises ValueError if the former one was loaded again.
         """
         former, reason = (self._engine.path, self.name), ""
         for checkpoint in ((path, name), former):
             self._engine.switch(checkpoint[0])
-            self.name, self._starts, self._pipeline = checkpoint[1], 0, None
+            self.name, self._starts, self._pipeline, self._retry_at = checkpoint[1], 0, None, 0.0
             self.message = LOADING.format(name=self.name)
             if self._start_engine():
                 break
@@ -318,7 +342,7 @@ class Worker:
                     return
                 job.run(self._pipeline, on_step)
             if not job.errand:
-                (job.folder / "report.json").write_text(json.dumps(job.report(), indent=2))
+                write_whole(job.folder / "report.json", json.dumps(job.report(), indent=2))
         except Cancelled:
             self._end(job, "stopped")
         except Exception as error:

@@ -1,1 +1,1 @@
-"""Theme, and the small parts that every view is drawn with."""
+"""The theme, and small parts that all views use."""

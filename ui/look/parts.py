@@ -1,4 +1,4 @@
-"""What the panels share: boxes that scripts of ours draw, and events that only change the page."""
+"""Parts that panels share: boxes drawn by this project's scripts, and options of events that only change the page."""
 
 from __future__ import annotations
 
@@ -10,21 +10,32 @@ import gradio as gr
 
 from ui.static import asset
 
-# Events that only change the page: answered at once, also while a video is being made, and no part of the API.
+# Options of events that only change the page: answered at once, even during a video, and not part of the API.
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 _BARE: dict[str, Any] = {"elem_classes": "bare", "apply_default_css": False}
 
 
 def box(name: str | None = None, value: str = "") -> gr.HTML:
-    """A place for HTML without Gradio's own look. name: id of its element."""
+    """A box for HTML without Gradio's own style. name: id of its element."""
     return gr.HTML(value, elem_id=name, **_BARE)
 
 
-class Drawn(gr.HTML):
-    """A box that files of ui/static draw: `name`.html and the scripts, from a value that is JSON.
+def serve_in_place(component: Any) -> None:
+    """Let a component hand out files where they are, in the output folder. Gradio would copy each into its cache, from
+    where it is served after the original was deleted."""
 
-    scripts: one function body in this order, each builds on those before it. functions: what they may call on the
-    server, past the event queue. kwargs: Gradio makes a component anew with its own arguments when it updates it.
+    async def stay(path: Any) -> str:
+        return str(path)
+
+    component.async_move_resource_to_block_cache = stay
+
+
+class Drawn(gr.HTML):
+    """A box that files of ui/static draw from a JSON value: `name`.html and the scripts.
+
+    scripts: joined to one function body in this order; each may use the earlier ones.
+    functions: those that the scripts may call on the server, outside the event queue.
+    kwargs: arguments for Gradio, which makes a component anew with its own arguments on every update.
     """
 
     def __init__(
@@ -44,6 +55,7 @@ class Drawn(gr.HTML):
             **_BARE,
             **kwargs,
         )
+        serve_in_place(self)
 
     def api_info(self) -> dict[str, Any]:
         return {"type": "object"}

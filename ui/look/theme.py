@@ -1,4 +1,4 @@
-"""Colours, type and shape of the page. System fonts only: nothing is fetched from elsewhere."""
+"""Colours, fonts and shapes of the page. Only system fonts are used, so nothing is fetched from other hosts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Style sheet, markup and scripts of the page, served inline so that nothing is fetched from elsewhere."""
+"""Style sheet, markup and scripts of the page, served inline so that nothing is fetched from other hosts."""
 
 from pathlib import Path
 

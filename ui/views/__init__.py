@@ -1,1 +1,1 @@
-"""What a visitor sees of the work: videos, reports, live readings, history, sweep, inspector."""
+"""The views of the work: videos, reports, live readings, history, sweep, inspector."""

@@ -1,7 +1,8 @@
-"""Following jobs on a page: from the press of a button, after a reload, in a second tab, or after a lost connection.
+"""Follows jobs on a page: after a press of a button, after a reload, in a second tab, or after a lost connection.
 
 A page never owns a job. It only looks at one, so closing or reloading it ends nothing, and every tab of a visitor may
-look at the same job.
+look at the same job. One of them gets what happens on a stream, the others ask now and then: a browser opens six
+connections to a server, and streams in that many tabs would leave none for the Stop button.
 """
 
 from __future__ import annotations
@@ -24,15 +25,16 @@ from ui.views.stage import stage_view
 
 POLL_SECONDS = 0.1
 GONE = "This run is gone."
-SERVER = secrets.token_hex(4)  # another one means that the server was started again
-Changes = dict[Any, Any]  # component -> its new value; what is not named stays as it is
+SERVER = secrets.token_hex(4)  # another value means that the server was restarted
+Changes = dict[Any, Any]  # component -> its new value; other components stay unchanged
 
 
 def watch_for_jobs(site: Site) -> gr.HTML:
-    """Invisible: notices that a job of this visitor runs and this page does not follow it, and triggers `retry`.
+    """Invisible: notices that a job of this visitor runs and this page does not follow it, and triggers `retry`; on a
+    page that follows one without a stream, `peek` whenever there is news.
 
-    Value: {"ticket", "server", "job", "version"}: the visitor's ticket, the server's process, and the job that the page
-    follows and how much of it the page has seen.
+    Value: {"ticket", "server", "job", "version", "streams"}: the visitor's ticket, the server's process, and the job
+    that the page follows, how much of it the page has seen, and whether it is told the rest on a stream.
     """
 
     def look(ask: dict[str, str]) -> dict[str, Any]:
@@ -42,9 +44,9 @@ def watch_for_jobs(site: Site) -> gr.HTML:
 
 
 def seen_from(site: Site, ask: Any) -> dict[str, Any]:
-    """Which job a page should follow, and how far that is: {"job", "version"}; job "" for none.
+    """The job that a page should follow, and its version: {"job", "version"}, with job "" for none.
 
-    ask: {"ticket", "job"}, from the browser.
+    ask: {"ticket", "job"} from the browser.
     """
     ask = ask if isinstance(ask, dict) else {}
     owner = site.visitors.owner_of(ask.get("ticket"))
@@ -53,7 +55,7 @@ def seen_from(site: Site, ask: Any) -> dict[str, Any]:
 
 
 def job_to_follow(site: Site, owner: str, named: Any) -> VideoJob | None:
-    """The job with the id `named` while it is not over, else the owner's oldest live one."""
+    """The job with the id `named` if it is not over, else the owner's oldest live job."""
     live = live_videos(site, owner)
     return next((job for job in live if job.id == named), live[0] if live else None)
 
@@ -64,9 +66,9 @@ def live_videos(site: Site, owner: str) -> list[VideoJob]:
 
 @dataclass
 class Follower:
-    """The parts of the page that show a job, and what they say while it waits, runs and ends.
+    """Updates the parts of the page that show a job while it waits, runs and ends.
 
-    visitor: the ticket that the browser keeps. shown: id of the finished job whose videos are on the stage.
+    visitor: the ticket in the browser. shown: id of the finished job whose videos are on the stage.
     """
 
     site: Site
@@ -80,13 +82,14 @@ class Follower:
     stop: gr.Button
     shown: gr.State
     _aside: set[str] = field(default_factory=set)  # sessions that look at an older run while a job is being made
+    _streaming: set[str] = field(default_factory=set)  # owners of whom a page gets the news on a stream
 
     @property
     def parts(self) -> list[Any]:
         return [self.visitor, self.watch, self.notice, self.stage, self.report, self.generate, self.stop, self.shown]
 
     def greet(self, request: gr.Request, ticket: Any) -> tuple[str, Changes]:
-        """Learn who has opened the page. Returns the owner and what the page should keep of it."""
+        """Identify the visitor who opened the page. Returns the owner, and the changes that store the ticket."""
         ticket = self.site.visitors.greet(request, ticket)
         kept = {} if request.username else {self.visitor: ticket}
         return self.site.owner(request), kept | {self.watch: self._watch(request)}
@@ -94,9 +97,9 @@ class Follower:
     async def arrive(
         self, request: gr.Request, ticket: Any, watched: Any, fill: Callable[[VideoJob], Changes]
     ) -> AsyncIterator[Changes]:
-        """A page was opened, or lost sight of its job: follow what is being made, or show what was made last.
+        """Serve a page that was opened or lost its job: follow the running job, or show the last finished one.
 
-        fill: puts a job's settings into the form.
+        fill: returns the changes that put a job's settings into the form.
         """
         owner, kept = self.greet(request, ticket)
         named = watched.get("job") if isinstance(watched, dict) else ""
@@ -104,20 +107,21 @@ class Follower:
         job = job_to_follow(self.site, owner, named)
         if job is not None:
             yield kept | (fill(job) if fresh else {})
-            async for changes in self.follow(request, job):
+            async for changes in self.follow(request, job, again=job.id == named):
                 yield changes
             return
-        # All at once: what is typed when Generate can be pressed is not overwritten by a form that comes later.
+        # All at once, so that the form does not arrive later and overwrite something that was typed meanwhile.
         changes = kept | {self.generate: gr.update(interactive=True)}
-        found = self.site.worker.find(named, owner) if named else None
+        # The record of jobs may be on a slow disk.
+        found = await asyncio.to_thread(self.site.worker.find, named, owner) if named else None
         if isinstance(found, VideoJob):
             changes |= self.ended(request, found)
-        elif fresh and (job := self.last(owner)) is not None:
+        elif fresh and (job := await asyncio.to_thread(self.last, owner)) is not None:
             changes |= fill(job) | self.show(job)
         yield changes
 
     def last(self, owner: str) -> VideoJob | None:
-        """The owner's newest run of which a video is left."""
+        """The owner's newest run that still has a video."""
         for record in self.store.runs(owner, limit=20):
             job = self.find(record.id, owner)
             if isinstance(job, VideoJob) and job.results:
@@ -125,7 +129,7 @@ class Follower:
         return None
 
     def find(self, job_id: str, owner: str) -> Job | None:
-        """A job with those of its videos that are still on the disk."""
+        """A job, with the videos that are still on the disk."""
         worker = self.site.worker
         job = worker.find(job_id, owner)
         if isinstance(job, VideoJob) and job.over and not all(made.video.is_file() for made in job.results.values()):
@@ -133,37 +137,58 @@ class Follower:
             job = worker.find(job_id, owner)
         return job
 
-    async def follow(self, request: gr.Request, job: VideoJob) -> AsyncIterator[Changes]:
-        """What changes on the page until the job has ended."""
-        session, worker = request.session_hash, self.site.worker
-        self._aside.discard(session)
-        yield {
-            self.notice: notice_html(worker.waiting_text(job)),
-            self.stage: stage_view(job),
-            self.watch: self._watch(request, job),
-            self.generate: gr.update(interactive=False),
-            self.stop: gr.update(interactive=True),
-        }
-        told, seen, made = "", -1, 0
-        while not job.over:
-            if job.state == "waiting" and worker.waiting_text(job) != told:
-                told = worker.waiting_text(job)
-                yield {self.notice: notice_html(told), self.watch: self._watch(request, job)}
-            elif job.state == "running" and (job.version != seen or len(job.results) != made):
-                seen = job.version
-                changes = {self.notice: notice_html(running_text(job)), self.watch: self._watch(request, job)}
-                if session not in self._aside:
-                    changes[self.stage] = stage_view(job)
-                    if len(job.results) != made:
+    async def follow(self, request: gr.Request, job: VideoJob, again: bool = False) -> AsyncIterator[Changes]:
+        """What changes on the page until the job has ended; for further pages of its owner only how it is now.
+
+        again: the page has followed it before.
+        """
+        session, worker = str(request.session_hash), self.site.worker
+        if not again:
+            self._aside.discard(session)
+        buttons = {self.generate: gr.update(interactive=False), self.stop: gr.update(interactive=True)}
+        yield self._now(request, job) | buttons
+        if job.owner in self._streaming:
+            yield {self.watch: self._watch(request, job, streams=False)}
+            return
+        self._streaming.add(job.owner)
+        try:
+            told, seen, made = "", -1, 0
+            while not job.over:
+                if job.state == "waiting" and worker.waiting_text(job) != told:
+                    told = worker.waiting_text(job)
+                    yield {self.notice: notice_html(told), self.watch: self._watch(request, job)}
+                elif job.state == "running" and (job.version != seen or len(job.results) != made):
+                    seen = job.version
+                    yield self._now(request, job, report=len(job.results) != made)
+                    if session not in self._aside:
                         made = len(job.results)
-                        changes[self.report] = report_panel(job.results, job.comparison)
-                yield changes
-            await asyncio.sleep(POLL_SECONDS)
+                await asyncio.sleep(POLL_SECONDS)
+        finally:
+            self._streaming.discard(job.owner)
         self._aside.discard(session)
         yield self.ended(request, job)
 
+    def peek(self, request: gr.Request, watched: Any) -> Changes:
+        """How the job is now that a page follows without a stream; once its owner has none, the page may get it."""
+        named = watched.get("job") if isinstance(watched, dict) else ""
+        owner = self.site.owner(request)
+        job = job_to_follow(self.site, owner, named)
+        if job is None or job.id != named:
+            return {self.watch: gr.skip()}  # its end is told by `arrive`
+        return self._now(request, job, report=True, streams=owner not in self._streaming)
+
+    def _now(self, request: gr.Request, job: VideoJob, report: bool = False, streams: bool = True) -> Changes:
+        """A job that waits or runs, except on the stage of a page that shows an older run. report: with the figures."""
+        text = running_text(job) if job.state == "running" else self.site.worker.waiting_text(job)
+        changes = {self.notice: notice_html(text), self.watch: self._watch(request, job, streams)}
+        if request.session_hash not in self._aside:
+            changes[self.stage] = stage_view(job)
+            if report:
+                changes[self.report] = report_panel(job.results, job.comparison)
+        return changes
+
     def ended(self, request: gr.Request, job: VideoJob) -> Changes:
-        """The page after the end of the job that it followed."""
+        """Changes of the page at the end of the job that it followed."""
         changes = {
             self.notice: ended_notice(job),
             self.watch: self._watch(request),
@@ -173,7 +198,7 @@ class Follower:
         return changes | (self.show(job) if job.results else {self.stage: stage_view(job)})
 
     def show(self, job: VideoJob) -> Changes:
-        """A finished job on the stage."""
+        """Changes that put a finished job on the stage."""
         return {
             self.stage: stage_view(job),
             self.report: report_panel(job.results, job.comparison),
@@ -181,7 +206,7 @@ class Follower:
         }
 
     def open(self, request: gr.Request, job_id: str) -> Changes:
-        """Put an earlier run on the stage, or the one that is being made back on it."""
+        """Changes that put an earlier run on the stage, or return the running job to it."""
         job = self.find(job_id, self.site.owner(request))
         if not isinstance(job, VideoJob):
             return {self.notice: notice_html(GONE, "error")}
@@ -195,9 +220,9 @@ class Follower:
         return self.show(job)
 
     def press_stop(self, request: gr.Request, watched: Any) -> Any:
-        """Stop the job that the page follows, or the visitor's oldest when the page has not yet heard its name.
+        """Stop the job that the page follows, or the visitor's oldest one if the page does not know its id yet.
 
-        What becomes of it is said by `follow` alone: said here as well, it could arrive after the job's end was told.
+        Only `follow` reports the result. A second report from here could arrive after the end of the job was shown.
         """
         owner = self.site.owner(request)
         named = watched.get("job") if isinstance(watched, dict) else ""
@@ -207,9 +232,9 @@ class Follower:
         self.site.worker.stop(job)
         return gr.skip()
 
-    def _watch(self, request: gr.Request, job: Job | None = None) -> dict[str, Any]:
+    def _watch(self, request: gr.Request, job: Job | None = None, streams: bool = True) -> dict[str, Any]:
         following = {"job": job.id, "version": job.version} if job is not None else {"job": "", "version": 0}
-        return {"ticket": self.site.visitors.ticket(request), "server": SERVER, **following}
+        return {"ticket": self.site.visitors.ticket(request), "server": SERVER, "streams": streams, **following}
 
 
 def running_text(job: VideoJob) -> str:
@@ -228,5 +253,3 @@ def ended_notice(job: VideoJob) -> str:
     if job.state == "stopped":
         return notice_html("Stopped. Finished videos are kept.")
     return notice_html(f"Done with seed {job.request.seed}.", "done")
-
-

@@ -1,4 +1,4 @@
-"""The visitor's earlier runs: pictures, figures, and what can be done with each of them."""
+"""The visitor's earlier runs: pictures, figures, and buttons for each of them."""
 
 from __future__ import annotations
 
@@ -27,11 +27,15 @@ PSNR = "PSNR {value}"
 SIZE = "{width} × {height}, {frames} frames, {steps} steps, seed {seed}"
 SPARSITY = "sparsity {value:g}"
 MASS = "CDF threshold {value:g}"
+SCORED = "scored by {value}"
+STEPS_FIRST, LAYERS_FIRST = "dense steps: {value}", "dense layers: {value}"
 
 
 class History(Drawn):
-    """Value: `history_view`. Events: select shows a run, edit uses its settings, delete takes one, clear all, and
-    expand asks for more."""
+    """The gallery. Its value is `history_view`.
+
+    Events: select shows a run, edit uses its settings, delete removes it, clear removes all runs, expand shows more.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("history", ["history.js"], {"runs": [], "more": False, "shown": ""}, **kwargs)
@@ -40,9 +44,9 @@ class History(Drawn):
 def history_panel(
     follower: Follower, fields: Fields, sweep: SweepPanel, tabs: gr.Tabs
 ) -> tuple[Callable[..., dict[str, Any]], list[Any], History]:
-    """The gallery, and what its buttons do; a sweep is shown in its own tab.
+    """Add the gallery and the events of its buttons. A sweep is shown in its own tab.
 
-    Returns the function and components that show the gallery anew: `event.then(*refresh)`.
+    Returns the function and the components that refresh the gallery, for `event.then(*refresh)`.
     """
     site, store, notice = follower.site, follower.store, follower.notice
     history = History()
@@ -104,7 +108,7 @@ def _delete(follower: Follower, owner: str, job_id: str | None, shown: str, limi
 
 
 def history_view(follower: Follower, owner: str, shown: str, limit: int) -> dict[str, Any]:
-    """What the page draws: {"runs", "more", "shown"}; runs being made come first, without pictures."""
+    """The data that the page draws: {"runs", "more", "shown"}. Running jobs come first, without pictures."""
     records = follower.store.runs(owner, limit + 1)
     live = [live_view(job) for job in reversed(live_videos(follower.site, owner))]
     runs = live + [run_view(record) for record in records[:limit]]
@@ -120,7 +124,7 @@ def live_view(job: VideoJob) -> dict[str, Any]:
 
 
 def run_view(record: Record) -> dict[str, Any]:
-    """One run for the page; nothing in it is markup."""
+    """One run for the page, as plain text without markup."""
     request, report, posters = record.request or {}, record.report or {}, record.posters or {}
     both = request.get("side_by_side")
     kind = record.kind if record.kind != "video" else "both" if both else "sparse" if request.get("bsa") else "dense"
@@ -144,7 +148,8 @@ def _view(job_id: str, kind: str, request: dict[str, Any], submitted: float) -> 
         size = {name: request.get(name) for name in ("width", "height", "steps", "seed")}
         detail = SIZE.format(**size, frames=request.get("num_frames"))
     rules = request.get("bsa") or {}
-    texts = [(SPARSITY, rules.get("sparsity")), (MASS, rules.get("cdf_threshold"))]
+    rule = [(SPARSITY, "sparsity"), (MASS, "cdf_threshold"), (SCORED, "selection"), (STEPS_FIRST, "dense_steps")]
+    texts = [(text, rules.get(name)) for text, name in [*rule, (LAYERS_FIRST, "dense_layers")]]
     return {
         "job": job_id,
         "kind": KINDS.get(kind, kind.capitalize()),

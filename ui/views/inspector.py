@@ -1,7 +1,7 @@
-"""Inside the attention: which blocks of the video a block looked at, and how much of its attention that was.
+"""Shows the attention: the blocks of the video that a block attended to, and how much of its full attention they hold.
 
-The page gets a key when a finished job is shown, and asks with it for the record's overview and for single blocks when
-somebody looks at them, so that nothing is read for a panel that is never opened.
+The page gets a key when a finished job is shown. It uses the key to ask for the record's overview and for single blocks
+only when somebody looks at them. So nothing is read for a panel that is never opened.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MOST_WIDTH = 480  # of a picture in the strip, in pixels
 
 
 class Keys:
-    """Hands out keys to records, each for one owner and one run, and finds the run of a key."""
+    """Issues keys to attention records, each for one owner and one run, and finds the run of a key."""
 
     def __init__(self, site: Site) -> None:
         self._site = site
@@ -47,7 +47,7 @@ class Keys:
         self._lock = threading.Lock()
 
     def invite(self, job_id: str, request: gr.Request) -> dict[str, str]:
-        """The panel's value for a run that its owner sees on the stage."""
+        """The panel's value for a run on the stage: a new key if the visitor owns it and it has a record."""
         owner = self._site.owner(request)
         job = self._site.worker.find(job_id, owner)
         if not isinstance(job, VideoJob):
@@ -66,7 +66,7 @@ class Keys:
         return {"key": key}
 
     def job(self, key: Any) -> VideoJob:
-        """Raises ValueError for a key that was not handed out, or whose run is gone."""
+        """The run of a key. Raises ValueError if the key was not issued here, or if its run is gone."""
         with self._lock:
             found = self._keys.get(key) if isinstance(key, str) else None
         job = found and self._site.worker.find(*found)
@@ -76,7 +76,7 @@ class Keys:
 
 
 class Inspector(Drawn):
-    """Value: {"key"} of a run to look into, or {"key": "", "why"} with a sentence why there is none."""
+    """The panel. Its value is {"key"} of a run, or {"key": "", "why"} with a sentence why there is none."""
 
     def __init__(self, keys: Keys, **kwargs: Any) -> None:
         def overview(key: Any) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class Inspector(Drawn):
 
 
 def inspector_panel(site: Site, shown: gr.State) -> None:
-    """A tab over the run whose id `shown` holds. Call it inside `gr.Tabs`."""
+    """Add a tab for the run whose id is in `shown`. Call it inside `gr.Tabs`."""
     keys = Keys(site)
     with gr.Tab(TAB, id="inspector"):
         view = Inspector(keys)
@@ -106,7 +106,7 @@ def inspector_panel(site: Site, shown: gr.State) -> None:
 
 
 def read_record(job: VideoJob) -> AttentionRecord:
-    """Raises ValueError when the record is not there any more, or damaged."""
+    """Read the record of a job. Raises ValueError if it is missing or damaged."""
     path = record_path(job.results["sparse"].video)
     try:
         return _read(path, path.stat().st_mtime_ns)
@@ -123,9 +123,9 @@ def _read(path: Path, changed: int) -> AttentionRecord:
 def run_overview(job: VideoJob, record: AttentionRecord) -> dict[str, Any]:
     """Grid, chunks, pictures and maps of one run, ready for JSON. Steps, layers and heads count from 0.
 
-    recall, density: [layers][steps], means over heads; null where recall was not sampled.
-    segments: {"t": latent frame, "first", "last": frames}, one per picture: time is cut wherever a query or a key block
-    begins, so that each picture belongs to one of either.
+    recall, density: [layers][steps], means over heads; null if recall was not sampled.
+    segments: {"t": latent frame, "first", "last": frames}, one per picture. Time is cut at the start of every query
+        block and every key block, so that each picture belongs to exactly one of each.
     """
     frames, chunks = record.grid.t, (record.chunk_q.t, record.chunk_k.t)
     starts = sorted({start for chunk in chunks for start in range(0, frames, chunk)})
@@ -155,10 +155,10 @@ def run_overview(job: VideoJob, record: AttentionRecord) -> dict[str, Any]:
 
 
 def block_view(record: AttentionRecord, step: Any, layer: Any, block: Any) -> dict[str, Any]:
-    """What one query block read. ValueError for a place that the record does not have.
+    """The key blocks that one query block kept, as {"kept", "recall"}. Raises ValueError if they are not stored.
 
     kept: base64 of ceil(key blocks / 8) bytes per stored head; key block n is bit n % 8 of byte n // 8.
-    recall: share of its attention inside them, per stored head; null where it was not sampled.
+    recall: share of the block's attention inside them, per stored head; null if it was not sampled.
     """
     if any(isinstance(number, bool) or not isinstance(number, int) for number in (step, layer, block)):
         raise ValueError(f"step {step!r}, layer {layer!r} and block {block!r} must be whole numbers")
@@ -169,12 +169,12 @@ def block_view(record: AttentionRecord, step: Any, layer: Any, block: Any) -> di
 
 
 def first_frame(latent: int) -> int:
-    """The first video frame of a latent frame: the first latent frame is one frame, each other one is four."""
+    """The first video frame of a latent frame. The first latent frame holds one video frame, each other one four."""
     return 0 if latent == 0 else LATENT_FRAMES * (latent - 1) + 1
 
 
 def picture_strip(video: Path, frames: list[int], width: int) -> str:
-    """Some frames of a video as one JPEG, stacked top to bottom, in a data URL; "" when the file cannot be read."""
+    """Some frames of a video as one JPEG, stacked from top to bottom, in a data URL. "" if the file cannot be read."""
     chosen = "+".join(f"eq(n,{frame})" for frame in frames)
     picked = f"select='{chosen}',scale={width}:-2,tile=1x{len(frames)}"
     return picture(video, picked, quality=3)

@@ -1,8 +1,8 @@
-"""Memory over time beside the videos, and the worker's state; polled by the page about once a second.
+"""Shows memory over time beside the videos, and the worker's state. The page polls it about once a second.
 
-The page calls `poll` directly on the component, not through the event queue, so readings arrive while a video is being
-made and in every open tab. They come from a thread of the server: a page that sleeps misses none, and peaks are no
-affair of its timer.
+The page calls `poll` directly on the component and not through the event queue, so readings arrive during a video and
+in every open tab. A thread of the server takes the readings: a sleeping page misses none, and peaks do not depend on
+its timer.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from ui.jobs.monitor import Monitor
 from ui.look.parts import QUIET, Drawn
 from ui.site import Site
 
-POINTS = 900  # what a page is sent at once; finer than its chart is wide
+POINTS = 900  # largest number of points in one answer; more than the chart has pixels
 
 
 class LivePanel(Drawn):
-    """Value: {"ticket", "job", "since"}: whose page it is, the finished job on the stage, and when it was put there."""
+    """Value: {"ticket", "job", "since"}: the visitor, the finished job on the stage, and the time it was put there."""
 
     def __init__(self, site: Site, **kwargs: Any) -> None:
         self._site = site
         super().__init__("live", ["live_chart.js", "live.js"], {}, [poll_function(site)], **kwargs)
 
     def connect(self, page: gr.Blocks, visitor: gr.BrowserState, shown: gr.State) -> None:
-        """visitor: the browser's ticket. shown: id of the finished job on the stage."""
+        """Connect the events. visitor: the browser's ticket. shown: id of the finished job on the stage."""
         visitors = self._site.visitors
 
         def look(request: gr.Request, ticket: Any, job: str) -> dict[str, Any]:
@@ -39,7 +39,7 @@ class LivePanel(Drawn):
             return {"ticket": visitors.ticket(request), "job": job, "since": time.time()}
 
         changes = [page.load, visitor.change, shown.change]
-        gr.on(changes, look, [visitor, shown], self, trigger_mode="always_last", **QUIET)  # none is lost to one before
+        gr.on(changes, look, [visitor, shown], self, trigger_mode="always_last", **QUIET)  # loses none
 
 
 def poll_function(site: Site) -> Any:
@@ -52,11 +52,13 @@ def poll_function(site: Site) -> Any:
 
 
 def answer(site: Site, monitor: Monitor, ask: dict[str, Any]) -> dict[str, Any]:
-    """ask: {"ticket", "job", "picked": what the panel's value says, "from": start of the chart in seconds before now or
-    "run", "last": time of the newest sample the page has, "shows": what it is of}.
+    """Answer a poll.
 
-    Returns {"now", "machine": the newest values, "job": see `job_view`, or None, "shows", "span": [start, end] of the
-    chart, "fresh": whether the samples replace those the page has, "times", "series"}.
+    ask: {"ticket", "job", "picked": from the panel's value; "from": start of the chart in seconds before now, or "run";
+        "last": time of the newest sample that the page has; "shows": the subject of these samples}.
+
+    Returns {"now"; "machine": the newest values; "job": see `job_view`, or None; "shows"; "span": [start, end] of the
+    chart; "fresh": whether the samples replace those of the page; "times"; "series"}.
     """
     latest = monitor.sampler.latest
     if latest is None:
@@ -92,7 +94,7 @@ def answer(site: Site, monitor: Monitor, ask: dict[str, Any]) -> dict[str, Any]:
 
 
 def job_view(job_id: str, trace: dict[str, Any]) -> dict[str, Any]:
-    """A visitor's own job: {"id", "ended", "gpus", "spans", "peaks"}, see `Monitor.trace`."""
+    """A visitor's own job for the page: {"id", "ended", "gpus", "spans", "peaks"}, see `Monitor.trace`."""
     return {"id": job_id, **{name: trace[name] for name in ("started", "ended", "gpus", "spans", "peaks")}}
 
 
@@ -121,7 +123,7 @@ def _text(value: Any) -> str:
 
 
 def _number(value: Any) -> float:
-    """What a browser sent, as a finite number; 0 for anything else."""
+    """A value from the browser as a finite number, or 0 if it is none."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return 0.0
     return float(value)

@@ -1,4 +1,4 @@
-"""Latent previews as small images that travel inside an event."""
+"""Turns latent previews into small images that fit into an event."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ MAX_SIDE = 192
 
 
 def preview_strip(frames: np.ndarray | None) -> dict[str, Any] | None:
-    """One JPEG with the preview's frames stacked top to bottom, as a data URL.
+    """Make one JPEG with the preview's frames stacked from top to bottom, as a data URL.
 
-    frames: uint8 [H, W, 3] or [T, H, W, 3]; at most 16 frames spread over the clip are kept, and large ones
-    are thinned out, because the strip is sent with every step.
-    Returns {"src", "frames", "width", "height"}, or None for no preview.
+    frames: uint8 [H, W, 3] or [T, H, W, 3]. At most 16 frames spread over the clip are kept, and large frames are
+        reduced, because the strip is sent with every step.
+    Returns {"src", "frames", "width", "height"}, or None without a preview.
     """
     if frames is None:
         return None

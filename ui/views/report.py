@@ -1,4 +1,4 @@
-"""What a run measured, as headline figures and a table."""
+"""Shows the measurements of a run as headline figures and a table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOTHING_YET = '<p class="report-empty">Times, memory, kept blocks and the simila
 
 
 def report_panel(results: Mapping[str, VideoResult], comparison: Comparison | None) -> str:
-    """HTML of a table with one column per finished video, under the figures of the comparison."""
+    """HTML with the figures of the comparison and, below them, a table with one column per finished video."""
     if not results:
         return NOTHING_YET
     head = "".join(f'<th scope="col" data-arm="{arm}"><span class="dot"></span>{TITLES[arm]}</th>' for arm in results)
@@ -29,7 +29,7 @@ def report_panel(results: Mapping[str, VideoResult], comparison: Comparison | No
 
 
 def table_rows(results: Mapping[str, VideoResult]) -> list[tuple[str, list[str]]]:
-    """(measure, one text per video) for everything that was measured on each video alone."""
+    """The rows (measure, one text per video) for all measurements of single videos."""
     videos = list(results.values())
     labels = {video.peak_memory_label for video in videos}
     memory = f"Peak memory ({labels.pop()})" if len(labels) == 1 else "Peak memory"
@@ -79,7 +79,7 @@ def _kept(video: VideoResult) -> str:
 def _clip(video: VideoResult) -> str:
     request = video.request
     text = f"{request.width} × {request.height}, {request.num_frames} frames"
-    if request.start.clip is not None:  # of whose steps only a part runs
+    if request.start.clip is not None:  # only a part of its steps runs
         return text
     return f"{text}, {request.steps} steps, guidance {request.guidance_scale:g}"
 

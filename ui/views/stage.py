@@ -1,4 +1,4 @@
-"""The two videos in one player, with the latent preview and the progress of the one that is being made."""
+"""Shows both videos in one player, with the latent preview and the progress of the video being made."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ SCRIPTS = ("sync.js", "heat.js", "blind.js", "player.js", "stage.js")
 
 
 class Stage(Drawn):
-    """Value: `stage_view` of a job. The page keeps what it shows until a new video takes its place."""
+    """The player. Its value is `stage_view` of a job. The page keeps a video until a new one replaces it."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__("stage", SCRIPTS, **kwargs)
 
 
 def stage_view(job: VideoJob) -> dict[str, Any]:
-    """What the page needs to draw the job as it is now."""
+    """The data with which the page draws the job in its present state."""
     request = job.request
     return {
         "job": job.id,
@@ -41,12 +41,12 @@ def stage_view(job: VideoJob) -> dict[str, Any]:
 
 
 def video_file(path: Any) -> dict[str, Any]:
-    """A file that Gradio copies to its cache and serves."""
+    """A file of a job, which is served where it is; its path must be absolute."""
     return gr.FileData(path=str(path), mime_type="video/mp4", orig_name=path.name).model_dump()
 
 
 def progress(job: VideoJob) -> dict[str, Any]:
-    """{"label", "step", "total"} of the video being made; total 0 while a phase has no steps to count."""
+    """Progress of the video being made: {"label", "step", "total"}. total is 0 in a phase without steps."""
     update = job.update
     if update is None:
         return {"label": "Starting", "step": 0, "total": 0}

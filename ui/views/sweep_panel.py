@@ -1,4 +1,4 @@
-"""The tab of sweeps: what to vary, the grid of clips, and the plot of speed-up against likeness."""
+"""The tab of sweeps: the settings to vary, the grid of clips, and the plot of speed-up against similarity."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ RUNNING = "Another sweep is being made in that tab; stop it, or wait for its end
 
 
 class SweepGrid(Drawn):
-    """Value: {"ticket"} and, when there is a sweep to show, everything of `sweep_view`.
+    """The grid. Its value is {"ticket"} and, if there is a sweep to show, the data of `sweep_view`.
 
-    The page asks `look` about once a second and fetches a new value when another video is done, so a reload, a second
-    tab and a lost connection all find the running sweep.
+    The page calls `look` about once a second and fetches a new value when another video is done. So it finds the
+    running sweep after a reload, in a second tab and after a lost connection.
     """
 
     def __init__(self, look: Any, **kwargs: Any) -> None:
@@ -45,12 +45,12 @@ class SweepGrid(Drawn):
 
 
 class SweepPanel:
-    """The controls and the grid. Make it inside its tab, `connect` it when the form is there."""
+    """The controls and the grid. Create it inside its tab, and call `connect` when the form exists."""
 
     def __init__(self, site: Site, store: Store) -> None:
         self.site = site
         self.store = store
-        self._chosen: dict[str, str] = {}  # owner -> id of the sweep in the tab: the newest, or one from the history
+        self._chosen: dict[str, str] = {}  # owner -> id of the sweep in the tab, the newest or one from the history
         defaults = default_values(site.checkpoint.defaults["num_inference_steps"])
         choices = list(NAMES.items())
         gr.Markdown(HINT, elem_classes="hint")
@@ -75,7 +75,7 @@ class SweepPanel:
             self.stop = gr.Button("Stop sweep", variant="stop", interactive=False, elem_id="sweep_stop")
         self.grid = SweepGrid(self._look_function())
         for name, values in ((self.row_name, self.row_values), (self.column_name, self.column_values)):
-            name.change(  # not input, which comes also when the field is left, and would undo what was typed
+            name.change(  # not `input`, which also fires when the field loses focus and would undo the typing
                 lambda chosen: gr.update(value=defaults.get(chosen, ""), interactive=chosen != NONE),
                 name,
                 values,
@@ -85,7 +85,10 @@ class SweepPanel:
     def connect(
         self, fields: dict[str, Any], visitor: Any, stage: gr.HTML, report: gr.HTML, shown: gr.State, page: gr.Blocks
     ) -> None:
-        """fields: the form by name. visitor: the browser's ticket. stage, report, shown: where a clip is opened."""
+        """Connect the events. fields: the form's by name. visitor: the browser's ticket.
+
+        stage, report, shown: the components that show a clip when it is opened.
+        """
         axes = [self.row_name, self.row_values, self.column_name, self.column_values]
         inputs, names = [*axes, *fields.values()], list(fields)
 
@@ -101,14 +104,12 @@ class SweepPanel:
             if form["randomise"]:
                 form["seed"] = new_seed()
             self._greet(request, ticket)
-            owner = self.site.owner(request)
             try:
                 sweep = await self.site.clips.read(form["refine"], read_sweep, self.site, values[:4], form)
-                job = SweepJob(sweep, owner=owner)
-                self.site.worker.submit(job)
+                job = self.site.submit(SweepJob(sweep), request)
             except ValueError as error:
                 return gr.skip(), gr.skip(), gr.skip(), problem(error)
-            self._chosen[owner] = job.id
+            self._chosen[job.owner] = job.id
             return *self._follow(request, job), await plan(*values)
 
         def press_stop(request: gr.Request) -> tuple:
@@ -140,14 +141,14 @@ class SweepPanel:
 
     @property
     def parts(self) -> list[Any]:
-        """What another sweep changes in the tab."""
+        """The components of the tab that change with the sweep."""
         return [self.grid, self.run, self.stop]
 
     def open(self, request: gr.Request, job_id: str) -> dict[Any, Any]:
-        """Changes of the page that put an earlier sweep of this visitor into the tab.
+        """Changes that show an earlier sweep of this visitor in the tab.
 
         Raises:
-            ValueError: it is gone, or another one is being made there.
+            ValueError: the sweep is gone, or another one is running there.
         """
         owner = self.site.owner(request)
         current = self._job(owner)
@@ -160,7 +161,7 @@ class SweepPanel:
         return dict(zip(self.parts, self._follow(request, job), strict=True))
 
     def _greet(self, request: gr.Request, ticket: Any) -> None:
-        # On a page that is just being opened this may come before the page itself has greeted its visitor.
+        # on a page that is just opening, this may run before the page has greeted its visitor
         if self.site.visitors.owner_of(ticket):
             self.site.visitors.greet(request, ticket)
 
@@ -170,13 +171,13 @@ class SweepPanel:
         return view, gr.update(interactive=not live), gr.update(interactive=live)
 
     def _job(self, owner: str, named: Any = "") -> SweepJob | None:
-        """The named sweep of an owner, or the one in the tab, also when an earlier server made it."""
+        """The owner's sweep with this id, or the sweep in the tab, even if an earlier server made it."""
         if owner not in self._chosen:
             self._chosen[owner] = self.store.newest(owner, "sweep")
         for job_id in (named, self._chosen[owner]):
             job = self.site.worker.find(job_id, owner) if isinstance(job_id, str) and job_id else None
             if isinstance(job, SweepJob):
-                self.site.worker.adopt(job)  # a page asks every second, and would read it again each time
+                self.site.worker.adopt(job)  # a page asks every second, and would read it from disk each time
                 return job
         return None
 
@@ -190,7 +191,7 @@ class SweepPanel:
         return look
 
     def _opened(self, owner: str, place: Any) -> VideoJob | None:
-        """The cell as a finished job of its own, which the other panels can find."""
+        """The cell as a finished job that the other panels can find."""
         place = place if isinstance(place, dict) else {}
         sweep = self._job(owner, place.get("job"))
         if sweep is None or sweep.id != place.get("job"):

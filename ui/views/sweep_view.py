@@ -1,4 +1,4 @@
-"""What the page is told of a sweep: the plan before it, its progress, its grid."""
+"""The data of a sweep for the page: the plan, the progress, and the grid."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import gradio as gr
 from pipeline import Axis, Sweep, SweepResult, SweepVideo
 from ui.form.read import DENSE_ONLY, SIDE_BY_SIDE, form_request, page_sentence
 from ui.jobs.eta import duration_text
+from ui.jobs.job import Job
 from ui.jobs.sweep_job import SweepJob
 from ui.site import Site
 from ui.views.stage import PHASES, video_file
@@ -34,7 +35,7 @@ RANDOM_SEED = "New seed each time is on, so the sweep draws one seed for all its
 
 
 def default_values(steps: int) -> dict[str, str]:
-    """What each setting is swept over unless somebody writes something else."""
+    """The default values of each setting that can be swept, as text."""
     fewer = max(1, steps // 2)
     return {
         "sparsity": "0.5, 0.75, 0.9375",
@@ -46,17 +47,17 @@ def default_values(steps: int) -> dict[str, str]:
 
 
 def read_sweep(site: Site, axes: tuple, form: dict[str, Any]) -> Sweep:
-    """The sweep that the controls describe; ValueError with one sentence for what cannot be."""
+    """The sweep that the controls describe. Raises ValueError with one sentence for a value that cannot be used."""
     row_name, row_values, column_name, column_values = axes
     rows = Axis.of(row_name, row_values or "")
     columns = None if column_name in (NONE, None) else Axis.of(column_name, column_values or "")
     if form["mode"] == DENSE_ONLY:
-        form = {**form, "mode": SIDE_BY_SIDE}  # what to make is the sweep's own business
+        form = {**form, "mode": SIDE_BY_SIDE}  # the sweep itself decides which videos to make
     return Sweep(form_request(site.checkpoint, form), rows, columns)
 
 
 def plan_html(site: Site, axes: tuple, form: dict[str, Any]) -> str:
-    """How many videos, and how long they will take, or why they cannot be made."""
+    """HTML with the number of videos and the time that they will take, or the reason why they cannot be made."""
     try:
         runs = read_sweep(site, axes, {**form, "prompt": "-", "negative_prompt": "", "seed": form["seed"] or 0}).runs()
     except ValueError as error:
@@ -78,7 +79,7 @@ def problem(error: Exception) -> str:
 
 
 def sweep_view(job: SweepJob) -> dict[str, Any]:
-    """What the page needs to draw the sweep as it is now."""
+    """The data with which the page draws the sweep in its present state."""
     result, request = job.result, job.request
     files = {name: job.folder / f"sweep.{name}" for name in ("csv", "json")}
     return {
@@ -101,7 +102,7 @@ def sweep_view(job: SweepJob) -> dict[str, Any]:
 
 
 def progress_view(site: Site, job: SweepJob) -> dict[str, Any]:
-    """The little that changes with every step."""
+    """The part of the data that changes with every step."""
     run, share = job.current, (job.tried + job.share) / job.total
     place = None if run is None or run.row is None else [run.row, run.column]
     text = progress_text(site, job)
@@ -115,7 +116,7 @@ def progress_view(site: Site, job: SweepJob) -> dict[str, Any]:
     }
 
 
-def state_of(job: SweepJob) -> str:
+def state_of(job: Job) -> str:
     """The job's state; one that is just ending still runs."""
     return job.state if job.over or job.state == "waiting" else "running"
 

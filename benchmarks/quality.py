@@ -1,0 +1,218 @@
+"""What block sparse attention costs in quality: methods, blocks and schedules against dense attention.
+
+    python benchmarks/quality.py --prompts 100 --device cuda      # the study of docs/quality.md
+    python benchmarks/quality.py --reduced                        # minutes on a CPU; `make quality`
+
+Makes held-out prompts with the embedded checkpoint, each with one seed, dense and with every setting, and compares the
+frames before compression. The noise floor is dense attention by another kernel: no setting needs to be better. Writes
+benchmarks/results/quality.json; benchmarks/tables.py makes the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import Tensor
+
+from benchmarks.quality_metrics import compare, interval
+from bsa import BSAConfig, Grid, block_sparse_attention
+from bsa.config import SCHEDULE
+from pipeline import EMBEDDED_CHECKPOINT
+from pipeline.model.forward import Attend, attend_dense
+from training.data import held_out
+from training.sampling import TextToVideo, sample
+from training.scenes import Scene, sample_scene
+from training.tokenizer import encode, load_tokenizer
+from training.train_dit import build
+from training.vae import load_vae
+
+RESULTS = Path(__file__).parent / "results" / "quality.json"
+SEED = 31_000  # of the prompts, which no other score uses
+LATENTS, STEPS = (16, 16, 32, 32), 8  # of the embedded checkpoint's 61 frames of 256x256
+SPARSITIES = (0.5, 0.75, 0.875, 0.9375)
+C444, C224, C448, C244 = Grid(4, 4, 4), Grid(2, 2, 4), Grid(4, 4, 8), Grid(2, 4, 4)
+# (query chunk, key chunk), and what is done with them
+SHAPES = ((C444, C444), (C444, C224), (C448, C224), (C244, C244), (C224, C224))
+SCHEDULES = ({}, {"dense_steps": 1}, {"dense_layers": 2}, {"dense_steps": 1, "dense_layers": 2})
+FLOOR = "dense, another kernel"
+
+
+def study() -> dict[str, BSAConfig]:
+    """Every setting by a name that says what it is."""
+    configs = []
+    for sparsity in SPARSITIES:
+        configs += [
+            BSAConfig(sparsity, None, q, k, selection) for q, k in SHAPES for selection in ("mean", "cells")
+        ]
+        configs += [
+            BSAConfig(sparsity, None, q, k, selection, **schedule)
+            for selection, (q, k) in (("mean", SHAPES[0]), *(("cells", shape) for shape in SHAPES[:3] + SHAPES[4:]))
+            for schedule in SCHEDULES[1:]
+        ]
+    return {name_of(config): config for config in configs}
+
+
+def reduced() -> dict[str, BSAConfig]:
+    plain = BSAConfig(0.9375)
+    return {name_of(config): config for config in (plain, replace(plain, selection="cells", dense_layers=2))}
+
+
+def name_of(config: BSAConfig) -> str:
+    schedule = [f" {name.replace('_', ' ')} {getattr(config, name)}" for name in SCHEDULE if getattr(config, name)]
+    return f"{config.sparsity} {config.selection} {config.chunk_q} {config.chunk_k}{''.join(schedule)}"
+
+
+def attend_explicitly(q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
+    """Dense attention written out in fp32, a head at a time: the other kernel of the noise floor."""
+    out = [
+        ((a.float() @ b.float().mT) * q.shape[-1] ** -0.5).softmax(-1) @ c.float()
+        for a, b, c in zip(*(x.flatten(0, 1) for x in (q, k, v)), strict=True)
+    ]
+    return torch.stack(out).view_as(q).to(q.dtype)
+
+
+def held_out_scenes(count: int) -> list[Scene]:
+    """Of every kind, shapes and landscapes as often as in the training, none of them seen there."""
+    rng, scenes = random.Random(SEED), []
+    while len(scenes) < count:
+        scene = sample_scene(rng)
+        if held_out(scene):
+            scenes.append(scene)
+    return scenes
+
+
+class Maker:
+    """The embedded checkpoint on one device, in the precision that the pipeline has there."""
+
+    def __init__(self, device: str) -> None:
+        self.device = torch.device(device)
+        self.tokenizer = load_tokenizer()
+        self.model: TextToVideo = build(len(self.tokenizer), device, EMBEDDED_CHECKPOINT, compiled=False).eval()
+        self.model.requires_grad_(False)
+        self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.model.transformer.to(self.dtype)
+        self.vae, (self.mean, self.std) = load_vae(EMBEDDED_CHECKPOINT, device)
+
+    @torch.no_grad()
+    def frames(self, captions: list[str], seeds: list[int], attention: BSAConfig | Attend) -> Tensor:
+        """8-bit levels, uint8 [B, 3, T, H, W]."""
+        noise = [torch.randn(LATENTS, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        ids, mask = (x.to(self.device) for x in encode(self.tokenizer, captions))
+        text = self.model.encode(ids, mask).to(self.dtype)
+        step = 0
+
+        def predict(x: Tensor, sigma: Tensor) -> Tensor:
+            nonlocal step
+            each = self._attention(attention, step)
+            step += 1
+            return self.model.velocity(x.to(self.dtype), sigma, text, mask, each)
+
+        latents = sample(predict, torch.stack(noise).to(self.device), STEPS)
+        latents = latents * self.std.view(1, -1, 1, 1, 1) + self.mean.view(1, -1, 1, 1, 1)
+        video = torch.cat([self.vae.decode(one) for one in latents.split(2)])
+        return ((video.clamp(-1, 1) + 1) * 127.5).round().byte()
+
+    def _attention(self, attention: BSAConfig | Attend, step: int) -> list[Attend]:
+        depth = len(self.model.transformer.blocks)
+        if not isinstance(attention, BSAConfig):
+            return [attention] * depth
+        dense, config = attention.dense_layers_at(step, depth), attention
+
+        def sparse(q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
+            return block_sparse_attention(q, k, v, grid, config)
+
+        return [*[attend_dense] * dense, *[sparse] * (depth - dense)]
+
+
+def run(maker: Maker, configs: dict[str, BSAConfig], scenes: list[Scene], batch: int, until: float) -> dict[str, Any]:
+    """Figures of every setting, clip by clip. Ends early, with whole batches, when the time is up."""
+    figures: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    done = 0
+    for first in range(0, len(scenes), batch):
+        if time.monotonic() > until:
+            break
+        captions = [scene.caption for scene in scenes[first : first + batch]]
+        seeds = list(range(first, first + len(captions)))
+        dense = maker.frames(captions, seeds, attend_dense)
+        kinds: dict[str, BSAConfig | Callable] = {FLOOR: attend_explicitly, **configs}
+        for name, attention in kinds.items():
+            for figure, values in compare(maker.frames(captions, seeds, attention), dense).items():
+                figures[name][figure] += values
+        done += len(captions)
+        print(f"{done} of {len(scenes)} prompts", flush=True)
+    return {"prompts": [scene.caption for scene in scenes[:done]], "clips": figures}
+
+
+def summary(figures: dict[str, list[float]], baseline: dict[str, list[float]] | None) -> dict[str, Any]:
+    """Means, the worst clip, and the paired gain over the baseline with its 95 % interval."""
+    told: dict[str, Any] = {name: round(statistics.fmean(values), 4) for name, values in figures.items()}
+    told["worst_psnr"] = round(min(figures["psnr"]), 2)
+    if baseline is not None:
+        gains = [a - b for a, b in zip(figures["psnr"], baseline["psnr"], strict=True)]
+        told["gain"] = round(statistics.fmean(gains), 2)
+        told["gain_interval"] = [round(edge, 2) for edge in interval(gains)]
+    return told
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--batch", type=int, default=10)
+    parser.add_argument("--minutes", type=float, default=60, help="begin no batch of prompts after that")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--reduced", action="store_true", help="two settings and three prompts, one at a time")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    began = time.monotonic()
+    configs, prompts, batch = (reduced(), 3, 1) if args.reduced else (study(), args.prompts, args.batch)
+    maker = Maker(args.device)
+    made = run(maker, configs, held_out_scenes(prompts), batch, began + 60 * args.minutes)
+    grid = Grid(LATENTS[1], LATENTS[2] // 2, LATENTS[3] // 2)
+    depth = len(maker.model.transformer.blocks)
+    rows = [{"name": FLOOR, **summary(made["clips"][FLOOR], None)}]
+    for name, config in configs.items():
+        baseline = made["clips"].get(name_of(BSAConfig(config.sparsity)))
+        share, kept = config.dense_share(STEPS, depth), config.blocks(grid).density
+        rows.append(
+            {
+                "name": name,
+                "bsa": config.to_bsa_params(),
+                "density": round(share + (1 - share) * (kept or 1), 5),
+                **summary(made["clips"][name], baseline),
+            }
+        )
+    result = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": torch.cuda.get_device_name() if maker.device.type == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "dtype": str(maker.dtype).removeprefix("torch."),
+        "seconds": round(time.monotonic() - began, 1),
+        "prompts": len(made["prompts"]),
+        "rows": rows,
+        "psnr": {name: [round(value, 2) for value in figures["psnr"]] for name, figures in made["clips"].items()},
+        "captions": made["prompts"],
+    }
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(result, indent=1) + "\n")
+    for row in rows:
+        print(f"{row['psnr']:6.2f} dB, worst {row['worst_psnr']:6.2f}, SSIM {row['ssim']:.4f}  {row['name']}")
+
+
+if __name__ == "__main__":
+    main()

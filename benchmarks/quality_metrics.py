@@ -1,0 +1,65 @@
+"""How near a sparse video is to the dense one, on whole batches and on the device that made them.
+
+PSNR and SSIM are those of `pipeline.media.similarity` (a test compares them); flicker is how far a video's changes from
+frame to frame are from those of the dense one. LPIPS is left out: its networks are downloads of hundreds of megabytes,
+and none of the packages here carries one.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+RADIUS, SIGMA = 5, 1.5  # of SSIM's window, truncated at 3.5 sigma as scikit-image does
+
+
+def compare(video: Tensor, dense: Tensor) -> dict[str, list[float]]:
+    """Figures of each clip against its dense one: 8-bit levels [B, 3, T, H, W], any dtype.
+
+    psnr, worst_frame: dB, over the clip and of its least alike frame (100 for equal ones); ssim; flicker: levels.
+    """
+    video, dense = video.float(), dense.float()
+    error = (video - dense).square().mean((1, 3, 4))  # [B, T]
+    steps = (video.diff(dim=2) - dense.diff(dim=2)).abs().mean((1, 2, 3, 4))
+    return {
+        "psnr": _decibels(error.mean(1)),
+        "worst_frame": _decibels(error.amax(1)),
+        "ssim": [ssim(a, b) for a, b in zip(video, dense, strict=True)],
+        "flicker": steps.tolist(),
+    }
+
+
+def ssim(first: Tensor, second: Tensor) -> float:
+    """Structural similarity of two clips [3, T, H, W] of 8-bit levels, mean over frames; Wang et al. 2004."""
+    place = torch.arange(-RADIUS, RADIUS + 1, device=first.device, dtype=first.dtype)
+    window = (-place.square() / (2 * SIGMA**2)).exp()
+    window = window / window.sum()
+
+    def blur(x: Tensor) -> Tensor:  # [T, 3, H, W], only where the whole window fits
+        x = x.flatten(0, 1)[:, None]
+        x = F.conv2d(F.conv2d(x, window.view(1, 1, 1, -1)), window.view(1, 1, -1, 1))
+        return x[:, 0]
+
+    a, b = first.movedim(0, 1), second.movedim(0, 1)
+    mean_a, mean_b = blur(a), blur(b)
+    var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
+    both = blur(a * b) - mean_a * mean_b
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    values = (2 * mean_a * mean_b + c1) * (2 * both + c2)
+    return float((values / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))).mean())
+
+
+def _decibels(error: Tensor) -> list[float]:
+    decibels: list[float] = (10 * (255**2 / error.clamp_min(255**2 * 1e-10)).log10()).tolist()
+    return decibels
+
+
+def interval(values: list[float], draws: int = 2000) -> tuple[float, float]:
+    """95 % of the means of resampled values (bootstrap); of paired differences, this is a paired interval."""
+    rng = random.Random(0)
+    means = sorted(statistics.fmean(rng.choices(values, k=len(values))) for _ in range(draws))
+    return means[int(0.025 * draws)], means[int(0.975 * draws) - 1]

@@ -1,0 +1,98 @@
+"""Scores of block pairs from cells: small boxes of tokens inside the blocks, compared one by one.
+
+A block of 4x4x4 tokens is eight cells of 2x2x2. The mean of 64 tokens hides the few that a query is looking for; the
+mean of 8 hides much less, and comparing cells costs a 64th of comparing tokens. For a query cell a and a key cell b
+with means q_a and k_b and |b| tokens, the estimated attention of a on b is
+
+    p(a, b) = |b| exp(scale q_a . k_b) / sum over all key cells c of |c| exp(scale q_a . k_c)
+
+and the mass of a block pair is the mean of sum_b p(a, b) over the block's query cells, weighted by their tokens. Every
+query cell has one vote: without the denominator the few with long vectors would choose for all.
+
+Scoring parts of a block is known from DFSAttn (arXiv 2605.23445) and SGLang's sub-block router; docs/quality.md has
+what this form of it gains here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from bsa.grid import CELL, Grid
+from bsa.layout import BlockLayout
+
+# Scores held at one time: what stays in a processor's cache, and what a GPU can spare.
+_STEP_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """How the blocks of one layout fall into cells; K cells a block, those outside the grid with size 0.
+
+    sizes: tokens of each cell, fp32 [N, K]; weights: of each token in its cell's mean, fp32 [N or 1, K, C].
+    """
+
+    sizes: Tensor
+    weights: Tensor
+
+
+def cells_of(layout: BlockLayout, device: torch.device) -> Cells:
+    """Shared: do not write to it."""
+    return _cells(layout, device)
+
+
+def pool_cells(x: Tensor, layout: BlockLayout) -> Tensor:
+    """Mean over each cell's tokens, block-major [B, H, N, C, D] to [B, H, N, K, D], in fp32 (fp64 stays fp64); zeros
+    for a cell outside the grid."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return cells_of(layout, x.device).weights.to(dtype) @ x.to(dtype)
+
+
+def cell_scores(
+    q_cells: Tensor, k_cells: Tensor, q_layout: BlockLayout, k_layout: BlockLayout, scale: float
+) -> Tensor:
+    """Logarithms of the estimated masses, [B, H, NQ, NK]; each row's masses sum to 1.
+
+    q_cells [B, H, NQ, K, D] and k_cells [B, H, NK, K', D] from `pool_cells`. Never holds more than a part of the scores
+    of all cells.
+    """
+    (batch, heads, q_blocks, per_q), (k_blocks, per_k) = q_cells.shape[:4], k_cells.shape[2:4]
+    device, dtype = q_cells.device, q_cells.dtype
+    log_sizes = cells_of(k_layout, device).sizes.to(dtype).log().flatten()  # -inf for a cell outside the grid
+    votes = cells_of(q_layout, device).sizes.to(dtype)
+    votes = votes / votes.sum(-1, keepdim=True)
+    keys = k_cells.flatten(2, 3).mT
+    out = q_cells.new_empty(batch, heads, q_blocks, k_blocks)
+    row_bytes = batch * heads * per_q * k_blocks * per_k * q_cells.element_size()
+    rows = max(1, _STEP_BYTES.get(device.type, _STEP_BYTES["cuda"]) // row_bytes)
+    for first in range(0, q_blocks, rows):
+        part = slice(first, first + rows)
+        scores = torch.matmul(q_cells[:, :, part].flatten(2, 3) * scale, keys)
+        mass = scores.add_(log_sizes).softmax(-1).unflatten(-1, (k_blocks, per_k)).sum(-1)
+        mass = mass.unflatten(2, (-1, per_q))  # [B, H, rows, K, NK]
+        out[:, :, part] = (votes[part, None] @ mass)[..., 0, :]
+    # What underflows stays finite, and last in every ranking.
+    return out.clamp_min_(torch.finfo(dtype).tiny).log_()
+
+
+def cells_per_block(chunk: Grid) -> int:
+    return chunk.blocks(CELL).volume
+
+
+@lru_cache(maxsize=64)
+def _cells(layout: BlockLayout, device: torch.device) -> Cells:
+    with torch.inference_mode(False), torch.no_grad():
+        chunk, per_axis = layout.chunk, layout.chunk.blocks(CELL)
+        token = layout.token_of_slot(torch.device("cpu")).view(-1, chunk.volume)  # [N, C]
+        rows, columns = layout.grid.h, layout.grid.w
+        t, h, w = token // (rows * columns), token // columns % rows, token % columns
+        places = [(place % step) // cell for place, step, cell in zip((t, h, w), chunk, CELL, strict=True)]
+        cell = (places[0] * per_axis.h + places[1]) * per_axis.w + places[2]
+        real = torch.arange(chunk.volume) < layout.sizes(torch.device("cpu"))[:, None]
+        inside = (cell[:, None] == torch.arange(per_axis.volume)[:, None]) & real[:, None]  # [N, K, C]
+        sizes = inside.sum(-1).float()
+        weights = inside / sizes.clamp_min(1)[..., None]
+        return Cells(sizes.to(device), (weights if layout.ragged else weights[:1]).to(device))

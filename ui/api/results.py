@@ -1,0 +1,43 @@
+"""What a client is told of a job that has ended, or has not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from ui.jobs.job import Job, VideoJob
+from ui.jobs.sweep_job import SweepJob
+from ui.site import Site
+from ui.views.stage import video_file
+from ui.views.sweep_view import state_of
+
+
+def job_result(site: Site, name: str, job: Job) -> dict[str, Any]:
+    """{"job_id", "state", "message": why it waits or failed, "videos": {arm or file: file}, "report": as the call
+    returns it, None before, "table": of a sweep}."""
+    state = state_of(job)
+    message = site.worker.waiting_text(job) if state == "waiting" else job.error
+    answer: dict[str, Any] = {"job_id": name, "state": state, "message": message, "videos": {}, "report": None}
+    if isinstance(job, VideoJob):
+        answer["videos"] = {arm: video_file(result.video) for arm, result in job.results.items()}
+        if job.over and set(job.results) == set(job.arms) and bool(job.comparison) == job.side_by_side:
+            answer["report"] = job.report() | {"job_id": name}
+    elif isinstance(job, SweepJob):
+        answer["videos"] = {file: video_file(result.video) for file, result in job.results.items()}
+        if job.over and job.results:
+            answer |= {"report": sweep_report(job), "table": table_file(job)}
+    return answer
+
+
+def sweep_report(job: SweepJob) -> dict[str, Any]:
+    """The report with its videos as files; None for those that were not made."""
+    report, files = job.report(), {file: video_file(result.video) for file, result in job.results.items()}
+    for video in report["dense"] + report["cells"]:
+        video["video"] = files.get(video["video"])
+    return report
+
+
+def table_file(job: SweepJob) -> dict[str, Any]:
+    table = job.folder / "sweep.csv"
+    return gr.FileData(path=str(table), orig_name=table.name).model_dump()
