@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from app_server import running_page
 from browser import button, chromium, expect_playing, generate, needs_chromium, notice, open_group, open_page, video
 from fake_pipeline import CHECKPOINT, FakePipeline
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from playwright.sync_api import expect
+from safetensors.torch import save_file
 
 from pipeline import EMBEDDED_CHECKPOINT, VideoRequest, inspect_checkpoint, read_settings
 from pipeline.media.clip import inspect_clip
@@ -25,7 +28,10 @@ from ui.form.read import form_request
 from ui.form.restore import form_values
 from ui.jobs.job import VideoJob
 
-ADAPTED = replace(CHECKPOINT, loras={"refine": Path("refinement_lora.safetensors"), "distill": Path("cfg.safetensors")})
+FOLDER = tempfile.TemporaryDirectory()
+ADAPTER = Path(FOLDER.name, "adapter.safetensors")
+save_file({"x_embedder.lora_down": torch.ones(1, 2), "x_embedder.lora_up": torch.ones(3, 1)}, ADAPTER)
+ADAPTED = replace(CHECKPOINT, loras={"refine": ADAPTER, "distill": ADAPTER}, linear={"x_embedder": (3, 2)})
 
 
 @pytest.fixture

@@ -193,7 +193,7 @@ def two_with_the_same(path):
             lambda path: change(path / VAE, **{"encoder.conv_in.bias": None}), "encoder.conv_in.bias", id="no-encoder"
         ),
         pytest.param(
-            lambda path: change(path / VAE, **{"loss.weight": torch.ones(1)}), "has loss.weight,", id="vae-has-more"
+            lambda path: change(path / VAE, **{"loss.weight": torch.ones(1)}), "has loss.weight, which", id="vae-more"
         ),
         pytest.param(
             lambda path: change(path / VAE, **{"quant_conv.bias": torch.ones(4)}),

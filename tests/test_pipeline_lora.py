@@ -1,5 +1,6 @@
 """LoRA adapters: LongCat's files and FastVideo's, against the original's results and against merged weights."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -125,6 +126,75 @@ def without(part):
     return {key: tensor for key, tensor in lora_weights(5).items() if part not in key}
 
 
+def adapter(module="blocks.0.ffn.w1", names=("lora_down.weight", "lora_up.weight"), **more):
+    """A small adapter for one layer of 256 x 64."""
+    tensors = {f"{module}.{names[0]}": torch.ones(4, 64), f"{module}.{names[1]}": torch.full((256, 4), 0.5)}
+    return tensors | {f"{module}.{part}": tensor for part, tensor in more.items()}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "scale"),
+    [
+        pytest.param(adapter(), 1.0, id="longcat"),
+        pytest.param(adapter(alpha_scale=torch.tensor([0.25])), 0.25, id="longcat-scale"),
+        pytest.param(adapter(names=("lora_A", "lora_B"), lora_alpha=torch.tensor(2)), 0.5, id="fastvideo"),
+        pytest.param(adapter("base_model.model.blocks.0.ffn.w1", ("lora_A.weight", "lora_B.weight")), 1.0, id="peft"),
+        pytest.param(
+            adapter("base_model.model.blocks.0.ffn.w1", ("lora_A.default.weight", "lora_B.default.weight")),
+            1.0,
+            id="peft-named",
+        ),
+        pytest.param(adapter("transformer.blocks.0.ffn.w1", ("lora_A.weight", "lora_B.weight")), 1.0, id="diffusers"),
+        pytest.param(adapter("transformer.blocks.0.ffn.w1", ("lora.down.weight", "lora.up.weight")), 1.0, id="older"),
+        pytest.param(adapter("diffusion_model.blocks.0.ffn.w1", ("lora_A.weight", "lora_B.weight")), 1.0, id="comfyui"),
+        pytest.param(adapter("lora_unet_blocks_0_ffn_w1", alpha=torch.tensor(8.0)), 2.0, id="kohya"),
+        pytest.param(adapter("lora_transformer_blocks_0_ffn_w1", alpha=torch.tensor(8.0).half()), 2.0, id="kohya-half"),
+    ],
+)
+def test_the_usual_names(pipeline, tmp_path, tensors, scale):
+    layers = load_lora(change(tensors, tmp_path), pipeline._model.transformer)
+    assert list(layers) == ["blocks.0.ffn.w1"]
+    assert layers["blocks.0.ffn.w1"].scale == scale
+    assert layers["blocks.0.ffn.w1"].up.shape == (256, 4)
+
+
+def test_names_of_kohyas_for_fused_projections(pipeline, tmp_path):
+    """One product for all parts, and layers whose own names have underscores."""
+    tensors = {
+        "lora_unet_blocks_1_attn_qkv.lora_down.weight": torch.ones(4, 64),
+        "lora_unet_blocks_1_attn_qkv.lora_up.weight": torch.arange(192.0).repeat(4, 1).T.contiguous(),
+        "lora_unet_final_layer_adaln_linear.lora_down.weight": torch.ones(4, 32),
+        "lora_unet_final_layer_adaln_linear.lora_up.weight": torch.ones(128, 4),
+    }
+    layers = load_lora(change(tensors, tmp_path), pipeline._model.transformer)
+    assert set(layers) == {*(f"blocks.1.self_attn.to_{part}" for part in "qkv"), "final_layer.adaln_linear"}
+    assert layers["blocks.1.self_attn.to_k"].up[0, 0] == 64
+
+
+@pytest.mark.parametrize(
+    ("settings", "scale"),
+    [
+        pytest.param({"r": 4, "lora_alpha": 8}, 2.0, id="alpha"),
+        pytest.param({"r": 4, "lora_alpha": 8, "use_rslora": True}, 4.0, id="rank-stabilised"),
+        pytest.param({}, 1.0, id="nothing"),
+    ],
+)
+def test_scales_beside_the_tensors(pipeline, tmp_path, settings, scale):
+    """Of peft in a file of its own, and of diffusers in the file's metadata."""
+    file = tmp_path / "adapter_model.safetensors"
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    save_file(adapter(), file)
+    assert load_lora(file, pipeline._model.transformer)["blocks.0.ffn.w1"].scale == scale
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    metadata = json.dumps({f"transformer.{key}": value for key, value in settings.items()})
+    save_file(adapter(), file, metadata={"lora_adapter_metadata": metadata})
+    assert load_lora(file, pipeline._model.transformer)["blocks.0.ffn.w1"].scale == scale
+
+
+DOWN, UP = "blocks.0.ffn.w1.lora_down.weight", "blocks.0.ffn.w1.lora_up.weight"
+EIGHT_BITS = torch.float8_e4m3fn
+
+
 @pytest.mark.parametrize(
     ("tensors", "sentence"),
     [
@@ -134,11 +204,60 @@ def without(part):
         pytest.param(without("ffn___lorahyphen___w2.lora_up"), "is incomplete at blocks.0.ffn.w2", id="no-up"),
         pytest.param({"blocks.0.attn.weight": torch.ones(2, 2)}, "which no LongCat LoRA has", id="not-a-lora"),
         pytest.param({}, "is empty", id="empty"),
+        pytest.param(adapter() | {DOWN: torch.ones(0, 64), UP: torch.ones(256, 0)},
+                     r"has products of \[256, 0\] and \[0, 64\] for blocks.0.ffn.w1, which is 256 x 64", id="rank-0"),
+        pytest.param(adapter() | {DOWN: torch.tensor(1.0)}, r"products of \[256, 4\] and \[\]", id="scalar-down"),
+        pytest.param(adapter() | {UP: torch.tensor(1.0)}, r"products of \[\] and \[4, 64\]", id="scalar-up"),
+        pytest.param(adapter() | {DOWN: torch.ones(4, 64, 1, 1)}, r"and \[4, 64, 1, 1\]", id="convolution"),
+        pytest.param(adapter() | {DOWN: torch.ones(4, 32)}, r"and \[4, 32\] for", id="other-inputs"),
+        pytest.param(adapter() | {UP: torch.ones(256, 3)}, r"products of \[256, 3\]", id="two-ranks"),
+        pytest.param(adapter(alpha=torch.ones(4)), r"alpha of \[4\], and a scale is one number", id="vector-alpha"),
+        pytest.param(adapter(alpha_scale=torch.ones(2)), r"alpha_scale of \[2\]", id="vector-scale"),
+        pytest.param(adapter() | {UP: torch.ones(256, 4).to(EIGHT_BITS)}, "as F8_E4M3, which is not", id="eight-bits"),
+        pytest.param(adapter(dora_scale=torch.ones(256)), "has the key 'blocks.0.ffn.w1.dora_scale'", id="dora"),
+        pytest.param(adapter() | adapter("transformer.blocks.0.ffn.w1"), "for one thing", id="twice"),
+        pytest.param(adapter("text_encoder.encoder.block.0"), "adapts the layer text_encoder.encoder", id="text"),
+        pytest.param(adapter("lora_te1_text_model_encoder"), "adapts the layer lora_te1", id="text-of-kohyas"),
+        pytest.param(adapter("lora_unet_down_blocks_0"), "adapts the layer down_blocks_0", id="unet"),
     ],
 )  # fmt: skip
 def test_files_for_other_models_are_refused(pipeline, tmp_path, tensors, sentence):
+    """By a look at the header, before any weight is loaded, and again when it is used."""
+    file = change(tensors, tmp_path)
+    info = replace(pipeline.info, loras={"mine": file})
+    for refused in (lambda: info.request("x", lora="mine"), lambda: load_lora(file, pipeline._model.transformer)):
+        with pytest.raises(ValueError, match=sentence) as refusal:
+            refused()
+        assert "\n" not in str(refusal.value)
+
+
+def test_a_layer_by_two_names_is_refused(pipeline, tmp_path):
+    names = "lora_A", "lora_B"
+    square = {f"blocks.0.{module}.{name}": torch.ones(4, 64) if name == names[0] else torch.ones(64, 4)
+              for module in ("attn.proj", "self_attn.to_out") for name in names}  # fmt: skip
+    with pytest.raises(ValueError, match="adapts the layer blocks.0.self_attn.to_out twice"):
+        load_lora(change(square, tmp_path), pipeline._model.transformer)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        pytest.param('{"lora_alpha": "two"}', "its lora_alpha is two, not a number", id="text"),
+        pytest.param('{"lora_alpha": 1, "alpha_pattern": {"w1": 2}}', "scales of their own", id="pattern"),
+        pytest.param("[" * 100_000, "nested too deeply", id="nested"),
+        pytest.param("[]", "holds a list", id="list"),
+    ],
+)
+def test_scales_that_are_not_understood(pipeline, tmp_path, settings, sentence):
+    (tmp_path / "adapter_config.json").write_text(settings)
+    save_file(adapter(), tmp_path / "adapter_model.safetensors")
     with pytest.raises(ValueError, match=sentence):
-        load_lora(change(tensors, tmp_path), pipeline._model.transformer)
+        load_lora(tmp_path / "adapter_model.safetensors", pipeline._model.transformer)
+
+
+def test_a_scale_that_is_no_number(pipeline, tmp_path):
+    with pytest.raises(ValueError, match="has the scale nan for blocks.0.ffn.w1"):
+        load_lora(change(adapter(alpha=torch.tensor(float("nan"))), tmp_path), pipeline._model.transformer)
 
 
 def test_a_damaged_file_changes_nothing(pipeline, tmp_path, monkeypatch):
@@ -148,7 +267,7 @@ def test_a_damaged_file_changes_nothing(pipeline, tmp_path, monkeypatch):
     switch = pipeline._model.lora
     switch.use("distill")
     monkeypatch.setattr(switch, "_files", {"cut": cut})
-    with pytest.raises(ValueError, match="cannot be read .*copy or download it again"):
+    with pytest.raises(ValueError, match="cannot be read: .*copy or download it again"):
         switch.use("cut")
     assert switch.active == "distill"
     assert hasattr(pipeline._model.transformer.blocks[0].ffn.w1, "lora")

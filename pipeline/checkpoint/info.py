@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from bsa import BSAConfig
+from pipeline.checkpoint.adapter import read_adapter
+from pipeline.checkpoint.expected import linear_layers
 from pipeline.checkpoint.safetensors_files import component_parameters, incomplete, open_file, read_json
 from pipeline.checkpoint.trust import check_files, check_index, check_names, check_plain
 from pipeline.machine.paths import expand_user, is_there
@@ -63,6 +65,7 @@ class CheckpointInfo:
         sparse: block sparse attention from `bsa_params`, even if `enable_bsa` is not set.
         shift: timestep shift of the scheduler.
         loras: adapter name -> file in the folder lora/. LongCat's own are "distill" and "refine".
+        linear: layer name -> outputs and inputs of the transformer's linear layers, which adapters must fit.
     """
 
     path: Path
@@ -73,6 +76,7 @@ class CheckpointInfo:
     sparse: BSAConfig = BSAConfig()
     shift: float = 12.0
     loras: Mapping[str, Path] = field(default_factory=dict)
+    linear: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def request(self, prompt: str, **overrides: Any) -> VideoRequest:
         """A request with this checkpoint's settings, or with the settings of its adapter `lora`.
@@ -128,8 +132,11 @@ class CheckpointInfo:
         return request.start.steps_run(request.steps, self.shift)
 
     def check_lora(self, name: str | None) -> None:
-        """Raise ValueError if the checkpoint has no adapter of this name."""
-        if name is None or name in self.loras:
+        """Raise ValueError if the checkpoint has no adapter of this name, or if the adapter does not fit it."""
+        if name is None:
+            return
+        if name in self.loras:
+            read_adapter(self.loras[name], self.linear)
             return
         found = f"there are {', '.join(sorted(self.loras))}" if self.loras else "there is none"
         file = ADAPTER_FILES.get(name, f"{name}.safetensors")
@@ -183,6 +190,7 @@ def inspect_checkpoint(path: str | Path) -> CheckpointInfo:
         sparse=sparse,
         shift=_shift(configs["scheduler"], path),
         loras=_adapters(path / "lora"),
+        linear=linear_layers(configs["transformer"]),
         defaults=LONGCAT_DEFAULTS | (read_json(generation, path) if generation.exists() else {}),
     )
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any, BinaryIO, NamedTuple
 from pipeline.checkpoint.expected import expected_weights
 from pipeline.checkpoint.trust import check_plain
 
-_PRECISIONS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
+# What weights are read as, by safetensors' name.
+PRECISIONS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 # As diffusers and transformers call their files.
 _STEMS = ("diffusion_pytorch_model", "model")
 _INDEX, _WEIGHTS = ".safetensors.index.json", ".safetensors"
@@ -89,7 +91,7 @@ def merge(stored: dict[str, Stored], more: Mapping[str, Stored], where: str) -> 
 
 def stored_precision(folder: Path, checkpoint: Path) -> str:
     """ "fp32", "fp16" or "bf16", by the first weight."""
-    return _PRECISIONS[next(iter(stored_weights(folder, checkpoint).values())).dtype]
+    return PRECISIONS[next(iter(stored_weights(folder, checkpoint).values())).dtype]
 
 
 def has_encoder(stored: Mapping[str, Stored]) -> bool:
@@ -112,9 +114,9 @@ def check_weights(component: str, config: Mapping[str, Any], stored: Mapping[str
     if config.get("quantization_config"):
         raise ValueError(f"{where}/config.json has a quantization_config; use weights that are not quantised")
     for name, (dtype, _) in stored.items():
-        if dtype not in _PRECISIONS:
+        if dtype not in PRECISIONS:
             raise ValueError(
-                f"{where} has {name} as {dtype}, and weights are read as {', '.join(_PRECISIONS)}; "
+                f"{where} has {name} as {dtype}, and weights are read as {', '.join(PRECISIONS)}; "
                 "use weights that are not quantised"
             )
     try:
@@ -162,6 +164,7 @@ def read_json(file: Path, checkpoint: Path) -> dict[str, Any]:
 
 
 def open_file(file: Path) -> BinaryIO:
+    check_plain(file)
     try:
         return file.open("rb")
     except OSError as error:
@@ -169,26 +172,32 @@ def open_file(file: Path) -> BinaryIO:
 
 
 def read_header(file: Path, checkpoint: Path) -> dict[str, Stored]:
-    """The weights in one file, which is checked for its length on the way."""
-    # safetensors: the header's length (8 bytes, little endian), the header (JSON), then the tensors
-    name = file.relative_to(checkpoint)
-    check_plain(file)
+    """The weights in one file of a checkpoint."""
     with open_file(file) as stream:
-        size = file.stat().st_size
-        prefix = stream.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
-        if 8 + length > size:
-            raise ValueError(incomplete(checkpoint, f"{name} is cut off in its header ({size} bytes)"))
         try:
-            if length > _LONGEST_HEADER:
-                raise ValueError(length)
-            header = json.loads(stream.read(length))
-            header.pop("__metadata__", None)
-            end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-            stored = {key: Stored(str(tensor["dtype"]), tuple(tensor["shape"])) for key, tensor in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-            raise ValueError(incomplete(checkpoint, f"{name} has a damaged header")) from None
+            return parse_header(stream)[0]
+        except ValueError as error:
+            raise ValueError(incomplete(checkpoint, f"{file.relative_to(checkpoint)} {error}")) from None
+
+
+def parse_header(stream: BinaryIO) -> tuple[dict[str, Stored], dict[str, Any]]:
+    """The weights in a file, and what it says of itself; raises ValueError with what is wrong with its header or its
+    length."""
+    # safetensors: the header's length (8 bytes, little endian), the header (JSON), then the tensors
+    size = os.fstat(stream.fileno()).st_size
+    prefix = stream.read(8)
+    length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+    if 8 + length > size:
+        raise ValueError(f"is cut off in its header ({size} bytes)")
+    try:
+        if length > _LONGEST_HEADER:
+            raise ValueError(length)
+        header = json.loads(stream.read(length))
+        metadata = header.pop("__metadata__", {})
+        end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+        stored = {key: Stored(str(tensor["dtype"]), tuple(tensor["shape"])) for key, tensor in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        raise ValueError("has a damaged header") from None
     if 8 + length + end != size:
-        what = f"{name} has {size} bytes where its header announces {8 + length + end}"
-        raise ValueError(incomplete(checkpoint, what))
-    return stored
+        raise ValueError(f"has {size} bytes where its header announces {8 + length + end}")
+    return stored, metadata if isinstance(metadata, dict) else {}

@@ -49,7 +49,7 @@ _KNOWN = re.compile(
     r"|(?:transformer|vae|text_encoder)/(?:config\.json|[^/]+\.safetensors(?:\.index\.json)?)"
     r"|scheduler/scheduler_config\.json"
     r"|tokenizer/(?:tokenizer|tokenizer_config|special_tokens_map)\.json"
-    r"|lora/(?:[^/]+/)?[^/]+\.safetensors"
+    r"|lora/(?:[^/]+/)?(?:[^/]+\.safetensors|adapter_config\.json)"
 )
 
 REMEDY = "use a checkpoint of weights and settings alone"

@@ -1,4 +1,4 @@
-"""LoRA adapters of LongCat-Video, read from LongCat's files or from files of FastVideo's converter.
+"""LoRA adapters of LongCat-Video, put on its transformer and taken off.
 
 Adapters are applied while the model runs, as in the original: `y = W x + scale * up(down(x))`. The weights never
 change, so removing an adapter leaves exactly the loaded model, without a second copy of 25 GiB. FastVideo instead
@@ -10,7 +10,7 @@ Method: Hu et al. 2021, arXiv 2106.09685.
 from __future__ import annotations
 
 import logging
-import re
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,32 +21,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pipeline.checkpoint.adapter import Adapted, read_adapter
 from pipeline.weights import Net
 
 logger = logging.getLogger("pipeline")
-
-_HYPHEN = "___lorahyphen___"  # replaces the dots of a name in LongCat's files
-_KEY = re.compile(
-    r"(?P<module>.+)\.(?P<part>lora_down|lora_up|lora_up\.blocks\.\d+|alpha_scale|lora_A|lora_B|lora_alpha)(\.weight)?"
-)
-# LongCat's layer names -> FastVideo's, which splits some layers: within a block, and in the rest of the model.
-_IN_BLOCK = {
-    "attn.qkv": ("self_attn.to_q", "self_attn.to_k", "self_attn.to_v"),
-    "attn.proj": ("self_attn.to_out",),
-    "cross_attn.q_linear": ("cross_attn.to_q",),
-    "cross_attn.kv_linear": ("cross_attn.to_k", "cross_attn.to_v"),
-    "cross_attn.proj": ("cross_attn.to_out",),
-    "adaLN_modulation.1": ("adaln_linear_1",),
-}
-_ELSEWHERE = {
-    "t_embedder.mlp.0": ("time_embedder.linear_1",),
-    "t_embedder.mlp.2": ("time_embedder.linear_2",),
-    "y_embedder.y_proj.0": ("caption_embedder.linear_1",),
-    "y_embedder.y_proj.2": ("caption_embedder.linear_2",),
-    "final_layer.adaLN_modulation.1": ("final_layer.adaln_linear",),
-    "final_layer.linear": ("final_layer.proj",),
-}
-
 
 @dataclass(frozen=True)
 class LoraLayer:
@@ -105,75 +83,34 @@ class LoraSwitch:
 def load_lora(path: Path, transformer: Net) -> dict[str, LoraLayer]:
     """Read an adapter file for a transformer with FastVideo's names, into the transformer's dtype and device.
 
-    Two kinds of keys are known: LongCat's (`lora___lorahyphen___blocks___lorahyphen___0...lora_down.weight`, with fused
-    projections and `alpha_scale`) and FastVideo's (`blocks.0.self_attn.to_q.lora_A`, with `lora_alpha`).
-
     Returns:
         Layer name -> the part of the adapter for this layer.
 
     Raises:
-        ValueError: the file is damaged, or its layers do not match this model.
+        ValueError: the file is damaged, or its layers are not those of this model; see `read_adapter`.
     """
+    weights = {name: getattr(module, "weight", None) for name, module in transformer.named_modules()}
+    linear = {name: tuple(weight.shape) for name, weight in weights.items() if weight is not None and weight.ndim == 2}
+    adapted = read_adapter(path, linear)
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"the LoRA file {path} cannot be read ({error}); copy or download it again") from None
-    modules: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        name = key.removeprefix(f"lora{_HYPHEN}").replace(_HYPHEN, ".").removeprefix("diffusion_model.")
-        found = _KEY.fullmatch(name)
-        if found is None:
-            raise ValueError(f"{path} has the key {key!r}, which no LongCat LoRA has; use an adapter made for LongCat")
-        modules.setdefault(found["module"], {})[found["part"]] = tensor
-    if not modules:
-        raise ValueError(f"the LoRA file {path} is empty; copy or download it again")
     weight = transformer.patch_embed.proj.weight
     layers: dict[str, LoraLayer] = {}
-    for module, parts in modules.items():
-        for target, down, up, scale in _split(path, module, parts):
-            _check(path, target, down, up, transformer)
-            layers[target] = LoraLayer(down.to(weight), up.to(weight), scale)
+    for one in adapted:
+        scale = one.scale * (1.0 if one.factor is None else float(tensors[one.factor]))
+        if not math.isfinite(scale):
+            raise ValueError(f"{path} has the scale {scale} for {one.layers[0]}; copy or download it again")
+        for layer, down, up in _split(one, tensors):
+            layers[layer] = LoraLayer(down.to(weight), up.to(weight), scale)
     return layers
 
 
-def _split(path: Path, module: str, parts: dict[str, Tensor]) -> list[tuple[str, Tensor, Tensor, float]]:
-    """Split one module of the file into (layer, down, up, scale), for each of the layers that it is fused from."""
-    if "lora_A" in parts and "lora_B" in parts:
-        down, up = parts["lora_A"], parts["lora_B"]
-        alpha = parts.get("lora_alpha")
-        return [(module, down, up, 1.0 if alpha is None else float(alpha) / down.shape[0])]
-    ups = [parts[name] for name in sorted((n for n in parts if n.startswith("lora_up")), key=_number)]
-    if "lora_down" not in parts or not ups:
-        raise ValueError(f"the LoRA file {path} is incomplete at {module}; copy or download it again")
-    down, scale = parts["lora_down"], float(parts.get("alpha_scale", torch.tensor(1.0)))
-    block = re.match(r"blocks\.\d+\.", module)
-    inner = module[block.end() :] if block else module
-    known = (_IN_BLOCK if block else _ELSEWHERE).get(inner, (inner,))
-    targets = [(block[0] if block else "") + name for name in known]
-    if len(ups) == len(targets):  # each of the fused projections has its own product
-        return [(*entry, scale) for entry in zip(targets, down.chunk(len(ups)), ups, strict=True)]
-    rows = torch.block_diag(*ups).chunk(len(targets))
-    return [(target, down, up, scale) for target, up in zip(targets, rows, strict=True)]
-
-
-def _number(name: str) -> int:
-    last = name.rpartition(".")[2]
-    return int(last) if last.isdecimal() else 0
-
-
-def _check(path: Path, target: str, down: Tensor, up: Tensor, transformer: Net) -> None:
-    try:
-        weight: Tensor | None = transformer.get_submodule(target).weight
-    except AttributeError:
-        weight = None
-    if weight is None or weight.ndim != 2:
-        raise ValueError(
-            f"{path} adapts the layer {target}, and this checkpoint has no such linear layer; "
-            "use an adapter that was made for it"
-        ) from None
-    outputs, inputs = weight.shape
-    if (down.ndim, up.ndim) != (2, 2) or (up.shape[0], down.shape[1], up.shape[1]) != (outputs, inputs, down.shape[0]):
-        raise ValueError(
-            f"{path} has products of {list(up.shape)} and {list(down.shape)} for {target}, which is "
-            f"{outputs} x {inputs}; use an adapter that was made for this checkpoint"
-        )
+def _split(one: Adapted, tensors: Mapping[str, Tensor]) -> list[tuple[str, Tensor, Tensor]]:
+    """(layer, down, up) for every layer that one module of the file stands for."""
+    down, ups = tensors[one.down], [tensors[name] for name in one.ups]
+    if len(ups) == len(one.layers):  # each of the fused projections has a product of its own
+        return list(zip(one.layers, down.chunk(len(ups)), ups, strict=True))
+    rows = torch.block_diag(*ups).chunk(len(one.layers))
+    return [(layer, down, up) for layer, up in zip(one.layers, rows, strict=True)]
