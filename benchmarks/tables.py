@@ -315,6 +315,20 @@ def quality_details() -> str:
     return _quality_intro() + rows(head, lines)
 
 
+def selection_times() -> str:
+    d = load("selection")
+    times = {(row["grid"], *row["what"].split(", ")): row for row in d["rows"] if "ms" in row}
+    lines = []
+    for place, scores, _ in (key for key in times if key[2] == "select"):
+        pooled, select, whole = (times[place, scores, part] for part in ("pool", "select", "operation"))
+        lines.append(
+            f"| {place} | {scores} | {pooled['ms']:.2f} ms | {select['ms']:.2f} ms | {whole['ms']:.1f} ms "
+            f"| {select['agreement']:.2%} |"
+        )
+    head = "| token grid | scores | pooling | scoring and top-k | whole operation | same blocks as by float64 |"
+    return f"{_machine(d)}\n\n" + rows(head, lines)
+
+
 def pictures() -> dict[Path, str]:
     """Plots of the measurements, by file."""
     try:
@@ -326,7 +340,7 @@ def pictures() -> dict[Path, str]:
 MEASURED = (kernel_correctness, attention_cpu, embedded_checkpoint, page_start, page_load, soak)
 ATTENTION = (attention_peers, attention_variants, attention_sweep, kernel_limits)
 GPU = (fused, forward, forward_profile, numerics, memory, cost_curve)
-QUALITY = (quality, quality_details)
+QUALITY = (quality, quality_details, selection_times)
 TABLES = {f.__name__: f for f in (*MEASURED, *ATTENTION, *GPU, *QUALITY)}
 
 

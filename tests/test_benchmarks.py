@@ -52,6 +52,7 @@ def test_a_table_without_results_says_so(monkeypatch, tmp_path):
         pytest.param(
             "forward.py", ["--numerics"], {"fast, sparse", "FastVideo, dense", "fast, fp8, dense"}, id="numerics"
         ),
+        pytest.param("selection.py", [], {"mean, select", "cells, operation"}, id="selection"),
         pytest.param("cost_curve.py", [], {"sparse", "dense"}, id="curve"),
         pytest.param("memory.py", [], {"fast, sparse", "plain, sparse", "decoding, frame by frame"}, id="memory"),
         pytest.param("fused_check.py", [], {"swiglu to 8 bits", "head norm"}, id="fused"),

@@ -165,6 +165,51 @@ def test_kernels_on_a_gpu_are_as_close_to_fp64_as_rounded_math(grid, chunk_q, ch
 
 @pytest.mark.gpu
 @needs_gpu
+@pytest.mark.parametrize(
+    ("grid", "chunk_q", "chunk_k", "dim"),
+    [
+        pytest.param((8, 16, 16), (4, 4, 4), (4, 4, 4), 128, id="divisible"),
+        pytest.param((8, 13, 18), (4, 4, 8), (2, 2, 4), 128, id="ragged-fine-keys"),
+        pytest.param((7, 11, 15), (3, 5, 7), (1, 3, 3), 40, id="odd"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_cells_on_a_gpu(grid, chunk_q, chunk_k, dim, dtype):
+    from bsa.cells import cell_scores, pool_cells
+    from bsa.kernels.cell_scores import cell_masses, pool_cells_in_order
+
+    torch.manual_seed(0)
+    layouts = [BlockLayout(Grid(*grid), Grid(*chunk)) for chunk in (chunk_q, chunk_k)]
+    raster = [torch.randn(2, 3, Grid(*grid).volume, dim, device="cuda").to(dtype) for _ in layouts]
+    cells = [pool_cells_in_order(x[:, :, layout.order(x.device)], layout) for x, layout in zip(raster, layouts)]
+    exact = [pool_cells(layout.to_blocks(x.double()), layout) for x, layout in zip(raster, layouts)]
+    bound = 2e-6 if dtype == torch.float32 else torch.finfo(dtype).eps  # cells are rounded once
+    for ours, theirs in zip(cells, exact, strict=True):
+        assert (ours.double() - theirs).norm() / theirs.norm() < bound
+    masses = cell_masses(*cells, *layouts, dim**-0.5).double()
+    expected = cell_scores(*exact, *layouts, dim**-0.5).exp()
+    assert (masses - expected).norm() / expected.norm() < 2 * bound  # and masses once more
+    torch.testing.assert_close(masses.sum(-1), torch.ones_like(masses[..., 0]), rtol=0, atol=bound)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_cells_select_alike_through_the_public_operation(backend):
+    torch.manual_seed(0)
+    grid, config = Grid(8, 13, 18), BSAConfig(0.75, selection="cells")
+    q, k, v = (torch.randn(1, 2, grid.volume, 64, device="cuda") for _ in range(3))
+    out, selection = block_sparse_attention(q, k, v, grid, config, backend=backend, return_selection=True)
+    expected, chosen = block_sparse_attention(
+        q.cpu(), k.cpu(), v.cpu(), grid, config, backend="reference", return_selection=True
+    )
+    blocks = config.blocks(grid).k_blocks.volume
+    assert torch.equal(selection.mask(blocks).cpu(), chosen.mask(blocks))
+    torch.testing.assert_close(out.cpu(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@needs_gpu
 def test_auto_uses_the_kernel_on_a_gpu_and_torch_for_training(caplog, monkeypatch):
     monkeypatch.setattr("bsa.attention._announced", set())
     q, k, v = (torch.randn(1, 2, 256, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
