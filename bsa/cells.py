@@ -30,7 +30,7 @@ _STEP_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """How the blocks of one layout fall into cells.
+    """The cells of all blocks of one layout.
 
     K is the number of cells of a whole block, rounded up to a power of two; cells outside the grid have size 0.
     sizes: tokens of each cell, fp32 [N, K].
