@@ -90,8 +90,8 @@ def main() -> None:
     for grid in [Grid(5, 6, 8)] if args.smoke else GRIDS[:2]:
         sparse = BSAConfig(0.5 if args.smoke else 0.9375)
         cells = replace(sparse, selection="cells")
-        kinds = {"mean": sparse, "cells": cells, "cells + 2 dense layers": replace(cells, dense_layers=2), "dense": None}
-        for name, bsa in kinds.items():
+        kinds = {"mean": sparse, "cells": cells, "cells + 2 dense layers": replace(cells, dense_layers=2)}
+        for name, bsa in (kinds | {"dense": None}).items():
             key = {"grid": str(grid), "what": f"{name}, forward"}
             rows.measure(key, lambda grid=grid, bsa=bsa: measure_forward(models, grid, bsa, device))
     rows.finish()
