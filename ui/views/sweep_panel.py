@@ -23,6 +23,9 @@ NAMES = {
     "Sparsity": "sparsity",
     "CDF threshold": "cdf_threshold",
     "Chunk shape": "chunk",
+    "Scores": "selection",
+    "Dense steps": "dense_steps",
+    "Dense layers": "dense_layers",
     "Seed": "seed",
     "Denoising steps": "steps",
 }
