@@ -40,12 +40,12 @@ def shipped(tokenizer):
 
 @pytest.fixture(scope="module")
 def velocity(shipped, tokenizer):
-    """What a prompt makes of noise alone: latents of 16 frames, half as high and wide as trained, or `size`."""
+    """What a prompt makes of noise alone: latents half as high and wide as trained, or of other `frames` and `size`."""
 
     @functools.cache
     @torch.no_grad()
-    def predict(prompt: str, size: int = 16) -> torch.Tensor:
-        noise = torch.randn(1, 16, 16, size, size, generator=torch.Generator().manual_seed(1))
+    def predict(prompt: str, frames: int = 16, size: int = 16) -> torch.Tensor:
+        noise = torch.randn(1, 16, frames, size, size, generator=torch.Generator().manual_seed(1))
         ids, mask = encode(tokenizer, [prompt])
         return shipped.velocity(noise, torch.ones(1), shipped.encode(ids, mask), mask)
 
@@ -73,7 +73,7 @@ def test_the_shipped_model_tells_from_left_to_right_from_its_opposite(velocity, 
 def test_the_shipped_model_tells_two_objects_from_the_same_words_swapped(velocity, other):
     """The same in other words is nearer. As a bag of words, what is swapped is the same."""
     said, same, swapped = (
-        velocity(f"{text} on a cream background", size=32)
+        velocity(f"{text} on a cream background", frames=8, size=24)
         for text in (
             "a blue square rises and an orange triangle falls",
             "a blue square rises, an orange triangle falls",
