@@ -1,4 +1,4 @@
-"""What block sparse attention costs in quality: methods, blocks and schedules against dense attention.
+"""Measures the quality of block sparse attention: methods, blocks and schedules against dense attention.
 
     python benchmarks/quality.py --prompts 100 --device cuda      # the study of docs/quality.md
     python benchmarks/quality.py --reduced                        # minutes on a CPU; `make quality`

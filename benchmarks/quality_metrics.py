@@ -1,4 +1,4 @@
-"""How near a sparse video is to the dense one, on whole batches and on the device that made them.
+"""Compares sparse videos with dense ones, whole batches at a time, on the device that made them.
 
 PSNR and SSIM are those of `pipeline.media.similarity` (a test compares them); flicker is how far a video's changes from
 frame to frame are from those of the dense one. LPIPS is left out: its networks are downloads of hundreds of megabytes,

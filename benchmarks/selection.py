@@ -6,7 +6,7 @@
 "pool" makes the means or cells of queries and keys, which `fast_forward` gets from its norm kernel for means; "select"
 scores and picks; "operation" is all of it with the attention, given the means. agreement: share of the selected block
 pairs that float64 scores select too, on one head; random inputs are the worst case, because most of their scores are
-nearly equal.
+nearly equal. "forward" is a pass of the transformer of real size with random weights.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from dataclasses import replace
 import torch
 from attention import GRIDS, REAL, SMOKE
 from attention_case import Case
-from gpu import Rows, arguments, device_for, milliseconds
+from dit import Models, inputs
+from gpu import Rows, arguments, device_for, milliseconds, profiled
 
-from bsa import BlockSelection, Grid, block_order_attention
+from bsa import BlockSelection, BSAConfig, Grid, block_order_attention
 from bsa.cells import cell_scores, pool_cells
 from bsa.selection import pool, select_pooled
+from pipeline.model.fast_forward import fast_forward
 
 
 def pooled_of(case: Case, scores: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,6 +68,13 @@ def measure(case: Case, scores: str, part: str) -> dict:
     )
 
 
+def measure_forward(models: Models, grid: Grid, bsa: BSAConfig | None, device: torch.device) -> dict:
+    model, _ = models("bf16")
+    given = inputs(model, grid, device)
+    layers = 0 if bsa is None else bsa.dense_layers
+    return profiled(lambda: fast_forward(model, *given, bsa, dense_layers=layers), device, repeats=3, limit=20)
+
+
 def main() -> None:
     parser = arguments(__doc__, "selection")
     args = parser.parse_args()
@@ -77,6 +86,14 @@ def main() -> None:
             for part in ("pool", "select", "operation"):
                 key = {"grid": str(grid), "what": f"{scores}, {part}"}
                 rows.measure(key, lambda case=case, scores=scores, part=part: measure(case, scores, part))
+    models = Models(device, args.smoke)
+    for grid in [Grid(5, 6, 8)] if args.smoke else GRIDS[:2]:
+        sparse = BSAConfig(0.5 if args.smoke else 0.9375)
+        cells = replace(sparse, selection="cells")
+        kinds = {"mean": sparse, "cells": cells, "cells + 2 dense layers": replace(cells, dense_layers=2)}
+        for name, bsa in (kinds | {"dense": None}).items():
+            key = {"grid": str(grid), "what": f"{name}, forward"}
+            rows.measure(key, lambda grid=grid, bsa=bsa: measure_forward(models, grid, bsa, device))
     rows.finish()
 
 

@@ -71,7 +71,7 @@ class Server:
             return json.loads(self.process.stdout.readline())
 
     def look(self) -> dict:
-        """What it takes now, and how late its event loop was since the last look."""
+        """Read the server's resources, and the delay of its event loop since the last reading."""
         process, told = psutil.Process(self.process.pid), self.tell("look")
         return {
             "memory": process.memory_info().rss,
@@ -105,7 +105,7 @@ class Clients:
             )
 
     def make(self, number: int) -> str:
-        """How a short job ended: "done", or its error."""
+        """The end of a short job: "done", or its error."""
         client = self.all[number % len(self.all)]
         try:
             _, report = client.predict(f"clip {number}", seed=number, **SMALL, api_name="/generate")

@@ -329,6 +329,20 @@ def selection_times() -> str:
     return f"{_machine(d)}\n\n" + rows(head, lines)
 
 
+def selection_forward() -> str:
+    d = load("selection")
+    times = {row["grid"]: {} for row in d["rows"] if row["what"].endswith(", forward")}
+    for row in d["rows"]:
+        if row["what"].endswith(", forward") and "ms" in row:
+            times[row["grid"]][row["what"].removesuffix(", forward")] = row["ms"]
+    lines = [
+        f"| {place} | {name} | {ms / 1e3:.2f} s | {ms / kinds['mean'] - 1:+.0%} |"
+        for place, kinds in times.items()
+        for name, ms in kinds.items()
+    ]
+    return f"{_machine(d)}\n\n" + rows("| token grid | attention | forward pass | against mean |", lines)
+
+
 def pictures() -> dict[Path, str]:
     """Plots of the measurements, by file."""
     try:
@@ -340,7 +354,7 @@ def pictures() -> dict[Path, str]:
 MEASURED = (kernel_correctness, attention_cpu, embedded_checkpoint, page_start, page_load, soak)
 ATTENTION = (attention_peers, attention_variants, attention_sweep, kernel_limits)
 GPU = (fused, forward, forward_profile, numerics, memory, cost_curve)
-QUALITY = (quality, quality_details, selection_times)
+QUALITY = (quality, quality_details, selection_times, selection_forward)
 TABLES = {f.__name__: f for f in (*MEASURED, *ATTENTION, *GPU, *QUALITY)}
 
 

@@ -30,17 +30,19 @@ _STEP_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """How the blocks of one layout fall into cells.
+    """The cells of all blocks of one layout.
 
     K is the number of cells of a whole block, rounded up to a power of two; cells outside the grid have size 0.
     sizes: tokens of each cell, fp32 [N, K].
     weights: weight of each token in its cell's mean, fp32 [N or 1, K, C].
     cell_of_slot: cell of each token, int32 [N or 1, C]; -1 for padding.
+    alike: whether all cells have one size.
     """
 
     sizes: Tensor
     weights: Tensor
     cell_of_slot: Tensor
+    alike: bool
 
 
 def cells_of(layout: BlockLayout, device: torch.device) -> Cells:
@@ -99,4 +101,9 @@ def _cells(layout: BlockLayout, device: torch.device) -> Cells:
         sizes = inside.sum(-1).float()
         weights = inside / sizes.clamp_min(1)[..., None]
         different = slice(None) if layout.ragged else slice(1)
-        return Cells(sizes.to(device), weights[different].to(device), cell[different].int().to(device))
+        return Cells(
+            sizes=sizes.to(device),
+            weights=weights[different].to(device),
+            cell_of_slot=cell[different].int().to(device),
+            alike=bool((sizes == sizes[0, 0]).all()),
+        )

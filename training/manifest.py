@@ -1,4 +1,4 @@
-"""What a checkpoint consists of: its version and the sha256 of each file, in a `MANIFEST` beside them.
+"""The `MANIFEST` of a checkpoint: its version and the sha256 of each file.
 
     python -m training.manifest assets/longcat-tiny --version 7    # writes it
     cd assets/longcat-tiny && sha256sum -c MANIFEST                # checks it, without this program
@@ -38,7 +38,7 @@ def read_manifest(folder: Path) -> tuple[int, dict[str, str]]:
 
 
 def faults(folder: Path) -> list[str]:
-    """How the folder differs from its manifest, a sentence for each file."""
+    """The differences between a folder and its manifest, a sentence for each file."""
     _, listed = read_manifest(folder)
     there = _files(folder)
     return [

@@ -30,7 +30,7 @@ def edges(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def motion_of(video: Tensor) -> Tensor:
-    """How much each pixel differs from the frame before or after: [B, 3, T, H, W] -> [B, 1, T, H, W] in [0, 1]."""
+    """The difference of each pixel from the frame before or after: [B, 3, T, H, W] -> [B, 1, T, H, W] in [0, 1]."""
     change = video.diff(dim=2).abs().amax(dim=1, keepdim=True)
     before, after = F.pad(change, (0, 0, 0, 0, 1, 0)), F.pad(change, (0, 0, 0, 0, 0, 1))
     return (torch.maximum(before, after) / FULL_MOTION).clamp(max=1)

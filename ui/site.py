@@ -35,7 +35,7 @@ class Site:
     clips: ClipReader = field(default_factory=ClipReader)
 
     def owner(self, request: gr.Request) -> str:
-        """Whose jobs an event may see: pass it to `worker.find`."""
+        """The owner whose jobs an event may see, for `worker.find`."""
         return self.visitors.owner(request)
 
     def submit(self, job: AnyJob, request: gr.Request) -> AnyJob:

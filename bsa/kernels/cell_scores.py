@@ -56,20 +56,29 @@ def _pool_kernel(
 @triton.jit
 def _tile_scores(
     q, k_ptr, log_sizes_ptr, first, k_cells, scale_log2,
-    HEAD_DIM: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr,
+    HEAD_DIM: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr, EVEN: tl.constexpr, WEIGH: tl.constexpr,
 ):  # fmt: skip
-    """Logarithms to base 2 of size * exp(score), [queries, TILE]; -inf past the last key cell."""
+    """Logarithms to base 2 of size * exp(score), [queries, TILE]; -inf past the last key cell.
+
+    EVEN: whole tiles fill the key cells, so no load needs a mask. WEIGH: cells differ in size; without, all count as 1.
+    """
     rows, dims = first + tl.arange(0, TILE), tl.arange(0, DIM)
-    inside = (rows[:, None] < k_cells) & (dims[None, :] < HEAD_DIM)
-    k = tl.load(k_ptr + rows[:, None] * HEAD_DIM + dims[None, :], mask=inside, other=0.0)
-    log_sizes = tl.load(log_sizes_ptr + rows, mask=rows < k_cells, other=float("-inf"))
-    return tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2 + log_sizes[None, :]
+    if EVEN and HEAD_DIM == DIM:
+        k = tl.load(k_ptr + rows[:, None] * HEAD_DIM + dims[None, :])
+    else:
+        inside = (rows[:, None] < k_cells) & (dims[None, :] < HEAD_DIM)
+        k = tl.load(k_ptr + rows[:, None] * HEAD_DIM + dims[None, :], mask=inside, other=0.0)
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
+    if WEIGH:
+        scores += tl.load(log_sizes_ptr + rows, mask=rows < k_cells, other=float("-inf"))[None, :]
+    return scores
 
 
 @triton.jit(do_not_specialize=("q_cells", "k_cells"))
 def _denominator_kernel(
     q_ptr, k_ptr, out_ptr, log_sizes_ptr, votes_ptr, q_cells, k_cells, scale_log2,
     HEAD_DIM: tl.constexpr, DIM: tl.constexpr, TILE_Q: tl.constexpr, TILE_K: tl.constexpr,
+    EVEN: tl.constexpr, WEIGH: tl.constexpr,
 ):  # fmt: skip
     """One program: TILE_Q query cells of one head.
 
@@ -83,7 +92,9 @@ def _denominator_kernel(
     row_max = tl.full([TILE_Q], float("-inf"), tl.float32)
     row_sum = tl.zeros([TILE_Q], tl.float32)
     for first in range(0, k_cells, TILE_K):
-        scores = _tile_scores(q, k_ptr, log_sizes_ptr, first, k_cells, scale_log2, HEAD_DIM, DIM, TILE_K)
+        scores = _tile_scores(
+            q, k_ptr, log_sizes_ptr, first, k_cells, scale_log2, HEAD_DIM, DIM, TILE_K, EVEN, WEIGH
+        )
         new_max = tl.maximum(row_max, tl.max(scores, 1))
         row_sum = row_sum * tl.exp2(row_max - new_max) + tl.sum(tl.exp2(scores - new_max[:, None]), 1)
         row_max = new_max
@@ -95,7 +106,7 @@ def _denominator_kernel(
 def _mass_kernel(
     q_ptr, k_ptr, out_ptr, log_sizes_ptr, offsets_ptr, q_blocks, k_blocks, scale_log2,
     HEAD_DIM: tl.constexpr, DIM: tl.constexpr, CELLS_Q: tl.constexpr, CELLS_K: tl.constexpr,
-    TILE_Q: tl.constexpr, TILE_K: tl.constexpr,
+    TILE_Q: tl.constexpr, TILE_K: tl.constexpr, EVEN: tl.constexpr, WEIGH: tl.constexpr,
 ):  # fmt: skip
     """One program: TILE_Q query cells of one head against all key cells. out: fp32 [BH, q_blocks, k_blocks]."""
     BLOCKS_Q: tl.constexpr = TILE_Q // CELLS_Q
@@ -113,7 +124,9 @@ def _mass_kernel(
     # [TILE_K, WIDE]: 1 where a cell belongs to a block
     member = ((tl.arange(0, TILE_K) // CELLS_K)[:, None] == numbers[None, :]).to(q.dtype)
     for first in range(0, k_cells, TILE_K):
-        scores = _tile_scores(q, k_ptr, log_sizes_ptr, first, k_cells, scale_log2, HEAD_DIM, DIM, TILE_K)
+        scores = _tile_scores(
+            q, k_ptr, log_sizes_ptr, first, k_cells, scale_log2, HEAD_DIM, DIM, TILE_K, EVEN, WEIGH
+        )
         mass = tl.exp2(scores - offsets[:, None]).to(q.dtype)
         mass = tl.dot(mass, member, input_precision="ieee")
         mass = tl.sum(tl.reshape(mass, [BLOCKS_Q, CELLS_Q, WIDE]), 1)
@@ -148,24 +161,31 @@ def cell_masses(
     logarithms. q_cells and k_cells: [B, H, N, K, D], contiguous; scale > 0."""
     (batch, heads, q_blocks, per_q, dim), (k_blocks, per_k) = q_cells.shape, k_cells.shape[2:4]
     device = q_cells.device
-    log_sizes = cells_of(k_layout, device).sizes.log2().flatten()
+    cells = cells_of(k_layout, device)
+    log_sizes, different = cells.sizes.log2().flatten(), not cells.alike
     votes = cells_of(q_layout, device).sizes
     votes = (votes / votes.sum(-1, keepdim=True)).flatten()
     out = torch.empty(batch, heads, q_blocks, k_blocks, dtype=torch.float32, device=device)
     offsets = torch.empty(batch * heads, q_blocks * per_q, dtype=torch.float32, device=device)
     half, lines, scale_log2 = q_cells.dtype.itemsize < 4, batch * heads, scale * math.log2(math.e)
     dims: dict[str, Any] = {"HEAD_DIM": dim, "DIM": max(16, triton.next_power_of_2(dim))}
+
+    def kind(tile: int) -> dict[str, bool]:
+        even = (k_blocks * per_k) % tile == 0
+        return {"EVEN": even, "WEIGH": not even or different}
+
     # fp32 products are unrolled, and their tiles must fit into registers
     (tile_q, tile_k), warps = (DENOMINATOR_TILES, 4) if half else ((32, 32), 4)
     with on_device(q_cells):
         _denominator_kernel[(triton.cdiv(q_blocks * per_q, tile_q), lines)](
             q_cells, k_cells, offsets, log_sizes, votes, q_blocks * per_q, k_blocks * per_k, scale_log2,
-            **dims, TILE_Q=tile_q, TILE_K=tile_k, num_warps=warps, num_stages=3,
+            **dims, TILE_Q=tile_q, TILE_K=tile_k, **kind(tile_k), num_warps=warps, num_stages=3,
         )  # fmt: skip
         (tile_q, tile_k), warps = (MASS_TILES, 8) if half else ((32, 32), 4)
         tile_q, tile_k = max(tile_q, per_q), max(tile_k, per_k)
         _mass_kernel[(triton.cdiv(q_blocks * per_q, tile_q), lines)](
             q_cells, k_cells, out, log_sizes, offsets, q_blocks, k_blocks, scale_log2,
-            **dims, CELLS_Q=per_q, CELLS_K=per_k, TILE_Q=tile_q, TILE_K=tile_k, num_warps=warps, num_stages=3,
+            **dims, CELLS_Q=per_q, CELLS_K=per_k, TILE_Q=tile_q, TILE_K=tile_k, **kind(tile_k),
+            num_warps=warps, num_stages=3,
         )  # fmt: skip
     return out

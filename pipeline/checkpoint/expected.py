@@ -142,7 +142,7 @@ def _decoder(config: Mapping[str, Any], latent: int) -> Shapes:
 
 
 def _ends(part: str, middle: int, last: int, channels: int) -> Shapes:
-    """What encoder and decoder have alike: the blocks in the middle, and the last convolution."""
+    """The weights that encoder and decoder share in name: the middle blocks and the last convolution."""
     shapes = _attention(f"{part}.mid_block.attentions.0", middle)
     for number in (0, 1):
         shapes |= _residual(f"{part}.mid_block.resnets.{number}", middle, middle)

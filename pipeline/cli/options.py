@@ -180,7 +180,7 @@ def _add_fields(group: Any, *names: str, **options: Any) -> None:
 
 
 def _help(name: str) -> str:
-    """What a field means, as options say it: without a capital."""
+    """The help text of a field for an option: without a capital."""
     text = FIELDS[name].help
     return text[0].lower() + text[1:]
 
@@ -314,7 +314,7 @@ def _chunk(option: str, parts: list[str]) -> Grid:
 
 
 def read_weights(args: argparse.Namespace) -> LoadOptions:
-    """How the model is to be kept in memory."""
+    """Read the options for loading the model."""
     return LoadOptions(args.quantization, args.offload)
 
 

@@ -106,7 +106,7 @@ class EngineProcess:
 
     @property
     def weights(self) -> LoadOptions:
-        """How the model's weights are kept."""
+        """The options that the model's weights are loaded with."""
         return LoadOptions(self._arguments.get("quantization"), self._arguments.get("offload", False))
 
     def generate_frames(

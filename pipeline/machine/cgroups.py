@@ -38,7 +38,7 @@ def free_in_cgroups(root: Path = Path("/")) -> list[int]:
 
 
 def _free(limit: Path, used: Path, statistics: Path) -> int | None:
-    """What a group has left. Its page cache counts as free; None where there is no limit."""
+    """Bytes that a group has left. Its page cache counts as free. None if there is no limit."""
     try:
         most = limit.read_text().strip()
         if not most.isdecimal() or int(most) > 2**60:  # "max", or the huge number that version 1 writes instead

@@ -1,4 +1,4 @@
-"""Which of NVML's GPUs a CUDA device is.
+"""Finds the NVML GPU behind a CUDA device.
 
 NVML numbers all GPUs by their place on the bus. CUDA numbers those that CUDA_VISIBLE_DEVICES names, from the fastest on
 unless CUDA_DEVICE_ORDER is PCI_BUS_ID, as `pipeline._start` sets it.
@@ -43,7 +43,7 @@ def largest_gpu() -> int:
 
 
 def visible_gpus(gpus: tuple[GpuReading, ...]) -> list[GpuReading]:
-    """Those that CUDA has, in the order of its numbers, as its documentation says; none where that leaves a doubt."""
+    """The GPUs that CUDA sees, in the order of its numbers as documented; empty if that is uncertain."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = [str(gpu.index) for gpu in gpus] if given is None else [name.strip() for name in given.split(",")]
     found: list[GpuReading] = []

@@ -35,7 +35,7 @@ def write_whole(file: Path, text: str) -> None:
 
 
 def remove_partials(folder: Path, process: int) -> None:
-    """What a process that is gone could not take away itself."""
+    """Remove the files that a killed process could not remove itself."""
     for left in folder.glob(f".{process}-*.partial*"):
         with suppress(OSError):
             left.unlink()

@@ -52,7 +52,7 @@ def _suggested_name(output: Path) -> str:
 
 
 def ffmpeg_program() -> str:
-    """What imageio_ffmpeg brings along, or IMAGEIO_FFMPEG_EXE names. ValueError where there is no such program."""
+    """The ffmpeg of imageio_ffmpeg, or the one that IMAGEIO_FFMPEG_EXE names. Raises ValueError if there is none."""
     import imageio_ffmpeg  # not everywhere: a machine that only measures the GPU has no ffmpeg
 
     try:

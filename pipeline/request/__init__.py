@@ -1,1 +1,1 @@
-"""What is asked for and what comes back. Plain values: imports no torch."""
+"""Requests and results as plain values. Imports no torch."""

@@ -1,4 +1,4 @@
-"""Which forward runs a generation: the plain one, or the fast one for large videos. Decided without PyTorch."""
+"""Chooses the forward pass of a generation: the plain one, or the fast one for large videos. Imports no PyTorch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What makes videos, seen from those that only ask for them."""
+"""The interface of anything that makes videos."""
 
 from __future__ import annotations
 

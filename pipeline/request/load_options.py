@@ -1,4 +1,4 @@
-"""How a model is loaded: in which precision its weights are kept, and where."""
+"""Options for loading a model: the precision of its weights, and where they are kept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ QUANTIZATIONS = ("fp8",)
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How the weights of a model are kept. False where they are as stored; as text, the options of the command line.
+    """Options for the weights of a model. False where they are as stored; as text, the options of the command line.
 
     quantization: "fp8" for 8-bit weights in the transformer's blocks (`pipeline.weights.fp8`), None for the
         checkpoint's own.
@@ -44,13 +44,13 @@ class LoadOptions:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Those of `LongCatPipeline.load` that are not its defaults."""
+        """The arguments of `LongCatPipeline.load` that differ from its defaults."""
         given = {"quantization": self.quantization, "offload": self.offload}
         return {name: value for name, value in given.items() if value}
 
     @property
     def versions(self) -> dict[str, str]:
-        """What a video says about them; `from_versions` reads it."""
+        """The entry in a video's metadata; `from_versions` reads it."""
         return {name: "yes" if value is True else value for name, value in self.arguments.items()}
 
     @classmethod
@@ -60,7 +60,7 @@ class LoadOptions:
         return cls(quantization if quantization in QUANTIZATIONS else None, versions.get("offload") == "yes")
 
     def smaller(self) -> list[LoadOptions]:
-        """Those that take less memory of a GPU, the least change first."""
+        """The options that take less GPU memory, the smallest change first."""
         less = [LoadOptions("fp8"), LoadOptions(None, True), LoadOptions("fp8", True)]
         return [options for options in less if options != self and set(self.options) <= set(options.options)]
 

@@ -1,4 +1,4 @@
-"""How LongCat refines: the size that it makes of a clip, the latent frames, and the part of the schedule that runs.
+"""LongCat's rules for refining: the size it makes of a clip, the latent frames, and the part of the schedule that runs.
 
 The numbers of `generate_refine` in LongCat-Video's pipeline_longcat_video.py (arXiv 2510.22200, 4.3).
 """
@@ -43,7 +43,7 @@ def refined_size(height: int, width: int, native_pixels: int = NATIVE_PIXELS) ->
 
 
 def steps_run(steps: int, t_thresh: float, shift: float) -> int:
-    """How many of `steps` run: one at the noise level, and those of the schedule below it.
+    """Number of steps that run out of `steps`: one at the noise level, and all below it in the schedule.
 
     shift: of the checkpoint's scheduler.
     """

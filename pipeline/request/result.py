@@ -1,4 +1,4 @@
-"""What comes back: one finished video, or a dense and a sparse one with the numbers between them."""
+"""Results: one finished video, or a dense and a sparse one with the numbers that compare them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a video begins: from noise alone, or from a clip that is made finer.
+"""The start of a video: noise alone, or a clip that is refined.
 
 Each kind owns what differs between them: latent frames, steps that run, what it asks of a request, how it is written
 down. `pipeline.model.begin` makes the first latents. A new task is a new kind here and a function there.
@@ -137,7 +137,7 @@ KEYS = ("refine",)  # of plain values, which `read_start` takes
 
 
 def read_start(values: Mapping[str, Any]) -> Start:
-    """What `to_dict` of one of them wrote into a request's plain values; noise where nothing stands.
+    """Read the start that `to_dict` wrote into a request's plain values; noise if there is none.
 
     Raises ValueError for a name that is unknown or missing, or a value that cannot be used.
     """

@@ -1,4 +1,4 @@
-"""What is asked of the pipeline: one video, and its progress while it is made."""
+"""The request for one video, and the progress reports while it is made."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class VideoRequest:
 
     @property
     def workload(self) -> Workload:
-        """What it comes to on the transformer; see there."""
+        """The work that it means for the transformer; see `Workload`."""
         return Workload.of(self.grid, self.guidance_scale, self.bsa, self.num_frames)
 
     def to_dict(self) -> dict[str, Any]:

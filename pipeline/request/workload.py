@@ -1,4 +1,4 @@
-"""What a request comes to on the transformer: tokens, rows of the batch, and whether its attention is sparse."""
+"""The work that a request means for the transformer: tokens, rows of the batch, and sparse or dense attention."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ class LongCatPipeline:
             return self._generate(self.plan(request), on_step or (lambda update: None), output)
 
     def plan(self, request: VideoRequest) -> Plan:
-        """What `generate` will do with a request. Raises ValueError where it would refuse it."""
+        """The plan that `generate` will follow. Raises ValueError if it would refuse the request."""
         room = available_memory(self.device) + held_memory(self.device)
         estimator, forward = self._estimator, self.forward
         return plan(

@@ -1,4 +1,4 @@
-"""What will happen to a request, decided once. The only place that refuses one. Needs no PyTorch.
+"""The plan of a request, made once. This is the only place that refuses one. Imports no PyTorch.
 
 Command line, sweep, the worker's admission, /estimate, the plan on the page and the generation itself all make a
 `Plan`, and read from it what they need to know.

@@ -33,7 +33,7 @@ class SweepRun:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What to make: one sparse video for every pair of a row's and a column's value.
+    """The videos to make: one sparse video for every pair of a row's and a column's value.
 
     A swept sparsity or cdf threshold decides alone when the request only has the other rule; when the request has
     both, or both are swept, the rule that keeps more wins, as in `BSAConfig`.

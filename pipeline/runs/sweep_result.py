@@ -1,4 +1,4 @@
-"""What a sweep made and measured: numbers per video, the Pareto front, CSV and JSON."""
+"""The results of a sweep: numbers per video, the Pareto front, CSV and JSON."""
 
 from __future__ import annotations
 

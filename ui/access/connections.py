@@ -1,4 +1,4 @@
-"""How many connections the server takes, so that file handles are left for all else, and what the log says of it.
+"""Limits connections, so that file handles are left for everything else, and keeps the log short about it.
 
 Without a handle nothing works: no connection is taken, no video written, no engine started. Gradio starts uvicorn with
 no bound, and a connection that never sends a request stays as long as its client likes.

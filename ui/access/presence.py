@@ -1,4 +1,4 @@
-"""Which sessions are there: a client hears of its calls on a stream, and one that was killed or cut off has none."""
+"""Knows which clients are connected: each hears of its calls on a stream, and a killed one has none."""
 
 from __future__ import annotations
 

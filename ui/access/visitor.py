@@ -71,7 +71,7 @@ class Visitors:
         return self._sessions.get(str(request.session_hash), f"session:{request.session_hash}")
 
     def address(self, request: gr.Request) -> str:
-        """Where an event came from; "" for a login, of which nobody makes up others."""
+        """The address that an event came from; "" for a login, because nobody can make up logins."""
         return "" if request.username or request.client is None else network(request.client.host)
 
     def ticket(self, request: gr.Request) -> str:

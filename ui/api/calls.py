@@ -50,14 +50,14 @@ class Calls:
 
     @property
     def request(self) -> gr.Request:
-        """The one that is answered now."""
+        """The request that is being answered."""
         request = LocalContext.request.get()
         assert request is not None  # a call has one
         return request
 
     @property
     def owner(self) -> str:
-        """Whose the call is that is answered now."""
+        """The owner of the call that is being answered."""
         return self.site.owner(self.request)
 
     def submit(self, job: Job, name: str | None) -> str:
@@ -131,7 +131,7 @@ class Calls:
 
 
 def _news(site: Site, job: Job) -> tuple[tuple[int, int], str, str] | None:
-    """How far a job is, in words, and the unit of the numbers."""
+    """The progress of a job: numbers, words, and the unit of the numbers."""
     if job.state == "waiting" and not job.started:
         return (0, 1), site.worker.waiting_text(job), "jobs"
     if isinstance(job, SweepJob):

@@ -1,4 +1,4 @@
-"""How a function becomes a named endpoint, and what clients are told of its parameters.
+"""Turns functions into named endpoints and describes their parameters to clients.
 
 Every failure of an endpoint is a `gr.Error`, because of other exceptions the client only learns that there was one.
 """

@@ -1,4 +1,4 @@
-"""What a client is told of a job that has ended, or has not."""
+"""The answers about a job, ended or not."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Entry(NamedTuple):
 
 
 class Disk:
-    """What lies on the disk beside the results, for any thread, and how much of everything there may be.
+    """Accounts for everything on the disk and limits it, for any thread.
 
     budget: bytes that everything may take.
     uploads: folder that only this server writes uploads to, None for one that is not ours to tidy.
@@ -193,7 +193,7 @@ def alive(server: str) -> bool:
 
 
 def _entries(where: Path | None, pattern: str = "*") -> list[Entry]:
-    """What lies in a folder, oldest first. What vanishes meanwhile counts nothing."""
+    """The entries of a folder, oldest first. An entry that vanishes meanwhile is left out."""
     found = []
     for path in where.glob(pattern) if where is not None else ():
         times, size = [0.0], 0

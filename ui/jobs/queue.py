@@ -130,7 +130,7 @@ class JobQueue:
         self.remember(job)
 
     def predict_anew(self) -> None:
-        """What `predict` says has changed."""
+        """Ask `predict` again for every waiting job."""
         with self.changed:
             jobs = list(self._guesses)
         guesses = {job: self.predict(job) for job in jobs}
@@ -165,7 +165,7 @@ class JobQueue:
         return self._ahead().before(job)
 
     def waiting_text(self, job: Job) -> str:
-        """How many jobs run before this one does, and how long they take, where that can be told."""
+        """The number of jobs before this one, and their seconds if they can be told."""
         outlook = self._ahead()
         ahead = outlook.count_before(job)
         if not ahead:

@@ -159,7 +159,7 @@ class Store:
                     db.close()
 
     def _fresh_of(self, owner: str) -> dict[str, Record]:
-        """What is not in the file yet, newest first."""
+        """The owner's records that are not in the file yet, newest first."""
         with self._fresh:
             return {record.id: record for record in reversed(self._unwritten.values()) if record.owner == owner}
 

@@ -219,7 +219,7 @@ class Worker:
 
     @property
     def weights(self) -> LoadOptions:
-        """How the model's weights are kept."""
+        """The options that the model's weights are loaded with."""
         return self._engine.weights
 
     def torch_memory(self) -> dict[str, int] | None:

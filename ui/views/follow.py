@@ -138,7 +138,7 @@ class Follower:
         return job
 
     async def follow(self, request: gr.Request, job: VideoJob, again: bool = False) -> AsyncIterator[Changes]:
-        """What changes on the page until the job has ended; for further pages of its owner only how it is now.
+        """Yield the changes of the page until the job has ended; only the current state for further pages of its owner.
 
         again: the page has followed it before.
         """
