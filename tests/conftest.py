@@ -22,6 +22,7 @@ SLOW = {
     "test_app_faults",
     "test_app_sweep_records",
     "test_app_weights",
+    "test_bsa_compile",
     "test_cli",
     "test_environment",
     "test_wheel",

@@ -36,65 +36,86 @@ def test_a_table_without_results_says_so(monkeypatch, tmp_path):
     assert "Not measured yet." in tables.fill("<!-- table: forward -->\n<!-- end -->")
 
 
-@pytest.mark.parametrize(
-    ("program", "options", "expected"),
-    [
-        pytest.param(
-            "attention.py", ["--part", "sweep"], {"ours", "ours, means given", "ours, baseline"}, id="attention"
-        ),
-        pytest.param("attention.py", ["--part", "variants"], {"selection, sorted"}, id="variants"),
-        pytest.param(
-            "forward.py",
-            [],
-            {"fast, sparse", "plain, dense", "FastVideo, dense", "fast, dense, fp8", "fast, sparse, bf16 offload"},
-            id="forward",
-        ),
-        pytest.param(
-            "forward.py", ["--numerics"], {"fast, sparse", "FastVideo, dense", "fast, fp8, dense"}, id="numerics"
-        ),
-        pytest.param("selection.py", [], {"mean, select", "cells, operation"}, id="selection"),
-        pytest.param("cost_curve.py", [], {"sparse", "dense"}, id="curve"),
-        pytest.param("memory.py", [], {"fast, sparse", "plain, sparse", "decoding, frame by frame"}, id="memory"),
-        pytest.param("fused_check.py", [], {"swiglu to 8 bits", "head norm"}, id="fused"),
-    ],
-)
-def test_gpu_benchmarks_run_in_small_on_the_cpu(tmp_path, program, options, expected):
-    output = tmp_path / "rows.json"
-    command = [sys.executable, ROOT / "benchmarks" / program, "--smoke", "--output", output, *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+IN_SMALL = {
+    "attention": ("attention.py --part sweep", {"ours", "ours, means given", "ours, baseline"}),
+    "variants": ("attention.py --part variants", {"selection, sorted"}),
+    "peers": ("attention.py --part peers", {"FlexAttention"}),
+    "forward": (
+        "forward.py",
+        {"fast, sparse", "plain, dense", "FastVideo, dense", "fast, dense, fp8", "fast, sparse, bf16 offload"},
+    ),
+    "numerics": ("forward.py --numerics", {"fast, sparse", "FastVideo, dense", "fast, fp8, dense"}),
+    "selection": ("selection.py", {"mean, select", "cells, operation"}),
+    "curve": ("cost_curve.py", {"sparse", "dense"}),
+    "memory": ("memory.py", {"fast, sparse", "plain, sparse", "decoding, frame by frame"}),
+    "fused": ("fused_check.py", {"swiglu to 8 bits", "head norm"}),
+}
+
+
+@pytest.fixture(scope="module")
+def rows_of(tmp_path_factory):
+    """The rows that a program wrote; all have run in one process."""
+    folder = tmp_path_factory.mktemp("rows")
+    lines = [
+        json.dumps([*command.split(), "--smoke", "--output", str(folder / f"{name}.json")])
+        for name, (command, _) in IN_SMALL.items()
+    ]
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("benchmark_programs.py")],
+        input="\n".join(lines),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    rows = json.loads(output.read_text())["rows"]
-    assert expected <= {row["what"] for row in rows}
+    failures = json.loads(done.stdout.splitlines()[-1])
+
+    def rows(name):
+        number = str(list(IN_SMALL).index(name))
+        assert number not in failures, failures[number] + done.stderr[-2000:]
+        return json.loads((folder / f"{name}.json").read_text())["rows"]
+
+    return rows
+
+
+@pytest.mark.parametrize("name", [name for name in IN_SMALL if name != "peers"])
+def test_gpu_benchmarks_run_in_small_on_the_cpu(rows_of, name):
+    rows = rows_of(name)
+    assert IN_SMALL[name][1] <= {row["what"] for row in rows}
     assert not [row for row in rows if "failed" in row]
 
 
-def test_the_peers_run_in_small_and_one_that_cannot_says_why(tmp_path):
-    output = tmp_path / "rows.json"
-    command = [sys.executable, ROOT / "benchmarks" / "attention.py", "--smoke", "--part", "peers", "--output", output]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    rows = json.loads(output.read_text())["rows"]
+def test_the_peers_run_in_small_and_one_that_cannot_says_why(rows_of):
+    rows = rows_of("peers")
     whole, ragged = (row for row in rows if row["what"] == "FlexAttention")
     assert whole["error"] < 1e-5
     assert "all of one size" in ragged["failed"]
     assert [row for row in rows if "failed" in row] == [ragged]
 
 
-@pytest.mark.parametrize(
-    ("peer", "package", "given"),
-    [("flashinfer", "flashinfer", "fa3"), ("cudnn", "cudnn", 1), ("cudnn", "cudnn", "auto")],
-)
-def test_a_peer_whose_package_is_missing_is_a_failed_row(tmp_path, peer, package, given):
+PEERS = [("flashinfer", "flashinfer", "fa3"), ("cudnn", "cudnn", 1), ("cudnn", "cudnn", "auto")]
+
+
+@pytest.fixture(scope="module")
+def rows_without_packages(tmp_path_factory):
+    """The rows of three peers, measured in one process that has neither package."""
+    output = tmp_path_factory.mktemp("peers") / "rows.json"
     program = f"""
 import sys
 sys.path.insert(0, {str(ROOT / "benchmarks")!r})
-sys.modules[{package!r}] = None
+sys.modules |= dict.fromkeys(("flashinfer", "cudnn"))
 import attention, attention_peers, gpu, torch
 case = attention.Case(attention.Grid(4, 8, 8), attention.CHUNKS[0], 0.5, *attention.SMOKE, torch.device("cpu"))
-args = gpu.arguments("rows", "rows").parse_args(["--output", {str(tmp_path / "rows.json")!r}])
-gpu.Rows(args, case.device).measure({{"what": {peer!r}}}, lambda: attention_peers.{peer}(case, {given!r}))
+rows = gpu.Rows(gpu.arguments("rows", "rows").parse_args(["--output", {str(output)!r}]), case.device)
+for peer, given in {[(peer, given) for peer, _, given in PEERS]!r}:
+    rows.measure({{"what": peer, "given": given}}, lambda: getattr(attention_peers, peer)(case, given))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
-    [row] = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    return json.loads(output.read_text())["rows"]
+
+
+@pytest.mark.parametrize(("peer", "package", "given"), PEERS)
+def test_a_peer_whose_package_is_missing_is_a_failed_row(rows_without_packages, peer, package, given):
+    [row] = [row for row in rows_without_packages if (row["what"], row["given"]) == (peer, given)]
     assert package in row["failed"] and row["failed"].startswith("ModuleNotFoundError")

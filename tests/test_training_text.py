@@ -1,16 +1,15 @@
 """What the text encoder makes of word order, the noise levels of the training, and training in several processes."""
 
 import functools
-import os
 import random
 
 import pytest
 import torch
 from torch.distributed import TCPStore
+from training_processes import alone, one_of_two
 
 from pipeline import EMBEDDED_CHECKPOINT
 from training.optim import Optimiser
-from training.parallel import agree, average, is_first, join, place
 from training.sampling import PURE_NOISE, draw_sigmas
 from training.scenes import sample_scene
 from training.tokenizer import encode, load_tokenizer
@@ -41,12 +40,12 @@ def shipped(tokenizer):
 
 @pytest.fixture(scope="module")
 def velocity(shipped, tokenizer):
-    """What a prompt makes of noise alone: latents of 16 frames, half as high and wide as trained, or `size`."""
+    """What a prompt makes of noise alone: latents half as high and wide as trained, or of other `frames` and `size`."""
 
     @functools.cache
     @torch.no_grad()
-    def predict(prompt: str, size: int = 16) -> torch.Tensor:
-        noise = torch.randn(1, 16, 16, size, size, generator=torch.Generator().manual_seed(1))
+    def predict(prompt: str, frames: int = 16, size: int = 16) -> torch.Tensor:
+        noise = torch.randn(1, 16, frames, size, size, generator=torch.Generator().manual_seed(1))
         ids, mask = encode(tokenizer, [prompt])
         return shipped.velocity(noise, torch.ones(1), shipped.encode(ids, mask), mask)
 
@@ -74,7 +73,7 @@ def test_the_shipped_model_tells_from_left_to_right_from_its_opposite(velocity, 
 def test_the_shipped_model_tells_two_objects_from_the_same_words_swapped(velocity, other):
     """The same in other words is nearer. As a bag of words, what is swapped is the same."""
     said, same, swapped = (
-        velocity(f"{text} on a cream background", size=32)
+        velocity(f"{text} on a cream background", frames=8, size=24)
         for text in (
             "a blue square rises and an orange triangle falls",
             "a blue square rises, an orange triangle falls",
@@ -181,34 +180,14 @@ def test_many_noise_levels_are_near_one():
     assert (sigma < 0.5).float().mean() == pytest.approx(0.13, abs=0.01)
 
 
-def _process(rank: int, folder: str, port: int) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    assert join() == place() == (rank, 2) and is_first() == (rank == 0)
-    tensors = [torch.full((2, 3), float(rank)), torch.tensor([4.0 * rank])]
-    average(tensors)
-    model = torch.nn.ModuleDict({"blocks": torch.nn.Linear(2, 1)})  # its weight is Muon's, its bias AdamW's
-    torch.nn.init.constant_(model["blocks"].weight, float(rank))
-    weight = Optimiser([model], 0.1).parameters[0].detach().clone()
-    torch.save([*tensors, weight, torch.tensor(agree(10.0 + rank))], f"{folder}/{rank}.pt")
-
-
 def test_two_processes_average_and_agree(tmp_path):
     # the store is here, as it is torchrun's, and not the first process's: nobody can take its port in between
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    torch.multiprocessing.spawn(_process, (str(tmp_path), store.port), nprocs=2)
+    torch.multiprocessing.spawn(one_of_two, (str(tmp_path), store.port), nprocs=2)
     for rank in range(2):
         ones, two, weight, agreed = torch.load(tmp_path / f"{rank}.pt")
         assert (ones == 0.5).all() and two == 2 and (weight == 0.5).all() and agreed == 10
 
 
-def _alone(index: int) -> None:
-    os.environ.pop("RANK", None)  # FastVideo sets it in the process of the tests, where it is a group of one
-    tensor = torch.tensor([3.0])
-    assert join() == place() == (0, 1) and is_first() and agree(7.0) == 7
-    average([tensor])
-    assert tensor == 3
-
-
 def test_alone_nothing_is_averaged():
-    torch.multiprocessing.spawn(_alone, nprocs=1)
+    torch.multiprocessing.spawn(alone, nprocs=1)
