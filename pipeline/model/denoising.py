@@ -23,6 +23,17 @@ class Scheduler(Protocol):
     def sigmas(self) -> Tensor: ...
 
 
+def check_finite(values: Tensor, after: str, lora: str | None) -> None:
+    """Raise ValueError, with the part of the run and the adapter in use, if values are NaN or infinite."""
+    low, high = values.aminmax()  # which NaN runs through; a mask would take as many bytes as there are values
+    if not (low.isfinite() & high.isfinite()):
+        adapter = "no adapter was on" if lora is None else f"the adapter {lora!r} was on: try without it"
+        raise ValueError(
+            f"after {after}, values are NaN or infinite ({adapter}); a weight is damaged or too large, so copy or "
+            "download the files again"
+        )
+
+
 def guide(velocity: Tensor, scale: float) -> Tensor:
     """Classifier-free guidance with CFG-Zero*'s optimised scale (arXiv 2503.18886).
 

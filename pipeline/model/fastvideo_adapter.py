@@ -27,6 +27,7 @@ from pipeline.checkpoint.safetensors_files import has_encoder, stored_precision,
 from pipeline.checkpoint.tokenizer import load_tokenizer
 from pipeline.checkpoint.view import linked
 from pipeline.machine.quiet import quiet
+from pipeline.model.denoising import check_finite
 from pipeline.model.schedule import longcat_sigmas
 from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.video import MAX_PROMPT_TOKENS, VideoRequest
@@ -189,7 +190,15 @@ class FastVideoLongCat:
         return self._pipeline.input_validation_stage(batch, self._args)
 
     def encode_text(self, batch: Any) -> TextStates:
-        with contextlib.nullcontext() if self._visiting is None else self._visiting.on_device():
+        """Raises ValueError if the encoder makes NaN, before FastVideo's stage fails at it with a TypeError."""
+
+        def check(_: Any, __: Any, out: Any) -> None:
+            check_finite(out.last_hidden_state, "the text encoder", self.lora.active)
+
+        with contextlib.ExitStack() as stack:
+            if self._visiting is not None:
+                stack.enter_context(self._visiting.on_device())
+            stack.callback(self._pipeline.modules["text_encoder"].register_forward_hook(check).remove)
             batch = self._pipeline.prompt_encoding_stage(batch, self._args)
         states, masks = list(batch.prompt_embeds), list(batch.prompt_attention_mask)
         if batch.do_classifier_free_guidance:
@@ -235,11 +244,16 @@ class FastVideoLongCat:
     def decode(self, batch: Any, latents: Tensor, on_frame: Callable[[], None]) -> Tensor:
         """Decode latents [1, C, T, H, W] to pixels, fp32 [1, 3, frames, height, width] in 0 to 1.
 
-        on_frame: called after each latent frame.
+        on_frame: called after each latent frame. Raises ValueError if the decoder makes NaN.
         """
+
+        def decoded(_: Any, __: Any, out: Tensor) -> None:
+            check_finite(out, "the VAE", self.lora.active)
+            on_frame()
+
         batch.latents = latents
         # The VAE decodes the latent frames in order and keeps the features that the next one needs.
-        hook = self._vae.decoder.register_forward_hook(lambda *_: on_frame())
+        hook = self._vae.decoder.register_forward_hook(decoded)
         try:
             return self._pipeline.decoding_stage(batch, self._args).output
         finally:

@@ -25,7 +25,7 @@ from pipeline.media.attention_record import record_path
 from pipeline.media.comment import describe
 from pipeline.media.write import prepare_output, write_video
 from pipeline.model.begin import begin
-from pipeline.model.denoising import denoise
+from pipeline.model.denoising import check_finite, denoise
 from pipeline.model.forward import trim_text
 from pipeline.model.preview import LatentColours
 from pipeline.model.recorder import AttentionRecorder
@@ -194,12 +194,19 @@ class LongCatPipeline:
 
             latents, schedule = begin(model, request, batch, on_step, clock)
             latents = latents.to(self.device)
+            check_finite(latents, "the start", request.lora)
             layers, steps = len(model.transformer.blocks), len(schedule.timesteps)
             recorder = None
             if self.record and work.sparse:
                 recorder = AttentionRecorder(request, layers, steps=steps, block_order=plan.forward.name == "fast")
             attention = attention_for(work, recorder)
             with clock.phase("denoise") as elapsed:
+
+                def on_denoise(done: int, total: int, clean: Tensor | None) -> None:
+                    if clean is not None:
+                        check_finite(clean, f"step {done} of {total}", request.lora)
+                    on_step(StepUpdate("denoise", done, total, elapsed(), self._preview(clean)))
+
                 latents = denoise(
                     forward_for(plan.forward, model, work, attention),
                     schedule,
@@ -208,9 +215,7 @@ class LongCatPipeline:
                     mask,
                     guidance_scale=request.guidance_scale,
                     dtype=model.dtype,
-                    on_step=lambda done, total, clean: on_step(
-                        StepUpdate("denoise", done, total, elapsed(), self._preview(clean))
-                    ),
+                    on_step=on_denoise,
                 )
 
             if recorder is not None:
