@@ -47,9 +47,9 @@ from ui.access.guard import Guard, MaySee
 from ui.access.hosts import ALLOWED, Hosts
 from ui.access.login import VARIABLE, read_logins
 from ui.api.publish import Page
-from ui.jobs.disk import UPLOADS, Disk, own_folder, rescue_folder
-from ui.jobs.files import PRIVATE
 from ui.jobs.worker import MAX_WAITING
+from ui.storage.disk import UPLOADS, Disk, own_folder, rescue_folder
+from ui.storage.files import PRIVATE
 
 # Gradio keeps a quarter of a megabyte of each, also of a single call of the API, and of 10,000 unless it is told. The
 # state of the one that was used longest ago is forgotten: which run its page shows, and how much of the history.

@@ -21,7 +21,7 @@ import app
 from pipeline import CheckpointInfo
 from pipeline.engine.process import EngineProcess
 from ui import Worker, build_page
-from ui.jobs.disk import UPLOADS, Disk
+from ui.storage.disk import UPLOADS, Disk
 
 WAIT_SECONDS = 120  # far above what any of this takes, only against hanging
 

@@ -230,6 +230,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "training": ("training",),
     "benchmarks": ("benchmarks",),
     "ui.static": ("ui.static",),
+    "ui.storage": ("ui.storage",),
     "ui.jobs": ("ui.jobs",),
     "ui.access": ("ui.access",),
     "ui.look": ("ui.look", "ui.language"),

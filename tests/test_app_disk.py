@@ -18,8 +18,8 @@ from test_app_history_store import OWNER, ended
 
 import app
 from pipeline.machine.paths import RESCUE, temporary_folder
-from ui.jobs.disk import IDLE_SECONDS, UPLOADS, Disk, own_folder, rescue_folder
-from ui.jobs.store import Record, Store
+from ui.storage.disk import IDLE_SECONDS, UPLOADS, Disk, own_folder, rescue_folder
+from ui.storage.store import Record, Store
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -86,7 +86,7 @@ class TestServed:
         until(lambda: written() == 0, "the end of what was uploaded")
 
     def test_a_full_disk_takes_no_upload(self, address, monkeypatch):
-        monkeypatch.setattr("ui.jobs.disk.shutil.disk_usage", lambda folder: Usage(10**12, 10**12 - 10**8, 10**8))
+        monkeypatch.setattr("ui.storage.disk.shutil.disk_usage", lambda folder: Usage(10**12, 10**12 - 10**8, 10**8))
         answer = httpx.post(f"{address}/gradio_api/upload", files={"files": ("a.mp4", b"x" * 1000)})
         assert answer.status_code == 507
         assert answer.text.startswith("The server's disk is full: 100 MB are free, and an upload must leave 500 MB")
@@ -130,7 +130,7 @@ class TestAccount:
             taken = sum(file.stat().st_size for file in folders[0].glob("*-*/*.mp4"))
             return Usage(10**12, 0, 500_000_000 + 7000 - taken)
 
-        monkeypatch.setattr("ui.jobs.disk.shutil.disk_usage", usage)
+        monkeypatch.setattr("ui.storage.disk.shutil.disk_usage", usage)
         for number in (1, 2, 3):
             ended(store, number, size=3000)
         assert [record.submitted for record in store.runs(OWNER)] == [3, 2]

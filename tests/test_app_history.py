@@ -24,7 +24,7 @@ from playwright.sync_api import expect
 from test_app_browser import EVIL
 
 from pipeline import VideoRequest
-from ui.jobs.store import Record
+from ui.storage.store import Record
 from ui.views.history import run_view
 
 REQUEST = VideoRequest(

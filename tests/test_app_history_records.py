@@ -11,11 +11,11 @@ from fake_pipeline import CHECKPOINT, FakePipeline
 
 from pipeline import VideoRequest
 from ui.access.visitor import Visitors
-from ui.jobs.files import poster
 from ui.jobs.job import VideoJob
 from ui.jobs.records import keep_record_of, record_of, restored
-from ui.jobs.store import Record, Store
 from ui.jobs.worker import Worker
+from ui.storage.files import poster
+from ui.storage.store import Record, Store
 
 OWNER, OTHER = "visitor:a", "visitor:b"
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from ui.jobs.disk import DEFAULT_BUDGET, Disk
-from ui.jobs.files import folder_bytes, remove_folder
-from ui.jobs.store import Record, Store
+from ui.storage.disk import DEFAULT_BUDGET, Disk
+from ui.storage.files import folder_bytes, remove_folder
+from ui.storage.store import Record, Store
 
 OWNER, OTHER = "visitor:a", "visitor:b"
 
@@ -207,7 +207,7 @@ class TestBudget:
 class TestStart:
     def test_jobs_of_a_killed_server_are_interrupted(self, store):
         work = (
-            "import sys; from pathlib import Path; from ui.jobs.store import Record, Store; "
+            "import sys; from pathlib import Path; from ui.storage.store import Record, Store; "
             "store = Store(Path(sys.argv[1])); "
             "store.write(Record('dead', 'visitor:a', 'video', 'running', submitted=5.0)); store.flush(); "
             "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"

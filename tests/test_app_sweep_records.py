@@ -8,9 +8,9 @@ from fake_pipeline import CHECKPOINT, FakePipeline
 
 from pipeline import Axis, Sweep
 from ui.jobs.records import GONE, keep_record_of, restored
-from ui.jobs.store import Store
 from ui.jobs.sweep_job import SweepJob
 from ui.jobs.worker import Worker
+from ui.storage.store import Store
 
 OWNER = "visitor:a"
 

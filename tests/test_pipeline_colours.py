@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipeline.media.clip import read_clip
 from pipeline.media.write import write_video
-from ui.jobs.files import poster
+from ui.storage.files import poster
 
 RGB = ["ff0000", "00ff00", "0000ff", "ffff00", "00ffff", "ff00ff", "c82828", "28c828", "2828c8", "fa780a", "808080"]
 COLOURS = np.array([list(bytes.fromhex(rgb)) for rgb in RGB])

@@ -80,6 +80,14 @@ class TestGrid:
         assert runs[-1].request == replace(BASE, bsa=expected)
         assert runs[0].request == replace(BASE, bsa=None)
 
+    def test_ways_to_score_and_dense_layers(self):
+        runs = sweep("selection=mean,cells", "dense_layers=0,2").runs()
+        assert [run.request.bsa for run in runs[1:]] == [
+            replace(BASE.bsa, selection=scores, dense_layers=layers)
+            for scores in ("mean", "cells")
+            for layers in (0, 2)
+        ]
+
     def test_one_dense_reference_per_seed_and_steps_before_its_cells(self):
         runs = sweep("steps=2,4", "seed=1,2").runs()
         assert len(runs) == 8

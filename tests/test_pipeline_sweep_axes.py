@@ -14,6 +14,8 @@ class TestAxis:
         ("text", "values", "shown"),
         [
             pytest.param("sparsity=0.5, .75,0.9375", (0.5, 0.75, 0.9375), ["0.5", "0.75", "0.9375"], id="sparsity"),
+            pytest.param("selection=mean, cells", ("mean", "cells"), ["mean", "cells"], id="selection"),
+            pytest.param("dense-layers=0,2", (0, 2), ["0", "2"], id="dense layers"),
             pytest.param("cdf-threshold=1", (1.0,), ["1"], id="threshold"),
             pytest.param("seed=1,9007199254740993", (1, 2**53 + 1), ["1", "9007199254740993"], id="long seed"),
             pytest.param("steps=8.0;16", (8, 16), ["8", "16"], id="semicolons"),
@@ -46,6 +48,7 @@ class TestAxis:
             pytest.param("seed= , ", "no values to sweep the seed over; give some, such as 1, 2, 3", id="empty"),
             pytest.param("sparsity=0.5,0.50", "sparsity 0.5 is given twice; leave one out", id="twice"),
             pytest.param("sparsity=half", "sparsity 'half' is not a number", id="word"),
+            pytest.param("selection=mean,best", "selection 'best' is unknown; choose among mean, cells", id="scores"),
             pytest.param("sparsity=nan", "sparsity nan is not a number", id="nan"),
             pytest.param("steps=2.5", "steps 2.5 is not a whole number; try one such as 2", id="half a step"),
             pytest.param("chunk=4,4,4", "chunk '4' is not three whole numbers; write 4x4x4", id="chunk by commas"),

@@ -21,16 +21,16 @@ from ui.form.presets import PresetList
 from ui.form.read import MASS, SIDE_BY_SIDE, TOP_K, form_request, new_seed, page_sentence
 from ui.form.refine import ClipChooser, refine_fields
 from ui.form.restore import OF_ONE_VIDEO, code_panel, fill, form_values, settings_drop
-from ui.jobs.disk import Disk
 from ui.jobs.job import VideoJob
 from ui.jobs.records import keep_record_of
-from ui.jobs.store import Store
 from ui.jobs.worker import Worker
 from ui.language import SWITCH, language_script
 from ui.look.parts import QUIET, box, notice_html
 from ui.look.theme import theme
 from ui.site import Site
 from ui.static import asset
+from ui.storage.disk import Disk
+from ui.storage.store import Store
 from ui.views.follow import Changes, Follower, watch_for_jobs
 from ui.views.history import history_panel
 from ui.views.inspector import inspector_panel

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bsa import Grid
+from bsa.config import SCHEDULE
 from bsa.selectors import TOP_K_AND_MASS
 from pipeline.request.video import VideoRequest
 from pipeline.runs.sweep_axes import Axis, Chunks
@@ -105,5 +106,6 @@ class Sweep:
         if "chunk" in swept:
             chunks: Chunks = swept["chunk"]
             rules |= {"chunk_q": Grid(*chunks[0]), "chunk_k": Grid(*chunks[1])}
+        rules |= {name: swept[name] for name in ("selection", *SCHEDULE) if name in swept}
         plain = {name: swept[name] for name in ("seed", "steps") if name in swept}
         return replace(self.request, bsa=replace(bsa, **rules), **plain)

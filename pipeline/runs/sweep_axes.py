@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bsa import Grid
+from bsa.selectors import SCORES
 from pipeline.request.values import LARGEST, MAX_DIGITS, chunk, whole
 
 Chunks = tuple[Grid, Grid]  # of queries and of keys
@@ -15,6 +16,9 @@ LABELS = {
     "sparsity": "sparsity",
     "cdf_threshold": "cdf threshold",
     "chunk": "chunk",
+    "selection": "selection",
+    "dense_steps": "dense steps",
+    "dense_layers": "dense layers",
     "seed": "seed",
     "steps": "steps",
 }
@@ -26,7 +30,8 @@ class Axis:
 
     Attributes:
         name: a key of `LABELS`.
-        values: numbers, or for "chunk" pairs of query and key chunk, in the order of the rows or columns.
+        values: in the order of the rows or columns: numbers, for "chunk" pairs of query and key chunk, for "selection"
+            names of `bsa.selectors.SCORES`.
 
     Raises:
         ValueError: the name is unknown, or there are no values, or two are the same.
@@ -92,6 +97,9 @@ EXAMPLES = {
     "sparsity": "0.5, 0.75, 0.9375",
     "cdf_threshold": "0.7, 0.9",
     "chunk": "2x4x4, 4x4x4",
+    "selection": "mean, cells",
+    "dense_steps": "0, 1",
+    "dense_layers": "0, 2",
     "seed": "1, 2, 3",
     "steps": "8, 16",
 }
@@ -130,8 +138,21 @@ def _chunks(name: str, value: Any) -> Chunks:
     return whole[0], whole[-1]
 
 
+def _scores(name: str, value: Any) -> str:
+    scores = value.strip() if isinstance(value, str) else value
+    if not isinstance(scores, str) or scores not in SCORES:
+        raise ValueError(f"selection {scores!r} is unknown; choose among {', '.join(SCORES)}")
+    return scores
+
+
 def _unreadable(name: str, value: Any) -> str:
     return f"{LABELS[name]} {value!r} is not a number; write a list such as {EXAMPLES[name]}"
 
 
-_READ = {"sparsity": _number, "cdf_threshold": _number, "chunk": _chunks, "seed": _whole, "steps": _whole}
+_READ: dict[str, Callable[[str, Any], Any]] = {
+    "sparsity": _number,
+    "cdf_threshold": _number,
+    "chunk": _chunks,
+    "selection": _scores,
+    **dict.fromkeys(("dense_steps", "dense_layers", "seed", "steps"), _whole),
+}

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bsa.config import SCHEDULE
 from pipeline.machine.whole_files import write_whole
 from pipeline.request.result import VideoResult
 from pipeline.request.video import VideoRequest
@@ -71,6 +72,8 @@ class SweepVideo:
             "cdf_threshold": None if bsa is None else bsa.cdf_threshold,
             "chunk_q": None if bsa is None else str(bsa.chunk_q),
             "chunk_k": None if bsa is None else str(bsa.chunk_k),
+            "selection": None if bsa is None else bsa.selection,
+            **{name: None if bsa is None else getattr(bsa, name) for name in SCHEDULE},
             "seed": request.seed,
             "steps": request.steps,
             **{f"{phase}_seconds": seconds.get(phase) for phase in ("text", "denoise", "decode", "total")},

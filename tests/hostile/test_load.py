@@ -27,8 +27,8 @@ from ui.access.connections import Sparing, raise_handle_limit
 from ui.jobs import store as stores
 from ui.jobs.estimates import Estimates
 from ui.jobs.job import VideoJob
-from ui.jobs.store import Record, Store
 from ui.jobs.worker import MAX_WAITING, Worker
+from ui.storage.store import Record, Store
 
 
 class TestWaiting:

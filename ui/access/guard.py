@@ -18,8 +18,8 @@ from ui.access.bodies import LARGEST, MOST_AT_ONCE, TOO_LARGE, TOO_MANY, Refused
 from ui.access.hosts import Hosts
 from ui.access.login import Throttle
 from ui.access.presence import Presence, session_of_stream
-from ui.jobs.disk import Disk
-from ui.jobs.files import FOLDER
+from ui.storage.disk import Disk
+from ui.storage.files import FOLDER
 
 SERVED = (".mp4", ".json", ".csv", ".png", ".jpg", ".webp")
 _UPLOAD = re.compile(r"/gradio_api/upload/?$")

@@ -17,7 +17,7 @@ from pathlib import Path
 import gradio as gr
 
 from ui.access.login import network
-from ui.jobs.files import private_folder
+from ui.storage.files import private_folder
 
 log = logging.getLogger("ui")
 

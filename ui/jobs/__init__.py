@@ -1,1 +1,1 @@
-"""Jobs and their bookkeeping: queue, worker, store, files, estimates. Imports no gradio."""
+"""Jobs, their queue and worker, estimates and readings. Imports no gradio."""

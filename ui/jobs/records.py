@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import Axis, Comparison, Sweep, SweepVideo, VideoRequest, VideoResult
-from ui.jobs.files import job_folder, poster
 from ui.jobs.job import Job, VideoJob, plain
-from ui.jobs.store import INTERRUPTED, LIVE, Record, Store
 from ui.jobs.sweep_job import SweepJob
+from ui.storage.files import job_folder, poster
+from ui.storage.store import INTERRUPTED, LIVE, Record, Store
 
 log = logging.getLogger("ui")
 

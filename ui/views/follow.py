@@ -17,9 +17,9 @@ import gradio as gr
 
 from ui.form.read import page_sentence
 from ui.jobs.job import Job, VideoJob
-from ui.jobs.store import Store
 from ui.look.parts import Drawn, notice_html
 from ui.site import Site
+from ui.storage.store import Store
 from ui.views.report import report_panel
 from ui.views.stage import stage_view
 

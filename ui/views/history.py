@@ -11,8 +11,8 @@ from pipeline import VideoRequest
 from ui.form.inputs import Fields
 from ui.form.restore import RESTORED_RUN, fill, form_values, remarks
 from ui.jobs.job import VideoJob
-from ui.jobs.store import INTERRUPTED, Record
 from ui.look.parts import QUIET, Drawn, notice_html
+from ui.storage.store import INTERRUPTED, Record
 from ui.views.follow import GONE, Changes, Follower, live_videos
 from ui.views.report import decibels
 from ui.views.sweep_panel import SWEEP_TAB, SweepPanel

@@ -20,10 +20,10 @@ import numpy as np
 
 from pipeline.media.attention_record import AttentionRecord, record_path
 from pipeline.request.start import LATENT_FRAMES
-from ui.jobs.files import picture
 from ui.jobs.job import VideoJob
 from ui.look.parts import QUIET, Drawn
 from ui.site import Site
+from ui.storage.files import picture
 
 log = logging.getLogger("ui")
 

@@ -9,10 +9,10 @@ import gradio as gr
 from ui.form.read import new_seed
 from ui.form.restore import OF_ONE_VIDEO
 from ui.jobs.job import VideoJob
-from ui.jobs.store import Store
 from ui.jobs.sweep_job import SweepJob
 from ui.look.parts import QUIET, Drawn, box
 from ui.site import Site
+from ui.storage.store import Store
 from ui.views.follow import GONE
 from ui.views.report import report_panel
 from ui.views.stage import stage_view
@@ -23,6 +23,9 @@ NAMES = {
     "Sparsity": "sparsity",
     "CDF threshold": "cdf_threshold",
     "Chunk shape": "chunk",
+    "Scores": "selection",
+    "Dense steps": "dense_steps",
+    "Dense layers": "dense_layers",
     "Seed": "seed",
     "Denoising steps": "steps",
 }

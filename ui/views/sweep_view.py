@@ -41,6 +41,9 @@ def default_values(steps: int) -> dict[str, str]:
         "sparsity": "0.5, 0.75, 0.9375",
         "cdf_threshold": "0.7, 0.8, 0.9",
         "chunk": "2x4x4, 4x4x4",
+        "selection": "mean, cells",
+        "dense_steps": "0, 1",
+        "dense_layers": "0, 2",
         "seed": "1, 2",
         "steps": f"{fewer}, {steps}" if fewer != steps else f"{steps}, {steps + 1}",
     }

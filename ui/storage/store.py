@@ -21,8 +21,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ui.jobs.disk import Disk, alive, this_process
-from ui.jobs.files import FOLDER, folder_bytes, job_folder, private_folder, remove_folder
+from ui.storage.disk import Disk, alive, this_process
+from ui.storage.files import FOLDER, folder_bytes, job_folder, private_folder, remove_folder
 
 log = logging.getLogger("ui")
 

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import psutil
 
-from ui.jobs.files import PRIVATE, private_folder
+from ui.storage.files import PRIVATE, private_folder
 
 log = logging.getLogger("ui")
 
