@@ -17,6 +17,7 @@ from playwright.sync_api import expect
 from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint
 
 STEPS = 2  # enough to go through every stage; the quality of the video is checked elsewhere
+FRAMES = 29  # two seconds to play
 RUN_MS = 300_000  # far above what two short generations take on two cores, only against hanging
 
 
@@ -37,6 +38,7 @@ def test_press_generate_and_see_two_playing_videos(address):
         page = open_page(browser, address)
         open_group(page, "Size, frames, steps, guidance, seed")
         fill_number(page, "number input for Denoising steps", STEPS)
+        fill_number(page, "Frames", FRAMES)
         button(page, "Generate").click()
         expect(notice(page)).to_contain_text("Done with seed", timeout=RUN_MS)
         expect_playing(page, "dense")
