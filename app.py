@@ -121,6 +121,7 @@ def _main(arguments: list[str] | None) -> int:
     finally:
         worker.close()
         if rescued is not None:
+            del os.environ[RESCUE]
             with suppress(OSError):  # there is something in it
                 rescued.rmdir()
         signal.signal(signal.SIGTERM, before)

@@ -43,7 +43,11 @@ def prepare_output(output: Path | str | None) -> Path:
         raise ValueError(f"the output {str(output)!r} names no file; use a name such as video.mp4")
     if output.suffix.lower() != ".mp4":
         raise ValueError(f"the output {output} does not end in .mp4; use a name such as {_suggested_name(output)}")
-    check_writable(Path(os.path.realpath(output)))
+    try:
+        real = Path(os.path.realpath(output))  # a link is written through
+    except UnicodeError:
+        real = output  # `check_writable` has the sentence for it
+    check_writable(real)
     return output
 
 
