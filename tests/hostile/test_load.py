@@ -24,10 +24,10 @@ from ui import build_page
 from ui.access import connections, guard
 from ui.access.bodies import LARGEST
 from ui.access.connections import Sparing, raise_handle_limit
-from ui.jobs import store as stores
 from ui.jobs.estimates import Estimates
 from ui.jobs.job import VideoJob
 from ui.jobs.worker import MAX_WAITING, Worker
+from ui.storage import store as stores
 from ui.storage.store import Record, Store
 
 
