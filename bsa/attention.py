@@ -119,7 +119,9 @@ def _attend_with_triton(
     if q_pooled is None or k_pooled is None:
         q_pooled, k_pooled = pool_cells_in_order(q, q_layout), pool_cells_in_order(k, k_layout)
     v, _ = to_order(v, k_layout, means=False)
-    selection = select_pooled(q_pooled, k_pooled, q_layout, k_layout, config, scale, fused=tuning.fused_top_k)
+    # Cells are scored by a kernel of the fused top-k; without it, all their scores would be in memory.
+    fused = tuning.fused_top_k or not means
+    selection = select_pooled(q_pooled, k_pooled, q_layout, k_layout, config, scale, fused=fused)
     out = torch.empty_like(q)
     attend_tokens(q, k, v, selection, q_layout, k_layout, scale, out, variant=tuning.variant)
     return from_order(out, q_layout), selection

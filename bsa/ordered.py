@@ -83,15 +83,18 @@ def block_order_attention(
     backend = resolve_backend(backend, q, k, v, known=("auto", "triton", "torch"))
     with without_autocast(q.device):
         tuning = tuning or (tuning_of(q, layout, layout) if backend == "triton" else Tuning())
-        pooled = means if config.selector.scores == DEFAULT_SCORES else None
-        by_kernel = pooled is None and config.selector.scores == CELLS and backend == "triton"
-        if by_kernel:
+        pooled, cells_by_kernel = means, config.selector.scores == CELLS and backend == "triton"
+        if cells_by_kernel:
             from bsa.kernels.cell_scores import pool_cells_in_order
 
             pooled = pool_cells_in_order(q.transpose(1, 2), layout), pool_cells_in_order(k.transpose(1, 2), layout)
+        elif config.selector.scores != DEFAULT_SCORES:
+            pooled = None
         blocks = tuple(map(layout.blocks_from_order, (q, k))) if pooled is None or backend == "torch" else ()
         pooled = pooled or (pool(blocks[0], layout, config), pool(blocks[1], layout, config))
-        selection = select_pooled(*pooled, layout, layout, config, scale, fused=tuning.fused_top_k)
+        # Cells are scored by a kernel of the fused top-k; without it, all their scores would be in memory.
+        fused = tuning.fused_top_k or cells_by_kernel
+        selection = select_pooled(*pooled, layout, layout, config, scale, fused=fused)
         if backend == "triton":
             from bsa.kernels.attend import attend_tokens
 

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from bsa import BlockLayout, BSAConfig, Grid, block_sparse_attention
+from bsa import BlockLayout, BSAConfig, Grid, block_order_attention, block_sparse_attention
 from bsa.selection import pool, select_pooled
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
@@ -145,6 +145,20 @@ def cells_error(case):
     return max(errors)
 
 
+def operation_error(case):
+    """Relative error of both public operations with cells, against the reference with its own selection."""
+    grid, config = Grid(*case["grid"]), BSAConfig(0.6, None, case["chunk_q"], case["chunk_k"], "cells")
+    q, k, v = random_qkv((1, 2, grid.volume, 16), torch.float32)
+    expected = block_sparse_attention(q, k, v, grid, config, backend="reference")
+    errors = [relative_error(block_sparse_attention(q, k, v, grid, config, backend="triton"), expected)]
+    if config.chunk_q == config.chunk_k:
+        layout = BlockLayout(grid, config.chunk_q)
+        ordered = (x[:, :, layout.order(x.device)].transpose(1, 2).contiguous() for x in (q, k, v))
+        out = block_order_attention(*ordered, layout, config, backend="triton")
+        errors.append(relative_error(out[:, layout.place_of_token(q.device)].transpose(1, 2), expected))
+    return max(errors)
+
+
 def upstream_error(case):
     """Relative error of our op against FastVideo's flash_attn_bsa_3d, both interpreted."""
     folder = importlib.util.find_spec("fastvideo").submodule_search_locations[0]
@@ -165,7 +179,7 @@ def upstream_error(case):
 
 if __name__ == "__main__":
     run = {"kernel": kernel_error, "upstream": upstream_error, "order": order_error}
-    run |= {"top-k": top_k_error, "layout": layout_error, "cells": cells_error}
+    run |= {"top-k": top_k_error, "layout": layout_error, "cells": cells_error, "operation": operation_error}
     for line in sys.stdin:
         case = json.loads(line)
         print(json.dumps({"id": case["id"], "error": run[case["kind"]](case)}), flush=True)

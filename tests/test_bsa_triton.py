@@ -70,6 +70,10 @@ LAYOUTS = {
     "ragged-two-steps": {"grid": (5, 5, 9), "chunk": (4, 4, 8), "dim": 17},
     "odd-fp16": {"grid": (3, 7, 10), "chunk": (3, 5, 7), "dim": 40, "dtype": "fp16"},
 }
+OPERATIONS = {
+    "one-chunk": {"grid": (4, 5, 9), "chunk_q": (4, 4, 4), "chunk_k": (4, 4, 4)},
+    "fine-keys": {"grid": (4, 5, 9), "chunk_q": (4, 4, 4), "chunk_k": (2, 2, 4)},
+}
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +85,7 @@ def interpreted_errors():
     cases += [{"id": f"top-k-{name}", "kind": "top-k", **case} for name, case in TOP_K.items()]
     cases += [{"id": f"layout-{name}", "kind": "layout", **case} for name, case in LAYOUTS.items()]
     cases += [{"id": f"cells-{name}", "kind": "cells", **case} for name, case in CELLS.items()]
+    cases += [{"id": f"operation-{name}", "kind": "operation", **case} for name, case in OPERATIONS.items()]
     process = subprocess.run(
         [sys.executable, Path(__file__).with_name("bsa_interpreter.py")],
         input="\n".join(map(json.dumps, cases)),
@@ -114,6 +119,16 @@ def test_interpreted_kernels_on_block_order_match_fp64(interpreted_errors, name)
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_block_order_and_means_in_one_pass(interpreted_errors, name):
     assert interpreted_errors(f"layout-{name}") < 1e-6  # means: fp32 sums in another order
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_cells_and_their_masses_match_fp64(interpreted_errors, name):
+    assert interpreted_errors(f"cells-{name}") < 2e-6
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations_with_cells_match_the_reference(interpreted_errors, name):
+    assert interpreted_errors(f"operation-{name}") < 2e-6
 
 
 @pytest.mark.parametrize("name", TOP_K)
