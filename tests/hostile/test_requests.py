@@ -276,6 +276,17 @@ class TestFilesElsewhere:
         answer = httpx.post(f"{address}/gradio_api/call/estimate", content=body, headers=JSON)
         assert (answer.status_code, answer.text) == (400, "The request's JSON is nested more than 64 levels deep.")
 
+    def test_a_number_of_thousands_of_digits_is_a_sentence(self, address):
+        content = '{"data": [' + "9" * 5000 + "]}"
+        answer = httpx.post(f"{address}/gradio_api/call/estimate", content=content, headers=JSON)
+        assert (answer.status_code, answer.text.partition(";")[0]) == (
+            400, "The request has a number of thousands of digits"
+        )  # fmt: skip
+
+    def test_control_characters_in_a_path_are_a_sentence(self, address):
+        answer = httpx.get(f"{address}/gradio_api/heartbeat/A%00")
+        assert (answer.status_code, answer.text) == (400, "The path has control characters.")
+
     def test_the_screen_recorders_endpoint_is_closed(self, address):
         assert httpx.post(f"{address}/gradio_api/process_recording", files={"video": b"x"}).status_code == 403
 

@@ -18,6 +18,7 @@ DEEPEST = 64  # levels of lists and objects; the page and the clients send about
 TOO_LARGE = f"The request is larger than {LARGEST >> 20} MiB; upload files instead of sending them inside it."
 TOO_MANY = "The server is reading the requests of others; try again in a moment."
 TOO_DEEP = f"The request's JSON is nested more than {DEEPEST} levels deep."
+LONG_NUMBER = "The request has a number of thousands of digits; send a shorter one."
 LONG_SESSION = f"The request's session_hash is no text of at most {LONGEST_SESSION} characters."
 ELSEWHERE = "A file in the request has the address {path}; upload the file, this server fetches none from elsewhere."
 
@@ -48,8 +49,10 @@ def check_body(body: bytes) -> None:
         content = json.loads(body, object_pairs_hook=note)
     except RecursionError:
         raise Refused(TOO_DEEP) from None
-    except ValueError:
+    except (json.JSONDecodeError, UnicodeDecodeError):
         return
+    except ValueError:  # Python reads no number of more than 4,300 digits
+        raise Refused(LONG_NUMBER) from None
     session = content.get("session_hash") if isinstance(content, dict) else None
     if session is not None and not (isinstance(session, str) and len(session) <= LONGEST_SESSION):
         raise Refused(LONG_SESSION)

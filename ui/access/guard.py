@@ -25,6 +25,7 @@ SERVED = (".mp4", ".json", ".csv", ".png", ".jpg", ".webp")
 _UPLOAD = re.compile(r"/gradio_api/upload/?$")
 _LOGIN = re.compile(r"/login/?$")
 # Gradio's screen recorder passes any upload to ffmpeg. This page does not offer it.
+_CONTROLS = re.compile(r"[\0-\x1f\x7f]")  # Gradio cannot make an address of such a path
 _UNUSED = re.compile(r"/gradio_api/process_recording/?$")
 _FILE = re.compile(r"/gradio_api/(?:file[=/]|proxy=)(?P<path>.*)$", re.DOTALL)
 # With this policy the browser lets the page fetch nothing from other hosts. Gradio compiles templates and needs eval.
@@ -45,6 +46,7 @@ POLICY = "; ".join(
 SAME_FRAME = "frame-ancestors 'self'"
 SPACES_FRAME = "frame-ancestors 'self' https://huggingface.co https://*.huggingface.co https://*.hf.space"
 REFUSED = "This file is not served."
+ODD_PATH = "The path has control characters."
 UNUSED = "This server does not offer that."
 SLOWLY = "Too many logins failed from this address; try again in {seconds} s."
 MOST_SEEN = 10_000
@@ -118,6 +120,9 @@ class Guard:
         multipart = headers.get("content-type", "").startswith("multipart/")
         if reason := self._hosts.refusal(headers):
             await refuse(reason, 403)
+            return
+        if _CONTROLS.search(path):
+            await refuse(ODD_PATH, 400)
             return
         if _UNUSED.search(path):
             await refuse(UNUSED, 403)
