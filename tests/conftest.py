@@ -18,13 +18,18 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Files whose tests train, measure, build or start whole programs: `make test-fast` leaves them out.
 SLOW = {
     "test_app_api_jobs",
+    "test_app_api_result",
     "test_app_e2e",
     "test_app_faults",
+    "test_app_hang",
+    "test_app_load",
     "test_app_sweep_records",
     "test_app_weights",
     "test_bsa_compile",
     "test_cli",
     "test_environment",
+    "test_pipeline_settings",
+    "test_pipeline_weights",
     "test_wheel",
 }
 SLOW_KINDS = ("test_benchmarks", "test_training")

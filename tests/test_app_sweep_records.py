@@ -102,6 +102,7 @@ def test_what_a_killed_server_had_made(stores):
     with fake.held(after=2):
         worker = run(store, job, fake)
         until(lambda: len(fake.requests) == 3, "the third video")
+        store.flush()  # the thread that writes needs a moment
         back = restored(stores(), job.id)
         worker.close()
     assert (back.state, back.error) == ("failed", "the server ended while this was being made")
