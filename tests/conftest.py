@@ -30,6 +30,7 @@ SLOW = {
     "test_environment",
     "test_pipeline_settings",
     "test_pipeline_weights",
+    "test_pipeline_sweep",
     "test_wheel",
 }
 SLOW_KINDS = ("test_benchmarks", "test_training")
