@@ -35,9 +35,9 @@ from bsa import BSAConfig, Grid, block_sparse_attention
 from bsa.config import SCHEDULE
 from pipeline import EMBEDDED_CHECKPOINT
 from pipeline.model.forward import Attend, attend_dense
-from training.data import held_out
+from training.data import sample_held_out_scenes
 from training.sampling import TextToVideo, sample
-from training.scenes import Scene, sample_scene
+from training.scenes import Scene
 from training.tokenizer import encode, load_tokenizer
 from training.train_dit import build
 from training.vae import load_vae
@@ -88,13 +88,7 @@ def attend_explicitly(q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
 
 
 def held_out_scenes(count: int) -> list[Scene]:
-    """Of every kind, shapes and landscapes as often as in the training, none of them seen there."""
-    rng, scenes = random.Random(SEED), []
-    while len(scenes) < count:
-        scene = sample_scene(rng)
-        if held_out(scene):
-            scenes.append(scene)
-    return scenes
+    return sample_held_out_scenes(random.Random(SEED), count)
 
 
 class Maker:

@@ -45,11 +45,6 @@ class Cells:
     alike: bool
 
 
-def cells_of(layout: BlockLayout, device: torch.device) -> Cells:
-    """Shared: do not write to it."""
-    return _cells(layout, device)
-
-
 def pool_cells(x: Tensor, layout: BlockLayout) -> Tensor:
     """Mean over each cell's tokens, block-major [B, H, N, C, D] to [B, H, N, K, D], in fp32 (fp64 stays fp64); zeros
     for a cell outside the grid."""
@@ -86,7 +81,8 @@ def cell_scores(
 
 
 @lru_cache(maxsize=64)
-def _cells(layout: BlockLayout, device: torch.device) -> Cells:
+def cells_of(layout: BlockLayout, device: torch.device) -> Cells:
+    """The cells of a layout. Shared: do not write to it."""
     with torch.inference_mode(False), torch.no_grad():
         chunk, per_axis = layout.chunk, layout.chunk.blocks(CELL)
         token = layout.token_of_slot(torch.device("cpu")).view(-1, chunk.volume)  # [N, C]

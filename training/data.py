@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import random
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,20 +33,24 @@ def held_out(scene: Scene) -> bool:
 
 
 def sample_training_scenes(rng: random.Random, count: int) -> list[Scene]:
-    scenes: list[Scene] = []
-    while len(scenes) < count:
-        scene = sample_scene(rng)
-        if not held_out(scene):
-            scenes.append(scene)
-    return scenes
+    return _sample(rng, count, lambda scene: not held_out(scene))
+
+
+def sample_held_out_scenes(rng: random.Random, count: int) -> list[Scene]:
+    """Of every kind, shapes and landscapes as often as in the training, none of them seen there."""
+    return _sample(rng, count, held_out)
 
 
 def sample_test_scenes(rng: random.Random, count: int) -> list[Scene]:
     """Held-out scenes with one shape, so that colour, shape and motion can be checked."""
+    return _sample(rng, count, lambda scene: scene.attributes["kind"] == "shapes1" and held_out(scene))
+
+
+def _sample(rng: random.Random, count: int, keep: Callable[[Scene], bool]) -> list[Scene]:
     scenes: list[Scene] = []
     while len(scenes) < count:
         scene = sample_scene(rng)
-        if scene.attributes["kind"] == "shapes1" and held_out(scene):
+        if keep(scene):
             scenes.append(scene)
     return scenes
 

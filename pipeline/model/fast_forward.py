@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bsa import BlockLayout, BlockSelection, BSAConfig, Grid, block_order_attention
+from bsa.selectors import DEFAULT_SCORES
 from bsa.variants import Tuning
 from pipeline.model import fused
 from pipeline.model.forward import _linear, _linear_fp32, embed_timestep, rope_table, trim_text, unpatchify
@@ -80,7 +81,9 @@ def fast_forward(
     x = _patches(latents.to(dtype), patch)
     x = F.linear(x if layout is None else x[:, layout.order(device)], proj.weight.flatten(1), proj.bias)
 
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, means: tuple[Tensor, Tensor]) -> Tensor:
+    by_means = config is not None and config.selection == DEFAULT_SCORES
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, means: tuple[Tensor, Tensor] | None) -> Tensor:
         if layout is None or config is None:
             return _dense(q, k, v)
         if layer < dense_layers:
@@ -96,7 +99,8 @@ def fast_forward(
     fp8 = is_fp8(model)
     text = ops.quantise(text) if fp8 else text
     for layer, block in enumerate(model.blocks if offload is None else offload.blocks()):
-        _block(ops, block, x, t, text, text_mask, rope, frames, layout, partial(attend, layer), ffn_tokens, fp8)
+        pooled = layout if by_means and layer >= dense_layers else None
+        _block(ops, block, x, t, text, text_mask, rope, frames, pooled, partial(attend, layer), ffn_tokens, fp8)
 
     final = model.final_layer
     shift, scale = _linear_fp32(final.adaln_linear, F.silu(t)).chunk(2, dim=-1)
@@ -109,8 +113,11 @@ def fast_forward(
     return unpatchify(x, grid, patch).float()
 
 
-def _block(ops, block, x, t, text, text_mask, rope, frames, layout, attend, ffn_tokens, fp8) -> None:
-    """Run one transformer block in place on x [B, N, E]. With fp8, h and text are `Quantised`."""
+def _block(ops, block, x, t, text, text_mask, rope, frames, pooled, attend, ffn_tokens, fp8) -> None:
+    """Run one transformer block in place on x [B, N, E]. With fp8, h and text are `Quantised`.
+
+    pooled: the layout of the blocks whose means the attention selects by, or None.
+    """
     modulation = _linear_fp32(block.adaln_linear_1, F.silu(t))  # [B, F, 6 E]
     shift, gain, gate, ffn_shift, ffn_gain, ffn_gate = modulation.chunk(6, dim=-1)
     gain += 1
@@ -120,9 +127,9 @@ def _block(ops, block, x, t, text, text_mask, rope, frames, layout, attend, ffn_
     h = ops.residual_norm_(x, None, None, gain, shift, frames, fp8)
     q, k, v = (_heads(_linear(layer, h), attention) for layer in (attention.to_q, attention.to_k, attention.to_v))
     del h
-    means = ops.head_norm_(q, attention.q_norm.weight, rope, layout), None
-    means = means[0], ops.head_norm_(k, attention.k_norm.weight, rope, layout)
-    attended = attend(q, k, v, means).flatten(2)
+    q_means = ops.head_norm_(q, attention.q_norm.weight, rope, pooled)
+    k_means = ops.head_norm_(k, attention.k_norm.weight, rope, pooled)
+    attended = attend(q, k, v, None if pooled is None else (q_means, k_means)).flatten(2)
     del q, k, v
     branch = _linear(attention.to_out, ops.quantise(attended) if fp8 else attended)
     del attended
