@@ -161,7 +161,8 @@ def build_page(
             if form["randomise"]:
                 form["seed"] = new_seed()
             try:
-                wanted = await site.clips.read(form["refine"], form_request, site.checkpoint, form)
+                choose = site.estimates.choose
+                wanted = await site.clips.read(form["refine"], form_request, site.checkpoint, form, choose)
                 job = site.submit(VideoJob(wanted, side_by_side=form["mode"] == SIDE_BY_SIDE), request)
             except ValueError as error:
                 yield kept | {notice: notice_html(page_sentence(error), "error")}

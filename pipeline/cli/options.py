@@ -61,6 +61,7 @@ EXAMPLES = """\
 examples:
   python -m pipeline generate --prompt "a red circle bounces on a blue gradient"
   python -m pipeline generate --prompt "..." --compare --sparsity 0.875
+  python -m pipeline generate --prompt "..." --bsa auto
   python -m pipeline generate --model-path weights/longcat --task t2v --height 720 --width 1280 \\
       --num-frames 93 --prompt "..." --sparsity 0.9375 --chunk-q 4 4 4 --chunk-k 4 4 4
   python -m pipeline generate --model-path weights/longcat --prompt "..." --lora distill
@@ -265,6 +266,12 @@ def _add_attention(parser: argparse.ArgumentParser) -> None:
         "block sparse attention", "Any of these but --dense turns BSA on, or changes the checkpoint's own setting."
     )
     group.add_argument(
+        "--bsa",
+        choices=("auto", "on", "off"),
+        help="auto chooses dense attention or BSA with its sparsity and scores, by what was measured on this machine, "
+        "and says why; on takes the checkpoint's BSA even if it is not enabled there; off is --dense",
+    )
+    group.add_argument(
         "--sparsity",
         type=_number_or_none,
         metavar="X",
@@ -328,8 +335,11 @@ def checked_device(name: str, weights: LoadOptions) -> Device:
     return device
 
 
-def read_bsa(args: argparse.Namespace, default: BSAConfig | None) -> BSAConfig | None:
-    """The attention asked for: the options, over the checkpoint's setting, over LongCat's (0.9375, 4x4x4)."""
+def read_bsa(args: argparse.Namespace, info: CheckpointInfo, default: BSAConfig | None) -> BSAConfig | None:
+    """The attention asked for: the options, over `default`, over LongCat's (0.9375, 4x4x4).
+
+    With --bsa=auto it is the checkpoint's sparse attention, for `choose_attention` to start from.
+    """
     changes: dict[str, Any] = {}
     for name in ("sparsity", "cdf_threshold"):
         if getattr(args, name) is not None:
@@ -341,11 +351,20 @@ def read_bsa(args: argparse.Namespace, default: BSAConfig | None) -> BSAConfig |
         if getattr(args, name) is not None:
             changes[name] = getattr(args, name)
     comparing = getattr(args, "compare", False)
-    if args.dense:
-        if changes or comparing:
-            other = "--compare" if comparing else f"--{next(iter(changes)).replace('_', '-')}"
-            raise ValueError(f"--dense and {other} contradict each other; leave one out")
+    given = [f"--{name.replace('_', '-')}" for name in changes]
+    if args.dense or args.bsa == "off":
+        dense, others = "--dense" if args.dense else "--bsa off", ["--compare", *given] if comparing else given
+        if args.dense and args.bsa in ("auto", "on"):
+            others.append(f"--bsa {args.bsa}")
+        if others:
+            raise ValueError(f"{dense} and {others[0]} contradict each other; leave one out")
         return None
+    if args.bsa == "auto":
+        if given:
+            raise ValueError(f"--bsa auto chooses the attention and {given[0]} sets a part of it; leave one out")
+        return info.sparse
+    if args.bsa == "on":
+        return replace(default or info.sparse, **changes)
     if changes or comparing:
         return replace(default or BSAConfig(), **changes)
     return default
@@ -362,7 +381,7 @@ def read_request(args: argparse.Namespace, info: CheckpointInfo) -> VideoRequest
         return _read_refinement(args, info)
     names = ("height", "width", "num_frames", "steps", "guidance_scale", "fps", "use_distill", "lora")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    bsa = read_bsa(args, info.bsa)
+    bsa = read_bsa(args, info, info.bsa)
     return info.request(args.prompt, negative_prompt=args.negative_prompt, seed=args.seed, bsa=bsa, **given)
 
 
@@ -378,7 +397,7 @@ def _read_refinement(args: argparse.Namespace, info: CheckpointInfo) -> VideoReq
         except ValueError:
             raise ValueError(f"{clip.path.name} does not say what it shows; add --prompt with a description") from None
     shape = {"t_thresh": args.t_thresh, "double_frames": not args.spatial_only}
-    return info.refinement(prompt, clip, **shape, seed=args.seed, bsa=read_bsa(args, info.sparse), **given)
+    return info.refinement(prompt, clip, **shape, seed=args.seed, bsa=read_bsa(args, info, info.sparse), **given)
 
 
 def open_checkpoint(text: str | Path, device: str = "auto", weights: LoadOptions = AS_STORED) -> CheckpointInfo:

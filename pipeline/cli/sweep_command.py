@@ -25,8 +25,10 @@ def run_sweep_command(args: argparse.Namespace, on_step: OnStep, output: TextIO)
 
     on_step: shows the progress. output: where the table goes.
     """
-    if args.dense:
+    if args.dense or args.bsa == "off":
         raise ValueError("--dense leaves nothing to sweep; leave it out, every sweep has its dense videos")
+    if args.bsa == "auto":
+        raise ValueError("--bsa auto leaves nothing to sweep, it chooses one setting; leave it out")
     weights = read_weights(args)
     info = open_checkpoint(args.model_path, args.device, weights)
     rows = parse_axis(args.rows)

@@ -32,11 +32,13 @@ class Workload:
     reason: str
 
     @classmethod
-    def of(cls, grid: Grid, guidance_scale: float, bsa: BSAConfig | None, num_frames: int) -> Workload:
-        """From the values of a request; `VideoRequest.workload` calls it."""
+    def of(
+        cls, grid: Grid, guidance_scale: float, bsa: BSAConfig | None, num_frames: int, auto: str | None = None
+    ) -> Workload:
+        """From the values of a request; `VideoRequest.workload` calls it. auto: why dense attention was chosen."""
         rows = 2 if guidance_scale > 1 else 1
         if bsa is None:
-            return cls(grid, rows, None, None, DENSE)
+            return cls(grid, rows, None, None, auto or DENSE)
         if grid.t == 1:
             return cls(grid, rows, None, None, ONE_FRAME.format(frames=num_frames))
         blocks = bsa.blocks(grid)

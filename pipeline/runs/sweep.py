@@ -91,7 +91,7 @@ class Sweep:
         for row in range(height):
             for column in range(width):
                 request = self._cell(row, column)
-                dense = SweepRun(None, None, replace(request, bsa=None))
+                dense = SweepRun(None, None, request.dense)
                 group = groups.setdefault((request.seed, request.steps), [dense])
                 group.append(SweepRun(row, column, request))
         return [run for group in groups.values() for run in group]

@@ -9,7 +9,7 @@ import gradio as gr
 from bsa import BSAConfig
 from bsa.selectors import CELLS, DEFAULT_SCORES
 from pipeline import CheckpointInfo
-from ui.form.read import DENSE_ONLY, MASS, SIDE_BY_SIDE, SPARSE_ONLY, TOP_K, TOP_K_AND_MASS, keep_by
+from ui.form.read import AUTOMATIC, DENSE_ONLY, MASS, SIDE_BY_SIDE, SPARSE_ONLY, TOP_K, TOP_K_AND_MASS, keep_by
 
 # Prompts like those of the embedded checkpoint's training: shapes moving before a backdrop, and landscapes.
 EXAMPLES = {
@@ -51,9 +51,15 @@ def examples(prompt: gr.Textbox) -> None:
 def attention_fields(default: BSAConfig) -> Fields:
     return {
         "mode": gr.Radio(
-            [("Dense and sparse side by side", SIDE_BY_SIDE), ("Sparse only", SPARSE_ONLY), ("Dense only", DENSE_ONLY)],
+            [
+                ("Dense and sparse side by side", SIDE_BY_SIDE),
+                ("Sparse only", SPARSE_ONLY),
+                ("Dense only", DENSE_ONLY),
+                ("Automatic", AUTOMATIC),
+            ],
             value=SIDE_BY_SIDE,
             label="What to make",
+            info="Automatic makes one video, and chooses its attention by what was measured on this machine.",
             elem_id="mode",
         ),
         "sparsity": gr.Slider(

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from pipeline import Axis, Sweep, SweepResult, SweepVideo
-from ui.form.read import DENSE_ONLY, SIDE_BY_SIDE, form_request, page_sentence
+from ui.form.read import AUTOMATIC, DENSE_ONLY, SIDE_BY_SIDE, form_request, page_sentence
 from ui.jobs.eta import duration_text
 from ui.jobs.job import Job
 from ui.jobs.sweep_job import SweepJob
@@ -54,7 +54,7 @@ def read_sweep(site: Site, axes: tuple, form: dict[str, Any]) -> Sweep:
     row_name, row_values, column_name, column_values = axes
     rows = Axis.of(row_name, row_values or "")
     columns = None if column_name in (NONE, None) else Axis.of(column_name, column_values or "")
-    if form["mode"] == DENSE_ONLY:
+    if form["mode"] in (DENSE_ONLY, AUTOMATIC):
         form = {**form, "mode": SIDE_BY_SIDE}  # the sweep itself decides which videos to make
     return Sweep(form_request(site.checkpoint, form), rows, columns)
 
