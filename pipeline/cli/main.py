@@ -1,4 +1,4 @@
-"""Command line: ``python -m pipeline generate``, ``refine``, ``sweep``, ``info`` and ``inspect``.
+"""Command line: ``python -m pipeline generate``, ``refine``, ``sweep``, ``find``, ``info`` and ``inspect``.
 
 Exit codes: 0 done, 1 the work failed, 2 something in the input cannot be used, and as a shell has it for programs that
 a signal ended: 130 interrupted, 143 terminated, 129 the terminal closed, 141 nobody reads the output any more.
@@ -107,7 +107,7 @@ def run_generate(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_grid(args: argparse.Namespace) -> dict[str, Any]:
-    """Make the videos of a sweep and return the report."""
+    """Make the videos of a sweep or a search and return the report."""
     bar = _Bar()
     try:
         return run_sweep_command(args, bar, _report_stream(args.json))
@@ -269,6 +269,7 @@ _COMMANDS = {
     "generate": run_generate,
     "refine": run_generate,
     "sweep": run_grid,
+    "find": run_grid,
     "info": run_info,
     "inspect": lambda args: run_inspect(args, sys.stderr if args.json == "-" else sys.stdout),
 }

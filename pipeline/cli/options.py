@@ -27,6 +27,7 @@ from pipeline.request.load_options import AS_STORED, QUANTIZATIONS, LoadOptions
 from pipeline.request.sentences import one_line
 from pipeline.request.values import chunk
 from pipeline.request.video import VideoRequest
+from pipeline.runs.search import MOST
 from pipeline.runs.sweep_axes import LABELS
 
 DESCRIPTION = """\
@@ -57,6 +58,14 @@ example:
   python -m pipeline sweep --prompt "snow falls" --rows sparsity=0.5,0.75,0.9375 --columns chunk=2x4x4,4x4x4
 """
 
+FIND = """\
+Find the fastest sparsity with which this prompt and seed still come close enough to the dense video. Makes the dense
+video and then a few sparse ones, each halving what is left to try; prints and writes what a sweep does.
+
+example:
+  python -m pipeline find --prompt "snow falls" --floor psnr=32 --selection cells
+"""
+
 EXAMPLES = """\
 examples:
   python -m pipeline generate --prompt "a red circle bounces on a blue gradient"
@@ -67,6 +76,7 @@ examples:
   python -m pipeline generate --model-path weights/longcat --prompt "..." --lora distill
   python -m pipeline refine clip.mp4 --model-path weights/longcat
   python -m pipeline sweep --prompt "..." --rows sparsity=0.5,0.75 --columns seed=1,2
+  python -m pipeline find --prompt "..." --floor ssim=0.95
   python -m pipeline info --model-path weights/longcat --height 720 --width 1280
 
 exit codes: 0 done, 1 failed, 2 unusable input, 130 interrupted, 143 terminated
@@ -84,7 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     """All commands and options."""
     style = argparse.RawDescriptionHelpFormatter
     parser = _Parser(prog="python -m pipeline", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=style)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{generate,refine,sweep,info,inspect}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{generate,refine,sweep,find,info,inspect}")
 
     generate = commands.add_parser(
         "generate", help="make a video", description=GENERATE, epilog=EXAMPLES, formatter_class=style
@@ -112,11 +122,24 @@ def build_parser() -> argparse.ArgumentParser:
     swept = ", ".join(name.replace("_", "-") for name in LABELS)
     grid.add_argument("--rows", required=True, metavar="NAME=VALUES", help=f"what to sweep: {swept}")
     grid.add_argument("--columns", metavar="NAME=VALUES", help="a second setting")
-    run = sweep.add_argument_group("run")
-    run.add_argument("--output", type=Path, metavar="FOLDER", help="default: a new name in outputs/")
-    _add_device(run)
-    add_weights(sweep)
-    sweep.set_defaults(compare=True)  # sparse even where the checkpoint does not ask for it
+
+    find = commands.add_parser(
+        "find", help="find the fastest sparsity that keeps a floor of quality", description=FIND, formatter_class=style
+    )
+    _add_checkpoint(find)
+    _add_video(find, prompt_required=True)
+    _add_attention(find)
+    search = find.add_argument_group("search")
+    search.add_argument(
+        "--floor", default="psnr=30", metavar="NAME=VALUE", help="psnr=30, in dB (the default), or ssim=0.95, to dense"
+    )
+    search.add_argument("--most", type=int, default=MOST, metavar="N", help=f"sparse videos at most (default: {MOST})")
+    for grid_command in (sweep, find):
+        run = grid_command.add_argument_group("run")
+        run.add_argument("--output", type=Path, metavar="FOLDER", help="default: a new name in outputs/")
+        _add_device(run)
+        add_weights(grid_command)
+        grid_command.set_defaults(compare=True)  # sparse even where the checkpoint does not ask for it
 
     info = commands.add_parser(
         "info",
@@ -128,7 +151,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_video(info, prompt_required=False)
     _add_attention(info)
     add_weights(info)
-    for command in (generate, refine, sweep, info, add_inspect(commands)):
+    for command in (generate, refine, sweep, find, info, add_inspect(commands)):
         command.add_argument(
             "--json",
             metavar="FILE",

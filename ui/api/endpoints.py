@@ -1,5 +1,5 @@
-"""The named endpoints for `gradio_client`: /generate, /compare, /refine, /sweep, /estimate, /inspect, /resources,
-/result and /cancel.
+"""The named endpoints for `gradio_client`: /generate, /compare, /refine, /sweep, /find, /estimate, /inspect,
+/resources, /result and /cancel.
 
 They share one table of parameters, from which the documented signature is made, and the page's worker, so a call
 and a press of the button wait for each other.
@@ -15,11 +15,12 @@ import numpy as np
 
 from bsa import BSAConfig
 from bsa.selectors import SCORES
-from pipeline import Axis, CheckpointInfo, Sweep, VideoRequest, read_resources
+from pipeline import Axis, CheckpointInfo, Floor, Search, Sweep, VideoRequest, read_resources
 from pipeline.estimate.estimator import Estimate
 from pipeline.media.attention_record import AttentionRecord, record_path
 from pipeline.media.clip import inspect_clip
 from pipeline.request.fields import FIELDS
+from pipeline.runs.search import MOST
 from pipeline.runs.sweep_axes import LABELS
 from ui.api.calls import Calls
 from ui.api.publish import REQUIRED, Page, publish
@@ -143,6 +144,16 @@ def add_api(page: Page, site: Site) -> None:
         await calls.follow(job)
         return sweep_report(job) | {"job_id": name, "state": job.state}, table_file(job)
 
+    async def find(quality: str, floor: float, most_videos: int, job_id: str | None, **values: Any) -> tuple[Any, ...]:
+        """Find the fastest sparsity with which this prompt and seed come close enough to the dense video. Makes the
+        dense video, then a few sparse ones, each halving the sparsities that are left. Returns the report of /sweep,
+        whose "search" says which cell was found, or null if none is close enough and faster; and the same as CSV."""
+        request = _request(site, values | {"sparsity": 0.0, "cdf_threshold": None})
+        job = SweepJob(Search.of(request, Floor(quality, floor), most_videos, site.estimates.denoising))
+        name = calls.submit(job, job_id)
+        await calls.follow(job)
+        return sweep_report(job) | {"job_id": name, "state": job.state}, table_file(job)
+
     async def estimate(**values: Any) -> dict[str, Any]:
         """Estimate a video on this machine, dense and sparse: seconds by phase, peak memory in bytes, and the basis of
         these numbers; and what attention "auto" would choose, and why. Makes nothing. Fails with the numbers if the
@@ -205,6 +216,12 @@ def add_api(page: Page, site: Site) -> None:
         ("columns", SETTINGS | None, None, "What varies from column to column, or null"),
         ("column_values", list | None, None, "Its values"),
     ]
+    goal = [
+        ("quality", Literal["psnr", "ssim"], "psnr", "Likeness to the dense video"),
+        ("floor", float, 30.0, "The least of it: decibels of PSNR, or SSIM up to 1"),
+        ("most_videos", int, MOST, "Sparse videos that are made at most"),
+    ]
+    searched = [entry for entry in shared if entry[0] not in ("sparsity", "cdf_threshold")]
     place = [
         ("step", int, 0, "Denoising step, counted from 0"),
         ("layer", int, 0, "Transformer layer, counted from 0"),
@@ -223,6 +240,7 @@ def add_api(page: Page, site: Site) -> None:
     publish(page, compare, [*shared, JOB_ID], [("dense video", str), ("sparse video", str), report])
     publish(page, refine, [*clip, *attention_parameters(site.checkpoint.sparse), attention, JOB_ID], made)
     publish(page, sweep, [*shared, *grid, JOB_ID], [report, ("CSV file", str)])
+    publish(page, find, [*searched, *goal, JOB_ID], [report, ("CSV file", str)])
     publish(page, estimate, sizes, [("estimate", dict)])
     publish(page, inspect_, [KNOWN_ID, *place], [("attention", dict)])
     publish(page, resources, [], [("resources", dict)])

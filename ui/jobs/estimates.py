@@ -99,6 +99,10 @@ class Estimates:
         estimate = self.of(request)
         return advise(request, self.ratio, None if estimate is None else estimate.memory, self.available())
 
+    def denoising(self, request: VideoRequest) -> float | None:
+        """Expected seconds of denoising, or None if unknown."""
+        return None if self._estimator is None else self._estimator.denoising(request)
+
     def choose(self, request: VideoRequest) -> VideoRequest:
         """The request with the attention that suits it on this machine; its `auto` says why."""
         return choose_attention(request, self._checkpoint.sparse, self.of, self.available())
