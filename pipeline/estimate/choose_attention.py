@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from bsa import BSAConfig
+from bsa import BSAConfig, Grid
 from bsa.selectors import CELLS, DEFAULT_SCORES
 from pipeline.estimate.advice import WORTH, usual_kind
 from pipeline.estimate.estimator import Estimate
@@ -70,7 +70,7 @@ def choose_attention(
     expected = {one: estimate(one) for one in (dense, *settings)}
     costs = {one: cost for one, cost in expected.items() if cost is not None}
     if len(costs) < len(expected):
-        return _by_rule(request, settings)
+        return _by_rule(request, base)
 
     fits = {one: available is None or cost.memory <= available for one, cost in costs.items()}
     fitting = [one for one in settings if fits[one]]
@@ -79,7 +79,7 @@ def choose_attention(
     settings = fitting or settings
     seconds = {one: cost.seconds["denoise"] for one, cost in costs.items() if cost.seconds is not None}
     if len(seconds) < len(costs):
-        return _by_rule(request, settings)
+        return _by_rule(request, base)
     fastest = min(seconds[one] for one in settings)
     best = next(one for one in settings if seconds[one] <= NEARLY * fastest)
     if fits[best] and not fits[dense]:
@@ -89,25 +89,32 @@ def choose_attention(
     return _sparse(best, FASTER, dense=_text(seconds[dense]), sparse=_text(seconds[best]))
 
 
-def _settings(request: VideoRequest, base: BSAConfig) -> list[VideoRequest]:
-    """The request with each sparse attention that may be chosen, from the closest to dense to the fastest."""
-    if request.start.clip is not None:
-        return [replace(request, bsa=base)]
+def sparsest(base: BSAConfig, grid: Grid) -> BSAConfig | None:
+    """The sparsest setting that may be chosen on a token grid, with blocks scored by cells; None if there is none."""
+    configs = [bsa for bsa in _configs(base, grid) if bsa.selection == CELLS]
+    return configs[-1] if configs else None
+
+
+def _configs(base: BSAConfig, grid: Grid) -> list[BSAConfig]:
     configs = [
         replace(base, sparsity=sparsity, cdf_threshold=None, selection=scores)
         for sparsity in SPARSITIES
         if base.sparsity is None or sparsity <= base.sparsity
         for scores in SCORES
     ]
-    return [replace(request, bsa=bsa) for bsa in configs if bsa.blocks(request.grid).min_kept >= LEAST_KEPT]
+    return [bsa for bsa in configs if bsa.blocks(grid).min_kept >= LEAST_KEPT]
 
 
-def _by_rule(request: VideoRequest, settings: list[VideoRequest]) -> VideoRequest:
+def _settings(request: VideoRequest, base: BSAConfig) -> list[VideoRequest]:
+    """The request with each sparse attention that may be chosen, from the closest to dense to the fastest."""
+    configs = [base] if request.start.clip is not None else _configs(base, request.grid)
+    return [replace(request, bsa=bsa) for bsa in configs]
+
+
+def _by_rule(request: VideoRequest, base: BSAConfig) -> VideoRequest:
     if usual_kind(request) == "good":
-        sparsest = settings[-1].bsa
-        assert sparsest is not None
-        cells = next(one for one in settings if one.bsa is not None and one.bsa.sparsity == sparsest.sparsity)
-        return _sparse(cells, USUAL_SPARSE, tokens=f"{request.grid.volume:,}")
+        bsa = base if request.start.clip is not None else sparsest(base, request.grid)
+        return _sparse(replace(request, bsa=bsa), USUAL_SPARSE, tokens=f"{request.grid.volume:,}")
     return _dense(request, USUAL_DENSE.format(tokens=f"{request.grid.volume:,}"))
 
 
