@@ -9,6 +9,9 @@ tokens in this order from the first layer to the last. Block n begins at ``start
 
 Chunks of two sizes can share one block order if the smaller divides the larger: the tokens of each large block are
 then sorted by small blocks. See `nested_layouts`.
+
+The first frames of a video may be given, and only the rest be made. A layout with ``lead`` cuts them apart: no block
+holds tokens of both, and the tokens of the first frames come first in block order too.
 """
 
 from __future__ import annotations
@@ -26,34 +29,52 @@ from bsa.grid import Grid
 class BlockLayout:
     """Divides a token grid into chunks. ``chunk`` and ``nest`` are clipped to the grid, which changes no block.
 
+    lead: first frames that are cut apart from the rest, from 0 to those of the grid; all are the same as none.
     nest: another chunk whose blocks are contiguous in the same order, or None. If it is the smaller one, the tokens of
         each block are sorted by its blocks. If it is the larger one, blocks are numbered in its order, one large block
         after the other, and no longer in raster order of the block grid.
 
-    Raises ValueError if neither chunk divides the other.
+    Raises ValueError for another lead, or if neither chunk divides the other.
     """
 
     grid: Grid
     chunk: Grid
+    lead: int = 0
     nest: Grid | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "grid", Grid(*self.grid))
-        object.__setattr__(self, "chunk", Grid(*map(min, self.grid, self.chunk)))
+        grid, lead = Grid(*self.grid), self.lead
+        if not 0 <= lead <= grid.t:
+            given = f"{lead} frames cannot be cut apart from the {grid.t} of the grid {grid}"
+            raise ValueError(f"{given}; use 0 to {grid.t}")
+        lead %= grid.t
+        object.__setattr__(self, "grid", grid)
+        object.__setattr__(self, "lead", lead)
+        object.__setattr__(self, "chunk", grid.clip(Grid(*self.chunk), lead))
         if self.nest is None:
             return
-        nest = Grid(*map(min, self.grid, self.nest))
-        if not _divides(nest, self.chunk, self.grid) and not _divides(self.chunk, nest, self.grid):
+        nest = grid.clip(Grid(*self.nest), lead)
+        if not grid.nests(self.chunk, nest, lead):
             raise ValueError(f"chunks of {self.chunk} and {nest} share no block order: neither divides the other")
         object.__setattr__(self, "nest", None if nest == self.chunk else nest)
 
     @property
     def blocks(self) -> Grid:
-        return self.grid.blocks(self.chunk)
+        return self.grid.blocks(self.chunk, self.lead)
 
     @property
     def ragged(self) -> bool:
-        return self.grid.ragged_blocks(self.chunk) > 0
+        return self.grid.ragged_blocks(self.chunk, self.lead) > 0
+
+    @property
+    def first(self) -> BlockLayout:
+        """The layout of the first ``lead`` frames alone: the first blocks of this one."""
+        return BlockLayout(self.grid._replace(t=self.lead), self.chunk, nest=self.nest)
+
+    @property
+    def rest(self) -> BlockLayout:
+        """The layout of the frames after them: the last blocks of this one."""
+        return BlockLayout(self.grid._replace(t=self.grid.t - self.lead), self.chunk, nest=self.nest)
 
     def sizes(self, device: torch.device) -> Tensor:
         """Number of true tokens per block, int32 [N]. Shared: do not write to it."""
@@ -134,19 +155,12 @@ class BlockLayout:
         return (x.sum(dim=3, dtype=dtype) - padding) / sizes
 
 
-def nested_layouts(grid: Grid, chunk_q: Grid, chunk_k: Grid) -> tuple[BlockLayout, BlockLayout]:
+def nested_layouts(grid: Grid, chunk_q: Grid, chunk_k: Grid, lead: int = 0) -> tuple[BlockLayout, BlockLayout]:
     """The layouts of queries and keys in one block order. They are equal if the chunks are.
 
     Raises ValueError if neither chunk divides the other.
     """
-    return BlockLayout(grid, chunk_q, chunk_k), BlockLayout(grid, chunk_k, chunk_q)
-
-
-def _divides(small: Grid, large: Grid, grid: Grid) -> bool:
-    """Whether every block of ``small`` lies in one of ``large``. Both are clipped to the grid."""
-    return all(
-        step <= size and (size % step == 0 or size == side) for step, size, side in zip(small, large, grid, strict=True)
-    )
+    return BlockLayout(grid, chunk_q, lead, chunk_k), BlockLayout(grid, chunk_k, lead, chunk_q)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,12 +182,12 @@ class _Tables:
 def _tables(layout: BlockLayout, device: torch.device) -> _Tables:
     # Index tensors made in inference mode could not be saved for a later backward pass.
     with torch.inference_mode(False), torch.no_grad():
-        grid, chunk, blocks = layout.grid, layout.chunk, layout.blocks
-        block = _raster_block(grid, chunk)
+        grid, chunk, blocks, lead = layout.grid, layout.chunk, layout.blocks, layout.lead
+        block = _raster_block(grid, chunk, lead)
         # A stable sort by block lists each block's tokens together, in raster order within the block.
         tokens, raster_numbers = block.argsort(stable=True), torch.arange(blocks.volume)
         if layout.nest is not None:
-            nest = _raster_block(grid, layout.nest)
+            nest = _raster_block(grid, layout.nest, lead)
             small, large = (block, nest) if chunk.volume < layout.nest.volume else (nest, block)
             tokens = (large * grid.volume + small).argsort(stable=True)
             # blocks are numbered as they appear
@@ -205,8 +219,9 @@ def _tables(layout: BlockLayout, device: torch.device) -> _Tables:
         )
 
 
-def _raster_block(grid: Grid, chunk: Grid) -> Tensor:
+def _raster_block(grid: Grid, chunk: Grid, lead: int) -> Tensor:
     """The block of every raster token, int64 [S], in raster order of the block grid."""
     t, h, w = torch.meshgrid(*map(torch.arange, grid), indexing="ij")
-    blocks = grid.blocks(chunk)
-    return (((t // chunk.t) * blocks.h + h // chunk.h) * blocks.w + w // chunk.w).flatten()
+    blocks = grid.blocks(chunk, lead)
+    block_t = torch.where(t < lead, t // chunk.t, -(-lead // chunk.t) + (t - lead) // chunk.t)
+    return ((block_t * blocks.h + h // chunk.h) * blocks.w + w // chunk.w).flatten()
