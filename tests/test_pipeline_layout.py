@@ -253,7 +253,7 @@ QKV = "blocks.1.attn.qkv.weight"
             "where its header announces",
             id="cut-off",
         ),
-        pytest.param(with_weight(QKV, None), f"lacks 1 of the 56 weights of its config.json, such as {QKV}", id="lacks"),
+        pytest.param(with_weight(QKV, None), f"lacks 1 of the 56 weights of its config.json, such as {QKV}", id="less"),
         pytest.param(
             with_weight(QKV, torch.zeros(191, 64)),
             f"dit has {QKV} as [191, 64], and by its config.json it is [192, 64]",
@@ -292,7 +292,7 @@ QKV = "blocks.1.attn.qkv.weight"
         pytest.param(write("dit/weights.pkl"), "holds the code dit/weights.pkl", id="pickle"),
         pytest.param(code_behind_a_link, "holds the code dit/modeling.py", id="code-behind-a-link"),
         pytest.param(
-            lambda path: edit_json(path / CONFIG, auto_map={"AutoModel": "a--b.C"}), "config.json has auto_map", id="map"
+            lambda path: edit_json(path / CONFIG, auto_map={"AutoModel": "a--b.C"}), "json has auto_map", id="auto-map"
         ),
         pytest.param(
             write("model_index.json", '{"custom_pipeline": "someone/evil"}'),
