@@ -16,6 +16,7 @@ from pipeline.checkpoint.trust import check_files, check_index, check_names, che
 from pipeline.machine.paths import expand_user, is_there
 from pipeline.request.refinement import STEPS, Clip, refined_size
 from pipeline.request.start import FromClip
+from pipeline.request.values import read_adapters
 from pipeline.request.video import VideoRequest
 
 # A small checkpoint trained for this project. It has the same parts as the one with 13.6 B parameters.
@@ -85,7 +86,9 @@ class CheckpointInfo:
         unknown = sorted(set(overrides) - {field.name for field in fields(VideoRequest)})
         if unknown:
             raise ValueError(f"unknown request field {unknown[0]!r}; see VideoRequest for the fields")
-        usual = next((usual for name, usual in _WITH_ADAPTER.items() if name == overrides.get("lora")), {})
+        lora = overrides.get("lora")
+        asked = {adapter.name for adapter in read_adapters(lora, self.loras)} if isinstance(lora, str) else set()
+        usual = next((usual for name, usual in _WITH_ADAPTER.items() if name in asked), {})
         request = VideoRequest(prompt=prompt, **(values | usual | overrides))
         self.check_lora(request.lora)
         return request
@@ -119,18 +122,16 @@ class CheckpointInfo:
         """Number of denoising steps that a request runs with this checkpoint's schedule."""
         return request.start.steps_run(request.steps, self.shift)
 
-    def check_lora(self, name: str | None) -> None:
-        """Raise ValueError if the checkpoint has no adapter of this name, or if the adapter does not fit it."""
-        if name is None:
-            return
-        if name in self.loras:
-            read_adapter(self.loras[name], self.linear)
-            return
-        found = f"there are {', '.join(sorted(self.loras))}" if self.loras else "there is none"
-        file = ADAPTER_FILES.get(name, f"{name}.safetensors")
-        raise ValueError(
-            f"{self.name} has no LoRA adapter {name!r} ({found}); put {file} into its folder lora"
-        )
+    def check_lora(self, lora: str | None) -> None:
+        """Raise ValueError if the checkpoint lacks an adapter that a request asks for, or if one does not fit it."""
+        for adapter in read_adapters(lora, self.loras):
+            name = adapter.name
+            if name in self.loras:
+                read_adapter(self.loras[name], self.linear)
+                continue
+            found = f"there are {', '.join(sorted(self.loras))}" if self.loras else "there is none"
+            file = ADAPTER_FILES.get(name, f"{name}.safetensors")
+            raise ValueError(f"{self.name} has no LoRA adapter {name!r} ({found}); put {file} into its folder lora")
 
 
 def inspect_checkpoint(path: str | Path) -> CheckpointInfo:

@@ -70,7 +70,7 @@ class FastVideoLongCat:
     ) -> None:
         """Load all weights from `path` to `device`: fp32 on the CPU, bfloat16 on CUDA, kept as `weights` says.
 
-        loras: adapter name -> file. An adapter is loaded at its first use.
+        loras: adapter name -> file. An adapter is loaded when it is used.
 
         Raises:
             ValueError: the weights do not fit FastVideo's LongCat classes or cannot be quantised, or this process
