@@ -146,7 +146,7 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=EMBEDDED_CHECKPOINT,
         metavar="FOLDER",
-        help="LongCat checkpoint in FastVideo's layout: a folder, or org/model on the Hugging Face Hub "
+        help="LongCat checkpoint, as released or in FastVideo's layout: a folder, or org/model on the Hugging Face Hub "
         "(default: the embedded one)",
     )
     group.add_argument(

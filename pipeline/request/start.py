@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from pipeline.request import refinement
-from pipeline.request.values import whole
+from pipeline.request.values import read_adapters, whole
 
 LATENT_FRAMES = 4  # frames of one latent after the first, which holds one (the Wan VAE)
 
@@ -44,7 +44,7 @@ class FromNoise:
         if frames % LATENT_FRAMES != 1:
             below = (frames - 1) // LATENT_FRAMES * LATENT_FRAMES + 1
             raise ValueError(f"num_frames {frames} is not of the form 4n + 1; try {below} or {below + LATENT_FRAMES}")
-        if asked.lora == "refine":
+        if any(adapter.name == "refine" for adapter in read_adapters(asked.lora)):
             raise ValueError("the adapter 'refine' is for refining a clip; choose a clip, or another adapter")
 
     def latent_frames(self, num_frames: int) -> int:

@@ -119,6 +119,8 @@ class LongCatPipeline:
             # no colours stored with the checkpoint: measure them on its own VAE
             colours = LatentColours.fit(model.decode_frame, model.transformer.in_channels, chosen)
         logger.info("Loaded %s (%s transformer parameters) to %s", info.name, f"{info.parameters:,}", chosen)
+        padding = "attended to, as zeros" if model.zero_text_padding else "masked"
+        logger.info("The padding of prompts is %s (text_tokens_zero_pad)", padding)
         return cls(info, chosen, model, colours, record, forward, weights)
 
     def generate(
