@@ -11,8 +11,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from bsa import parts
-from bsa.attention import check_alike, checked_scale, resolve_backend, tuning_of
+from bsa.attention import check_alike, checked_scale, join_parts, parts_of, resolve_backend, tuning_of
 from bsa.block_selection import BlockSelection
 from bsa.config import BSAConfig
 from bsa.layout import BlockLayout, nested_layouts
@@ -88,13 +87,13 @@ def block_order_attention(
     backend = resolve_backend(backend, q, k, v, known=("auto", "triton", "torch"))
     outputs, selections = [], []
     with without_autocast(q.device):
-        for part in parts.of(q.shape[1], layout, k_layout):
+        for part in parts_of(q.shape[1], layout, k_layout):
             some = q[:, part.queries], k[:, part.keys], v[:, part.keys]
             pooled = None if means is None else (means[0][:, :, part.q_blocks], means[1][:, :, part.k_blocks])
             out, selection = _attend(*some, part.q_layout, part.k_layout, config, pooled, backend, scale, tuning)
             outputs.append(out)
             selections.append(selection)
-    out = parts.joined(outputs, dim=1)
+    out = join_parts(outputs, dim=1)
     if not return_selection:
         return out
     q_layout = layout if q.shape[1] == layout.grid.volume else layout.rest
