@@ -124,7 +124,7 @@ class TestChoice:
         ("changes", "most", "sentence"),
         [
             pytest.param({"bsa": None}, 4, "a search needs block sparse attention", id="dense"),
-            pytest.param({"num_frames": 1}, 4, "nothing to sweep: num_frames 1 is a single latent", id="one frame"),
+            pytest.param({"num_frames": 1}, 4, "nothing to search: num_frames 1 is a single latent", id="one frame"),
             pytest.param({}, 0, "0 sparse videos find nothing; allow at least 1", id="none"),
             pytest.param({}, 1.5, "number of videos 1.5 is not a whole number", id="a half"),
         ],

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from bsa import BSAConfig, Grid
+from bsa import BlockPlan, BSAConfig
 from bsa.selectors import CELLS, DEFAULT_SCORES
 from pipeline.estimate.advice import WORTH, usual_kind
 from pipeline.estimate.estimator import Estimate
@@ -65,7 +65,7 @@ def choose_attention(
         return _dense(request, ONE_FRAME)
     settings = _settings(request, base)
     if not settings:
-        return _dense(request, FEW_BLOCKS.format(blocks=base.blocks(request.grid).k_blocks.volume))
+        return _dense(request, FEW_BLOCKS.format(blocks=_blocks(replace(request, bsa=base)).k_blocks.volume))
     dense = _dense(request, "")
     expected = {one: estimate(one) for one in (dense, *settings)}
     costs = {one: cost for one, cost in expected.items() if cost is not None}
@@ -89,31 +89,34 @@ def choose_attention(
     return _sparse(best, FASTER, dense=_text(seconds[dense]), sparse=_text(seconds[best]))
 
 
-def sparsest(base: BSAConfig, grid: Grid) -> BSAConfig | None:
-    """The sparsest setting that may be chosen on a token grid, with blocks scored by cells; None if there is none."""
-    configs = [bsa for bsa in _configs(base, grid) if bsa.selection == CELLS]
+def sparsest(request: VideoRequest, base: BSAConfig) -> BSAConfig | None:
+    """The sparsest setting that may be chosen for a request, with blocks scored by cells; None if there is none."""
+    configs = [one.bsa for one in _settings(request, base) if one.bsa is not None and one.bsa.selection == CELLS]
     return configs[-1] if configs else None
-
-
-def _configs(base: BSAConfig, grid: Grid) -> list[BSAConfig]:
-    configs = [
-        replace(base, sparsity=sparsity, cdf_threshold=None, selection=scores)
-        for sparsity in SPARSITIES
-        if base.sparsity is None or sparsity <= base.sparsity
-        for scores in SCORES
-    ]
-    return [bsa for bsa in configs if bsa.blocks(grid).min_kept >= LEAST_KEPT]
 
 
 def _settings(request: VideoRequest, base: BSAConfig) -> list[VideoRequest]:
     """The request with each sparse attention that may be chosen, from the closest to dense to the fastest."""
-    configs = [base] if request.start.clip is not None else _configs(base, request.grid)
-    return [replace(request, bsa=bsa) for bsa in configs]
+    if request.start.clip is not None:
+        return [replace(request, bsa=base)]
+    settings = [
+        replace(request, bsa=replace(base, sparsity=sparsity, cdf_threshold=None, selection=scores))
+        for sparsity in SPARSITIES
+        if base.sparsity is None or sparsity <= base.sparsity
+        for scores in SCORES
+    ]
+    return [one for one in settings if _blocks(one).min_kept >= LEAST_KEPT]
+
+
+def _blocks(request: VideoRequest) -> BlockPlan:
+    blocks = request.workload.blocks
+    assert blocks is not None  # of a sparse request with several latent frames
+    return blocks
 
 
 def _by_rule(request: VideoRequest, base: BSAConfig) -> VideoRequest:
     if usual_kind(request) == "good":
-        bsa = base if request.start.clip is not None else sparsest(base, request.grid)
+        bsa = base if request.start.clip is not None else sparsest(request, base)
         return _sparse(replace(request, bsa=bsa), USUAL_SPARSE, tokens=f"{request.grid.volume:,}")
     return _dense(request, USUAL_DENSE.format(tokens=f"{request.grid.volume:,}"))
 
@@ -125,8 +128,8 @@ def _dense(request: VideoRequest, why: str) -> VideoRequest:
 def _sparse(request: VideoRequest, why: str, **numbers: object) -> VideoRequest:
     bsa = request.bsa
     assert bsa is not None  # one of `_settings`
-    blocks = bsa.blocks(request.grid)
-    keeps = KEEPS.format(kept=bsa.selector.kept_words(blocks.k_blocks.volume), blocks=blocks.k_blocks.volume)
+    total = _blocks(request).k_blocks.volume
+    keeps = KEEPS.format(kept=bsa.selector.kept_words(total), blocks=total)
     sparsity = "none" if bsa.sparsity is None else f"{bsa.sparsity:g}"
     return replace(request, auto=f"{why.format(sparsity=sparsity, scores=bsa.selection, **numbers)}; {keeps}")
 

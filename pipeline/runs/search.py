@@ -112,9 +112,12 @@ class Search(Sweep):
         by_kept: dict[int, float] = {}  # several may keep as many blocks, which is the same video
         for sparsity in SPARSITIES:
             config = replace(bsa, cdf_threshold=None, sparsity=sparsity)
-            own = seconds(replace(request, bsa=config))
+            sparse = replace(request, bsa=config)
+            own, work = seconds(sparse), sparse.workload
+            if work.blocks is None:
+                raise ValueError(f"nothing to search: {work.reason}")
             if dense is None or own is None or own < dense:
-                by_kept.setdefault(config.blocks(request.grid).min_kept, sparsity)
+                by_kept.setdefault(work.blocks.min_kept, sparsity)
         if not by_kept:
             raise ValueError(
                 f"no sparsity is expected to be faster than dense attention, which takes {dense:.3g} s of denoising; "

@@ -215,7 +215,7 @@ def _small_settings(info: CheckpointInfo) -> dict[str, Any]:
     own = _own_settings(info)
     sides = {name: max(1, round(own[name] * 5 / 8 / TOKEN_PIXELS)) * TOKEN_PIXELS for name in ("width", "height")}
     small = {**own, **sides, "num_frames": (own["num_frames"] // 8) * 4 + 1}
-    return {**small, "bsa": sparsest(info.sparse, info.request("-", **small).grid)}
+    return {**small, "bsa": sparsest(info.request("-", **small), info.sparse)}
 
 
 def _small_request(here: Situation) -> VideoRequest | None:
