@@ -41,6 +41,7 @@ from bsa.config import SCHEDULE
 from pipeline import EMBEDDED_CHECKPOINT
 from pipeline.model.forward import Attend, attend_dense
 from training.data import sample_held_out_scenes
+from training.evaluate import score_judge
 from training.judge import Judge
 from training.sampling import TextToVideo, sample
 from training.scenes import Scene
@@ -254,6 +255,7 @@ def main() -> None:
         "prompts": len(made["prompts"]),
         "probed": args.probed,
         "dense": summary(made["clips"][DENSE], None) if judge is not None else {},
+        "judge": score_judge(judge, args.device, 256) if args.judge else {},  # on renders that it never saw
         "rows": rows,
         "psnr": {name: [round(value, 2) for value in made["clips"][name]["psnr"]] for name in (FLOOR, *configs)},
         "captions": made["prompts"],

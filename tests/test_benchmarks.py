@@ -38,10 +38,11 @@ def test_tables_of_a_judged_study(monkeypatch):
         row |= {"flips": 3, "judged": 37, "follows": 0.919}
         if "bsa" in row:
             row["layers"] = {"recall": [0.5, 0.25], "error": [0.125, 0.0625]}
-    study |= {"dense": {"follows": 0.946}, "probed": 2}
+    study |= {"dense": {"follows": 0.946}, "probed": 2, "judge": {"all three": 0.996, "clips": 256}}
     monkeypatch.setattr(tables, "load", lambda name: study)
     details, layers = tables.quality_details(), tables.quality_layers()
     assert "37 prompts have one object and are judged: 95% of the dense videos follow them" in details
+    assert "The classifier itself is right in 99.6% of 256 renders." in details
     sparsities = [row["bsa"]["sparsity"] for row in study["rows"] if "bsa" in row]
     assert details.count("| 3 of 37 | 92% |") == sparsities.count(0.75) + sparsities.count(0.9375)
     assert "| mass kept | 0.75 | mean | 4x4x4 / 4x4x4 | 0.50 | 0.25 |" in layers
