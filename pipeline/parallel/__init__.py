@@ -1,0 +1,2 @@
+"""One video on several GPUs: shares of tokens and heads, rows of guidance, strips of frames, and the ranks behind them.
+"""

@@ -1,0 +1,117 @@
+"""One rank of the tests of `pipeline.parallel`: python tests/parallel_ranks.py RANK SIZE FOLDER
+
+All ranks run every case, and compare what they got with what this process computes alone. Rank 0 writes the distances.
+"""
+
+import json
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from random_dit import random_dit, random_inputs
+
+from bsa import BSAConfig
+from pipeline.model.fast_forward import fast_forward
+from pipeline.model.forward import trim_text
+from pipeline.parallel.ranks import Ranks, mesh_shape
+from pipeline.weights.fp8 import to_fp8
+from pipeline.weights.offload import Offload
+
+CPU = torch.device("cpu")
+SMALL = (2, 3, 4)
+# grid, config, options of the model ("heads", "fp8", "offload"), options of the forward
+CASES = {
+    "dense": ((4, 8, 8), None, {}, {}),
+    "whole-blocks": ((4, 8, 8), BSAConfig(0.5), {}, {}),
+    "ragged": ((5, 7, 6), BSAConfig(0.5), {}, {}),
+    "odd-chunks": ((3, 5, 7), BSAConfig(0.6, None, SMALL, SMALL), {"heads": 8}, {}),
+    "threshold": ((3, 5, 6), BSAConfig(None, 0.7, (2, 2, 2), (2, 2, 2)), {}, {}),
+    "cells": ((4, 6, 8), BSAConfig(0.5, selection="cells"), {}, {}),
+    "dense-layers": ((3, 5, 6), BSAConfig(0.5, None, SMALL, SMALL, dense_layers=1), {}, {"dense_layers": 1}),
+    "zeroed-padding": ((4, 4, 4), BSAConfig(0.5, None, (2, 2, 2), (2, 2, 2)), {}, {"zero_text_padding": True}),
+    "parts": ((3, 5, 7), None, {}, {"ffn_tokens": 7}),
+    "fp8": ((3, 5, 6), BSAConfig(0.5, None, SMALL, SMALL), {"fp8": True}, {}),
+    "offload": ((3, 5, 6), BSAConfig(0.5, None, SMALL, SMALL), {"offload": True}, {}),
+    "one-token-each": ((1, 2, 2), None, {}, {}),
+}
+
+
+def distance(value: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((value.double() - expected.double()).norm() / expected.double().norm())
+
+
+def same_selection(seen: list, alone: list, heads: slice) -> bool:
+    """Whether every layer chose for the heads of this rank the blocks that one process chooses."""
+    assert len(seen) == len(alone) > 0
+    return all(
+        torch.equal(mine.mask(64), whole.mask(64)[:, heads]) for mine, whole in zip(seen, alone, strict=True) if mine
+    )
+
+
+def forward_case(ranks: Ranks, grid, config, model_options, options) -> dict:
+    model = random_dit(num_attention_heads=model_options.get("heads", 4))
+    if model_options.get("fp8"):
+        to_fp8(model)
+    inputs = random_inputs(model, grid)
+    alone, seen = [], []
+    expected = fast_forward(model, *inputs, config, **options, observe=lambda q, k, s: alone.append(s))
+    offload = Offload(model, CPU) if model_options.get("offload") else None
+    parallel = ranks.sequence(1)
+    out = fast_forward(
+        model, *inputs, config, **options, offload=offload, parallel=parallel, observe=lambda q, k, s: seen.append(s)
+    )
+    heads = parallel.share(expected[0, 0].numel(), model.blocks[0].self_attn.num_heads).heads
+    found = {"error": distance(out, expected), "equal": torch.equal(out, expected)}
+    return found if config is None else found | {"same_selection": same_selection(seen, alone, heads)}
+
+
+def guidance_case(ranks: Ranks) -> dict:
+    """Two rows with texts of different lengths, the halves of the ranks on one row each where their number is even."""
+    model, config = random_dit(), BSAConfig(0.5, None, SMALL, SMALL)
+    latents, time, text, mask = random_inputs(model, (3, 5, 6))
+    latents = latents[:1].repeat(2, 1, 1, 1, 1)
+    expected = fast_forward(model, latents, time, text, mask, config)
+    calls = []
+
+    def velocity(*inputs):
+        calls.append(len(inputs[0]))
+        return fast_forward(model, *inputs, config, parallel=ranks.sequence(2))
+
+    out = ranks.divide(velocity, 2)(latents, time, *trim_text(text, mask)[:1], mask)
+    assert calls == [2 // mesh_shape(ranks.size, 2)[0]]
+    return {"error": distance(out, expected)}
+
+
+def refusal_case(ranks: Ranks) -> dict:
+    model = random_dit(num_attention_heads=1)
+    try:
+        fast_forward(model, *random_inputs(model, (2, 2, 3)), None, parallel=ranks.sequence(1))
+    except ValueError as error:
+        return {"refused": str(error)}
+    return {"refused": ""}
+
+
+def talk_case(ranks: Ranks) -> dict:
+    told = ranks.tell({"job": 7} if ranks.rank == 0 else None)
+    answers = [ranks.go_on(True), ranks.go_on(ranks.rank != 0)]
+    return {"told": told, "answers": answers}
+
+
+def main(rank: int, size: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60))
+    ranks = Ranks(CPU)
+    found = {name: forward_case(ranks, *case) for name, case in CASES.items()}
+    found |= {"guidance": guidance_case(ranks), "refusal": refusal_case(ranks), "talk": talk_case(ranks)}
+    every = [None] * size
+    dist.all_gather_object(every, found)
+    if rank == 0:
+        (folder / "found.json").write_text(json.dumps(every))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
