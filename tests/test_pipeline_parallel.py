@@ -1,4 +1,4 @@
-"""One video on several ranks, over gloo: every rank gets what one process gets. The cases are in `parallel_ranks.py`."""
+"""One video on several ranks, over gloo: each gets what one process gets. The cases are in `parallel_ranks.py`."""
 
 import json
 import os
