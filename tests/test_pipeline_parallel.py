@@ -54,6 +54,16 @@ def test_guidance_rows_on_their_own_ranks(found):
     assert max(rank["guidance"]["error"] for rank in found) < 2e-6
 
 
+@pytest.mark.parametrize("vae", ["vae", "vae-in-patches"])
+@pytest.mark.parametrize("what", ["decode", "encode"])
+def test_strips_join_to_the_picture_of_one_process(found, vae, what):
+    if len(found) != 3:
+        pytest.skip("three ranks run it, of which one has neighbours on both sides")
+    # fp32 through 20 convolutions; without the neighbours' rows the edges would be off by a few per cent.
+    assert max(rank[vae][what] for rank in found) < 2e-6
+    assert all(rank[vae]["restored"] for rank in found)
+
+
 def test_more_ranks_than_heads_are_refused(found):
     assert all(f"{len(found)} GPUs cannot share 12 tokens and 1 heads" in rank["refusal"]["refused"] for rank in found)
 
