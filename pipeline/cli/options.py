@@ -258,6 +258,15 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="keep blocks and text encoder in host memory, from where they visit the GPU; the same video",
     )
+    several = parser.add_argument_group("several GPUs")
+    several.add_argument(
+        "--gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="GPUs that make each video together, from the chosen one on; the same video up to rounding. Each loads the "
+        "weights, and the fast forward runs",
+    )
 
 
 def _add_attention(parser: argparse.ArgumentParser) -> None:
@@ -315,7 +324,7 @@ def _chunk(option: str, parts: list[str]) -> Grid:
 
 def read_weights(args: argparse.Namespace) -> LoadOptions:
     """Read the options for loading the model."""
-    return LoadOptions(args.quantization, args.offload)
+    return LoadOptions(args.quantization, args.offload, args.gpus)
 
 
 def checked_device(name: str, weights: LoadOptions) -> Device:

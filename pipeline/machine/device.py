@@ -82,6 +82,26 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
+def rank_devices(device: str, count: int) -> list[torch.device]:
+    """Where `count` ranks compute together: on the GPUs from the chosen one on, and on a CPU all of them.
+
+    Raises:
+        ValueError: there are not so many.
+    """
+    import torch
+
+    first = choose_device("cuda" if device == "auto" and count > 1 and torch.cuda.is_available() else device)
+    if first.type != "cuda":
+        return [first] * count
+    start, there = first.index or 0, torch.cuda.device_count()
+    if start + count > there:
+        raise ValueError(
+            f"{count} GPUs from {first} on were asked for, and this machine has {there}, counted from 0; use at most "
+            f"{there - start}"
+        )
+    return [torch.device("cuda", start + rank) for rank in range(count)]
+
+
 def gpu_name(device: Device) -> str | None:
     """The name of a CUDA device: from PyTorch if it is loaded, else from NVML. None if NVML does not show it."""
     torch = sys.modules.get("torch")

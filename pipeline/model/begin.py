@@ -19,18 +19,25 @@ from torch import Tensor
 from pipeline.machine.measure import Clock
 from pipeline.media.clip import read_clip
 from pipeline.model.schedule import Schedule, refine_schedule
+from pipeline.parallel.ranks import Ranks
 from pipeline.request.refinement import latent_frames
 from pipeline.request.start import FromClip
 from pipeline.request.video import StepUpdate, VideoRequest
 
 
 def begin(
-    model: Any, request: VideoRequest, batch: Any, on_step: Callable[[StepUpdate], None], clock: Clock
+    model: Any,
+    request: VideoRequest,
+    batch: Any,
+    on_step: Callable[[StepUpdate], None],
+    clock: Clock,
+    ranks: Ranks = Ranks(),
 ) -> tuple[Tensor, Schedule]:
     """Return the first latents, fp32 [1, C, T, H, W], and the timesteps and noise levels that remain to run.
 
     model: a loaded `FastVideoLongCat`. batch: its state of this generation, with the text encoded.
     on_step: called with the progress of encoding a clip. clock: takes the seconds of that phase.
+    ranks: those that make the video together; all of them call this and get the same.
 
     Raises:
         ValueError: the clip cannot be read, or does not have the number of frames that the request expects.
@@ -42,7 +49,7 @@ def begin(
     with clock.phase("encode") as elapsed:
         model.set_timesteps(batch)
         schedule = refine_schedule(model.scheduler.timesteps, start.t_thresh)
-        latents = start_latents(model, request, start, on_step, elapsed)
+        latents = start_latents(model, request, start, on_step, elapsed, ranks)
     return latents, schedule
 
 
@@ -72,6 +79,7 @@ def start_latents(
     start: FromClip,
     on_step: Callable[[StepUpdate], None],
     elapsed: Callable[[], float],
+    ranks: Ranks = Ranks(),
 ) -> Tensor:
     """Read, enlarge, encode and noise the clip of a request. Returns fp32 [1, C, T, H, W].
 
@@ -81,13 +89,14 @@ def start_latents(
         ValueError: the clip cannot be read, or does not have the number of frames that the request expects.
     """
     on_step(StepUpdate("encode", 0, request.latent_shape[0], elapsed()))
-    frames = read_clip(start.video)
     factor = start.factor
-    if factor * len(frames) != request.num_frames:
-        raise ValueError(
-            f"the clip has {len(frames)} frames, which a refinement makes {factor * len(frames)}, and num_frames is "
-            f"{request.num_frames}; was the file replaced? Choose it again"
-        )
+    with ranks.together():
+        frames = read_clip(start.video)
+        if factor * len(frames) != request.num_frames:
+            raise ValueError(
+                f"the clip has {len(frames)} frames, which a refinement makes {factor * len(frames)}, and num_frames "
+                f"is {request.num_frames}; was the file replaced? Choose it again"
+            )
     pixels = enlarge(frames, request.num_frames, request.height, request.width)
     generator = torch.Generator().manual_seed(request.seed)
     done = 0
@@ -97,6 +106,6 @@ def start_latents(
         done += 1
         on_step(StepUpdate("encode", done, request.latent_shape[0], elapsed()))
 
-    latents = model.encode(pixels, generator, on_frame)
+    latents = model.encode(pixels, generator, on_frame, ranks.strips(request.latent_shape[1]))
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     return noised(latents, noise, start.t_thresh)

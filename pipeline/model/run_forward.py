@@ -15,6 +15,7 @@ from torch import Tensor
 from pipeline.model.fast_forward import fast_forward
 from pipeline.model.forward import Attend, longcat_forward
 from pipeline.model.self_attention import DenseAttention, SparseAttention, attention_for
+from pipeline.parallel.ranks import Ranks
 from pipeline.request.choose_forward import ForwardChoice
 from pipeline.request.workload import Workload
 
@@ -24,8 +25,12 @@ def forward_for(
     model: Any,
     work: Workload,
     attention: DenseAttention | SparseAttention,
+    ranks: Ranks = Ranks(),
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]:
-    """Return the velocity function for `denoise`, which calls it once per step. model: a loaded `FastVideoLongCat`."""
+    """Return the velocity function for `denoise`, which calls it once per step.
+
+    model: a loaded `FastVideoLongCat`. ranks: those that share the work; only the fast forward can be shared.
+    """
     transformer, padding = model.transformer, model.zero_text_padding
     depth, steps = len(transformer.blocks), itertools.count()
 
@@ -44,17 +49,24 @@ def forward_for(
         return plain
     observe = attention.observe if isinstance(attention, SparseAttention) else None
     options: dict[str, Any] = {"zero_text_padding": padding, "observe": observe, "offload": model.offload}
-    return lambda latents, timestep, text, mask: fast_forward(
-        transformer, latents, timestep, text, mask, work.bsa, dense_layers=dense_layers(), **options
-    )
+    options["parallel"] = ranks.sequence(work.rows)
+
+    def fast(latents: Tensor, timestep: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
+        return fast_forward(
+            transformer, latents, timestep, text, mask, work.bsa, dense_layers=dense_layers(), **options
+        )
+
+    return ranks.divide(fast, work.rows)
 
 
-def warm_up(choice: ForwardChoice, model: Any, work: Workload, device: torch.device) -> None:
+def warm_up(
+    choice: ForwardChoice, model: Any, work: Workload, device: torch.device, ranks: Ranks = Ranks()
+) -> None:
     """Run what is new about a generation once: Triton compiles it, libraries make their plans."""
     transformer, rows = model.transformer, work.rows
     if work.bsa is not None and (work.bsa.dense_steps or work.bsa.dense_layers):
         # both kinds of layers, each in a workload of its own
-        warm_up(choice, model, replace(work, bsa=None), device)
+        warm_up(choice, model, replace(work, bsa=None), device, ranks)
         work = replace(work, bsa=replace(work.bsa, dense_steps=0, dense_layers=0))
     attention = attention_for(work)
     if choice.name == "plain":
@@ -68,7 +80,7 @@ def warm_up(choice: ForwardChoice, model: Any, work: Workload, device: torch.dev
     channels = transformer.caption_embedder.linear_1.weight.shape[1]
     text = torch.randn(rows, 16, channels, device=device, dtype=model.dtype)
     mask = torch.ones(rows, 16, dtype=torch.long, device=device)
-    run = forward_for(choice, _FirstBlock(model), work, attention)
+    run = forward_for(choice, _FirstBlock(model), work, attention, ranks)
     run(latents, torch.full((rows,), 500.0, device=device), text, mask)
 
 
