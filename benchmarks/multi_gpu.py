@@ -28,7 +28,7 @@ from gpu import Rows, arguments, wait
 
 from bsa import BSAConfig, Grid
 from pipeline.model.fast_forward import fast_forward
-from pipeline.parallel.ranks import Ranks
+from pipeline.parallel.ranks import Group
 from pipeline.parallel.sequence import SequenceParallel, Share
 
 REPEATS, LIMIT = 3, 15  # runs, and the seconds after which no further one starts
@@ -83,7 +83,7 @@ def counting() -> Iterator[dict[str, int]]:
 class Comparison:
     """The rows of one host. All ranks make the same calls; rank 0 decides which rows are measured, and keeps them."""
 
-    def __init__(self, ranks: Ranks, rows: Rows | None, budget: float, smoke: bool) -> None:
+    def __init__(self, ranks: Group, rows: Rows | None, budget: float, smoke: bool) -> None:
         self._ranks, self._rows, self._end = ranks, rows, time.monotonic() + budget
         self._device, self._smoke = ranks.device, smoke
         self._models = Models(ranks.device, smoke)
@@ -174,7 +174,14 @@ class Comparison:
 
     def _wanted(self, *keys: dict) -> bool:
         rows = self._rows
-        return self._ranks.go_on(rows is not None and any(map(rows.missing, keys)) and time.monotonic() < self._end)
+        return self._agreed(rows is not None and any(map(rows.missing, keys)) and time.monotonic() < self._end)
+
+    @staticmethod
+    def _agreed(answer: bool) -> bool:
+        """Rank 0's answer, on every rank."""
+        message = torch.tensor([answer])
+        dist.broadcast(message, 0)
+        return bool(message)
 
     def _row(self, key: dict, measure: Callable[[], dict]) -> None:
         if not self._wanted(key):
@@ -202,7 +209,7 @@ class Comparison:
             torch.cuda.reset_peak_memory_stats()
         times: list[float] = []
         began = time.monotonic()
-        while self._ranks.go_on(len(times) < repeats and (len(times) < 2 or time.monotonic() - began < LIMIT)):
+        while self._agreed(len(times) < repeats and (len(times) < 2 or time.monotonic() - began < LIMIT)):
             wait(self._device)
             start = time.perf_counter()
             if run is not None:
@@ -234,7 +241,7 @@ def _counted(model, grid: Grid, count: int) -> float:
     return (layers + output) / 1e9
 
 
-def join(smoke: bool) -> Ranks:
+def join(smoke: bool) -> Group:
     device = torch.device("cpu") if smoke else torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     if not smoke:
         torch.cuda.set_device(device)
@@ -244,7 +251,7 @@ def join(smoke: bool) -> Ranks:
             dist.init_process_group(backend, timeout=timedelta(minutes=5))
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    return Ranks(device)
+    return Group(device)
 
 
 def about(device: torch.device) -> dict:

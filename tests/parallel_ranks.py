@@ -15,7 +15,9 @@ from random_dit import random_dit, random_inputs
 from bsa import BSAConfig
 from pipeline.model.fast_forward import fast_forward
 from pipeline.model.forward import trim_text
-from pipeline.parallel.ranks import Ranks, mesh_shape
+from pipeline.model.kv_cache import KeyValues
+from pipeline.parallel.ranks import Group, Ranks, mesh_shape
+from pipeline.parallel.sequence import ALONE
 from pipeline.parallel.strips import Strips
 from pipeline.weights.fp8 import to_fp8
 from pipeline.weights.offload import Offload
@@ -34,6 +36,9 @@ CASES = {
     "zeroed-padding": ((4, 4, 4), BSAConfig(0.5, None, (2, 2, 2), (2, 2, 2)), {}, {"zero_text_padding": True}),
     "parts": ((3, 5, 7), None, {}, {"ffn_tokens": 7}),
     "fp8": ((3, 5, 6), BSAConfig(0.5, None, SMALL, SMALL), {"fp8": True}, {}),
+    "given-frames": ((4, 5, 6), BSAConfig(0.5, None, SMALL, SMALL), {}, {"conditioning": 1}),
+    "given-frames-dense": ((3, 5, 6), None, {}, {"conditioning": 2}),
+    "nested-chunks": ((4, 6, 7), BSAConfig(0.5, None, (2, 4, 4), (2, 2, 4)), {}, {}),
     "offload": ((3, 5, 6), BSAConfig(0.5, None, SMALL, SMALL), {"offload": True}, {}),
     "one-token-each": ((1, 2, 2), None, {}, {}),
 }
@@ -85,6 +90,24 @@ def guidance_case(ranks: Ranks) -> dict:
     return {"error": distance(out, expected)}
 
 
+def cache_case(ranks: Ranks) -> dict:
+    """Two rows of guidance after conditioning frames whose keys and values were kept: by each rank, of its heads."""
+    model, config = random_dit(), BSAConfig(0.5, None, SMALL, SMALL)
+    latents, time, text, mask = random_inputs(model, (5, 5, 6))
+    latents = latents[:1].repeat(2, 1, 1, 1, 1)
+
+    def run(parallel, divide):
+        cache = KeyValues()
+        options = {"conditioning": 2, "cache": cache, "parallel": parallel}
+        fast_forward(model, latents[:1, :, :2], time.new_zeros(1), text[:1], mask[:1], config, **options)
+        step = divide(lambda *inputs: fast_forward(model, *inputs, config, **options))
+        return step(latents[:, :, 2:], time, text, mask), cache.bytes
+
+    expected, whole = run(ALONE, lambda velocity: velocity)
+    out, kept = run(ranks.sequence(2), lambda velocity: ranks.divide(velocity, 2))
+    return {"error": distance(out, expected), "kept": kept / whole}
+
+
 def vae_case(ranks: Ranks, patch: int, rows: int) -> dict:
     """Wan's VAE with random weights, as FastVideo runs it, on pictures of an odd number of latent rows."""
     from diffusers import AutoencoderKLWan
@@ -118,20 +141,46 @@ def refusal_case(ranks: Ranks) -> dict:
     return {"refused": ""}
 
 
-def talk_case(ranks: Ranks) -> dict:
-    told = ranks.tell({"job": 7} if ranks.rank == 0 else None)
-    answers = [ranks.go_on(True), ranks.go_on(ranks.rank != 0)]
-    return {"told": told, "answers": answers}
+def talk_case(ranks: Group) -> dict:
+    found = {"job": ranks.next_job({"job": 7} if ranks.rank == 0 else None), "settled": [ranks.settled]}
+    found["once"] = [None if one is None else one.tolist() for one in ranks.once(lambda: (torch.tensor([1.5]), None))]
+    found["mean"] = float(ranks.mean(torch.tensor(float(ranks.rank)), weight=1 + ranks.rank))
+    found["largest"], found["collected"] = ranks.largest(ranks.rank), ranks.collect(ranks.rank)
+    found["raised"] = [raised(ranks.once, fails_on(ranks, 0)), raised(agreeing, ranks, fails_on(ranks, 1))]
+    found["settled"].append(ranks.settled)
+    return found
+
+
+def fails_on(ranks: Group, rank: int):
+    def fail():
+        if ranks.rank == rank:
+            raise ValueError(f"rank {rank} cannot")
+
+    return fail
+
+
+def agreeing(ranks: Group, work) -> None:
+    with ranks.together():
+        work()
+
+
+def raised(call, *arguments) -> str:
+    try:
+        call(*arguments)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def main(rank: int, size: int, folder: Path) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60))
-    ranks = Ranks(CPU)
+    ranks = Group(CPU)
     found = {name: forward_case(ranks, *case) for name, case in CASES.items()}
     if size == 3:  # importing diffusers takes longer than all other cases
         found |= {"vae": vae_case(ranks, 1, 7), "vae-in-patches": vae_case(ranks, 2, 5)}
+    found["cache"] = cache_case(ranks)
     found |= {"guidance": guidance_case(ranks), "refusal": refusal_case(ranks), "talk": talk_case(ranks)}
     every = [None] * size
     dist.all_gather_object(every, found)

@@ -68,8 +68,27 @@ def test_more_ranks_than_heads_are_refused(found):
     assert all(f"{len(found)} GPUs cannot share 12 tokens and 1 heads" in rank["refusal"]["refused"] for rank in found)
 
 
-def test_rank_0_decides(found):
-    assert all(rank["talk"] == {"told": {"job": 7}, "answers": [True, False]} for rank in found)
+def test_ranks_speak_with_each_other(found):
+    size = len(found)
+    weights = [1 + rank for rank in range(size)]
+    mean = sum(rank * weight for rank, weight in enumerate(weights)) / sum(weights)
+    for rank, said in enumerate(one["talk"] for one in found):
+        assert said["job"] == {"job": 7} and said["once"] == [[1.5], None]
+        assert said["mean"] == pytest.approx(mean) and said["largest"] == size - 1
+        assert said["collected"] == ([] if rank else list(range(size)))
+
+
+def test_an_error_of_one_rank_is_raised_on_all(found):
+    """Afterwards they stand at the same point, so they can take another job."""
+    for rank in found:
+        assert rank["talk"]["raised"] == ["rank 0 cannot", "rank 1 cannot"]
+        assert rank["talk"]["settled"] == [False, True]
+
+
+def test_each_rank_keeps_the_conditioning_frames_for_its_heads(found):
+    shares = {2: [1.0] * 2, 3: [0.25, 0.25, 0.5], 4: [0.5] * 4}[len(found)]  # of 4 heads, after guidance
+    assert max(rank["cache"]["error"] for rank in found) < 2e-6
+    assert [rank["cache"]["kept"] for rank in found] == shares
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from pipeline.model.fast_forward import fast_forward
 from pipeline.model.forward import Attend, longcat_forward
+from pipeline.model.kv_cache import KeyValues
 from pipeline.model.self_attention import DenseAttention, SparseAttention, attention_for
-from pipeline.parallel.ranks import Ranks
+from pipeline.parallel.ranks import ONE_RANK, Ranks
 from pipeline.request.choose_forward import ForwardChoice
 from pipeline.request.workload import Workload
 
@@ -25,14 +26,17 @@ def forward_for(
     model: Any,
     work: Workload,
     attention: DenseAttention | SparseAttention,
-    ranks: Ranks = Ranks(),
+    cache: KeyValues | None = None,
+    ranks: Ranks = ONE_RANK,
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]:
-    """Return the velocity function for `denoise`, which calls it once per step.
+    """Return the velocity function for `denoise`, which calls it once per step. model: a loaded `FastVideoLongCat`.
 
-    model: a loaded `FastVideoLongCat`. ranks: those that share the work; only the fast forward can be shared.
+    cache: of the conditioning frames of `work.cached`, from `keep_conditioning`.
+    ranks: those that share the work; only the fast forward can be shared.
     """
     transformer, padding = model.transformer, model.zero_text_padding
     depth, steps = len(transformer.blocks), itertools.count()
+    given: dict[str, Any] = {"conditioning": work.conditioning, "cache": cache, "zero_text_padding": padding}
 
     def dense_layers() -> int:
         return 0 if work.bsa is None else work.bsa.dense_layers_at(next(steps), depth)
@@ -43,12 +47,12 @@ def forward_for(
         else:
             dense = dense_layers()
             each = [*[attention.dense] * dense, *[attention] * (depth - dense)]
-        return longcat_forward(transformer, latents, timestep, text, mask, each, zero_text_padding=padding)
+        return longcat_forward(transformer, latents, timestep, text, mask, each, **given)
 
     if choice.name == "plain":
         return plain
     observe = attention.observe if isinstance(attention, SparseAttention) else None
-    options: dict[str, Any] = {"zero_text_padding": padding, "observe": observe, "offload": model.offload}
+    options: dict[str, Any] = {**given, "observe": observe, "offload": model.offload}
     options["parallel"] = ranks.sequence(work.rows)
 
     def fast(latents: Tensor, timestep: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
@@ -56,11 +60,39 @@ def forward_for(
             transformer, latents, timestep, text, mask, work.bsa, dense_layers=dense_layers(), **options
         )
 
-    return ranks.divide(fast, work.rows)
+    # A cache is filled by one row, which ranks of every row of guidance need.
+    return fast if cache is not None and not cache.filled else ranks.divide(fast, work.rows)
+
+
+def keep_conditioning(
+    choice: ForwardChoice,
+    model: Any,
+    work: Workload,
+    latents: Tensor,
+    text: Tensor,
+    mask: Tensor | None,
+    on_host: bool,
+    ranks: Ranks = ONE_RANK,
+) -> KeyValues:
+    """Run the conditioning frames alone and keep their keys and values for all steps.
+
+    They attend as in the steps after the first dense ones of `work.bsa`.
+    latents: clean, [1, C, frames, H, W], in the model's dtype. text, mask: any, for a shape: these frames read no text.
+    on_host: see `KeyValues`. ranks: as in `forward_for`; each keeps those of its heads.
+    """
+    cache, grid, bsa = KeyValues(on_host), work.grid._replace(t=work.conditioning), work.bsa
+    if bsa is None:
+        alone = replace(work, grid=grid, cached=False)
+    else:
+        bsa = replace(bsa, dense_steps=0)
+        alone = replace(work, grid=grid, cached=False, bsa=bsa, blocks=bsa.blocks(grid))
+    run = forward_for(choice, model, alone, attention_for(alone), cache, ranks)
+    run(latents, latents.new_zeros(1), text[:1], None if mask is None else mask[:1])
+    return cache
 
 
 def warm_up(
-    choice: ForwardChoice, model: Any, work: Workload, device: torch.device, ranks: Ranks = Ranks()
+    choice: ForwardChoice, model: Any, work: Workload, device: torch.device, ranks: Ranks = ONE_RANK
 ) -> None:
     """Run what is new about a generation once: Triton compiles it, libraries make their plans."""
     transformer, rows = model.transformer, work.rows
@@ -72,15 +104,20 @@ def warm_up(
     if choice.name == "plain":
         heads = transformer.blocks[0].self_attn.num_heads
         shape = (rows, heads, work.grid.volume, transformer.hidden_size // heads)
-        q = torch.randn(shape, device=device, dtype=model.dtype)
-        attention(q, q, q, work.grid)
+        k = torch.randn(shape, device=device, dtype=model.dtype)
+        attention(k[:, :, -work.step_grid.volume :], k, k, work.grid, work.conditioning)
         return
     size = [n * p for n, p in zip(work.grid, transformer.patch_size, strict=True)]
     latents = torch.randn(rows, transformer.in_channels, *size, device=device, dtype=model.dtype)
     channels = transformer.caption_embedder.linear_1.weight.shape[1]
     text = torch.randn(rows, 16, channels, device=device, dtype=model.dtype)
     mask = torch.ones(rows, 16, dtype=torch.long, device=device)
-    run = forward_for(choice, _FirstBlock(model), work, attention, ranks)
+    first, cache = _FirstBlock(model), None
+    if work.cached:
+        given = latents[:1, :, : work.conditioning]
+        cache = keep_conditioning(choice, first, work, given, text, mask, on_host=False, ranks=ranks)
+        latents = latents[:, :, work.conditioning :]
+    run = forward_for(choice, first, work, attention, cache, ranks)
     run(latents, torch.full((rows,), 500.0, device=device), text, mask)
 
 

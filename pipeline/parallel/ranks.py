@@ -43,6 +43,10 @@ class Ranks:
         """
         return velocity
 
+    def has_last_row(self, rows: int) -> bool:
+        """Whether this rank computes the last row of guidance."""
+        return True
+
     def strips(self, rows: int) -> Strips | None:
         """How ranks divide pictures of so many rows of latents; None where each makes the whole picture."""
         return None
@@ -63,7 +67,7 @@ class Ranks:
         """The weighted mean over the ranks. On the device it waits."""
         return values
 
-    def largest(self, value: int) -> int:
+    def largest(self, value: float) -> float:
         """The largest value of all ranks."""
         return value
 
@@ -73,6 +77,9 @@ class Ranks:
 
     def done(self) -> None:
         """Nothing more is exchanged in this job, so what fails from here on concerns this rank alone."""
+
+
+ONE_RANK = Ranks()
 
 
 def mesh_shape(size: int, rows: int) -> tuple[int, int]:
@@ -105,12 +112,17 @@ class Group(Ranks):
     def sequence(self, rows: int) -> SequenceParallel:
         return SequenceParallel(self._mesh(mesh_shape(self.size, rows)).get_group("sequence"))
 
+    def _rows(self, rows: int) -> slice:
+        shape = mesh_shape(self.size, rows)
+        return cuts(rows, shape[0])[self._mesh(shape).get_local_rank("guidance")]
+
+    def has_last_row(self, rows: int) -> bool:
+        return self._rows(rows).stop == rows
+
     def divide(self, velocity: Velocity, rows: int) -> Velocity:
-        parts = mesh_shape(self.size, rows)[0]
-        if parts == 1:
+        mine, group = self._rows(rows), self._mesh(mesh_shape(self.size, rows)).get_group("guidance")
+        if mine == slice(0, rows):
             return velocity
-        group = self._mesh(mesh_shape(self.size, rows)).get_group("guidance")
-        mine = cuts(rows, parts)[dist.get_rank(group)]
 
         def divided(latents: Tensor, timestep: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
             own = velocity(latents[mine], timestep[mine], text[mine], None if mask is None else mask[mine])
@@ -160,10 +172,10 @@ class Group(Ranks):
         dist.all_reduce(sums, group=self._host)
         return (sums[:-1] / sums[-1]).view(values.shape)
 
-    def largest(self, value: int) -> int:
-        most = torch.tensor([value])
+    def largest(self, value: float) -> float:
+        most = torch.tensor([value], dtype=torch.float64)
         dist.all_reduce(most, dist.ReduceOp.MAX, group=self._host)
-        return int(most)
+        return float(most)
 
     def collect(self, value: Any) -> list[Any]:
         every: list[Any] | None = [None] * self.size if self.rank == 0 else None

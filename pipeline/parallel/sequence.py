@@ -31,6 +31,10 @@ class Share:
     def __init__(self, tokens: int, heads: int) -> None:
         self.tokens, self.heads = slice(0, tokens), slice(0, heads)
 
+    def first_tokens(self, count: int) -> int:
+        """This rank's tokens among the first `count` of all."""
+        return min(max(count - self.tokens.start, 0), self.tokens.stop - self.tokens.start)
+
     def heads_from_tokens(self, x: Tensor) -> Callable[[], Tensor]:
         """Begin to exchange x, [B, own tokens, all heads, D]. The result waits, and returns [B, all tokens, own heads,
         D]. Work that is queued in between overlaps with the exchange."""

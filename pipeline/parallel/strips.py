@@ -1,5 +1,6 @@
-"""Divides the rows of pictures among ranks, so that each decodes or encodes one strip of every frame. The result is that
-of one GPU: strips do not overlap and are not blended.
+"""Divides the rows of pictures among ranks: each decodes or encodes one strip of every frame.
+
+The result is that of one GPU: strips do not overlap and are not blended.
 
 A convolution needs one row beyond each edge of its strip, which neighbours give each other right before it. Attention
 within a frame sees all rows. Everything else in Wan's VAE (norms, activations, resampling, the cache of earlier frames)
@@ -82,9 +83,9 @@ class Strips:
         return F.conv3d(padded, conv.weight, conv.bias, conv.stride)
 
     def _convolve(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
-        rows, columns = conv.padding
-        padded = F.pad(x, (columns, columns, rows, rows))  # type: ignore[arg-type]
-        self._fill_edges(padded, int(rows), int(rows))
+        rows, columns = map(int, conv.padding)  # by name it could be a word, which Wan's VAE does not use
+        padded = F.pad(x, (columns, columns, rows, rows))
+        self._fill_edges(padded, rows, rows)
         return F.conv2d(padded, conv.weight, conv.bias, conv.stride)
 
     def _pad(self, padding: tuple[int, int, int, int], x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import platform
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -21,15 +22,15 @@ from pipeline.estimate.estimator import Estimator
 from pipeline.machine.device import rank_devices
 from pipeline.machine.measure import Clock, PeakMemory
 from pipeline.machine.memory import available_memory, held_memory
-from pipeline.media.attention_record import record_path
+from pipeline.media.attention_record import AttentionRecord, record_path
 from pipeline.media.comment import describe
 from pipeline.media.write import prepare_output, write_video
 from pipeline.model.begin import begin
 from pipeline.model.denoising import check_finite, denoise
 from pipeline.model.forward import trim_text
 from pipeline.model.preview import LatentColours
-from pipeline.model.recorder import AttentionRecorder
-from pipeline.model.run_forward import forward_for, warm_up
+from pipeline.model.recorder import AttentionRecorder, joined
+from pipeline.model.run_forward import forward_for, keep_conditioning, warm_up
 from pipeline.model.self_attention import attention_for
 from pipeline.parallel.launch import Place
 from pipeline.parallel.ranks import Ranks
@@ -103,7 +104,8 @@ class LongCatPipeline:
             offload: keep the transformer's blocks and the text encoder in host memory, from where they visit the GPU
                 for their turn; changes no video. On the CPU it saves nothing.
             gpus: number of GPUs that make each video together, from the chosen one on; under torchrun its processes.
-                Each loads the weights. Both, and this, need the fast forward.
+                Each loads the weights.
+                These three need the fast forward.
 
         Raises:
             ValueError: the folder is not a complete LongCat checkpoint, the device does not exist or cannot run such
@@ -134,6 +136,8 @@ class LongCatPipeline:
             # no colours stored with the checkpoint: measure them on its own VAE
             colours = LatentColours.fit(model.decode_frame, model.transformer.in_channels, chosen)
         logger.info("Loaded %s (%s transformer parameters) to %s", info.name, f"{info.parameters:,}", chosen)
+        padding = "attended to, as zeros" if model.zero_text_padding else "masked"
+        logger.info("The padding of prompts is %s (text_tokens_zero_pad)", padding)
         pipeline = cls(info, chosen, model, colours, record, forward, weights, team)
         if team.rank > 0:
             team.follow(chosen, pipeline._follow)
@@ -144,7 +148,7 @@ class LongCatPipeline:
     def generate(
         self, request: VideoRequest, on_step: OnStep | None = None, output: Path | str | None = None
     ) -> VideoResult:
-        """Make one video, or refine a clip.
+        """Make one video, or refine a clip. Where frames are given, they are the first of the video.
 
         Args:
             on_step: called with the progress; whatever it raises (`Cancelled` to stop) ends the generation
@@ -153,7 +157,7 @@ class LongCatPipeline:
 
         Raises:
             ValueError: the output cannot be written, a prompt has more tokens than the text encoder reads, the
-                checkpoint lacks the adapter, the clip to refine cannot be read, or the video cannot fit into memory.
+                checkpoint lacks the adapter, the image or clip cannot be read, or the video cannot fit into memory.
             OSError: the video could not be written; the message says where it was kept.
             torch.OutOfMemoryError: the video is too large for the GPU.
         """
@@ -204,7 +208,7 @@ class LongCatPipeline:
     def _generate(
         self, plan: Plan, told: OnStep, output: Path, ranks: Ranks, record: bool, warm: bool
     ) -> tuple[VideoResult, np.ndarray] | None:
-        """Make the video together with the other ranks; rank 0 writes and returns it. warm: whether this ran before."""
+        """Make the video together with the other ranks. Rank 0 writes it and returns it. warm: whether its like ran."""
 
         def on_step(update: StepUpdate) -> None:
             with ranks.together():
@@ -237,13 +241,16 @@ class LongCatPipeline:
                 on_step(StepUpdate("text", 1, 1, elapsed()))
 
             latents, schedule = begin(model, request, batch, on_step, clock, ranks)
-            latents = latents.to(self.device)
+            latents, cache = latents.to(self.device), None
             with ranks.together():
                 check_finite(latents, "the start", request.lora)
             layers, steps = len(model.transformer.blocks), len(schedule.timesteps)
             recorder = None
-            if record and work.sparse:
-                recorder = AttentionRecorder(request, layers, steps=steps, block_order=plan.forward.name == "fast")
+            if record and work.sparse and ranks.has_last_row(work.rows):
+                heads = model.transformer.blocks[0].self_attn.num_heads
+                own = heads, ranks.sequence(work.rows).share(work.grid.volume, heads).heads
+                ordered = plan.forward.name == "fast"
+                recorder = AttentionRecorder(request, layers, steps=steps, block_order=ordered, heads=own)
             attention = attention_for(work, recorder)
             with clock.phase("denoise") as elapsed:
 
@@ -253,8 +260,11 @@ class LongCatPipeline:
                             check_finite(clean, f"step {done} of {total}", request.lora)
                         told(StepUpdate("denoise", done, total, elapsed(), self._preview(clean)))
 
+                if work.cached:
+                    given, on_host = latents[:, :, : work.conditioning].to(model.dtype), request.start.kv_on_host
+                    cache = keep_conditioning(plan.forward, model, work, given, text, mask, on_host, ranks)
                 latents = denoise(
-                    forward_for(plan.forward, model, work, attention, ranks),
+                    forward_for(plan.forward, model, work, attention, cache, ranks),
                     schedule,
                     latents,
                     text,
@@ -262,16 +272,20 @@ class LongCatPipeline:
                     guidance_scale=request.guidance_scale,
                     dtype=model.dtype,
                     on_step=on_denoise,
+                    conditioning=work.conditioning,
+                    cached=work.cached,
                 )
+            del cache
 
-            if recorder is not None:
-                clock.leave_out("denoise", recorder.seconds())
+            if record and work.sparse:
+                clock.leave_out("denoise", ranks.largest(0.0 if recorder is None else recorder.seconds()))
 
             with clock.phase("decode") as elapsed:
                 frames = self._decode(batch, latents, on_step, elapsed, ranks)
 
         attention.share(ranks)
-        peak_memory = ranks.largest(peak.bytes)
+        peak_memory = int(ranks.largest(peak.bytes))
+        records = ranks.collect(None if recorder is None else recorder.record({}))
         ranks.done()
         if ranks.rank > 0:
             return None
@@ -293,22 +307,23 @@ class LongCatPipeline:
             bsa_reason=work.reason,
             versions=versions,
         )
-        if recorder is not None:
-            self._write_record(recorder, output, versions)
+        if parts := [part for part in records if part is not None]:
+            self._write_record(replace(joined(parts), versions=versions), output)
         return result, frames
 
     @staticmethod
-    def _write_record(recorder: AttentionRecorder, output: Path, versions: dict[str, str]) -> None:
+    def _write_record(record: AttentionRecord, output: Path) -> None:
         path = record_path(output)
         try:
-            recorder.record(versions).save(path)
+            record.save(path)
         except OSError as error:
             # the video is made and written: a disk that filled up now is no reason to lose it
             logger.warning("The attention record %s could not be written: %s", path, error)
 
     @staticmethod
     def _kind(plan: Plan) -> tuple:
-        return plan.work.grid, plan.work.bsa, plan.work.rows, plan.forward.name
+        work = plan.work
+        return work.grid, work.conditioning, work.cached, work.bsa, work.rows, plan.forward.name
 
     def _warm_up(self, plan: Plan, ranks: Ranks) -> None:
         """Run what is new about a request once before the clock starts.

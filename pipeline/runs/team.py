@@ -1,4 +1,4 @@
-"""The ranks behind a pipeline: forms their group, hands each job to all of them, and forms it anew after one was lost."""
+"""The ranks behind a pipeline: forms their group, hands each job to all, and forms it anew after one was lost."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pipeline.parallel.launch import NO_MEMORY, Followers, Place, RankLost, abort, end_with_parent, fail, join
-from pipeline.parallel.ranks import Group, Ranks
+from pipeline.parallel.ranks import ONE_RANK, Group, Ranks
 from pipeline.request.video import Cancelled
 
 LOAD = "pipeline.runs.longcat:load_rank"
@@ -31,7 +31,7 @@ class Team:
         self._arguments = arguments
         self._store = None if place is None else place.store()
         self._followers: Followers | None = None
-        self._ranks: Ranks | None = Ranks() if size == 1 else None
+        self._ranks: Ranks | None = ONE_RANK if size == 1 else None
         if self.rank > 0:
             end_with_parent()
         elif size > 1:
