@@ -16,7 +16,8 @@ from bsa import BSAConfig
 from pipeline.model.fast_forward import fast_forward
 from pipeline.model.forward import trim_text
 from pipeline.model.kv_cache import KeyValues
-from pipeline.parallel.ranks import Group, Ranks, mesh_shape
+from pipeline.parallel.mesh import mesh_shape
+from pipeline.parallel.ranks import Group, Ranks
 from pipeline.parallel.sequence import ALONE
 from pipeline.parallel.strips import Strips
 from pipeline.weights.fp8 import to_fp8

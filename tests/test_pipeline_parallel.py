@@ -9,7 +9,7 @@ import pytest
 from parallel_ranks import CASES
 from programs import HERE, ROOT
 
-from pipeline.parallel.ranks import mesh_shape
+from pipeline.parallel.mesh import mesh_shape, strip_count
 from pipeline.parallel.sequence import cuts
 
 SIZES = (2, 3, 4)
@@ -112,3 +112,8 @@ def test_cuts(total, parts, lengths):
 )
 def test_guidance_comes_first(size, rows, shape):
     assert mesh_shape(size, rows) == shape
+
+
+@pytest.mark.parametrize(("size", "rows", "count"), [(4, 88, 4), (3, 3, 3), (4, 3, 1), (1, 6, 1)])
+def test_a_picture_of_fewer_rows_than_ranks_is_not_divided(size, rows, count):
+    assert strip_count(size, rows) == count

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from pipeline.parallel.mesh import mesh_shape, strip_count
 from pipeline.parallel.sequence import ALONE, SequenceParallel, cuts
 from pipeline.parallel.strips import Strips
 from pipeline.request.video import Cancelled
@@ -82,14 +83,6 @@ class Ranks:
 ONE_RANK = Ranks()
 
 
-def mesh_shape(size: int, rows: int) -> tuple[int, int]:
-    """Ranks for the rows of guidance, and ranks that share the tokens of a row.
-
-    Two rows on an even number of ranks need no exchange between the halves during a forward pass, so they come first.
-    """
-    return (rows, size // rows) if size % rows == 0 else (1, size)
-
-
 class Group(Ranks):
     """This process among all ranks. The default process group must exist and be the same on all of them.
 
@@ -133,7 +126,9 @@ class Group(Ranks):
         return divided
 
     def strips(self, rows: int) -> Strips | None:
-        return Strips(self._mesh((1, self.size)).get_group("sequence"), rows) if rows >= self.size else None
+        if strip_count(self.size, rows) == 1:
+            return None
+        return Strips(self._mesh((1, self.size)).get_group("sequence"), rows)
 
     def once(self, compute: Callable[[], tuple[Tensor | None, ...]]) -> tuple[Tensor | None, ...]:
         made: tuple[Tensor | None, ...] = ()
