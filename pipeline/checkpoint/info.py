@@ -12,6 +12,7 @@ from pipeline.checkpoint.adapter import read_adapter
 from pipeline.checkpoint.expected import linear_layers
 from pipeline.checkpoint.safetensors_files import component_parameters, incomplete, open_file, read_json
 from pipeline.checkpoint.trust import check_files, check_index, check_names, check_plain
+from pipeline.checkpoint.vocabulary import Vocabulary, read_vocabulary
 from pipeline.machine.paths import expand_user, is_there
 from pipeline.request.refinement import STEPS, Clip, refined_size
 from pipeline.request.start import FromClip
@@ -66,6 +67,7 @@ class CheckpointInfo:
         shift: timestep shift of the scheduler.
         loras: adapter name -> file in the folder lora/. LongCat's own are "distill" and "refine".
         linear: layer name -> outputs and inputs of the transformer's linear layers, which adapters must fit.
+        vocabulary: the words that a small checkpoint knows; None for one that understands language in general.
     """
 
     path: Path
@@ -77,6 +79,7 @@ class CheckpointInfo:
     shift: float = 12.0
     loras: Mapping[str, Path] = field(default_factory=dict)
     linear: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    vocabulary: Vocabulary | None = None
 
     def request(self, prompt: str, **overrides: Any) -> VideoRequest:
         """A request with this checkpoint's settings, or with the settings of its adapter `lora`.
@@ -191,6 +194,7 @@ def inspect_checkpoint(path: str | Path) -> CheckpointInfo:
         shift=_shift(configs["scheduler"], path),
         loras=_adapters(path / "lora"),
         linear=linear_layers(configs["transformer"]),
+        vocabulary=read_vocabulary(path),
         defaults=LONGCAT_DEFAULTS | (read_json(generation, path) if generation.exists() else {}),
     )
     try:
