@@ -92,7 +92,7 @@ def test_a_grid_its_plot_its_files_and_a_clip_on_the_stage(browser, tmp_path):
         expect_playing(page, "sparse")
         expect(page.locator("#stage .player")).to_have_attribute("data-pair", "true")
         page.get_by_role("tab", name="Result", exact=True).click()
-        expect(page.locator("#report")).to_contain_text("denoising speed-up")
+        expect(page.locator("#stage .figures")).to_contain_text("denoising speed-up")
         assert not watch.foreign
         assert not watch.complaints
 
