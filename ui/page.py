@@ -14,6 +14,7 @@ from pipeline import CheckpointInfo
 from ui.access.visitor import Visitors
 from ui.api.endpoints import add_api
 from ui.api.publish import Page
+from ui.form.batch import batch_fields, batch_notice, batch_requests, lines_of
 from ui.form.inputs import Fields, block_fields, examples, mode_field, prompt_field, sparsity_field, video_fields
 from ui.form.model import model_field
 from ui.form.plan_panel import plan_error, plan_panel
@@ -33,16 +34,17 @@ from ui.site import Site
 from ui.static import asset
 from ui.storage.disk import Disk
 from ui.storage.store import Store
-from ui.views.follow import Changes, Follower, watch_for_jobs
+from ui.views.follow import Changes, Follower, live_videos, watch_for_jobs
 from ui.views.history import history_panel
 from ui.views.inspector import Keys, inspector_panel
 from ui.views.live import LivePanel
+from ui.views.queue_panel import QueuePanel
 from ui.views.report import report_panel
 from ui.views.stage import Stage, StageViews
 from ui.views.sweep_panel import SWEEP_TAB, SweepPanel
 
 TITLE = "Block Sparse Attention for video"
-STYLES = "page wide language player live outlook presets inspector code history sweep words".split()
+STYLES = "page wide language player live outlook presets inspector code history sweep words queue".split()
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def build_page(
                     generate = gr.Button("Generate", variant="primary", interactive=False, elem_id="generate")
                     stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop")
                 notice = box("notice")
+                queue = QueuePanel(site)
                 fields |= sparsity_field(default)
             with gr.Column(elem_id="results"):
                 stage = Stage(keys)
@@ -125,8 +128,11 @@ def build_page(
                 with gr.Accordion("Presets and model", open=False, elem_id="presets"):
                     preset_list = PresetList(site, fields, clips, shown)
                     model_field(site, fields, preset_list, measured)
+                with gr.Accordion("Many prompts, many seeds", open=False, elem_id="batch"):
+                    prompts, lines, seeds, add_all = batch_fields()
                 settings_drop(site, fields, notice)
         live.connect(page, visitor, shown)
+        queue.connect(page, visitor)
         sweep.connect(fields, visitor, stage, report, shown, page, views)
         names = list(fields)
         inputs = list(fields.values())
@@ -167,9 +173,10 @@ def build_page(
 
         async def press(request: gr.Request, ticket: Any, *values: Any) -> AsyncIterator[Changes]:
             form = dict(zip(names, values, strict=True))
-            _, kept = follower.greet(request, ticket)
+            owner, kept = follower.greet(request, ticket)
             if form["randomise"]:
                 form["seed"] = new_seed()
+            busy = bool(live_videos(site, owner))
             try:
                 wanted = await site.clips.read(form["refine"], form_request, site.checkpoint, form)
                 job = site.submit(VideoJob(wanted, side_by_side=form["mode"] == SIDE_BY_SIDE), request)
@@ -177,8 +184,32 @@ def build_page(
                 yield kept | {notice: notice_html(page_sentence(error), "error")}
                 return
             yield kept | {fields["seed"]: form["seed"]}
+            if busy:  # whoever follows the others comes to it
+                return
             async for changes in follower.follow(request, job):
                 yield changes
+
+        async def press_batch(
+            request: gr.Request, ticket: Any, text: Any, file: Any, times: Any, *values: Any
+        ) -> AsyncIterator[Changes]:
+            form = dict(zip(names, values, strict=True))
+            owner, kept = follower.greet(request, ticket)
+            busy, jobs, reason = bool(live_videos(site, owner)), [], ""
+            try:
+                wanted = list(batch_requests(site, form, lines_of(text, file), times))
+            except ValueError as error:
+                yield kept | {notice: notice_html(page_sentence(error), "error")}
+                return
+            for one in wanted:
+                try:
+                    jobs.append(site.submit(VideoJob(one, side_by_side=form["mode"] == SIDE_BY_SIDE), request))
+                except ValueError as error:
+                    reason = page_sentence(error)
+                    break
+            yield kept | {notice: batch_notice(len(jobs), len(wanted), reason)}
+            if jobs and not busy:
+                async for changes in follower.follow(request, jobs[0]):
+                    yield changes
 
         async def arrive(request: gr.Request, ticket: Any, watched: Any) -> AsyncIterator[Changes]:
             def settings(job: VideoJob) -> Changes:
@@ -195,7 +226,11 @@ def build_page(
             press,
             [visitor, *inputs],
             [*follower.parts, fields["seed"]],
+            trigger_mode="multiple",  # a press during a run adds to the queue
             **lasting,
+        ).then(*refresh, **QUIET)
+        add_all.click(
+            press_batch, [visitor, prompts, lines, seeds, *inputs], follower.parts, trigger_mode="multiple", **lasting
         ).then(*refresh, **QUIET)
         gr.on(
             [page.load, watch.retry],

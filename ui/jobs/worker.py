@@ -168,7 +168,7 @@ class Worker:
         return self.public.get(job_id) or self.queue.get(job_id) or self.archive(job_id)
 
     def live(self, owner: str) -> list[Job]:
-        """The owner's waiting and running jobs, oldest first."""
+        """The owner's running and waiting jobs, in the order in which they run."""
         return self.queue.live(owner)
 
     def forget(self, job_id: str) -> None:

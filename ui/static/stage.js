@@ -103,6 +103,10 @@ function draw(view) {
   player.set(pair ? dense.dataset.video : '', pair ? clips : null, calm, view.inside || '');
 }
 
+document.addEventListener('keydown', (event) => {
+  if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) document.querySelector('#generate')?.click();
+});
+
 watch('value', () => {
   if (props.value && props.value.job) draw(props.value);
 });

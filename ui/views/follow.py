@@ -56,7 +56,7 @@ def seen_from(site: Site, ask: Any) -> dict[str, Any]:
 
 
 def job_to_follow(site: Site, owner: str, named: Any) -> VideoJob | None:
-    """The job with the id `named` if it is not over, else the owner's oldest live job."""
+    """The job with the id `named` if it is not over, else the owner's next one."""
     live = live_videos(site, owner)
     return next((job for job in live if job.id == named), live[0] if live else None)
 
@@ -150,7 +150,7 @@ class Follower:
         session, worker = str(request.session_hash), self.site.worker
         if not again:
             self._aside.discard(session)
-        buttons = {self.generate: gr.update(interactive=False), self.stop: gr.update(interactive=True)}
+        buttons = {self.generate: gr.update(interactive=True), self.stop: gr.update(interactive=True)}
         yield self._now(request, job) | buttons
         if job.owner in self._streaming:
             yield {self.watch: self._watch(request, job, streams=False)}
@@ -159,7 +159,9 @@ class Follower:
         try:
             told, seen, made = "", -1, 0
             while not job.over:
-                if job.state == "waiting" and worker.waiting_text(job) != told:
+                if job.state == "waiting" and (first := job_to_follow(self.site, job.owner, "")) not in (job, None):
+                    job, told, seen, made = first, "", -1, 0  # another of the owner's has got the earlier turn
+                elif job.state == "waiting" and worker.waiting_text(job) != told:
                     told = worker.waiting_text(job)
                     yield {self.notice: notice_html(told), self.watch: self._watch(request, job)}
                 elif job.state == "running" and (job.version != seen or len(job.results) != made):
@@ -172,6 +174,9 @@ class Follower:
             self._streaming.discard(job.owner)
         self._aside.discard(session)
         yield self.ended(request, job)
+        if (following := job_to_follow(self.site, job.owner, "")) is not None:
+            async for changes in self.follow(request, following):
+                yield changes
 
     def peek(self, request: gr.Request, watched: Any) -> Changes:
         """How the job is now that a page follows without a stream; once its owner has none, the page may get it."""
@@ -183,10 +188,13 @@ class Follower:
         return self._now(request, job, report=True, streams=owner not in self._streaming)
 
     def _now(self, request: gr.Request, job: VideoJob, report: bool = False, streams: bool = True) -> Changes:
-        """A job that waits or runs, except on the stage of a page that shows an older run. report: with the figures."""
+        """A job that waits or runs, except on the stage of a page that shows an older run. report: with the table.
+
+        A job that waits leaves the stage to what was finished before.
+        """
         text = running_text(job) if job.state == "running" else self.site.worker.waiting_text(job)
         changes = {self.notice: notice_html(text), self.watch: self._watch(request, job, streams)}
-        if request.session_hash not in self._aside:
+        if request.session_hash not in self._aside and job.state == "running":
             changes[self.stage] = self.views.of(job)
             if report:
                 changes[self.report] = report_panel(job.results)
