@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
 from app_server import running_page, until
@@ -13,6 +14,8 @@ from gradio_client.exceptions import AppError
 from playwright.sync_api import expect
 
 from ui.form.batch import batch_requests, lines_of
+from ui.form.own_presets import preset_values
+from ui.form.sizes import frames_of, seconds_of, shaped
 from ui.jobs.job import Job, VideoJob
 from ui.jobs.queue import JobQueue
 
@@ -192,3 +195,81 @@ def test_an_id_names_one_job_and_is_refused_the_second_time(address):
     with pytest.raises(AppError, match="was given to another job of yours, which is done; choose another, or null"):
         client.predict("b", job_id="mine", api_name="/generate")
     assert client.predict("mine", api_name="/result")["report"]["request"] == first["request"]
+
+
+# sizes and presets ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("own", "shape", "size"),
+    [
+        pytest.param((832, 480), "16:9", (832, 480), id="LongCat's own"),
+        pytest.param((832, 480), "1:1", (640, 608), id="LongCat's table has no square"),
+        pytest.param((256, 256), "16:9", (336, 192), id="small"),
+        pytest.param((256, 256), "9:16", (192, 336), id="upright"),
+    ],
+)
+def test_a_shape_has_about_the_checkpoints_pixels(own, shape, size):
+    checkpoint = replace(CHECKPOINT, defaults=CHECKPOINT.defaults | {"width": own[0], "height": own[1]})
+    width, height = shaped(checkpoint, shape)
+    assert (width, height) == size
+    assert width * height == pytest.approx(own[0] * own[1], rel=0.05)
+
+
+@pytest.mark.parametrize(("seconds", "frames"), [(0, 1), (0.1, 1), (1, 17), (4, 61), (4.1, 61)])
+def test_seconds_become_a_number_of_frames_that_there_is(seconds, frames):
+    assert frames_of(CHECKPOINT, seconds) == frames
+    assert abs(seconds_of(CHECKPOINT, frames) - seconds) <= 2.5 / 15 + 0.05
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(None, id="nothing"),
+        pytest.param({"width": "<b>"}, id="markup"),
+        pytest.param({"prompt": "-", "width": 33}, id="no size"),
+        pytest.param({"prompt": "-", "colour": 1}, id="unknown field"),
+    ],
+)
+def test_a_bad_preset_is_a_sentence(settings):
+    with pytest.raises(ValueError):
+        preset_values(settings)
+
+
+@needs_chromium
+def test_a_shape_and_seconds_fill_the_size(page):
+    open_group(page, "Size, frames, steps, guidance, seed")
+    page.get_by_label("Shape", exact=True).click()
+    page.get_by_role("option", name="9:16", exact=True).click()
+    expect(page.get_by_label("Width", exact=True)).to_have_value("64")
+    expect(page.get_by_label("Height", exact=True)).to_have_value("112")
+    fill_number(page, "Seconds", 2)
+    expect(page.get_by_label("Frames", exact=True)).to_have_value("29")
+
+
+@needs_chromium
+def test_a_preset_of_ones_own_lasts_and_travels_as_a_file(browser, page, address, tmp_path):
+    open_group(page, "Chunk shapes and block selection")
+    fill_number(page, "Query T", 2)
+    open_group(page, "Presets and model")
+    own = page.locator(".own")
+    own.get_by_label("Name of the preset").fill("mine <i>")
+    own.get_by_role("button", name="Save the form").click()
+    expect(own.locator("li span")).to_have_text("mine <i>")
+    with page.expect_download() as saved:
+        own.get_by_role("button", name="Save all as a file").click()
+    saved.value.save_as(tmp_path / "presets.json")
+    fill_number(page, "Query T", 4)
+    own.get_by_role("button", name="Use: mine <i>").click()
+    expect(page.get_by_label("Query T", exact=True)).to_have_value("2")
+
+    other = open_page(browser, address)
+    open_group(other, "Presets and model")
+    other.locator(".own-import input").set_input_files(tmp_path / "presets.json")
+    other.get_by_role("button", name="Use: mine <i>").click()
+    open_group(other, "Chunk shapes and block selection")
+    expect(other.get_by_label("Query T", exact=True)).to_have_value("2")
+    (tmp_path / "presets.json").write_text("[1, 2]")
+    other.locator(".own-import input").set_input_files(tmp_path / "presets.json")
+    expect(other.locator(".own-said")).to_have_text("This file has no presets")
+    other.context.close()

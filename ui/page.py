@@ -17,11 +17,13 @@ from ui.api.publish import Page
 from ui.form.batch import batch_fields, batch_notice, batch_requests, lines_of
 from ui.form.inputs import Fields, block_fields, examples, mode_field, prompt_field, sparsity_field, video_fields
 from ui.form.model import model_field
+from ui.form.own_presets import own_presets
 from ui.form.plan_panel import plan_error, plan_panel
 from ui.form.presets import PresetList
 from ui.form.read import MASS, SIDE_BY_SIDE, TOP_K, form_request, new_seed, page_sentence
 from ui.form.refine import ClipChooser, refine_fields
 from ui.form.restore import OF_ONE_VIDEO, code_panel, fill, form_values, settings_drop
+from ui.form.sizes import size_helpers
 from ui.form.words import word_palette
 from ui.jobs.job import VideoJob
 from ui.jobs.records import keep_record_of
@@ -121,12 +123,14 @@ def build_page(
                     fields |= block_fields(default)
                 with gr.Accordion("Size, frames, steps, guidance, seed", open=False):
                     fields |= video_fields(checkpoint)
+                    size_helpers(site, fields)
                 with gr.Accordion("Refine a clip", open=False, elem_id="refine") as refine:
                     fields |= refine_fields()
                     clips = ClipChooser(site, fields, notice, shown, refine)
                     clips.connect()
                 with gr.Accordion("Presets and model", open=False, elem_id="presets"):
                     preset_list = PresetList(site, fields, clips, shown)
+                    own_presets(site, fields, notice)
                     model_field(site, fields, preset_list, measured)
                 with gr.Accordion("Many prompts, many seeds", open=False, elem_id="batch"):
                     prompts, lines, seeds, add_all = batch_fields()
@@ -220,7 +224,7 @@ def build_page(
             async for changes in follower.arrive(request, ticket, watched, settings):
                 yield changes
 
-        lasting = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
+        lasting: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
         gr.on(
             [generate.click, fields["prompt"].submit],
             press,
