@@ -84,8 +84,9 @@ class Inspector(Drawn):
 
 
 def server_functions(keys: Keys, pictures: bool = True) -> list[Any]:
-    """The functions with which a page asks about the run of a key: `overview(key)`, and `look({"key", "step", "layer",
-    "block"})`. Where there is nothing to tell, both answer {"why"}. pictures: with frames of the video in the overview.
+    """The functions with which a page asks about the run of a key: `overview(key)`, `look({"key", "step", "layer",
+    "block"})`, and `record(key)` for the whole file as {"npz": base64}. Where there is nothing to tell, they answer
+    {"why"}. pictures: with frames of the video in the overview.
     """
 
     def overview(key: Any) -> dict[str, Any]:
@@ -103,7 +104,15 @@ def server_functions(keys: Keys, pictures: bool = True) -> list[Any]:
         except ValueError as error:
             return {"why": str(error)}
 
-    return [overview, look]
+    def record(key: Any) -> dict[str, str]:
+        try:
+            job = keys.job(key)
+            read_record(job)  # a damaged one is not handed out
+            return {"npz": base64.b64encode(record_path(job.results["sparse"].video).read_bytes()).decode()}
+        except ValueError as error:
+            return {"why": str(error)}
+
+    return [overview, look, record]
 
 
 def inspector_panel(keys: Keys, shown: gr.State) -> None:
