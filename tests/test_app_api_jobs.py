@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from app_server import WAIT_SECONDS, running_page, until
@@ -123,16 +124,17 @@ class TestJobs:
             with pytest.raises(AppError):
                 job.result(timeout=WAIT_SECONDS)
 
-    def test_a_name_is_free_again_when_its_job_is_over(self, client, fake):
+    def test_a_name_is_for_one_job_also_when_that_is_over(self, client, fake):
         with fake.held():
             job = client.submit("a", job_id="again", api_name="/generate")
             until(lambda: fake.running, "the job to run")
-            with pytest.raises(AppError, match="job_id 'again' is the id of a job that is not over"):
+            with pytest.raises(AppError, match="job_id 'again' was given to another job of yours, which is running"):
                 client.predict("a", job_id="again", api_name="/generate")
             client.predict("again", api_name="/cancel")
             with pytest.raises(AppError):
                 job.result(timeout=WAIT_SECONDS)
-        assert client.predict("a", job_id="again", api_name="/generate")[1]["job_id"] == "again"
+        with pytest.raises(AppError, match="which is stopped; choose another, or null to have one drawn"):
+            client.predict("a", job_id="again", api_name="/generate")
 
     @pytest.mark.parametrize("name", ["", "a/b", "x" * 65, "../etc"])
     def test_impossible_names(self, client, name):
@@ -146,6 +148,11 @@ class TestReadings:
         attention = client.predict(report["job_id"], step=1, layer=2, head=1, query_block=3, api_name="/inspect")
         assert 0 < attention["recall"] <= 1
         assert len(attention["recall_by_step"]) == 4
+        matrix = np.array(attention["recall_by_layer_and_step"])
+        assert matrix.shape == (3, 4)
+        np.testing.assert_allclose(matrix.mean(axis=0), attention["recall_by_step"], rtol=1e-5)  # as many heads in each
+        np.testing.assert_allclose(matrix.mean(axis=1), attention["recall_by_layer"], rtol=1e-5)
+        assert attention["block"]["recall_tokens"] == 1
         blocks = attention["block"]["kept"]
         assert len(blocks) == 1  # a quarter of four
         assert all(0 <= side < 5 for block in blocks for side in block)

@@ -69,6 +69,7 @@ IN_SMALL = {
     "memory": ("memory.py", {"fast, sparse", "plain, sparse", "decoding, frame by frame"}),
     "quality": ("quality.py", {"0.9375 mean 4x4x4 4x4x4", "0.9375 cells 4x4x4 4x4x4 dense layers 2"}),
     "fused": ("fused_check.py", {"swiglu to 8 bits", "head norm"}),
+    "multi-gpu": ("multi_gpu.py", {"sparse", "exchange"}),
 }
 
 

@@ -15,6 +15,7 @@ from pipeline.checkpoint.expected import linear_layers
 from pipeline.checkpoint.layout import CONFIGS, FASTVIDEO, Layout, layout_of
 from pipeline.checkpoint.safetensors_files import component_parameters, incomplete, open_file, read_json
 from pipeline.checkpoint.trust import check_files, check_index, check_names, check_plain
+from pipeline.checkpoint.vocabulary import Vocabulary, read_vocabulary
 from pipeline.machine.paths import expand_user, is_there
 from pipeline.request.refinement import STEPS, Clip, refined_size
 from pipeline.request.sentences import one_line
@@ -61,6 +62,7 @@ class CheckpointInfo:
         shift: timestep shift of the scheduler.
         loras: adapter name -> file in the folder lora/. LongCat's own are "distill" and "refine".
         linear: layer name -> outputs and inputs of the transformer's linear layers, which adapters must fit.
+        vocabulary: the words that a small checkpoint knows; None for one that understands language in general.
         layout: where the transformer lies, and under which names.
     """
 
@@ -73,6 +75,7 @@ class CheckpointInfo:
     shift: float = 12.0
     loras: Mapping[str, Path] = field(default_factory=dict)
     linear: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    vocabulary: Vocabulary | None = None
     layout: Layout = FASTVIDEO
 
     def request(self, prompt: str, **overrides: Any) -> VideoRequest:
@@ -239,6 +242,7 @@ def inspect_checkpoint(path: str | Path) -> CheckpointInfo:
         shift=_shift(configs["scheduler"], path),
         loras=_adapters(path / "lora"),
         linear=linear_layers(transformer),
+        vocabulary=read_vocabulary(path),
         defaults=LONGCAT_DEFAULTS | (read_json(generation, path) if generation.exists() else {}),
         layout=layout,
     )

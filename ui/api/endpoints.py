@@ -176,8 +176,9 @@ def add_api(page: Page, site: Site) -> None:
 
     async def inspect_(job_id: str, step: int, layer: int, head: int, query_block: int) -> dict[str, Any]:
         """Inspect the sparse attention of a finished /generate or /compare. Returns its mean recall (share of the
-        softmax mass inside the kept blocks) and density, by layer and by step; and the key blocks that one query block
-        of one step, layer and head keeps, as [frame, row, column] in the grid of key blocks."""
+        softmax mass inside the kept blocks) and density, by layer, by step and as [layers][steps]; and the key blocks
+        that one query block of one step, layer and head keeps, as [frame, row, column] in the grid of key blocks, with
+        the recall of one of its tokens. A job_id that nobody guesses may be inspected by whoever has it."""
         job = calls.find(job_id)
         result = job.results.get("sparse") if isinstance(job, VideoJob) else None
         if result is None:
@@ -212,7 +213,13 @@ def add_api(page: Page, site: Site) -> None:
     sizes = [entry for entry in shared if entry[0] not in ("prompt", "negative_prompt", "seed")]
     grid = [
         ("rows", SETTINGS, "sparsity", "What varies from row to row"),
-        ("row_values", list, [0.5, 0.75, 0.9375], "Its values; a chunk is written 4x4x4, or 4x4x4/4x4x8 for query/key"),
+        (
+            "row_values",
+            list,
+            [0, 0.5, 0.75, 0.9375],
+            "Its values; sparsity 0 keeps every block and is the noise floor; a "
+            "chunk is written 4x4x4, or 4x4x4/4x4x8 for query/key",
+        ),
         ("columns", SETTINGS | None, None, "What varies from column to column, or null"),
         ("column_values", list | None, None, "Its values"),
     ]
@@ -287,6 +294,6 @@ def _selection(record: AttentionRecord, step: int, layer: int, head: int, query_
         | {
             "query_blocks": list(record.q_blocks),
             "stored": {name: list(numbers) for name, numbers in record.sampled._asdict().items()},
-            "block": {"kept": blocks.tolist(), "recall": recall},
+            "block": {"kept": blocks.tolist(), "recall": recall, "recall_tokens": 1},
         }
     )

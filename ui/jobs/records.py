@@ -84,7 +84,7 @@ def _restore_video(record: Record, folder: Path) -> VideoJob:
     job = VideoJob(VideoRequest.from_dict(values), side_by_side)
     present = job_folder(folder.parent, folder.name) is not None
     for arm in job.arms:
-        result = _result(report.get(arm), folder) if present else None
+        result = stored_result(report.get(arm), folder) if present else None
         if result is not None:
             job.results[arm] = result
     if len(job.results) == 2 and "speedup" in report:
@@ -105,7 +105,7 @@ def _restore_sweep(record: Record, folder: Path) -> SweepJob:
     job = SweepJob(sweep)
     present = job_folder(folder.parent, folder.name) is not None
     for made in report["videos"]:
-        result = _result(made["result"], folder) if present else None
+        result = stored_result(made["result"], folder) if present else None
         measures = {name: made[name] for name in MEASURES}
         if measures["speedup"] is not None and measures["psnr"] is None:
             measures["psnr"] = float("inf")  # JSON has no infinity
@@ -119,7 +119,7 @@ RESTORE["video"] = _restore_video
 RESTORE["sweep"] = _restore_sweep
 
 
-def _result(values: dict[str, Any] | None, folder: Path) -> VideoResult | None:
+def stored_result(values: dict[str, Any] | None, folder: Path) -> VideoResult | None:
     """A finished video from its record, or None if its file is gone."""
     if not values or not (video := folder / Path(values["video"]).name).is_file():
         return None

@@ -1,4 +1,4 @@
-"""Shows the measurements of a run as headline figures and a table."""
+"""Words for the measurements of a run: the figures under its two videos, and a table."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ui.form.read import page_sentence
 TITLES = {"dense": "Dense", "sparse": "Sparse (BSA)"}
 
 REFINED = "{clip}, from noise level {level:g} of a schedule of {steps} steps"
-NOTHING_YET = '<p class="report-empty">Times, memory, kept blocks and the similarity of the two videos appear here.</p>'
+NOTHING_YET = '<p class="report-empty">Times, memory and kept blocks appear here.</p>'
 
 
-def report_panel(results: Mapping[str, VideoResult], comparison: Comparison | None) -> str:
-    """HTML with the figures of the comparison and, below them, a table with one column per finished video."""
+def report_panel(results: Mapping[str, VideoResult]) -> str:
+    """HTML of a table with one column per finished video."""
     if not results:
         return NOTHING_YET
     head = "".join(f'<th scope="col" data-arm="{arm}"><span class="dot"></span>{TITLES[arm]}</th>' for arm in results)
@@ -24,9 +24,8 @@ def report_panel(results: Mapping[str, VideoResult], comparison: Comparison | No
         f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>'
         for name, cells in table_rows(results)
     )
-    figures = "" if comparison is None else _figures(comparison)
     head = f'<tr><th scope="col"><span class="sr">Measure</span></th>{head}</tr>'
-    return f'<div class="report">{figures}<table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="report"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
 
 
 def table_rows(results: Mapping[str, VideoResult]) -> list[tuple[str, list[str]]]:
@@ -56,21 +55,14 @@ def table_rows(results: Mapping[str, VideoResult]) -> list[tuple[str, list[str]]
     ]
 
 
-def _figures(comparison: Comparison) -> str:
-    figures = [
+def figures(comparison: Comparison) -> list[tuple[str, str, str]]:
+    """(value, name, hint) of each figure that compares two videos, most telling first."""
+    return [
         (f"{comparison.speedup:.2f}×", "denoising speed-up", "dense seconds ÷ sparse seconds"),
         (decibels(comparison.psnr), "PSNR", "sparse against dense, higher is closer"),
         (f"{comparison.ssim:.3f}", "SSIM", "1 means the same picture"),
         (f"{comparison.sparse.density:.1%}", "of attention computed", "query-key pairs, sparse against dense"),
     ]
-    return (
-        '<ul class="figures">'
-        + "".join(
-            f"<li><b>{escape(value)}</b><span>{escape(name)}</span><small>{escape(hint)}</small></li>"
-            for value, name, hint in figures
-        )
-        + "</ul>"
-    )
 
 
 def _kept(video: VideoResult) -> str:

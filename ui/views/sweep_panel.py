@@ -17,7 +17,7 @@ from ui.storage.store import Store
 from ui.views.find_row import FindRow
 from ui.views.follow import GONE
 from ui.views.report import report_panel
-from ui.views.stage import stage_view
+from ui.views.stage import StageViews
 from ui.views.sweep_view import (
     NONE,
     default_values,
@@ -98,11 +98,18 @@ class SweepPanel:
             )
 
     def connect(
-        self, fields: dict[str, Any], visitor: Any, stage: gr.HTML, report: gr.HTML, shown: gr.State, page: gr.Blocks
+        self,
+        fields: dict[str, Any],
+        visitor: Any,
+        stage: gr.HTML,
+        report: gr.HTML,
+        shown: gr.State,
+        page: gr.Blocks,
+        views: StageViews,
     ) -> None:
         """Connect the events. fields: the form's by name. visitor: the browser's ticket.
 
-        stage, report, shown: the components that show a clip when it is opened.
+        stage, report, shown: the components that show a clip when it is opened. views: makes the stage's values.
         """
         axes = [self.row_name, self.row_values, self.column_name, self.column_values]
         inputs, names = [*axes, *fields.values()], list(fields)
@@ -151,7 +158,7 @@ class SweepPanel:
             job = self._opened(self.site.owner(request), event._data)
             if job is None:
                 return gr.skip(), gr.skip(), gr.skip()
-            return stage_view(job), report_panel(job.results, job.comparison), job.id
+            return views.of(job), report_panel(job.results), job.id
 
         start = [field.value for field in inputs]
         self.plan.value = plan_html(self.site, tuple(start[:4]), dict(zip(names, start[4:], strict=True)))

@@ -38,7 +38,7 @@ def default_values(steps: int) -> dict[str, str]:
     """The default values of each setting that can be swept, as text."""
     fewer = max(1, steps // 2)
     return {
-        "sparsity": "0.5, 0.75, 0.9375",
+        "sparsity": "0, 0.5, 0.75, 0.9375",  # 0 keeps every block: the noise floor of the comparison
         "cdf_threshold": "0.7, 0.8, 0.9",
         "chunk": "2x4x4, 4x4x4",
         "selection": "mean, cells",
