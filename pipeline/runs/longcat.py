@@ -114,6 +114,9 @@ class LongCatPipeline:
         """
         say = on_message or (lambda message: None)
         place = Place.given()
+        if place is not None and place.rank > 0:
+            say = logger.debug  # rank 0 says the same
+            logger.setLevel(logging.WARNING)
         if place is not None and gpus not in (1, place.size):
             raise ValueError(f"{place.size} processes were started, and gpus is {gpus}; leave gpus out")
         weights = LoadOptions(quantization, offload, gpus if place is None else place.size)
