@@ -36,7 +36,6 @@ class Team:
             end_with_parent()
         elif size > 1:
             self._start()
-            atexit.register(self.close)
 
     def _start(self) -> None:
         """Let the others load while this process does."""
@@ -58,6 +57,9 @@ class Team:
             except RankLost:
                 self._part()
                 raise
+            if self.rank == 0:
+                atexit.unregister(self.close)
+                atexit.register(self.close)  # behind what ends this process's own group, so that it runs before
         return self._ranks
 
     @contextmanager
@@ -106,7 +108,11 @@ class Team:
             ranks = self.form(device)
             assert isinstance(ranks, Group)
             while True:
-                if (job := ranks.next_job()) is None:
+                try:
+                    job = ranks.next_job()
+                except RuntimeError:  # rank 0 ended without a word
+                    return
+                if job is None:
                     return
                 try:
                     run(ranks, job)
