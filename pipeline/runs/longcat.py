@@ -134,10 +134,11 @@ class LongCatPipeline:
         say(f"Loading {info.name} ({info.parameters / 1e6:,.1f} M parameters) to {chosen}{kept}")
         arguments = {"path": str(info.path.resolve()), "device": device, **weights.of_one.arguments}
         team = Team(place, weights.gpus, arguments)
-        model = FastVideoLongCat(info.path.resolve(), chosen, info.loras, weights.of_one, reads_text=team.rank == 0)
-        if colours is None:
-            # no colours stored with the checkpoint: measure them on its own VAE
-            colours = LatentColours.fit(model.decode_frame, model.transformer.in_channels, chosen)
+        with team.loading():
+            model = FastVideoLongCat(info.path.resolve(), chosen, info.loras, weights.of_one, reads_text=team.rank == 0)
+            if colours is None:
+                # no colours stored with the checkpoint: measure them on its own VAE
+                colours = LatentColours.fit(model.decode_frame, model.transformer.in_channels, chosen)
         logger.info("Loaded %s (%s transformer parameters) to %s", info.name, f"{info.parameters:,}", chosen)
         padding = "attended to, as zeros" if model.zero_text_padding else "masked"
         logger.info("The padding of prompts is %s (text_tokens_zero_pad)", padding)

@@ -42,6 +42,16 @@ class Team:
         if self._place is None:
             self._followers = Followers(LOAD, self._arguments, self.size)
 
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """A block in which this rank loads. If it fails, the others are ended."""
+        try:
+            yield
+        except Exception:
+            if self.rank == 0:
+                self.close()
+            raise
+
     def form(self, device: torch.device) -> Ranks:
         """The group of all ranks, once they have loaded. Starts those again that were lost.
 
