@@ -74,7 +74,7 @@ class LongCatPipeline:
         self.weights = weights
         self._model = model
         self._colours = colours
-        self._team = team or Team(None, 1, {})
+        self._team = team or Team()
         self._lock = threading.Lock()
         self._warm: set[tuple] = set()
         self._estimator = Estimator(info, device, weights=weights)
@@ -133,7 +133,7 @@ class LongCatPipeline:
         kept = f" with {weights}" if weights else ""
         say(f"Loading {info.name} ({info.parameters / 1e6:,.1f} M parameters) to {chosen}{kept}")
         arguments = {"path": str(info.path.resolve()), "device": device, **weights.of_one.arguments}
-        team = Team(place, weights.gpus, arguments)
+        team = Team(place, weights.gpus, f"{__name__}:{load_rank.__name__}", arguments)
         with team.loading():
             model = FastVideoLongCat(info.path.resolve(), chosen, info.loras, weights.of_one, reads_text=team.rank == 0)
             if colours is None:
