@@ -139,6 +139,11 @@ class Estimator:
             basis=self._basis(runs),
         )
 
+    def denoising(self, request: VideoRequest) -> float | None:
+        """Expected seconds of denoising, or None before any measurement."""
+        seconds = self.estimate(request).seconds
+        return None if seconds is None else seconds["denoise"]
+
     def check_load(self) -> None:
         """Raise ValueError with numbers and a remedy if the weights cannot fit. Reads none of them."""
         check_weights_fit(self._shape, self.info.name, self.device, self.weights)

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from pipeline.checkpoint.info import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
+from pipeline.estimate.calibrate import measure
+from pipeline.estimate.choose_attention import choose_attention
 from pipeline.estimate.estimator import Estimator
 from pipeline.machine.device import rank_devices
 from pipeline.machine.measure import Clock, PeakMemory
@@ -190,9 +192,20 @@ class LongCatPipeline:
         """The plan that `generate` will follow. Raises ValueError if it would refuse the request."""
         room = available_memory(self.device) + held_memory(self.device)
         estimator, forward = self._estimator, self.forward
-        return plan(
-            self.info, request, self.weights, self.device, forward=forward, estimator=estimator, available=room
-        )
+        return plan(self.info, request, self.weights, self.device, forward=forward, estimator=estimator, available=room)
+
+    def choose_attention(self, request: VideoRequest, store: Path | None = None) -> VideoRequest:
+        """The request with the attention that suits it on this machine, dense or sparse; its `auto` says why.
+
+        A machine that was never measured is measured first, for about three seconds.
+
+        store: JSON file with the measurements of earlier runs; None for those of this pipeline alone.
+        """
+        estimator = self._estimator if store is None else Estimator(self.info, self.device, store, self.weights)
+        if not estimator.calibrated:
+            estimator.calibrate(measure(self))
+        room = available_memory(self.device) + held_memory(self.device)
+        return choose_attention(request, self.info.sparse, estimator.estimate, room)
 
     def _check_tokens(self, request: VideoRequest) -> None:
         for label, text in (("prompt", request.prompt), ("negative prompt", request.negative_prompt)):
