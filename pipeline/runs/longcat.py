@@ -76,7 +76,7 @@ class LongCatPipeline:
         self.weights = weights
         self._model = model
         self._colours = colours
-        self._team = team or Team(None, 1, {})
+        self._team = team or Team()
         self._lock = threading.Lock()
         self._warm: set[tuple] = set()
         self._estimator = Estimator(info, device, weights=weights)
@@ -116,6 +116,9 @@ class LongCatPipeline:
         """
         say = on_message or (lambda message: None)
         place = Place.given()
+        if place is not None and place.rank > 0:
+            say = logger.debug  # rank 0 says the same
+            logger.setLevel(logging.WARNING)
         if place is not None and gpus not in (1, place.size):
             raise ValueError(f"{place.size} processes were started, and gpus is {gpus}; leave gpus out")
         weights = LoadOptions(quantization, offload, gpus if place is None else place.size)
@@ -132,11 +135,12 @@ class LongCatPipeline:
         kept = f" with {weights}" if weights else ""
         say(f"Loading {info.name} ({info.parameters / 1e6:,.1f} M parameters) to {chosen}{kept}")
         arguments = {"path": str(info.path.resolve()), "device": device, **weights.of_one.arguments}
-        team = Team(place, weights.gpus, arguments)
-        model = FastVideoLongCat(info.path.resolve(), chosen, info.loras, weights.of_one, reads_text=team.rank == 0)
-        if colours is None:
-            # no colours stored with the checkpoint: measure them on its own VAE
-            colours = LatentColours.fit(model.decode_frame, model.transformer.in_channels, chosen)
+        team = Team(place, weights.gpus, f"{__name__}:{load_rank.__name__}", arguments)
+        with team.loading():
+            model = FastVideoLongCat(info.path.resolve(), chosen, info.loras, weights.of_one, reads_text=team.rank == 0)
+            if colours is None:
+                # no colours stored with the checkpoint: measure them on its own VAE
+                colours = LatentColours.fit(model.decode_frame, model.transformer.in_channels, chosen)
         logger.info("Loaded %s (%s transformer parameters) to %s", info.name, f"{info.parameters:,}", chosen)
         padding = "attended to, as zeros" if model.zero_text_padding else "masked"
         logger.info("The padding of prompts is %s (text_tokens_zero_pad)", padding)
