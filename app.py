@@ -78,7 +78,7 @@ def _main(arguments: list[str] | None) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it is up
     try:
         checkpoint = inspect_checkpoint(options.model_path)
-        expected_device(options.device)
+        expected_device(options.device, options.gpus)
         output_dir = writable_folder(options.output_dir)
         uploads = uploads_base(output_dir)
         check_temporary_folder()
@@ -302,7 +302,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     env = os.environ.get
     add = parser.add_argument
-    add("--model-path", type=Path, default=EMBEDDED_CHECKPOINT, help="LongCat checkpoint in FastVideo's layout")
+    add("--model-path", type=Path, default=EMBEDDED_CHECKPOINT, help="LongCat checkpoint, as released or FastVideo's")
     add("--device", default="auto", help="auto (the GPU with the most memory, or the CPU), cuda, cuda:1 or cpu")
     add("--output-dir", type=Path, default=Path("outputs"), help="folder for videos and reports")
     add("--disk-budget", type=gigabytes, default="5", help="GB that results and uploads may take; then the oldest go")

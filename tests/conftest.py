@@ -23,14 +23,17 @@ SLOW = {
     "test_app_faults",
     "test_app_hang",
     "test_app_load",
+    "test_app_offline",
     "test_app_sweep_records",
     "test_app_weights",
     "test_bsa_compile",
     "test_cli",
     "test_environment",
+    "test_load",
     "test_pipeline_settings",
     "test_pipeline_weights",
     "test_pipeline_sweep",
+    "test_pipeline_team",
     "test_wheel",
 }
 SLOW_KINDS = ("test_benchmarks", "test_training")

@@ -79,7 +79,7 @@ def run_generate(args: argparse.Namespace) -> dict[str, Any]:
     for file in (output / "dense.mp4", output / "sparse.mp4") if args.compare else (output,):
         prepare_output(file)
     if request.bsa is None and not args.dense:
-        config = visible(str(info.path / "transformer" / "config.json"))
+        config = visible(str(info.path / info.layout.configs["transformer"]))
         print(f"BSA is off: {config} does not set enable_bsa; --sparsity 0.9375 turns it on", file=sys.stderr)
 
     pipeline = LongCatPipeline.load(
@@ -127,6 +127,7 @@ def run_info(args: argparse.Namespace) -> dict[str, Any]:
     work = plan(info, request, weights, device).work
     report: dict[str, Any] = {
         "checkpoint": str(info.path),
+        "layout": info.layout.title,
         "parameters": info.parameters,
         "size": f"{request.width}x{request.height}, {request.num_frames} frames at {request.fps} fps",
         "steps": request.steps,

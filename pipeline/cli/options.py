@@ -19,7 +19,7 @@ from pipeline.checkpoint.info import EMBEDDED_CHECKPOINT, CheckpointInfo, inspec
 from pipeline.cli.inspect import add_inspect
 from pipeline.cli.tasks import add_task, chosen_task, read_refinement, read_task
 from pipeline.estimate.refusal import check_weights_fit
-from pipeline.machine.device import choose_device
+from pipeline.machine.device import rank_devices
 from pipeline.machine.gpus import Device
 from pipeline.request.fields import FIELDS
 from pipeline.request.load_options import AS_STORED, QUANTIZATIONS, LoadOptions
@@ -151,7 +151,7 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=EMBEDDED_CHECKPOINT,
         metavar="FOLDER",
-        help="LongCat checkpoint in FastVideo's layout: a folder, or org/model on the Hugging Face Hub "
+        help="LongCat checkpoint, as released or in FastVideo's layout: a folder, or org/model on the Hugging Face Hub "
         "(default: the embedded one)",
     )
 
@@ -258,6 +258,15 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="keep blocks and text encoder in host memory, from where they visit the GPU; the same video",
     )
+    several = parser.add_argument_group("several GPUs")
+    several.add_argument(
+        "--gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="GPUs that make each video together, from the chosen one on; the same video up to rounding. Each loads "
+        "the weights, and the fast forward runs",
+    )
 
 
 def _add_attention(parser: argparse.ArgumentParser) -> None:
@@ -315,12 +324,12 @@ def _chunk(option: str, parts: list[str]) -> Grid:
 
 def read_weights(args: argparse.Namespace) -> LoadOptions:
     """Read the options for loading the model."""
-    return LoadOptions(args.quantization, args.offload)
+    return LoadOptions(args.quantization, args.offload, args.gpus)
 
 
 def checked_device(name: str, weights: LoadOptions) -> Device:
     """The device of that name; ValueError where it does not exist or cannot run such weights."""
-    device = choose_device(name)
+    device = rank_devices(name, weights.gpus)[0]
     if weights.quantization is not None and device.type == "cuda":
         from pipeline.weights.fp8 import check_device  # the page's server reads options too, without PyTorch
 
@@ -372,5 +381,5 @@ def open_checkpoint(text: str | Path, device: str = "auto", weights: LoadOptions
             bar.total = progress.total
             bar.update(progress.done - bar.n)
 
-        room = partial(check_weights_fit, device=choose_device(device), weights=weights)
+        room = partial(check_weights_fit, device=rank_devices(device, weights.gpus)[0], weights=weights)
         return inspect_checkpoint(fetch_checkpoint(str(text), room, show))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, get_args
 
 from pipeline.request import refinement
-from pipeline.request.values import whole
+from pipeline.request.values import read_adapters, whole
 
 LATENT_FRAMES = 4  # frames of one latent after the first, which holds one (the Wan VAE)
 NATIVE_FPS = 15  # frames per second that LongCat was trained on
@@ -82,7 +82,7 @@ class _Made:
             raise ValueError(
                 f"num_frames {frames} is not of the form 4n + 1; try {max(below, least)} or {below + LATENT_FRAMES}"
             )
-        if asked.lora == "refine":
+        if any(adapter.name == "refine" for adapter in read_adapters(asked.lora)):
             raise ValueError("the adapter 'refine' is for refining a clip; choose a clip, or another adapter")
 
     def latent_frames(self, num_frames: int) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 
 from bsa import BSAConfig, Grid
 from pipeline.request.start import KEYS, STARTS, FromNoise, Start, read_start
-from pipeline.request.values import number, real, whole
+from pipeline.request.values import number, read_adapters, real, whole
 from pipeline.request.workload import Workload
 
 # Strides of LongCat: the Wan VAE turns 8x8 pixels into one latent, the transformer turns 1x2x2 latents into one token.
@@ -46,7 +46,8 @@ class VideoRequest:
         fps: frames per second of the video file.
         bsa: block sparse attention, or None for dense attention.
         use_distill: sigmas of LongCat's distilled (few-step) model instead of the regular ones.
-        lora: name of an adapter of the checkpoint to run with (see `CheckpointInfo.loras`), or None.
+        lora: adapters of the checkpoint to run with (see `CheckpointInfo.loras`), such as "distill", "style:0.7" for a
+            weaker one, or "distill+style:0.7" for both; None for the model alone.
         start: how it begins: `FromNoise`, `FromImage`, `FromFrames` to continue a clip, or `FromClip` to refine a clip
             into this size. `steps` are then those of the whole schedule, of which the part below the clip's noise level
             runs.
@@ -105,6 +106,7 @@ class VideoRequest:
                 number(kind, side)
         if self.lora is not None and not (isinstance(self.lora, str) and self.lora and _is_text(self.lora)):
             raise ValueError(f"lora {self.lora!r} is not the name of an adapter; pass one such as 'distill', or None")
+        read_adapters(self.lora)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
