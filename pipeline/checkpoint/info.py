@@ -15,9 +15,10 @@ from pipeline.checkpoint.safetensors_files import component_parameters, incomple
 from pipeline.checkpoint.trust import check_files, check_index, check_names, check_plain
 from pipeline.machine.paths import expand_user, is_there
 from pipeline.request.refinement import STEPS, Clip, refined_size
-from pipeline.request.start import FromClip
+from pipeline.request.sizes import video_size
+from pipeline.request.start import FromClip, FromFrames, FromImage, Picture, Start, stride_for
 from pipeline.request.values import read_adapters
-from pipeline.request.video import VideoRequest
+from pipeline.request.video import TOKEN_PIXELS, VideoRequest
 
 # A small checkpoint trained for this project. It has the same parts as the one with 13.6 B parameters.
 EMBEDDED_CHECKPOINT = Path(__file__).resolve().parents[2] / "assets" / "longcat-tiny"
@@ -117,6 +118,52 @@ class CheckpointInfo:
             "start": start,
         }
         return self.request(prompt, **(values | overrides))
+
+    def image_to_video(self, prompt: str, picture: Picture, **overrides: Any) -> VideoRequest:
+        """A request for a video that begins with a picture, in LongCat's size for its shape.
+
+        overrides: fields of `VideoRequest`. Raises ValueError as `request` does.
+        """
+        return self._from(FromImage(image=str(picture.path)), prompt, picture, overrides)
+
+    def continuation(
+        self,
+        prompt: str,
+        clip: Clip,
+        *,
+        cond_frames: int = 13,
+        stride: int | None = None,
+        kv_cache: str = "device",
+        enhance_hf: bool | None = None,
+        **overrides: Any,
+    ) -> VideoRequest:
+        """A request for a video that continues a clip, in LongCat's size for its shape.
+
+        cond_frames, kv_cache: as in `FromFrames`.
+        stride: the same; by default, what leaves about 15 of the clip's frames per second. The video then plays as fast
+            as the clip, unless `fps` says otherwise.
+        enhance_hf: the same; by default on, but not with the few-step schedule.
+        overrides: fields of `VideoRequest`.
+
+        Raises ValueError as `request` does.
+        """
+        few = overrides.get("use_distill", self.defaults["use_distill"] or "distill" == overrides.get("lora"))
+        step = stride_for(clip.fps) if stride is None else stride
+        fine = not few if enhance_hf is None else enhance_hf
+        start = FromFrames(
+            video=str(clip.path), cond_frames=cond_frames, stride=step, kv_cache=kv_cache, enhance_hf=fine
+        )
+        return self._from(start, prompt, clip, {"fps": max(1, round(clip.fps / start.stride))} | overrides)
+
+    def _from(self, start: Start, prompt: str, seen: Picture | Clip, overrides: dict[str, Any]) -> VideoRequest:
+        native = self.defaults["width"] * self.defaults["height"]
+        if "height" not in overrides and "width" not in overrides:
+            overrides = dict(zip(("height", "width"), video_size(seen.height, seen.width, native))) | overrides
+        elif not {"height", "width"} <= overrides.keys():
+            given, other = ("height", "width") if "height" in overrides else ("width", "height")
+            ratio = getattr(seen, other) / getattr(seen, given)
+            overrides = overrides | {other: max(1, round(overrides[given] * ratio / TOKEN_PIXELS)) * TOKEN_PIXELS}
+        return self.request(prompt, **({"start": start} | overrides))
 
     def steps_run(self, request: VideoRequest) -> int:
         """Number of denoising steps that a request runs with this checkpoint's schedule."""

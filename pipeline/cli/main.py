@@ -134,6 +134,7 @@ def run_info(args: argparse.Namespace) -> dict[str, Any]:
         "guidance_scale": request.guidance_scale,
         "token_grid": str(work.grid),
         "tokens": work.grid.volume,
+        **({"conditioning_frames": work.conditioning} if work.conditioning else {}),
         "bsa_active": work.sparse,
         "bsa_reason": work.reason,
     }
@@ -160,6 +161,7 @@ def _expected(estimate: Estimate, estimator: Estimator) -> dict[str, Any]:
         "memory_expected": estimate.memory,
         "memory_available": available_memory(estimator.device),
         **({"memory_in_host": in_host} if in_host else {}),
+        **({"memory_of_kv_cache": estimate.kv_cache} if estimate.kv_cache else {}),
         "estimated_from": estimate.basis,
     }
 

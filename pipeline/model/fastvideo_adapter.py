@@ -182,7 +182,7 @@ class FastVideoLongCat:
             # By default FastVideo would use its scheduler's spacing, which is not LongCat's.
             sigmas=longcat_sigmas(request.steps, use_distill=request.use_distill),
             # By default FastVideo would draw the noise in the text encoder's dtype; the original draws fp32.
-            latents=_noise(request, self.transformer.in_channels) if request.start.clip is None else None,
+            latents=_noise(request, self.transformer.in_channels) if request.start.source is None else None,
             prompt_attention_mask=[],
             negative_attention_mask=[],
         )
@@ -223,7 +223,7 @@ class FastVideoLongCat:
         """
         if not self.encodes:
             raise ValueError(
-                "the checkpoint's VAE has no encoder, which a refinement needs; use one with the whole VAE"
+                "the checkpoint's VAE has no encoder, which an image or a clip needs; use one with the whole VAE"
             )
         weight = self._vae.quant_conv.weight
         hook = self._vae.encoder.register_forward_hook(lambda *_: on_frame())
