@@ -147,7 +147,7 @@ class LongCatPipeline:
         """Like `generate`, with the decoded frames as well: uint8 [frames, height, width, 3], before compression."""
         output = prepare_output(output)
         with self._lock:
-            self._check_tokens(request)
+            self.check_tokens(request)
             return self._generate(self.plan(request), on_step or (lambda update: None), output)
 
     def plan(self, request: VideoRequest) -> Plan:
@@ -158,7 +158,8 @@ class LongCatPipeline:
             self.info, request, self.weights, self.device, forward=forward, estimator=estimator, available=room
         )
 
-    def _check_tokens(self, request: VideoRequest) -> None:
+    def check_tokens(self, request: VideoRequest) -> None:
+        """ValueError for a prompt that is too long for the text encoder. `generate` checks this too."""
         for label, text in (("prompt", request.prompt), ("negative prompt", request.negative_prompt)):
             count = self._model.count_tokens(text)
             if count > MAX_PROMPT_TOKENS:
