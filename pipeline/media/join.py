@@ -11,7 +11,8 @@ from pipeline.media.write import run_ffmpeg
 def join_videos(parts: Sequence[Path], output: Path, description: dict) -> None:
     """Write one video that plays the parts one after the other, without a gap, and carries the description.
 
-    parts: written by `write_video` in one size and rate. Their names hold no line break.
+    parts: written by `write_video` in one size and rate, of three frames or more each: with fewer, x264 leaves out the
+        delay by which the time stamps of the next part fit on. Their names hold no line break.
     The file appears complete or not at all.
 
     Raises:
