@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from pipeline.checkpoint.info import CheckpointInfo
-from pipeline.cli.options import checked_device, open_checkpoint, read_request, read_weights
+from pipeline.cli.options import checked_device, open_checkpoint, read_bsa, read_request, read_weights
 from pipeline.media.write import prepare_output
+from pipeline.request.refinement import Clip
 from pipeline.request.sentences import visible
 from pipeline.request.video import StepUpdate
-from pipeline.runs.chain import ChainStore, run_chain
+from pipeline.runs.chain import Chain, ChainResult, ChainStore, run_chain
+from pipeline.runs.long_refinement import LongRefinement
 from pipeline.runs.long_video import COND_FRAMES, LongVideo, prompts_for
 from pipeline.runs.longcat import LongCatPipeline
 from pipeline.runs.plan import plan_to_load
@@ -41,13 +43,17 @@ def run_long_command(args: argparse.Namespace, bar: Bar, folder: Path, output: T
     weights.check_forward(args.forward)
     info = open_checkpoint(args.model_path, args.device, weights)
     video = read_long(args, info)
-    kinds = [video.segment(number, folder / "end.mp4") for number in range(min(2, len(video)))]
+    store = ChainStore(folder, video, info.name)
+    chains: list[tuple[Chain, ChainStore, Path]] = [(video, store, folder / "video.mp4")]
+    if args.refine:
+        finer = _refinement(args, info, video, store)
+        chains.append((finer, ChainStore(folder, finer, info.name), folder / "refined.mp4"))
+    # the first of a chain and one of those after it, which all come to the same
+    kinds = [chain.segment(number, folder) for chain, *_ in chains for number in range(min(2, len(chain)))]
     plan_to_load(info, kinds, weights, checked_device(args.device, weights), forward=args.forward)
-    store, whole = ChainStore(folder, video, info.name), folder / "video.mp4"
-    for file in (store.video(0), whole):
-        prepare_output(file)
-    if store.parts:
-        print(f"{len(store.parts)} of {len(video)} segments are in {visible(str(folder))} already", file=sys.stderr)
+    for _, parts, whole in chains:
+        prepare_output(parts.video(0))
+        prepare_output(whole)
 
     pipeline = LongCatPipeline.load(
         info.path,
@@ -58,17 +64,39 @@ def run_long_command(args: argparse.Namespace, bar: Bar, folder: Path, output: T
         **weights.arguments,
     )
     for number in range(len(video)):
-        pipeline.check_tokens(video.segment(number, whole))
+        pipeline.check_tokens(video.segment(number, folder))
+    results = [_run(pipeline, *chain, bar, output) for chain in chains]
+    report = results[0].to_dict()
+    return report if len(results) == 1 else report | {"refined": results[1].to_dict()}
+
+
+def _run(
+    pipeline: LongCatPipeline, chain: Chain, store: ChainStore, video: Path, bar: Bar, output: TextIO
+) -> ChainResult:
+    total = len(chain)
+    if store.parts:
+        folder = visible(str(store.folder))
+        print(f"{len(store.parts)} of {total} {chain.name}s are in {folder} already", file=sys.stderr)
 
     def on_begin(number: int) -> None:
-        bar.prefix = f"{number + 1}/{len(video)} "
-        print(f"segment {number + 1} of {len(video)}: {visible(video.prompts[number])}", file=sys.stderr)
+        bar.prefix = f"{number + 1}/{total} "
+        prompt = chain.segment(number, store.folder).prompt
+        print(f"{chain.name} {number + 1} of {total}: {visible(prompt)}", file=sys.stderr)
 
-    result = run_chain(pipeline, video, store, whole, bar, on_begin=on_begin)
-    seconds = result.frames / result.fps
+    result = run_chain(pipeline, chain, store, video, bar, on_begin=on_begin)
     print(f"video     {visible(str(result.video))}", file=output)
-    print(f"length    {result.frames} frames, {seconds:.1f} s, {len(result.parts)} segments", file=output)
-    return result.to_dict()
+    seconds = result.frames / result.fps
+    print(f"length    {result.frames} frames, {seconds:.1f} s, {len(result.parts)} {chain.name}s", file=output)
+    return result
+
+
+def _refinement(args: argparse.Namespace, info: CheckpointInfo, video: LongVideo, store: ChainStore) -> LongRefinement:
+    made = video.request
+    clip = Clip(store.video(0), made.num_frames, made.height, made.width, made.fps)
+    bsa, double = read_bsa(args, info.sparse), not args.spatial_only
+    return LongRefinement(
+        video, store, info.refinement(made.prompt, clip, double_frames=double, seed=made.seed, bsa=bsa)
+    )
 
 
 def read_long(args: argparse.Namespace, info: CheckpointInfo) -> LongVideo:

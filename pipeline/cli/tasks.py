@@ -30,6 +30,8 @@ _OPTIONS = {
     "kv_cache": ("vc", "long"),
     "enhance_hf": ("vc", "long"),
     "segments": ("long",),
+    "refine": ("long",),
+    "spatial_only": ("refine", "long"),
     "prompts": ("long",),
 }
 
@@ -76,6 +78,8 @@ def chosen_task(args: argparse.Namespace) -> str:
         raise ValueError(f"--task long belongs to the generate command, not {args.command}; describe its first segment")
     if task == "long" and {"image", "video"} <= set(given):
         raise ValueError("--image and --video are two ways to begin a long video; leave one out")
+    if task == "long" and "spatial_only" in given and "refine" not in given:
+        raise ValueError("--spatial-only says how a long video is refined; add --refine, or leave it out")
     if task == "long" and "stride" in given and "video" not in given:
         raise ValueError("--stride says which frames of --video are used; add --video, or leave it out")
     if task != "long" and len(getattr(args, "each_prompt", ())) > 1:
@@ -94,6 +98,16 @@ def add_long(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="how many; the last prompt holds for those without one (default: as many as there are prompts)",
+    )
+    group.add_argument(
+        "--refine",
+        action="store_const",
+        const=True,
+        help="refine it afterwards, in pieces that begin with the refined end of the one before, as the refine command "
+        "does with a clip",
+    )
+    group.add_argument(
+        "--spatial-only", action="store_const", const=True, help="with --refine: keep the number of frames"
     )
 
 

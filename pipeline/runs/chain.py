@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,8 +50,8 @@ class Chain(Protocol):
     def segment(self, number: int, before: Path) -> VideoRequest:
         """The request of one. before: a file with the end of the one before it."""
 
-    def prepare(self, number: int, before: Path) -> VideoRequest:
-        """The same, after writing what the request reads besides."""
+    def prepared(self, number: int, before: Path) -> AbstractContextManager[VideoRequest]:
+        """The same, in a block in which everything is there that the request reads."""
 
 
 @dataclass(frozen=True)
@@ -173,8 +174,10 @@ def run_chain(
         for number in range(len(store.parts), len(chain)):
             if on_begin is not None:
                 on_begin(number)
-            request = chain.prepare(number, store.end(number - 1))
-            store.add(*pipeline.generate_frames(request, on_step, store.video(number)))
+            with chain.prepared(number, store.end(number - 1)) as request:
+                made = pipeline.generate_frames(request, on_step, store.video(number))
+            store.add(*made)
+            del made  # frames of a large video are hundreds of megabytes
             release_memory()  # what one part left in the allocator's cache must not burden the next
         return store.join(video)
     except BaseException:

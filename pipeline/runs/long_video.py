@@ -8,6 +8,7 @@ the story change on the way.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -80,9 +81,9 @@ class LongVideo:
         )
         return replace(request, start=start)
 
-    def prepare(self, number: int, before: Path) -> VideoRequest:
-        """As `segment`: there is nothing to prepare."""
-        return self.segment(number, before)
+    def prepared(self, number: int, before: Path) -> AbstractContextManager[VideoRequest]:
+        """As `segment`, which reads nothing else."""
+        return nullcontext(self.segment(number, before))
 
 
 def prompts_for(prompts: Sequence[str], segments: int | None) -> tuple[str, ...]:

@@ -236,7 +236,8 @@ class LongCatPipeline:
         density, versions = attention.density(), _versions(self.device) | self.weights.versions
         if plan.forward.name != "plain":
             versions["forward"] = plan.forward.name  # the same video up to rounding, but not bit for bit
-        frames = frames[: request.num_frames]  # without the padding of a refinement
+        front = request.start.front
+        frames = frames[front : front + request.num_frames]  # without the padding of a refinement
         write_video(output, frames, request.fps, describe(request, versions, self.info.name))
         result = VideoResult(
             request=request,
