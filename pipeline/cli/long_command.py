@@ -37,6 +37,8 @@ def run_long_command(args: argparse.Namespace, bar: Bar, folder: Path, output: T
     """
     if args.compare:
         raise ValueError("--compare makes one video twice, and --task long many; leave one out")
+    if args.bsa == "auto":
+        raise ValueError("--bsa auto chooses for one video, and --task long makes many; use --bsa on, or off")
     if folder.suffix.lower() == ".mp4":
         raise ValueError(f"--task long makes a folder of files, and {folder} names one file; name a folder for them")
     weights = read_weights(args)
@@ -93,7 +95,7 @@ def _run(
 def _refinement(args: argparse.Namespace, info: CheckpointInfo, video: LongVideo, store: ChainStore) -> LongRefinement:
     made = video.request
     clip = Clip(store.video(0), made.num_frames, made.height, made.width, made.fps)
-    bsa, double = read_bsa(args, info.sparse), not args.spatial_only
+    bsa, double = read_bsa(args, info, info.sparse), not args.spatial_only
     return LongRefinement(
         video, store, info.refinement(made.prompt, clip, double_frames=double, seed=made.seed, bsa=bsa)
     )

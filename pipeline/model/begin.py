@@ -24,18 +24,25 @@ from pipeline.machine.measure import Clock
 from pipeline.media.clip import check_length, read_clip
 from pipeline.media.picture import read_picture, stretch
 from pipeline.model.schedule import Schedule, enhanced_schedule, refine_schedule
+from pipeline.parallel.ranks import ONE_RANK, Ranks
 from pipeline.request.refinement import front_padding, latent_frames
 from pipeline.request.start import FromClip, FromFrames, FromImage, FromNoise
 from pipeline.request.video import StepUpdate, VideoRequest
 
 
 def begin(
-    model: Any, request: VideoRequest, batch: Any, on_step: Callable[[StepUpdate], None], clock: Clock
+    model: Any,
+    request: VideoRequest,
+    batch: Any,
+    on_step: Callable[[StepUpdate], None],
+    clock: Clock,
+    ranks: Ranks = ONE_RANK,
 ) -> tuple[Tensor, Schedule]:
     """Return the first latents, fp32 [1, C, T, H, W], and the timesteps and noise levels that remain to run.
 
     model: a loaded `FastVideoLongCat`. batch: its state of this generation, with the text encoded.
     on_step: called with the progress of encoding what the video begins with. clock: takes the seconds of that phase.
+    ranks: those that make the video together; all of them call this and get the same.
 
     Raises:
         ValueError: the image or clip cannot be read, or does not have the number of frames that the request expects.
@@ -48,8 +55,9 @@ def begin(
         model.set_timesteps(batch)
         timesteps = model.scheduler.timesteps
         if isinstance(start, FromClip):
-            return start_latents(model, request, start, on_step, elapsed), refine_schedule(timesteps, start.t_thresh)
-        latents = given_and_noise(model, request, start, on_step, elapsed)
+            latents = start_latents(model, request, start, on_step, elapsed, ranks)
+            return latents, refine_schedule(timesteps, start.t_thresh)
+        latents = given_and_noise(model, request, start, on_step, elapsed, ranks)
         if isinstance(start, FromFrames) and start.enhance_hf:
             return latents, enhanced_schedule(timesteps)
         return latents, Schedule(timesteps, model.scheduler.sigmas)
@@ -74,6 +82,7 @@ def given_and_noise(
     start: FromImage | FromFrames,
     on_step: Callable[[StepUpdate], None],
     elapsed: Callable[[], float],
+    ranks: Ranks,
 ) -> Tensor:
     """Encode the frames that a video begins with, and put noise behind them. Returns fp32 [1, C, T, H, W].
 
@@ -83,11 +92,13 @@ def given_and_noise(
     Raises ValueError as `given_frames` does.
     """
     on_step(StepUpdate("encode", 0, start.conditioning, elapsed()))
-    pixels = stretch(given_frames(start), request.height, request.width)
+    with ranks.together():
+        pixels = stretch(given_frames(start), request.height, request.width)
     generator = torch.Generator().manual_seed(request.seed)
     latents = torch.randn(1, model.transformer.in_channels, *request.latent_shape, generator=generator)
     on_frame = _counting(start.conditioning, on_step, elapsed)
-    latents[:, :, : start.conditioning] = model.encode(pixels, generator, on_frame)
+    strips = ranks.strips(request.latent_shape[1])
+    latents[:, :, : start.conditioning] = model.encode(pixels, generator, on_frame, strips)
     return latents
 
 
@@ -138,6 +149,7 @@ def start_latents(
     start: FromClip,
     on_step: Callable[[StepUpdate], None],
     elapsed: Callable[[], float],
+    ranks: Ranks,
 ) -> Tensor:
     """Read, enlarge, encode and noise the clip of a request. Returns fp32 [1, C, T, H, W].
 
@@ -148,26 +160,27 @@ def start_latents(
     Raises:
         ValueError: a clip cannot be read, or does not have the number of frames that the request expects.
     """
-    total = request.latent_shape[0] + start.conditioning
+    total, strips = request.latent_shape[0] + start.conditioning, ranks.strips(request.latent_shape[1])
     on_step(StepUpdate("encode", 0, total, elapsed()))
-    frames = read_clip(start.video)
-    factor = start.factor
-    if factor * len(frames) != request.num_frames:
-        raise ValueError(
-            f"the clip has {len(frames)} frames, which a refinement makes {factor * len(frames)}, and num_frames is "
-            f"{request.num_frames}; was the file replaced? Choose it again"
-        )
+    factor, done = start.factor, None
+    with ranks.together():
+        frames = read_clip(start.video)
+        if factor * len(frames) != request.num_frames:
+            raise ValueError(
+                f"the clip has {len(frames)} frames, which a refinement makes {factor * len(frames)}, and num_frames "
+                f"is {request.num_frames}; was the file replaced? Choose it again"
+            )
+        if start.refined is not None:
+            done = read_clip(start.refined)
+            if len(done) < start.cond_frames:
+                count = f"{len(done)}, cond_frames is {start.cond_frames}"
+                raise ValueError(f"the clip with refined frames has {count}; use a longer one")
     pixels = enlarge(frames, request.num_frames, request.height, request.width, start.cond_frames)
     generator, on_frame = torch.Generator().manual_seed(request.seed), _counting(total, on_step, elapsed)
-    latents = model.encode(pixels, generator, on_frame)
+    latents = model.encode(pixels, generator, on_frame, strips)
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     latents = noised(latents, noise, start.t_thresh)
-    if start.refined is not None:
-        done = read_clip(start.refined)
-        if len(done) < start.cond_frames:
-            raise ValueError(
-                f"the clip with refined frames has {len(done)}, cond_frames is {start.cond_frames}; use a longer one"
-            )
-        given = stretch(done[-start.cond_frames :], request.height, request.width)
-        latents[:, :, : start.conditioning] = model.encode(_padded(given, start.front, 0), generator, on_frame)
+    if done is not None:
+        given = _padded(stretch(done[-start.cond_frames :], request.height, request.width), start.front, 0)
+        latents[:, :, : start.conditioning] = model.encode(given, generator, on_frame, strips)
     return latents
