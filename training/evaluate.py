@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 from collections import Counter, defaultdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,19 +26,13 @@ from bsa import BSAConfig
 from pipeline import EMBEDDED_CHECKPOINT, LongCatPipeline
 from pipeline.media.similarity import psnr
 from pipeline.media.write import write_video
-from training.data import sample_test_scenes
+from training.data import held_out_scenes
 from training.judge import NAMES, VIEW, Judge
 from training.render import pack, render
 from training.scenes import Scene
 from training.vae import load_vae
 
-SEED = 20_000  # of the prompts
 RENDERS = 256  # held-out scenes on which the classifier itself is tested
-
-
-def held_out_scenes(count: int) -> list[Scene]:
-    """The first `count` held-out scenes with one object."""
-    return sample_test_scenes(random.Random(SEED), count)
 
 
 def read_frames(file: Path) -> np.ndarray:
