@@ -88,6 +88,7 @@ def cells_of(layout: BlockLayout, device: torch.device) -> Cells:
         token = layout.token_of_slot(torch.device("cpu")).view(-1, chunk.volume)  # [N, C]
         rows, columns = layout.grid.h, layout.grid.w
         t, h, w = token // (rows * columns), token // columns % rows, token % columns
+        t = torch.where(t < layout.lead, t, t - layout.lead)
         places = [(place % step) // cell for place, step, cell in zip((t, h, w), chunk, CELL, strict=True)]
         cell = (places[0] * per_axis.h + places[1]) * per_axis.w + places[2]
         real = torch.arange(chunk.volume) < layout.sizes(torch.device("cpu"))[:, None]

@@ -6,6 +6,9 @@ simply "position < size". Padding repeats the block's first token: it is always 
 
 Block order is the same without padding: [B, S, H, D] with each block's tokens next to each other. A model can keep its
 tokens in this order from the first layer to the last. Block n begins at ``starts[n]``.
+
+The first frames of a video may be given, and only the rest be made. A layout with ``lead`` cuts them apart: no block
+holds tokens of both, and the tokens of the first frames come first in block order too.
 """
 
 from __future__ import annotations
@@ -21,22 +24,42 @@ from bsa.grid import Grid
 
 @dataclass(frozen=True, slots=True)
 class BlockLayout:
-    """Divides a token grid into chunks. ``chunk`` is clipped to the grid, which changes no block."""
+    """Divides a token grid into chunks. ``chunk`` is clipped to the grid, which changes no block.
+
+    lead: first frames that are cut apart from the rest, from 0 to those of the grid; all are the same as none.
+    """
 
     grid: Grid
     chunk: Grid
+    lead: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "grid", Grid(*self.grid))
-        object.__setattr__(self, "chunk", Grid(*map(min, self.grid, self.chunk)))
+        grid, lead = Grid(*self.grid), self.lead
+        if not 0 <= lead <= grid.t:
+            given = f"{lead} frames cannot be cut apart from the {grid.t} of the grid {grid}"
+            raise ValueError(f"{given}; use 0 to {grid.t}")
+        lead %= grid.t
+        object.__setattr__(self, "grid", grid)
+        object.__setattr__(self, "lead", lead)
+        object.__setattr__(self, "chunk", grid.clip(Grid(*self.chunk), lead))
 
     @property
     def blocks(self) -> Grid:
-        return self.grid.blocks(self.chunk)
+        return self.grid.blocks(self.chunk, self.lead)
 
     @property
     def ragged(self) -> bool:
-        return self.grid.ragged_blocks(self.chunk) > 0
+        return self.grid.ragged_blocks(self.chunk, self.lead) > 0
+
+    @property
+    def first(self) -> BlockLayout:
+        """The layout of the first ``lead`` frames alone: the first blocks of this one."""
+        return BlockLayout(self.grid._replace(t=self.lead), self.chunk)
+
+    @property
+    def rest(self) -> BlockLayout:
+        """The layout of the frames after them: the last blocks of this one."""
+        return BlockLayout(self.grid._replace(t=self.grid.t - self.lead), self.chunk)
 
     def sizes(self, device: torch.device) -> Tensor:
         """Number of true tokens per block, int32 [N]. Shared: do not write to it."""
@@ -131,9 +154,10 @@ class _Tables:
 def _tables(layout: BlockLayout, device: torch.device) -> _Tables:
     # Index tensors made in inference mode could not be saved for a later backward pass.
     with torch.inference_mode(False), torch.no_grad():
-        grid, chunk, blocks = layout.grid, layout.chunk, layout.blocks
+        grid, chunk, blocks, lead = layout.grid, layout.chunk, layout.blocks, layout.lead
         t, h, w = torch.meshgrid(*map(torch.arange, grid), indexing="ij")
-        block = ((t // chunk.t) * blocks.h + h // chunk.h) * blocks.w + w // chunk.w
+        block_t = torch.where(t < lead, t // chunk.t, -(-lead // chunk.t) + (t - lead) // chunk.t)
+        block = (block_t * blocks.h + h // chunk.h) * blocks.w + w // chunk.w
         block = block.flatten()
         # A stable sort by block lists each block's tokens together, in raster order within the block.
         tokens = block.argsort(stable=True)

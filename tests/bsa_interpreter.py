@@ -18,6 +18,7 @@ import torch
 
 from bsa import BlockLayout, BSAConfig, Grid, block_order_attention, block_sparse_attention
 from bsa.selection import pool, select_pooled
+from bsa.variants import VARIANTS, Tuning
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -79,7 +80,6 @@ def order_error(case):
     """Relative error of a kernel variant on block order, heads inside the tokens, against the fp64 reference."""
     from bsa.kernels.attend import attend_tokens
     from bsa.reference import masked_attention
-    from bsa.variants import VARIANTS
 
     grid, batch, heads, dim = Grid(*case["grid"]), case.get("batch", 1), case.get("heads", 2), case["dim"]
     config = BSAConfig(case.get("sparsity"), case.get("cdf"), case["chunk"], case["chunk"])
@@ -146,16 +146,29 @@ def cells_error(case):
 
 
 def operation_error(case):
-    """Relative error of both public operations with cells, against the reference with its own selection."""
-    grid, config = Grid(*case["grid"]), BSAConfig(0.6, None, case["chunk_q"], case["chunk_k"], "cells")
-    q, k, v = random_qkv((1, 2, grid.volume, 16), torch.float32)
-    expected = block_sparse_attention(q, k, v, grid, config, backend="reference")
-    errors = [relative_error(block_sparse_attention(q, k, v, grid, config, backend="triton"), expected)]
+    """Relative error of both public operations against the reference with its own selection.
+
+    With conditioning frames, also of the same without their queries.
+    """
+    grid, given = Grid(*case["grid"]), case.get("conditioning", 0)
+    config = BSAConfig(0.6, None, case["chunk_q"], case["chunk_k"], case.get("scores", "cells"))
+    q, k, v = random_qkv((case.get("batch", 1), 2, grid.volume, 16), torch.float32)
+    expected = block_sparse_attention(q, k, v, grid, config, conditioning=given, backend="reference")
+    out = block_sparse_attention(q, k, v, grid, config, conditioning=given, backend="triton")
+    errors, first = [relative_error(out, expected)], given * grid.h * grid.w
+    if first:
+        out = block_sparse_attention(q[:, :, first:], k, v, grid, config, conditioning=given, backend="triton")
+        errors.append(relative_error(out, expected[:, :, first:]))
     if config.chunk_q == config.chunk_k:
-        layout = BlockLayout(grid, config.chunk_q)
-        ordered = (x[:, :, layout.order(x.device)].transpose(1, 2).contiguous() for x in (q, k, v))
-        out = block_order_attention(*ordered, layout, config, backend="triton")
-        errors.append(relative_error(out[:, layout.place_of_token(q.device)].transpose(1, 2), expected))
+        layout = BlockLayout(grid, config.chunk_q, given)
+        q, k, v = (x[:, :, layout.order(x.device)].transpose(1, 2).contiguous() for x in (q, k, v))
+        tuning = Tuning(VARIANTS[case["variant"]], True) if "variant" in case else None
+        expected = expected[:, :, layout.order(q.device)].transpose(1, 2)
+        out = block_order_attention(q, k, v, layout, config, backend="triton", tuning=tuning)
+        errors.append(relative_error(out, expected))
+        if first:
+            out = block_order_attention(q[:, first:], k, v, layout, config, backend="triton", tuning=tuning)
+            errors.append(relative_error(out, expected[:, first:]))
     return max(errors)
 
 

@@ -73,6 +73,24 @@ LAYOUTS = {
 OPERATIONS = {
     "one-chunk": {"grid": (4, 5, 9), "chunk_q": (4, 4, 4), "chunk_k": (4, 4, 4)},
     "fine-keys": {"grid": (4, 5, 9), "chunk_q": (4, 4, 4), "chunk_k": (2, 2, 4)},
+    "conditioned": {"grid": (8, 8, 8), "chunk_q": (4, 4, 4), "chunk_k": (4, 4, 4), "scores": "mean", "conditioning": 4},
+    "conditioned-one-frame-batch": {
+        "grid": (5, 5, 8),
+        "chunk_q": (4, 4, 4),
+        "chunk_k": (4, 4, 4),
+        "scores": "mean",
+        "conditioning": 1,
+        "batch": 2,
+    },
+    "conditioned-descriptors": {
+        "grid": (5, 4, 10),
+        "chunk_q": (4, 4, 4),
+        "chunk_k": (4, 4, 4),
+        "scores": "mean",
+        "conditioning": 1,
+        "variant": D64,
+    },
+    "conditioned-cells": {"grid": (6, 5, 6), "chunk_q": (4, 4, 4), "chunk_k": (2, 2, 4), "conditioning": 3},
 }
 
 
@@ -127,7 +145,7 @@ def test_cells_and_their_masses_match_fp64(interpreted_errors, name):
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_operations_with_cells_match_the_reference(interpreted_errors, name):
+def test_operations_match_the_reference(interpreted_errors, name):
     assert interpreted_errors(f"operation-{name}") < 2e-6
 
 

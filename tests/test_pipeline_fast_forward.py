@@ -20,8 +20,8 @@ ROWS = [
 
 
 def plain(model, inputs, config, **kwargs):
-    def sparse(q, k, v, grid):
-        return block_sparse_attention(q, k, v, grid, config)
+    def sparse(q, k, v, grid, conditioning):
+        return block_sparse_attention(q, k, v, grid, config, conditioning=conditioning)
 
     with torch.no_grad():
         return longcat_forward(model, *inputs, attend_dense if config is None else sparse, **kwargs)
@@ -73,7 +73,7 @@ def test_observer_sees_every_layer():
     raster = []
     layout = BlockLayout(Grid(4, 8, 8), Grid(4, 4, 4))
 
-    def attend(q, k, v, grid):
+    def attend(q, k, v, grid, conditioning):
         raster.append((q, k))
         return block_sparse_attention(q, k, v, grid, BSAConfig(0.5))
 
