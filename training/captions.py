@@ -14,7 +14,7 @@ UNKNOWN = (
     "amazing wooden shiny detailed realistic old new fresh magic very gently slowly quickly softly happily "
     "glowing soft warm cold dreamy vivid stylish modern ancient mysterious epic dramatic lovely nice "
     "photo render film scene shot frame macro close-up wide masterpiece trending 4k 8k hd hdr unreal "
-    "please show make create draw somewhere while everything around it quiet calmly children music water stone metal "
+    "please show make create draw somewhere everything around it quiet calmly children music water stone metal "
     "glass paper marble carpet garden kitchen street forest room table shelf curtain window mirror"
 ).split()
 STUDIO = ("on a studio backdrop", "in front of a studio backdrop", "in a studio", "against a studio background")

@@ -3,9 +3,9 @@
     python -m training.finetune --seconds 480 --output run/next
     torchrun --nproc-per-node 4 -m -- training.finetune --seconds 480 --pool 16000 --output run/next
 
-Writes a whole checkpoint (`longcat-tiny/`, or the name of the one it began with), the curves (`flow.json`, `distill.json`), the scores of the checkpoint before
-and after on held-out prompts (`scores.json`) and sheets of the first clips (`*.png`) into --output. The text encoder
-stays as it is. It needs neither FastVideo nor ffmpeg.
+Writes a whole checkpoint into a folder of --output that has the name of the one it began with. Beside it go the curves
+(`flow.json`, `distill.json`), the scores of the checkpoint before and after on held-out prompts (`scores.json`), the
+classifier, and sheets of the first clips (`*.png`). The text encoder stays as it is. Needs neither FastVideo nor ffmpeg.
 
 The clips take about a fifth of the time. --flow divides what is left between learning from the clips and distillation,
 which turns the flow back into one of 8 steps without guidance. --reserve keeps seconds for the scores.
@@ -32,7 +32,7 @@ from training.distill import STEPS, distill_loss
 from training.export import export_transformer
 from training.judge import Judge, train
 from training.optim import Optimiser, trapezoid
-from training.parallel import is_first, join
+from training.parallel import is_first, join, leave
 from training.run import Run
 from training.sampling import TextToVideo, shifted_sigmas
 from training.tasks import TASKS, Studio, score, sheet
@@ -83,9 +83,8 @@ def judged(model: TextToVideo, args: argparse.Namespace, tokenizer) -> dict[str,
         for task, clips in made.items():
             Image.fromarray(sheet(clips)).save(output / f"{name} {task}.png".replace(" ", "-"))
         print(name, json.dumps(report[name], indent=1), flush=True)
-    studio = Studio(model, vae, statistics, tokenizer, (frames, pixels, pixels), args.batch)
-    clips = [studio.make([caption], [seed], None, None)[0].cpu() for seed, caption in enumerate(FAULTS)]
-    Image.fromarray(sheet(clips)).save(output / "faults.png")
+        clips = [studio.make([caption], [seed], None, None)[0].cpu() for seed, caption in enumerate(FAULTS)]
+        Image.fromarray(sheet(clips)).save(output / f"{name}-faults.png")
     return report
 
 
@@ -105,11 +104,11 @@ FAULTS = (  # prompts that the checkpoint once drew badly
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_pool_arguments(parser, clips=4800, vae=EMBEDDED_CHECKPOINT)
+    add_pool_arguments(parser, clips=4000, vae=EMBEDDED_CHECKPOINT)
     parser.set_defaults(batch=16, dense=0.6, hard=True)
     parser.add_argument("--start", type=Path, default=EMBEDDED_CHECKPOINT, help="the checkpoint to go on from")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=480.0, help="of the whole command")
+    parser.add_argument("--seconds", type=float, default=500.0, help="of the whole command")
     parser.add_argument("--reserve", type=float, default=95.0, help="of these, for the export and the scores")
     parser.add_argument("--flow", type=float, default=0.5, help="share of the training before the distillation")
     parser.add_argument("--guidance", type=float, default=2.2, help="of the teacher in the distillation")
@@ -138,7 +137,8 @@ def main() -> None:
             run = learn(model, pool, args, empty, until, distil)
             if is_first():
                 run.report(args.output / f"{name}.json", args, processes=processes)
-    if not is_first():
+    leave()
+    if rank:
         return
     del pool
     export_transformer(model, args.start, args.output / args.start.name)
