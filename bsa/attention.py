@@ -1,4 +1,7 @@
-"""The public operation: checks its inputs, lays out blocks, selects, attends, and restores raster order."""
+"""The public operation: checks its inputs, lays out blocks, selects, attends, and restores raster order.
+
+With conditioning frames it is two calls: first their queries over their keys, then the rest over all.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,12 @@ import importlib.util
 import logging
 import math
 import os
-from typing import Literal, overload
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
-from bsa import parts
 from bsa.block_selection import BlockSelection
 from bsa.config import BSAConfig
 from bsa.grid import Grid, as_grid
@@ -96,13 +99,54 @@ def block_sparse_attention(
     backend = resolve_backend(backend, q, k, v)
     outputs, selections = [], []
     with without_autocast(q.device):
-        for part in parts.of(q.shape[2], q_layout, k_layout):
+        for part in parts_of(q.shape[2], q_layout, k_layout):
             some = q[:, :, part.queries], k[:, :, part.keys], v[:, :, part.keys]
             out, selection = _attend(*some, part.q_layout, part.k_layout, config, backend, scale)
             outputs.append(out)
             selections.append(selection)
-    out = parts.joined(outputs, dim=2)
+    out = join_parts(outputs, dim=2)
     return (out, BlockSelection.joined(selections)) if return_selection else out
+
+
+class Part(NamedTuple):
+    """Queries that may all attend to the same keys.
+
+    queries, keys: their tokens among those that the operation got.
+    q_blocks, k_blocks: their blocks among all of the queries and of the keys.
+    q_layout, k_layout: of these queries and keys alone.
+    """
+
+    queries: slice
+    keys: slice
+    q_blocks: slice
+    k_blocks: slice
+    q_layout: BlockLayout
+    k_layout: BlockLayout
+
+
+_ALL = slice(None)
+
+
+def parts_of(query_tokens: int, q_layout: BlockLayout, k_layout: BlockLayout) -> list[Part]:
+    """The parts of a call, in the order of its queries. The layouts are of all frames; both have the same ``lead``.
+
+    query_tokens: those of the whole grid, or of the frames after the first ``lead`` only.
+    """
+    if not q_layout.lead:
+        return [Part(_ALL, _ALL, _ALL, _ALL, q_layout, k_layout)]
+    if query_tokens < q_layout.grid.volume:
+        return [Part(_ALL, _ALL, _ALL, _ALL, q_layout.rest, k_layout)]
+    tokens, first_q, first_k = q_layout.first.grid.volume, q_layout.first, k_layout.first
+    blocks = slice(first_q.blocks.volume), slice(first_k.blocks.volume)
+    return [
+        Part(slice(tokens), slice(tokens), *blocks, first_q, first_k),
+        Part(slice(tokens, None), _ALL, slice(blocks[0].stop, None), _ALL, q_layout.rest, k_layout),
+    ]
+
+
+def join_parts(outputs: Sequence[Tensor], dim: int) -> Tensor:
+    """The outputs of the parts along the axis of the tokens, without a copy of a single one."""
+    return outputs[0] if len(outputs) == 1 else torch.cat(list(outputs), dim)
 
 
 def _attend(

@@ -33,6 +33,14 @@ class Grid(NamedTuple):
         frames = lead // chunk.t + (self.t - lead) // chunk.t
         return self.blocks(chunk, lead).volume - Grid(frames, self.h // chunk.h, self.w // chunk.w).volume
 
+    def nests(self, first: Grid, second: Grid, lead: int = 0) -> bool:
+        """Whether one of two chunks divides the other on this grid, so that every block of it lies in one block."""
+        sides, chunks = self.clip(self, lead), (self.clip(first, lead), self.clip(second, lead))
+        return any(
+            all(step <= size and (size % step == 0 or size == side) for step, size, side in zip(*pair, sides))
+            for pair in (chunks, chunks[::-1])
+        )
+
     def __str__(self) -> str:
         return f"{self.t}x{self.h}x{self.w}"
 

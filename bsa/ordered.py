@@ -11,11 +11,10 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from bsa import parts
-from bsa.attention import check_alike, checked_scale, resolve_backend, tuning_of
+from bsa.attention import check_alike, checked_scale, join_parts, parts_of, resolve_backend, tuning_of
 from bsa.block_selection import BlockSelection
 from bsa.config import BSAConfig
-from bsa.layout import BlockLayout
+from bsa.layout import BlockLayout, nested_layouts
 from bsa.selection import pool, select_pooled, without_autocast
 from bsa.selectors import CELLS, DEFAULT_SCORES
 from bsa.variants import Tuning
@@ -68,31 +67,37 @@ def block_order_attention(
 ) -> Tensor | tuple[Tensor, BlockSelection]:
     """`block_sparse_attention` on tokens in block order.
 
-    q, k, v: [B, S, H, D], tokens in the order ``layout.order`` of the config's chunks, which must be the same for
-        queries and keys. There is no padding: blocks at the edge are simply shorter.
-    layout: its ``lead`` is the number of conditioning frames, of which q may leave the queries out.
+    q, k, v: [B, S, H, D], tokens in the order ``layout.order``. There is no padding: blocks at the edge are simply
+        shorter.
+    layout: of the queries, the first of `nested_layouts` of the config's chunks; one chunk must divide the other. Its
+        ``lead`` is the number of conditioning frames, of which q may leave the queries out.
     means: the mean query and the mean key of every block, each fp32 [B, H, N, D], if the caller already has them. Used
         only if the config selects by means.
     backend: as in `block_sparse_attention`, without "reference".
     scale: factor on q @ k; 1 / sqrt(D) by default.
     tuning: the kernels of the triton backend; by default those measured to be best on this GPU.
-    return_selection: also return the BlockSelection that was used.
+    return_selection: also return the BlockSelection that was used, with blocks in raster order as from
+        `block_sparse_attention`.
 
     Returns q's shape, contiguous, in the same order. Raises ValueError for shapes or a layout that do not fit.
     """
-    _check(q, k, v, layout, config)
+    check_alike(q, k, v, "batch, tokens, heads, head_dim", layout)
+    k_layout = _key_layout(layout, config)
     scale = checked_scale(scale, q.shape[-1])
     backend = resolve_backend(backend, q, k, v, known=("auto", "triton", "torch"))
     outputs, selections = [], []
     with without_autocast(q.device):
-        for part in parts.of(q.shape[1], layout, layout):
+        for part in parts_of(q.shape[1], layout, k_layout):
             some = q[:, part.queries], k[:, part.keys], v[:, part.keys]
             pooled = None if means is None else (means[0][:, :, part.q_blocks], means[1][:, :, part.k_blocks])
             out, selection = _attend(*some, part.q_layout, part.k_layout, config, pooled, backend, scale, tuning)
             outputs.append(out)
             selections.append(selection)
-    out = parts.joined(outputs, dim=1)
-    return (out, BlockSelection.joined(selections)) if return_selection else out
+    out = join_parts(outputs, dim=1)
+    if not return_selection:
+        return out
+    q_layout = layout if q.shape[1] == layout.grid.volume else layout.rest
+    return out, _in_raster_order(BlockSelection.joined(selections), q_layout, k_layout)
 
 
 def _attend(
@@ -139,11 +144,23 @@ def _attend(
     return q_layout.order_from_blocks(out), selection
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, config: BSAConfig) -> None:
-    check_alike(q, k, v, "batch, tokens, heads, head_dim", layout)
-    grid, lead = layout.grid, layout.lead
-    if not BlockLayout(grid, config.chunk_q, lead) == BlockLayout(grid, config.chunk_k, lead) == layout:
+def _key_layout(layout: BlockLayout, config: BSAConfig) -> BlockLayout:
+    """The layout of the keys beside that of the queries. Raises ValueError if the config does not go with it."""
+    layouts = nested_layouts(layout.grid, config.chunk_q, config.chunk_k, layout.lead)
+    if layouts[0] != layout:
+        nest = "" if layout.nest is None else f" nested with {layout.nest}"
         raise ValueError(
-            f"block order needs one chunk for queries, keys and the layout; they are {config.chunk_q}, "
-            f"{config.chunk_k} and {layout.chunk}; use block_sparse_attention for chunks that differ"
+            f"the layout has chunks of {layout.chunk}{nest}, but the configuration {config.chunk_q} for queries and "
+            f"{config.chunk_k} for keys; make the layout with nested_layouts"
         )
+    return layouts[1]
+
+
+def _in_raster_order(selection: BlockSelection, q_layout: BlockLayout, k_layout: BlockLayout) -> BlockSelection:
+    """The same selection with the blocks of nested layouts in raster order."""
+    if k_layout.nest is None:
+        return selection
+    device = selection.indices.device
+    rows = q_layout.raster_numbers(device).argsort()
+    numbers = k_layout.raster_numbers(device)[selection.indices[:, :, rows]]
+    return BlockSelection(numbers, selection.counts[:, :, rows])

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from bsa import BlockLayout, BSAConfig, Grid, block_order_attention, block_sparse_attention
+from bsa.layout import nested_layouts
 from bsa.selection import pool, select_pooled
 from bsa.variants import VARIANTS, Tuning
 
@@ -82,19 +83,19 @@ def order_error(case):
     from bsa.reference import masked_attention
 
     grid, batch, heads, dim = Grid(*case["grid"]), case.get("batch", 1), case.get("heads", 2), case["dim"]
-    config = BSAConfig(case.get("sparsity"), case.get("cdf"), case["chunk"], case["chunk"])
-    layout = BlockLayout(grid, config.chunk_q)
+    config = BSAConfig(case.get("sparsity"), case.get("cdf"), case["chunk"], case.get("chunk_k", case["chunk"]))
+    layout, k_layout = nested_layouts(grid, config.chunk_q, config.chunk_k)
     q, k, v = random_qkv((batch, grid.volume, heads, dim), torch.float32)
     scale = dim**-0.5
-    means = (layout.pool(layout.blocks_from_order(x)) for x in (q, k))
-    selection = select_pooled(*means, layout, layout, config, scale, fused=case.get("fused", False))
+    means = (by.pool(by.blocks_from_order(x)) for x, by in ((q, layout), (k, k_layout)))
+    selection = select_pooled(*means, layout, k_layout, config, scale, fused=case.get("fused", False))
     out = torch.full_like(q, float("nan"))
     tensors = (x.transpose(1, 2) for x in (q, with_nan_behind(k), with_nan_behind(v)))
     variant = VARIANTS[case["variant"]]
-    attend_tokens(*tensors, selection, layout, layout, scale, out.transpose(1, 2), variant=variant)
+    attend_tokens(*tensors, selection, layout, k_layout, scale, out.transpose(1, 2), variant=variant)
     back = layout.place_of_token(q.device)
     raster = (x[:, back].transpose(1, 2).double() for x in (q, k, v))
-    expected = masked_attention(*raster, selection, layout, layout, scale)
+    expected = masked_attention(*raster, selection, layout, k_layout, scale)
     return relative_error(out[:, back].transpose(1, 2), expected)
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bsa import BlockLayout, BlockSelection, BSAConfig, Grid, block_order_attention
+from bsa import BlockLayout, BlockSelection, BSAConfig, Grid, block_order_attention, nested_layouts
 from bsa.selectors import DEFAULT_SCORES
 from bsa.variants import Tuning
 from pipeline.model import fused
@@ -58,7 +58,8 @@ def fast_forward(
 ) -> Tensor:
     """`longcat_forward` without gradients. Arguments and result are the same, with these additions:
 
-    config: block sparse attention with one chunk for queries and keys, or None for dense attention.
+    config: block sparse attention, or None for dense attention. One of the chunks of queries and keys must divide the
+        other, as equal ones do.
     backend: "auto", "torch" or "triton", for both the attention and the fused operations.
     tuning: see `bsa.block_order_attention`.
     dense_layers: number of first layers with dense attention, in block order as well.
@@ -67,13 +68,14 @@ def fast_forward(
     ffn_tokens: tokens per part of the feed-forward.
     offload: brings the blocks' weights from the host, for a model that does not fit on the GPU.
 
-    Raises ValueError as `longcat_forward` does, and for a config whose chunks differ.
+    Raises ValueError as `longcat_forward` does, and for a config whose chunks share no block order.
     """
     patch = tuple(model.patch_size)
     made, grid, given = token_grids(latents, patch, conditioning, cache)
-    layout = None if config is None else BlockLayout(grid, config.chunk_q, conditioning)
+    layouts = None if config is None else nested_layouts(grid, config.chunk_q, config.chunk_k, conditioning)
     # Of the tokens that run: all, or those after the frames that a filled cache stands for.
-    own = layout if layout is None or made == grid else layout.rest
+    owns = layouts if layouts is None or made == grid else (layouts[0].rest, layouts[1].rest)
+    own = None if owns is None else owns[0]
     without_text = given * grid.h * grid.w
     heads = model.blocks[0].self_attn.num_heads
     proj = model.patch_embed.proj
@@ -100,13 +102,13 @@ def fast_forward(
             k, v = cache.join(layer, k, v, dim=1)
             if means is not None:
                 means = means[0], cache.join_means(layer, means[1])
-        if layout is None or config is None:
+        if layouts is None or config is None:
             return _dense(q, k, v, conditioning * grid.h * grid.w)
         if layer < dense_layers:
             out, selection = _dense(q, k, v, conditioning * grid.h * grid.w), None
         else:
             out, selection = block_order_attention(
-                q, k, v, layout, config, means=means, backend=backend, tuning=tuning, return_selection=True
+                q, k, v, layouts[0], config, means=means, backend=backend, tuning=tuning, return_selection=True
             )
         if observe is not None:
             observe(q.transpose(1, 2), k.transpose(1, 2), selection)
@@ -115,7 +117,7 @@ def fast_forward(
     fp8 = is_fp8(model)
     text = ops.quantise(text) if fp8 else text
     for layer, block in enumerate(model.blocks if offload is None else offload.blocks()):
-        pooled = own if by_means and layer >= dense_layers else None
+        pooled = owns if by_means and layer >= dense_layers else None
         run = partial(attend, layer)
         _block(ops, block, x, t, text, text_mask, rope, frames, pooled, run, without_text, ffn_tokens, fp8)
     if cache is not None:
@@ -135,7 +137,7 @@ def fast_forward(
 def _block(ops, block, x, t, text, text_mask, rope, frames, pooled, attend, without_text, ffn_tokens, fp8) -> None:
     """Run one transformer block in place on x [B, N, E]. With fp8, h and text are `Quantised`.
 
-    pooled: the layout of the blocks whose means the attention selects by, or None.
+    pooled: the layouts of queries and keys whose blocks' means the attention selects by, or None.
     without_text: first tokens, which take nothing from the text.
     """
     modulation = _linear_fp32(block.adaln_linear_1, F.silu(t))  # [B, F, 6 E]
@@ -147,8 +149,9 @@ def _block(ops, block, x, t, text, text_mask, rope, frames, pooled, attend, with
     h = ops.residual_norm_(x, None, None, gain, shift, frames, fp8)
     q, k, v = (_heads(_linear(layer, h), attention) for layer in (attention.to_q, attention.to_k, attention.to_v))
     del h
-    q_means = ops.head_norm_(q, attention.q_norm.weight, rope, pooled)
-    k_means = ops.head_norm_(k, attention.k_norm.weight, rope, pooled)
+    q_layout, k_layout = pooled or (None, None)
+    q_means = ops.head_norm_(q, attention.q_norm.weight, rope, q_layout)
+    k_means = ops.head_norm_(k, attention.k_norm.weight, rope, k_layout)
     attended = attend(q, k, v, None if pooled is None else (q_means, k_means)).flatten(2)
     del q, k, v
     branch = _linear(attention.to_out, ops.quantise(attended) if fp8 else attended)

@@ -5,8 +5,8 @@ The functions read the weights of any module tree with FastVideo's attribute nam
 both run through exactly this code.
 
 It differs from FastVideo 0.2.1's forward pass in three points, the first two as in the original LongCat-Video code:
-padded text tokens are masked out of the cross-attention, timestep embedding and modulation are computed in fp32, and
-the self-attention is an argument instead of a flag.
+padded text tokens are masked out of the cross-attention unless the checkpoint was trained to see them as zeros,
+timestep embedding and modulation are computed in fp32, and the self-attention is an argument instead of a flag.
 
 The first latent frames may be given instead of made (conditioning): an image, or the end of a clip. As in the original,
 they have timestep 0, their queries see only their own keys, and they take nothing from the text. So nothing in them

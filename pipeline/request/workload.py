@@ -82,7 +82,6 @@ class Workload:
         if self.bsa is None:
             return None
         chunks = self.bsa.chunk_q, self.bsa.chunk_k
-        # What reaches beyond the grid makes no difference.
-        if len({self.grid.clip(chunk, self.conditioning) for chunk in chunks}) == 1:
+        if self.grid.nests(*chunks, self.conditioning):
             return None
-        return f"queries and keys have chunks of {chunks[0]} and {chunks[1]} tokens"
+        return f"neither of the chunks of queries and keys, {chunks[0]} and {chunks[1]} tokens, divides the other"
