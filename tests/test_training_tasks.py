@@ -26,7 +26,7 @@ from training.scenes import EVEN, HARD, SHAPES, sample_scene
 from training.sharpness import acutance, outline
 from training.tasks import TASKS, Studio, psnr, score, seam, sheet
 from training.tokenizer import TEXT_TOKENS, encode, load_tokenizer
-from training.train_dit import build, flow_loss
+from training.train_dit import build, draw_given, flow_loss
 from training.vae import VAEConfig, VideoVAE
 
 
@@ -76,6 +76,12 @@ def test_given_frames_are_clean_and_do_not_count(tokenizer, given):
     torch.testing.assert_close(noisy[:, :, :given], clip[:, :given].expand(8, -1, -1, -1, -1))
     assert not torch.allclose(noisy[:, :, given:], clip[:, given:].expand(8, -1, -1, -1, -1))
     assert loss < 1e-4  # rounding, divided by the smallest noise level
+
+
+def test_something_always_remains_to_be_made():
+    rng, shares = random.Random(1), (0.2, 0.4, 0.4)
+    drawn = {frames: {draw_given(rng, shares, frames) for _ in range(60)} for frames in (1, 4, 5)}
+    assert drawn == {1: {0}, 4: {0, 1}, 5: set(GIVEN)}
 
 
 def test_sampling_leaves_given_frames_as_they_are_and_makes_the_rest():

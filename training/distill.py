@@ -97,7 +97,8 @@ def main() -> None:
     empty = tuple(x.to(device) for x in encode(tokenizer, [""]))
     schedules = [shifted_sigmas(steps, device) for steps in STEPS]
     for progress in run.steps(args.minutes, args.wall):
-        given, attend, sigmas = draw_given(rng, args.given), draw_attention(rng, args.dense), rng.choice(schedules)
+        given, sigmas = draw_given(rng, args.given, args.frames), rng.choice(schedules)
+        attend = draw_attention(rng, args.dense)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             if given:
                 loss = flow_loss(student, pool, empty, args.batch, args.frames, attend, given)

@@ -49,7 +49,8 @@ def learn(model: TextToVideo, pool: Pool, args: argparse.Namespace, empty, until
     optimiser = Optimiser(trained_parts(model, keep_encoder=True), rate, ema)
     schedules = [shifted_sigmas(steps, args.device) for steps in STEPS]
     for progress in run.steps(0.0, wall=max(1.0, until - run.began) / 60):
-        given, attend, sigmas = draw_given(rng, args.given), draw_attention(rng, args.dense), rng.choice(schedules)
+        given, sigmas = draw_given(rng, args.given, args.frames), rng.choice(schedules)
+        attend = draw_attention(rng, args.dense)
         with torch.autocast(args.device, torch.bfloat16, enabled=args.device == "cuda"):
             if teacher is None or given:
                 loss = flow_loss(model, pool, empty, args.batch, args.frames, attend, given)

@@ -110,9 +110,13 @@ def draw_attention(rng: random.Random, dense: float) -> Attend:
     return attend_sparse(BSAConfig(sparsity=rng.choice(SPARSITIES), chunk_q=chunk, chunk_k=chunk))
 
 
-def draw_given(rng: random.Random, shares: Sequence[float]) -> int:
-    """The number of clean latent frames of a step: none, or one of a picture, or four of the end of a clip."""
-    return rng.choices(GIVEN, shares)[0]
+def draw_given(rng: random.Random, shares: Sequence[float], frames: int) -> int:
+    """The number of clean latent frames of a step: none, or one of a picture, or four of the end of a clip.
+
+    It is below `frames`, so that something remains to be made.
+    """
+    possible = [(given, share) for given, share in zip(GIVEN, shares, strict=True) if given < frames]
+    return rng.choices(*zip(*possible, strict=True))[0]
 
 
 def flow_loss(
@@ -158,7 +162,8 @@ def main() -> None:
     for progress in run.steps(args.minutes, args.wall):
         attend = draw_attention(rng, args.dense)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            loss = flow_loss(model, pool, empty, args.batch, args.frames, attend, draw_given(rng, args.given))
+            given = draw_given(rng, args.given, args.frames)
+            loss = flow_loss(model, pool, empty, args.batch, args.frames, attend, given)
         loss.backward()
         optimiser.step(trapezoid(progress, 0.01 if args.start else 0.03, args.decay))
         run.log(loss)
