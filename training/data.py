@@ -202,7 +202,7 @@ def add_pool_arguments(parser: argparse.ArgumentParser, clips: int, vae: Path | 
         "--given",
         type=float,
         nargs=3,
-        default=(0.5, 0.28, 0.22),
+        default=(0.6, 0.22, 0.18),
         help="shares of steps with no clean latent frame, with one, and with four",
     )
     parser.add_argument("--batch", type=int, default=32, help="clips in a step of one process")
