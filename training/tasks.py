@@ -29,6 +29,7 @@ from training.vae import VideoVAE
 TASKS = {"text": GIVEN[0], "picture": GIVEN[1], "continuation": GIVEN[2]}  # latent frames that are given
 STEPS = 8
 LOOKED_AT = 6  # frames of a clip whose outline is compared
+AT_ONCE = 4  # clips in the VAE, which takes far more memory than the transformer
 NEIGHBOURS = 4  # steps between frames on each side of a seam that it is compared with
 
 
@@ -50,12 +51,12 @@ class Studio:
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
         mean, std = (part.view(1, -1, 1, 1, 1) for part in self.statistics)
-        return (self.vae.encode(video)[0].float() - mean) / std
+        return torch.cat([(self.vae.encode(part)[0].float() - mean) / std for part in video.split(AT_ONCE)])
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         mean, std = (part.view(1, -1, 1, 1, 1) for part in self.statistics)
-        return self.vae.decode(latents * std + mean).float().clamp(-1, 1)
+        return torch.cat([self.vae.decode(part * std + mean).clamp(-1, 1) for part in latents.split(AT_ONCE)])
 
     @torch.no_grad()
     def make(self, captions: list[str], seeds: list[int], sparsity: float | None, given: Tensor | None) -> Tensor:
