@@ -79,7 +79,7 @@ def _main(arguments: list[str] | None) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it is up
     try:
         checkpoint = inspect_checkpoint(options.model_path)
-        expected_device(options.device)
+        expected_device(options.device, options.gpus)
         output_dir = writable_folder(options.output_dir)
         uploads = uploads_base(output_dir)
         check_temporary_folder()

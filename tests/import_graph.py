@@ -221,6 +221,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "pipeline.checkpoint": ("pipeline.checkpoint",),
     "pipeline.media": ("pipeline.media",),
     "pipeline.weights": ("pipeline.weights",),
+    "pipeline.parallel": ("pipeline.parallel",),
     "pipeline.model": ("pipeline.model",),
     "pipeline.estimate": ("pipeline.estimate",),
     "pipeline.runs": ("pipeline.runs",),

@@ -63,6 +63,17 @@ class TestSweep:
             until(lambda: "Video 2 of 2: sparsity 0.5" in told(), "the second video")
         job.result()
 
+    def test_find_reports_what_it_found(self, client, fake):
+        report, table = client.predict("a red ball", floor=3.0, most_videos=2, chunk_q=[1, 2, 2], api_name="/find")
+        assert report["search"] == {"quality": "psnr", "floor": 3.0, "most": 2, "found": report["search"]["found"]}
+        assert (len(report["dense"]), len(report["cells"]), report["state"]) == (1, 2, "done")
+        assert [row["attention"] for row in csv.DictReader(Path(table).open())] == ["dense", "sparse", "sparse"]
+        assert all(Path(cell["video"]).is_file() for cell in report["cells"])
+
+    def test_a_floor_out_of_range_is_a_sentence(self, client):
+        with pytest.raises(AppError, match="a floor of 30 SSIM is outside 0 to 1; 0.95 is hard to see"):
+            client.predict("a red ball", quality="ssim", floor=30.0, api_name="/find")
+
     def test_a_cancelled_sweep_returns_what_is_done(self, client, fake):
         before = len(fake.requests)
         with fake.held(after=1):
@@ -191,6 +202,7 @@ class TestReadings:
         pytest.param("generate", "each block attended to", id="generate"),
         pytest.param("compare", "as fast as dense", id="compare"),
         pytest.param("sweep", "on the Pareto front", id="sweep"),
+        pytest.param("find", "x as fast, PSNR", id="find"),
         pytest.param("inspect", "query block 0 of head 0 read", id="inspect"),
         pytest.param("resources", "host: ", id="resources"),
         pytest.param("cancel", "the job was stopped", id="cancel"),

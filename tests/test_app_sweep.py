@@ -7,10 +7,22 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from app_server import running_page, until
-from browser import Watch, button, expect_playing, fill, needs_chromium, open_page, open_tab, reload
+from browser import (
+    Watch,
+    button,
+    expect_playing,
+    fill,
+    fill_number,
+    needs_chromium,
+    open_group,
+    open_page,
+    open_tab,
+    reload,
+)
 from fake_pipeline import FakePipeline
 from playwright.sync_api import Page, expect
 
@@ -147,6 +159,39 @@ def test_what_nobody_sees_does_not_press_the_rest_together(browser, idle):
     assert height["20"] - height["30"] > 60, "10 dB take less of 192 px than on a scale up to 96 dB"
     assert "∞" in ticks and "> 50" in ticks and "60" not in ticks
     page.context.close()
+
+
+class Faster(FakePipeline):
+    """Takes less time for a sparser video, and is unlike the dense one from a sparsity of 0.8 on."""
+
+    def generate_frames(self, request, on_step, output):
+        self.step_seconds = 0.05 * (1 - (0 if request.bsa is None else request.bsa.sparsity))
+        result, frames = super().generate_frames(request, on_step, output)
+        noise = 40 if request.bsa is not None and request.bsa.sparsity > 0.8 else 1
+        return result, (np.full_like(frames, 60) + noise * (request.bsa is not None)).astype(np.uint8)
+
+
+def test_the_fastest_sparsity_above_a_floor_is_found(browser, tmp_path):
+    with running_page(Faster(), tmp_path) as address:
+        page = open_page(browser, address)
+        open_tab(page, "Sweep")
+        open_group(page, "Chunk shapes and block selection")
+        for axis in "THW":
+            fill_number(page, f"Query {axis}", 1)
+            fill_number(page, f"Key {axis}", 1)
+        fill_number(page, "At least", 200)
+        button(page, "Find my sparsity").click()
+        expect(page.locator("#sweep_plan [role=alert]")).to_contain_text("A floor of 200 dB PSNR is outside 0 to 100")
+        fill_number(page, "At least", 40)
+        button(page, "Find my sparsity").click()
+        expect(status(page)).to_contain_text("Sparsity 0.75 is the fastest that keeps 40 dB PSNR: denoising")
+        expect(status(page)).to_contain_text("5 videos in")
+        expect(page.locator('.sweep-grid .clip[data-state="done"]:visible')).to_have_count(4)
+        expect(page.locator(".sweep-grid .clip:visible")).to_have_count(4)  # what was not tried takes no place
+        reload(page)
+        open_tab(page, "Sweep")
+        expect(status(page)).to_contain_text("Sparsity 0.75 is the fastest")
+        expect(button(page, "Find my sparsity")).to_be_enabled()
 
 
 def test_a_reload_finds_the_running_sweep_and_stop_keeps_what_is_done(browser, tmp_path):

@@ -182,7 +182,8 @@ def build_page(
                 form["seed"] = new_seed()
             busy = bool(live_videos(site, owner))
             try:
-                wanted = await site.clips.read(form["refine"], form_request, site.checkpoint, form)
+                choose = site.estimates.choose
+                wanted = await site.clips.read(form["refine"], form_request, site.checkpoint, form, choose)
                 job = site.submit(VideoJob(wanted, side_by_side=form["mode"] == SIDE_BY_SIDE), request)
             except ValueError as error:
                 yield kept | {notice: notice_html(page_sentence(error), "error")}

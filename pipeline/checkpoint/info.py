@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from bsa import BSAConfig
+from bsa.config import KNOWN_PARAMS
 from pipeline.checkpoint.adapter import read_adapter
 from pipeline.checkpoint.expected import linear_layers
 from pipeline.checkpoint.layout import CONFIGS, FASTVIDEO, Layout, layout_of
@@ -16,10 +18,15 @@ from pipeline.checkpoint.trust import check_files, check_index, check_names, che
 from pipeline.checkpoint.vocabulary import Vocabulary, read_vocabulary
 from pipeline.machine.paths import expand_user, is_there
 from pipeline.request.refinement import STEPS, Clip, refined_size
+from pipeline.request.sentences import one_line
 from pipeline.request.sizes import video_size
 from pipeline.request.start import FromClip, FromFrames, FromImage, Picture, Start, stride_for
 from pipeline.request.values import read_adapters
 from pipeline.request.video import TOKEN_PIXELS, VideoRequest
+
+logger = logging.getLogger("pipeline")
+
+UNKNOWN_PARAMS = "bsa_params has unknown keys, which change nothing: {names}; known are {known}"
 
 # A small checkpoint trained for this project. It has the same parts as the one with 13.6 B parameters.
 EMBEDDED_CHECKPOINT = Path(__file__).resolve().parents[2] / "assets" / "longcat-tiny"
@@ -274,6 +281,11 @@ def _bsa_config(transformer: dict[str, Any], file: Path) -> BSAConfig:
     try:
         if not isinstance(params, dict):
             raise ValueError(f"{params!r} is not an object")
+        if unknown := sorted(set(params) - set(KNOWN_PARAMS)):
+            names = ", ".join(one_line(name)[:80] for name in unknown[:5])
+            said = UNKNOWN_PARAMS.format(names=names, known=", ".join(KNOWN_PARAMS))
+            logger.warning("%s: %s", file, said)
+            params = {name: value for name, value in params.items() if name in KNOWN_PARAMS}
         return BSAConfig.from_bsa_params(params)
     except ValueError as error:
         if not transformer.get("enable_bsa"):

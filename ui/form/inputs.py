@@ -9,7 +9,7 @@ import gradio as gr
 from bsa import BSAConfig
 from bsa.selectors import CELLS, DEFAULT_SCORES
 from pipeline import CheckpointInfo
-from ui.form.read import DENSE_ONLY, MASS, SIDE_BY_SIDE, SPARSE_ONLY, TOP_K, TOP_K_AND_MASS, keep_by
+from ui.form.read import AUTOMATIC, DENSE_ONLY, MASS, SIDE_BY_SIDE, SPARSE_ONLY, TOP_K, TOP_K_AND_MASS, keep_by
 
 # For checkpoints that understand language in general. Those with a vocabulary have a palette of their own words.
 EXAMPLES = {
@@ -65,9 +65,15 @@ def sparsity_field(default: BSAConfig) -> Fields:
 def mode_field() -> Fields:
     return {
         "mode": gr.Radio(
-            [("Dense and sparse side by side", SIDE_BY_SIDE), ("Sparse only", SPARSE_ONLY), ("Dense only", DENSE_ONLY)],
+            [
+                ("Dense and sparse side by side", SIDE_BY_SIDE),
+                ("Sparse only", SPARSE_ONLY),
+                ("Dense only", DENSE_ONLY),
+                ("Automatic", AUTOMATIC),
+            ],
             value=SIDE_BY_SIDE,
             label="What to make",
+            info="Automatic makes one video, and chooses its attention by what was measured on this machine.",
             elem_id="mode",
         ),
     }

@@ -175,6 +175,13 @@ function drawPlot() {
   }
 }
 
+// A search tries few of its sparsities; the others take no place in the grid.
+function hideUntried() {
+  for (const line of root.querySelectorAll('.sweep-grid tbody tr')) {
+    line.hidden = view.search && !line.querySelector('.clip:not([data-state="waiting"])');
+  }
+}
+
 function link(anchor, file) {
   anchor.hidden = !file;
   if (file) Object.assign(anchor, { href: file.url, download: file.orig_name });
@@ -189,6 +196,7 @@ function draw() {
   view.cells.forEach(fillCell);
   link(find('.sweep-csv'), view.files.csv);
   link(find('.sweep-json'), view.files.json);
+  hideUntried();
   drawPlot();
 }
 
@@ -208,6 +216,7 @@ function progress(now) {
     tile.dataset.state = tile.dataset.place === place ? 'busy' : 'waiting';
     tile.querySelector('.hint-text').textContent = tile.dataset.state === 'busy' ? 'Making…' : over ? 'Not made' : 'Waiting';
   }
+  hideUntried();
 }
 
 let timer = 0;

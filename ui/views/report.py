@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from html import escape
 
 from pipeline import Comparison, FromClip, VideoResult
+from ui.form.read import page_sentence
 
 TITLES = {"dense": "Dense", "sparse": "Sparse (BSA)"}
 
@@ -35,6 +36,7 @@ def table_rows(results: Mapping[str, VideoResult]) -> list[tuple[str, list[str]]
     encoded = [video.seconds["encode"] for video in videos if "encode" in video.seconds]
     adapters = [video.request.lora for video in videos if video.request.lora]
     refined = [text for text in map(_refined, videos) if text]
+    chosen = [page_sentence(video.request.auto) for video in videos if video.request.auto]
     return [
         ("Text encoding", [seconds(video.seconds["text"]) for video in videos]),
         *([("Clip encoding", list(map(seconds, encoded)))] if encoded else []),
@@ -45,6 +47,7 @@ def table_rows(results: Mapping[str, VideoResult]) -> list[tuple[str, list[str]]
         ("Key blocks kept per query block", [_kept(video) for video in videos]),
         ("Share of query-key pairs computed", [f"{video.density:.1%}" for video in videos]),
         ("BSA active", [f"{'yes' if video.bsa_active else 'no'}: {video.bsa_reason}" for video in videos]),
+        *([("Attention chosen", chosen)] if chosen else []),
         ("Video", [_clip(video) for video in videos]),
         ("Seed", [str(video.request.seed) for video in videos]),
         *([("Adapter (LoRA)", adapters)] if adapters else []),
