@@ -127,6 +127,11 @@ class CheckpointInfo:
         }
         return self.request(prompt, **(values | overrides))
 
+    @property
+    def depth(self) -> int:
+        """Number of transformer blocks, which the guide calls layers; 0 if the layers are not known."""
+        return sum(name.endswith(".self_attn.to_q") for name in self.linear)
+
     def steps_run(self, request: VideoRequest) -> int:
         """Number of denoising steps that a request runs with this checkpoint's schedule."""
         return request.start.steps_run(request.steps, self.shift)
