@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from pipeline.cli.inspect import run_inspect
 from pipeline.cli.options import build_parser, checked_device, open_checkpoint, read_request, read_weights
+from pipeline.cli.progress import Progress
 from pipeline.cli.sweep_command import run_sweep_command
 from pipeline.estimate.estimator import FILE_NAME, Estimate, Estimator
 from pipeline.machine.device import choose_device
@@ -35,31 +36,10 @@ from pipeline.machine.whole_files import write_whole
 from pipeline.media.write import prepare_output
 from pipeline.request.result import Comparison, VideoResult
 from pipeline.request.sentences import VisibleFormatter, one_line, visible
-from pipeline.request.video import Cancelled, StepUpdate
+from pipeline.request.video import Cancelled
 from pipeline.runs.compare import compare
 from pipeline.runs.longcat import LongCatPipeline
 from pipeline.runs.plan import plan, plan_to_load
-
-
-class _Bar:
-    """One tqdm bar per phase, driven by the true steps."""
-
-    def __init__(self) -> None:
-        self._bar: tqdm | None = None
-
-    def __call__(self, update: StepUpdate) -> None:
-        if update.step == 0 or self._bar is None:
-            self.close()
-            labels = {"text": "Text", "encode": "Encode", "denoise": "Denoise", "decode": "Decode"}
-            self._bar = tqdm(total=update.total, desc=labels[update.phase], unit="step", file=sys.stderr)
-        self._bar.update(update.step - self._bar.n)
-        if update.step == update.total:
-            self.close()
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
 
 
 def run_generate(args: argparse.Namespace) -> dict[str, Any]:
@@ -90,7 +70,7 @@ def run_generate(args: argparse.Namespace) -> dict[str, Any]:
         forward=args.forward,
         **weights.arguments,
     )
-    bar = _Bar()
+    bar = Progress()
     try:
         if args.compare:
             comparison = compare(pipeline, request, bar, output)
@@ -105,7 +85,7 @@ def run_generate(args: argparse.Namespace) -> dict[str, Any]:
 
 def run_grid(args: argparse.Namespace) -> dict[str, Any]:
     """Make the videos of a sweep and return the report."""
-    bar = _Bar()
+    bar = Progress()
     try:
         return run_sweep_command(args, bar, _report_stream(args.json))
     finally:
