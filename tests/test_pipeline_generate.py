@@ -260,7 +260,10 @@ def test_compare(tiny_pipeline, request_, tmp_path):
     error = np.mean((dense.astype(float) - sparse) ** 2)
     assert comparison.psnr == pytest.approx(10 * np.log10(255**2 / error))
     assert 0 < comparison.ssim < 1
-    assert comparison.speedup == comparison.dense.seconds["denoise"] / comparison.sparse.seconds["denoise"]
+    for result in (comparison.dense, comparison.sparse):
+        assert (result.timing.clock, len(result.timing.steps), result.timing.alike) == ("CPU time", 3, (0, 0, 0))
+        assert min(result.timing.steps) > 0 and result.timing.decode > 0
+    assert comparison.speedup == comparison.dense.timing.denoise / comparison.sparse.timing.denoise
     json.dumps(comparison.to_dict(), allow_nan=False)
 
 

@@ -167,7 +167,11 @@ def _print_comparison(comparison: Comparison, json_target: str | None) -> None:
     for result in (comparison.dense, comparison.sparse):
         _print_result(result, json_target)
     similarity = f"PSNR {comparison.psnr:.2f} dB, SSIM {comparison.ssim:.4f} to dense"
-    print(f"speed-up  {comparison.speedup:.2f}x denoising; {similarity}", file=_report_stream(json_target))
+    speed = comparison.speed
+    figure = f"{speed.ratio:.2f}x" if speed.sure else f"{speed.low:.1f} to {speed.high:.1f}x"
+    print(f"speed-up  {figure} denoising ({speed.clock}); {similarity}", file=_report_stream(json_target))
+    for doubt in speed.doubts:
+        print(f"in doubt  {doubt}", file=_report_stream(json_target))
 
 
 def _report_stream(json_target: str | None) -> TextIO:

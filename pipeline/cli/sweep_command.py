@@ -70,6 +70,12 @@ def _table(result: SweepResult) -> str:
             f"{video.result.density:>9.1%}{_cell(video.psnr, '.1f', 9)}{_cell(video.ssim, '.3f', 8)}"
             f"{_cell(video.recall, '.3f', 8)}"
         )
+    lines += [
+        f"in doubt: {_title(result.sweep, fewer)} computed less than {_title(result.sweep, more)} and took longer"
+        for fewer, more in result.out_of_order()[:3]
+    ]
+    unsure = sorted({doubt for cell in result.cells if cell.speed is not None for doubt in cell.speed.doubts})
+    lines += [f"in doubt: {doubt}" for doubt in unsure[:3]]
     return "\n".join([*lines, "* on the Pareto front of speed-up and PSNR"])
 
 

@@ -53,6 +53,7 @@ class Estimate:
     memory: expected peak in bytes, weights included. memory_label: the kind of memory.
     memory_least: bytes that are certainly needed.
     basis: the source of the numbers in words, such as "2 runs on this machine".
+    work: seconds of denoising on a clock that other programs do not advance, for `speedup` alone; None before a run.
     """
 
     seconds: dict[str, float] | None
@@ -60,6 +61,15 @@ class Estimate:
     memory_label: str
     memory_least: int
     basis: str
+    work: float | None = None
+
+    def speedup(self, dense: Estimate) -> float | None:
+        """Expected speed-up over the dense video, as a comparison measures it; None before any measurement."""
+        if self.work is not None and dense.work is not None:
+            return dense.work / self.work
+        if self.seconds is None or dense.seconds is None:
+            return None
+        return dense.seconds["denoise"] / self.seconds["denoise"]
 
 
 class Estimator:
@@ -119,6 +129,8 @@ class Estimator:
             run.ratios = {
                 phase: run.seconds[phase] / self._counted(phase, run.request, run.density) for phase in PHASES
             }
+            if run.work is not None:
+                run.ratios["work"] = run.work / self._counted("denoise", run.request, run.density)
             activations = footprint.activation_bytes(self._shape, run.request, self.device, self.weights)
             run.ratios["memory"] = (run.memory - self._fixed) / activations
         self._runs = runs
@@ -132,6 +144,7 @@ class Estimator:
             memory_label="CUDA allocated" if self.device.type == "cuda" else "process RSS",
             memory_least=footprint.least_bytes(self._shape, request, self.device, self.weights),
             basis=self._basis(runs),
+            work=self._work(request, runs),
         )
 
     def check_load(self) -> None:
@@ -178,6 +191,13 @@ class Estimator:
         if request.start.clip is not None:
             seconds["encode"] = _ENCODER * seconds["decode"]
         return {**seconds, "total": sum(seconds.values())}
+
+    def _work(self, request: VideoRequest, runs: list[Run]) -> float | None:
+        weights = weigh(request, runs, "denoise")
+        ratio = weighted_median(
+            (run.ratios["work"], weight) for run, weight in zip(runs, weights) if "work" in run.ratios
+        )
+        return None if ratio is None else ratio * self._counted("denoise", request, density_of(request, runs))
 
     def _counted(self, phase: str, request: VideoRequest, density: float | None) -> float:
         """Seconds of a phase from the counted work and the calibration alone, without the runs."""

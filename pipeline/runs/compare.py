@@ -10,7 +10,7 @@ from pipeline.machine.paths import temporary_folder
 from pipeline.media.similarity import psnr, ssim
 from pipeline.media.write import prepare_output
 from pipeline.request.generator import Generator, OnStep
-from pipeline.request.result import Comparison
+from pipeline.request.result import Comparison, speed
 from pipeline.request.video import VideoRequest
 
 
@@ -37,7 +37,7 @@ def compare(
     return Comparison(
         dense=dense,
         sparse=sparse,
-        speedup=dense.seconds["denoise"] / sparse.seconds["denoise"],
+        speed=speed(dense, sparse),
         psnr=psnr(dense_frames, sparse_frames),
         ssim=ssim(dense_frames, sparse_frames),
     )

@@ -31,6 +31,7 @@ from pipeline.model.preview import LatentColours
 from pipeline.model.recorder import AttentionRecorder
 from pipeline.model.run_forward import forward_for, warm_up
 from pipeline.model.self_attention import attention_for
+from pipeline.model.work_timer import WorkTimer
 from pipeline.request.choose_forward import checked_forward
 from pipeline.request.generator import OnStep
 from pipeline.request.load_options import AS_STORED, LoadOptions
@@ -152,9 +153,7 @@ class LongCatPipeline:
         """The plan that `generate` will follow. Raises ValueError if it would refuse the request."""
         room = available_memory(self.device) + held_memory(self.device)
         estimator, forward = self._estimator, self.forward
-        return plan(
-            self.info, request, self.weights, self.device, forward=forward, estimator=estimator, available=room
-        )
+        return plan(self.info, request, self.weights, self.device, forward=forward, estimator=estimator, available=room)
 
     def _check_tokens(self, request: VideoRequest) -> None:
         for label, text in (("prompt", request.prompt), ("negative prompt", request.negative_prompt)):
@@ -207,8 +206,9 @@ class LongCatPipeline:
                         check_finite(clean, f"step {done} of {total}", request.lora)
                     on_step(StepUpdate("denoise", done, total, elapsed(), self._preview(clean)))
 
+                timer = WorkTimer(self.device)
                 latents = denoise(
-                    forward_for(plan.forward, model, work, attention),
+                    timer.each(forward_for(plan.forward, model, work, attention)),
                     schedule,
                     latents,
                     text,
@@ -221,9 +221,10 @@ class LongCatPipeline:
             if recorder is not None:
                 clock.leave_out("denoise", recorder.seconds())
 
-            with clock.phase("decode") as elapsed:
+            with clock.phase("decode") as elapsed, timer.decoding():
                 frames = self._decode(batch, latents, on_step, elapsed)
 
+        timing = timer.timing(work, layers, None if recorder is None else recorder.work())
         density, versions = attention.density(), _versions(self.device) | self.weights.versions
         if plan.forward.name != "plain":
             versions["forward"] = plan.forward.name  # the same video up to rounding, but not bit for bit
@@ -241,6 +242,7 @@ class LongCatPipeline:
             bsa_active=work.sparse,
             bsa_reason=work.reason,
             versions=versions,
+            timing=timing,
         )
         if recorder is not None:
             self._write_record(recorder, output, versions)

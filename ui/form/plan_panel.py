@@ -148,7 +148,7 @@ def _time(arms: dict[str, Estimate], sparse: VideoRequest, mode: str) -> str:
     words = {name: duration_text(phases["total"]) for name, phases in seconds.items()}
     if not sparse.workload.sparse:
         return escape(TIME_ONE.format(**words))
-    ratio = seconds["dense"]["denoise"] / seconds["sparse"]["denoise"]
+    ratio = arms["sparse"].speedup(arms["dense"]) or 1.0
     text = {"sparse": TIME_SPARSE, "dense": TIME_DENSE}.get(mode, TIME_BOTH).format(**words)
     return f"{escape(text)}<br><small>{escape(FASTER.format(ratio=ratio))}</small>" if ratio > 1.05 else escape(text)
 

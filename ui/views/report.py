@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from html import escape
 
 from pipeline import Comparison, FromClip, VideoResult
+from ui.views.figures import figures_html, gibibytes, seconds
 
 TITLES = {"dense": "Dense", "sparse": "Sparse (BSA)"}
 
@@ -23,7 +23,7 @@ def report_panel(results: Mapping[str, VideoResult], comparison: Comparison | No
         f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>'
         for name, cells in table_rows(results)
     )
-    figures = "" if comparison is None else _figures(comparison)
+    figures = "" if comparison is None else figures_html(comparison)
     head = f'<tr><th scope="col"><span class="sr">Measure</span></th>{head}</tr>'
     return f'<div class="report">{figures}<table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
 
@@ -53,23 +53,6 @@ def table_rows(results: Mapping[str, VideoResult]) -> list[tuple[str, list[str]]
     ]
 
 
-def _figures(comparison: Comparison) -> str:
-    figures = [
-        (f"{comparison.speedup:.2f}×", "denoising speed-up", "dense seconds ÷ sparse seconds"),
-        (decibels(comparison.psnr), "PSNR", "sparse against dense, higher is closer"),
-        (f"{comparison.ssim:.3f}", "SSIM", "1 means the same picture"),
-        (f"{comparison.sparse.density:.1%}", "of attention computed", "query-key pairs, sparse against dense"),
-    ]
-    return (
-        '<ul class="figures">'
-        + "".join(
-            f"<li><b>{escape(value)}</b><span>{escape(name)}</span><small>{escape(hint)}</small></li>"
-            for value, name, hint in figures
-        )
-        + "</ul>"
-    )
-
-
 def _kept(video: VideoResult) -> str:
     if not video.bsa_active or video.blocks_total is None:
         return "all"
@@ -89,15 +72,3 @@ def _refined(video: VideoResult) -> str:
     if not isinstance(start, FromClip):
         return ""
     return REFINED.format(clip=start.clip.name, level=start.t_thresh, steps=video.request.steps)
-
-
-def seconds(value: float) -> str:
-    return f"{value:.2f} s" if value < 100 else f"{value:.0f} s"
-
-
-def gibibytes(value: float) -> str:
-    return f"{value / 2**30:.2f} GiB"
-
-
-def decibels(value: float) -> str:
-    return "identical" if math.isinf(value) else f"{value:.1f} dB"

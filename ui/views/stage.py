@@ -8,8 +8,8 @@ import gradio as gr
 
 from ui.jobs.job import VideoJob
 from ui.look.parts import Drawn
+from ui.views.figures import seconds
 from ui.views.preview_strip import preview_strip
-from ui.views.report import seconds
 
 PHASES = {"text": "Reading the prompt", "encode": "Encoding the clip", "denoise": "Denoising", "decode": "Decoding"}
 SCRIPTS = ("sync.js", "heat.js", "blind.js", "player.js", "stage.js")
