@@ -1,4 +1,4 @@
-"""Speed-ups from fabricated step times: load cancels out, what does not is said, and sweeps are in the order of work."""
+"""Speed-ups from fabricated step times: load cancels out, what does not is said, sweeps are in the order of work."""
 
 from __future__ import annotations
 

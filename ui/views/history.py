@@ -14,7 +14,7 @@ from ui.form.restore import RESTORED_RUN, fill, form_values, remarks
 from ui.jobs.job import VideoJob
 from ui.look.parts import QUIET, Drawn, notice_html
 from ui.storage.store import INTERRUPTED, Record
-from ui.views.figures import decibels, times
+from ui.views.figures import decibels
 from ui.views.follow import GONE, Changes, Follower, live_videos
 from ui.views.sweep_panel import SWEEP_TAB, SweepPanel
 
@@ -22,9 +22,9 @@ PAGE = 24  # runs shown at first, and more with every press of "Show more"
 
 KINDS = {"both": "Dense and sparse", "dense": "Dense", "sparse": "Sparse", "sweep": "Sweep"}
 STATES = {"stopped": "Stopped", "failed": "Failed", INTERRUPTED: "Interrupted: the server ended"}
-SPEEDUP = "{value} faster"
-SLOWER = "{value} the speed"
-RANGE = "{value} the speed, not certain"
+SPEEDUP = "{value:.2f}× faster"
+SLOWER = "{value:.2f}× the speed"
+RANGE = "{low:.1f} to {high:.1f}× the speed, not certain"
 PSNR = "PSNR {value}"
 SIZE = "{width} × {height}, {frames} frames, {steps} steps, seed {seed}"
 SPARSITY = "sparsity {value:g}"
@@ -140,7 +140,8 @@ def run_view(record: Record) -> dict[str, Any]:
     if speed is not None:
         psnr = float("inf") if report.get("psnr") is None else report["psnr"]
         text = RANGE if not speed.sure else SPEEDUP if speed.ratio >= 1 else SLOWER
-        view["figures"] = [text.format(value=times(speed)), PSNR.format(value=decibels(psnr))]
+        said = text.format(value=speed.ratio, low=speed.low, high=speed.high)
+        view["figures"] = [said, PSNR.format(value=decibels(psnr))]
     return view
 
 
