@@ -302,7 +302,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     env = os.environ.get
     add = parser.add_argument
-    add("--model-path", type=Path, default=EMBEDDED_CHECKPOINT, help="LongCat checkpoint in FastVideo's layout")
+    add("--model-path", type=Path, default=EMBEDDED_CHECKPOINT, help="LongCat checkpoint, as released or FastVideo's")
     add("--device", default="auto", help="auto (the GPU with the most memory, or the CPU), cuda, cuda:1 or cpu")
     add("--output-dir", type=Path, default=Path("outputs"), help="folder for videos and reports")
     add("--disk-budget", type=gigabytes, default="5", help="GB that results and uploads may take; then the oldest go")

@@ -33,10 +33,9 @@ def kernel(case: Case, variant) -> dict:
 
     out = torch.full_like(case.q, float("nan"))
     q, k, v, filled = (x.transpose(1, 2) for x in (case.q, case.k, case.v, out))
-    layout = case.layout
 
     def run():
-        attend_tokens(q, k, v, case.selection, layout, layout, case.scale, filled, variant=variant)
+        attend_tokens(q, k, v, case.selection, case.layout, case.k_layout, case.scale, filled, variant=variant)
 
     run()
     error = case.error(out)

@@ -28,7 +28,7 @@ REPEATS, LIMIT = 3, 20  # runs, and the seconds after which no further one start
 def plain(model, given, config):
     if config is None:
         return longcat_forward(model, *given, attend_dense)
-    return longcat_forward(model, *given, lambda q, k, v, grid: block_sparse_attention(q, k, v, grid, config))
+    return longcat_forward(model, *given, lambda q, k, v, grid, _: block_sparse_attention(q, k, v, grid, config))
 
 
 def relative(a, b) -> float:

@@ -78,8 +78,9 @@ def name_of(config: BSAConfig) -> str:
     return f"{config.sparsity} {config.selection} {config.chunk_q} {config.chunk_k}{''.join(schedule)}"
 
 
-def attend_explicitly(q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
+def attend_explicitly(q: Tensor, k: Tensor, v: Tensor, grid: Grid, conditioning: int = 0) -> Tensor:
     """Dense attention written out in fp32, a head at a time: the other kernel of the noise floor."""
+    assert not conditioning
     out = [
         ((a.float() @ b.float().mT) * q.shape[-1] ** -0.5).softmax(-1) @ c.float()
         for a, b, c in zip(*(x.flatten(0, 1) for x in (q, k, v)), strict=True)
@@ -128,8 +129,8 @@ class Maker:
             return [attention] * depth
         dense, config = attention.dense_layers_at(step, depth), attention
 
-        def sparse(q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
-            return block_sparse_attention(q, k, v, grid, config)
+        def sparse(q: Tensor, k: Tensor, v: Tensor, grid: Grid, conditioning: int) -> Tensor:
+            return block_sparse_attention(q, k, v, grid, config, conditioning=conditioning)
 
         return [*[attend_dense] * dense, *[sparse] * (depth - dense)]
 

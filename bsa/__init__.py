@@ -31,6 +31,7 @@ __all__ = [
     "Selector",
     "block_order_attention",
     "block_sparse_attention",
+    "nested_layouts",
     "select_blocks",
 ]
 
@@ -39,6 +40,7 @@ _MODULES = {
     "BlockSelection": "bsa.block_selection",
     "block_order_attention": "bsa.ordered",
     "block_sparse_attention": "bsa.attention",
+    "nested_layouts": "bsa.layout",
     "select_blocks": "bsa.selection",
 }
 

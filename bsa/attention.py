@@ -1,4 +1,7 @@
-"""The public operation: checks its inputs, lays out blocks, selects, attends, and restores raster order."""
+"""The public operation: checks its inputs, lays out blocks, selects, attends, and restores raster order.
+
+With conditioning frames it is two calls: first their queries over their keys, then the rest over all.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ import importlib.util
 import logging
 import math
 import os
-from typing import Literal, overload
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -33,6 +37,7 @@ def block_sparse_attention(
     grid: Grid,
     config: BSAConfig,
     *,
+    conditioning: int = ...,
     backend: str = ...,
     scale: float | None = ...,
     return_selection: Literal[False] = False,
@@ -47,6 +52,7 @@ def block_sparse_attention(
     grid: Grid,
     config: BSAConfig,
     *,
+    conditioning: int = ...,
     backend: str = ...,
     scale: float | None = ...,
     return_selection: Literal[True],
@@ -60,6 +66,7 @@ def block_sparse_attention(
     grid: Grid,
     config: BSAConfig,
     *,
+    conditioning: int = 0,
     backend: str = "auto",
     scale: float | None = None,
     return_selection: bool = False,
@@ -69,40 +76,103 @@ def block_sparse_attention(
     q, k, v: [B, H, S, D], tokens in raster (frame, row, column) order of ``grid``; any strides.
     grid: token grid with t * h * w == S. Chunks that do not divide it leave smaller blocks at the edge, which are
         weighted by their true sizes.
+    conditioning: number of first frames that are given, not made. Their queries attend to their own keys only, all
+        others to every key, each by a selection of its own. No block holds tokens of both. q may leave the queries of
+        these frames out, [B, H, (t - conditioning) * h * w, D], as it does where their keys and values were kept.
     backend: "triton" (CUDA, forward only), "torch" (any device, differentiable), "reference" (dense mask,
         small grids) or "auto", which picks one of the first two and logs which and why. A named backend
         never falls back to another.
     scale: factor on q @ k; 1 / sqrt(D) by default.
-    return_selection: also return the BlockSelection that was used.
+    return_selection: also return the BlockSelection that was used, of all query blocks over all key blocks of
+        ``BlockLayout(grid, chunk, conditioning)``.
 
-    Returns [B, H, S, D] in q's dtype. Autocast is ignored: inputs are used in their own dtype, scores for
+    Returns the output in q's shape and dtype. Autocast is ignored: inputs are used in their own dtype, scores for
     selection are fp32. Raises ValueError for shapes, dtypes or devices that do not fit.
-    Source: LongCat-Video, arXiv 2510.22200, section 3.4.2 and appendix A.2.
+    Source: LongCat-Video, arXiv 2510.22200, section 3.4.2 and appendix A.2; attention with conditioning frames as in
+    its code.
     """
     grid = as_grid(grid, "grid")
-    _check(q, k, v, grid)
+    k_layout = BlockLayout(grid, config.chunk_k, conditioning)
+    q_layout = BlockLayout(grid, config.chunk_q, conditioning)
+    check_alike(q, k, v, "batch, heads, tokens, head_dim", q_layout)
     scale = checked_scale(scale, q.shape[-1])
     backend = resolve_backend(backend, q, k, v)
-    q_layout, k_layout = BlockLayout(grid, config.chunk_q), BlockLayout(grid, config.chunk_k)
-
+    outputs, selections = [], []
     with without_autocast(q.device):
-        if backend == "triton":
-            out, selection = _attend_with_triton(q, k, v, q_layout, k_layout, config, scale)
-        else:
-            q_blocks, k_blocks = q_layout.to_blocks(q), k_layout.to_blocks(k)
-            selection = select_blocks(q_blocks, k_blocks, q_layout, k_layout, config, scale)
-            if backend == "reference":
-                from bsa.reference import masked_attention
+        for part in parts_of(q.shape[2], q_layout, k_layout):
+            some = q[:, :, part.queries], k[:, :, part.keys], v[:, :, part.keys]
+            out, selection = _attend(*some, part.q_layout, part.k_layout, config, backend, scale)
+            outputs.append(out)
+            selections.append(selection)
+    out = join_parts(outputs, dim=2)
+    return (out, BlockSelection.joined(selections)) if return_selection else out
 
-                out = masked_attention(q, k, v, selection, q_layout, k_layout, scale)
-            else:
-                from bsa.gather import gathered_attention
 
-                v_blocks, uniform = k_layout.to_blocks(v), config.selector.uniform
-                out = q_layout.from_blocks(
-                    gathered_attention(q_blocks, k_blocks, v_blocks, selection, q_layout, k_layout, scale, uniform)
-                )
-    return (out, selection) if return_selection else out
+class Part(NamedTuple):
+    """Queries that may all attend to the same keys.
+
+    queries, keys: their tokens among those that the operation got.
+    q_blocks, k_blocks: their blocks among all of the queries and of the keys.
+    q_layout, k_layout: of these queries and keys alone.
+    """
+
+    queries: slice
+    keys: slice
+    q_blocks: slice
+    k_blocks: slice
+    q_layout: BlockLayout
+    k_layout: BlockLayout
+
+
+_ALL = slice(None)
+
+
+def parts_of(query_tokens: int, q_layout: BlockLayout, k_layout: BlockLayout) -> list[Part]:
+    """The parts of a call, in the order of its queries. The layouts are of all frames; both have the same ``lead``.
+
+    query_tokens: those of the whole grid, or of the frames after the first ``lead`` only.
+    """
+    if not q_layout.lead:
+        return [Part(_ALL, _ALL, _ALL, _ALL, q_layout, k_layout)]
+    if query_tokens < q_layout.grid.volume:
+        return [Part(_ALL, _ALL, _ALL, _ALL, q_layout.rest, k_layout)]
+    tokens, first_q, first_k = q_layout.first.grid.volume, q_layout.first, k_layout.first
+    blocks = slice(first_q.blocks.volume), slice(first_k.blocks.volume)
+    return [
+        Part(slice(tokens), slice(tokens), *blocks, first_q, first_k),
+        Part(slice(tokens, None), _ALL, slice(blocks[0].stop, None), _ALL, q_layout.rest, k_layout),
+    ]
+
+
+def join_parts(outputs: Sequence[Tensor], dim: int) -> Tensor:
+    """The outputs of the parts along the axis of the tokens, without a copy of a single one."""
+    return outputs[0] if len(outputs) == 1 else torch.cat(list(outputs), dim)
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_layout: BlockLayout,
+    k_layout: BlockLayout,
+    config: BSAConfig,
+    backend: str,
+    scale: float,
+) -> tuple[Tensor, BlockSelection]:
+    """Attention of queries that may all attend to all keys."""
+    if backend == "triton":
+        return _attend_with_triton(q, k, v, q_layout, k_layout, config, scale)
+    q_blocks, k_blocks = q_layout.to_blocks(q), k_layout.to_blocks(k)
+    selection = select_blocks(q_blocks, k_blocks, q_layout, k_layout, config, scale)
+    if backend == "reference":
+        from bsa.reference import masked_attention
+
+        return masked_attention(q, k, v, selection, q_layout, k_layout, scale), selection
+    from bsa.gather import gathered_attention
+
+    v_blocks, uniform = k_layout.to_blocks(v), config.selector.uniform
+    out = gathered_attention(q_blocks, k_blocks, v_blocks, selection, q_layout, k_layout, scale, uniform)
+    return q_layout.from_blocks(out), selection
 
 
 def _attend_with_triton(
@@ -143,9 +213,14 @@ def checked_scale(scale: float | None, head_dim: int) -> float:
     return scale
 
 
-def check_alike(q: Tensor, k: Tensor, v: Tensor, axes: str) -> None:
-    """Raise ValueError unless q, k, v are floating-point and share shape, dtype and device. axes: names the shape."""
-    if q.ndim != 4 or not q.shape == k.shape == v.shape:
+def check_alike(q: Tensor, k: Tensor, v: Tensor, axes: str, layout: BlockLayout) -> None:
+    """Raise ValueError unless q, k, v are floating-point, share dtype and device, and have the layout's tokens.
+
+    axes: names the shape, with the word tokens. k and v have every token; q may lack those of the first frames.
+    """
+    axis = axes.split(", ").index("tokens")
+    same = q.ndim == 4 and k.shape == v.shape and q.ndim == k.ndim
+    if not same or q.shape[:axis] + q.shape[axis + 1 :] != k.shape[:axis] + k.shape[axis + 1 :]:
         shapes = ", ".join(str(list(x.shape)) for x in (q, k, v))
         raise ValueError(f"q, k and v must have one shape [{axes}], got {shapes}")
     if not q.dtype == k.dtype == v.dtype or not q.device == k.device == v.device:
@@ -153,14 +228,14 @@ def check_alike(q: Tensor, k: Tensor, v: Tensor, axes: str) -> None:
         raise ValueError(f"q, k and v must share one dtype and one device, got {kinds}")
     if not q.dtype.is_floating_point:
         raise ValueError(f"q, k and v must be floating point, got {q.dtype}; use bfloat16, float16 or float32")
-
-
-def _check(q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> None:
-    check_alike(q, k, v, "batch, heads, tokens, head_dim")
-    if q.shape[2] != grid.volume:
-        raise ValueError(
-            f"q has {q.shape[2]} tokens but the grid {grid} has {grid.volume}; pass the grid these tokens came from"
-        )
+    possible = {layout.grid.volume, layout.rest.grid.volume}
+    for name, tokens, allowed in (("k", k.shape[axis], {layout.grid.volume}), ("q", q.shape[axis], possible)):
+        if tokens not in allowed:
+            without = f", and {layout.rest.grid.volume} without the first {layout.lead} frames" if layout.lead else ""
+            raise ValueError(
+                f"{name} has {tokens} tokens but the grid {layout.grid} has {layout.grid.volume}{without}; pass the "
+                "grid these tokens came from"
+            )
 
 
 def resolve_backend(backend: str, q: Tensor, k: Tensor, v: Tensor, known: tuple[str, ...] = _BACKENDS) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -20,6 +22,15 @@ class BlockSelection(NamedTuple):
     indices: Tensor
     counts: Tensor
     whole_counts: Tensor | None = None
+
+    @classmethod
+    def joined(cls, parts: Sequence[BlockSelection]) -> BlockSelection:
+        """The lists of one part's query blocks, then those of the next. Their order within a list is left as it is."""
+        if len(parts) == 1:
+            return parts[0]
+        width = max(part.indices.shape[-1] for part in parts)
+        indices = [F.pad(part.indices, (0, width - part.indices.shape[-1])) for part in parts]
+        return cls(torch.cat(indices, dim=2), torch.cat([part.counts for part in parts], dim=2))
 
     def mask(self, key_blocks: int) -> Tensor:
         """The same selection as booleans, [B, H, NQ, key_blocks], or [..., key_blocks] for a part of the lists."""

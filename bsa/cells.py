@@ -33,13 +33,16 @@ class Cells:
     """The cells of all blocks of one layout.
 
     K is the number of cells of a whole block, rounded up to a power of two; cells outside the grid have size 0.
-    sizes: tokens of each cell, fp32 [N, K].
+    sizes: tokens of each cell, fp32 [N, K]; log2_sizes: its logarithm, -inf for 0.
+    votes: share of each cell in its block's tokens, fp32 [N, K].
     weights: weight of each token in its cell's mean, fp32 [N or 1, K, C].
     cell_of_slot: cell of each token, int32 [N or 1, C]; -1 for padding.
     alike: whether all cells have one size.
     """
 
     sizes: Tensor
+    log2_sizes: Tensor
+    votes: Tensor
     weights: Tensor
     cell_of_slot: Tensor
     alike: bool
@@ -52,9 +55,7 @@ def pool_cells(x: Tensor, layout: BlockLayout) -> Tensor:
     return cells_of(layout, x.device).weights.to(dtype) @ x.to(dtype)
 
 
-def cell_scores(
-    q_cells: Tensor, k_cells: Tensor, q_layout: BlockLayout, k_layout: BlockLayout, scale: float
-) -> Tensor:
+def cell_scores(q_cells: Tensor, k_cells: Tensor, q_layout: BlockLayout, k_layout: BlockLayout, scale: float) -> Tensor:
     """Logarithms of the estimated masses, [B, H, NQ, NK]; each row's masses sum to 1.
 
     q_cells [B, H, NQ, K, D] and k_cells [B, H, NK, K', D] from `pool_cells`. Never holds more than a part of the scores
@@ -64,8 +65,7 @@ def cell_scores(
     dtype = torch.promote_types(q_cells.dtype, torch.float32)
     q_cells, k_cells, device = q_cells.to(dtype), k_cells.to(dtype), q_cells.device
     log_sizes = cells_of(k_layout, device).sizes.to(dtype).log().flatten()  # -inf for a cell outside the grid
-    votes = cells_of(q_layout, device).sizes.to(dtype)
-    votes = votes / votes.sum(-1, keepdim=True)
+    votes = cells_of(q_layout, device).votes.to(dtype)
     keys = k_cells.flatten(2, 3).mT
     out = q_cells.new_empty(batch, heads, q_blocks, k_blocks)
     row_bytes = batch * heads * per_q * k_blocks * per_k * q_cells.element_size()
@@ -88,6 +88,7 @@ def cells_of(layout: BlockLayout, device: torch.device) -> Cells:
         token = layout.token_of_slot(torch.device("cpu")).view(-1, chunk.volume)  # [N, C]
         rows, columns = layout.grid.h, layout.grid.w
         t, h, w = token // (rows * columns), token // columns % rows, token % columns
+        t = torch.where(t < layout.lead, t, t - layout.lead)
         places = [(place % step) // cell for place, step, cell in zip((t, h, w), chunk, CELL, strict=True)]
         cell = (places[0] * per_axis.h + places[1]) * per_axis.w + places[2]
         real = torch.arange(chunk.volume) < layout.sizes(torch.device("cpu"))[:, None]
@@ -99,6 +100,8 @@ def cells_of(layout: BlockLayout, device: torch.device) -> Cells:
         different = slice(None) if layout.ragged else slice(1)
         return Cells(
             sizes=sizes.to(device),
+            log2_sizes=sizes.log2().to(device),
+            votes=(sizes / sizes.sum(-1, keepdim=True)).to(device),
             weights=weights[different].to(device),
             cell_of_slot=cell[different].int().to(device),
             alike=bool((sizes == sizes[0, 0]).all()),

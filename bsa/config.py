@@ -11,7 +11,10 @@ from bsa.selectors import DEFAULT_SCORES, PARAMS, SelectionWork, Selector
 
 
 class BlockPlan(NamedTuple):
-    """The effect of a configuration on a grid, known before anything runs."""
+    """The effect of a configuration on a grid, known before anything runs.
+
+    With conditioning frames, it is the effect on the queries of the other frames; `first` has that on their own.
+    """
 
     q_blocks: Grid
     k_blocks: Grid
@@ -20,6 +23,7 @@ class BlockPlan(NamedTuple):
     min_kept: int  # least number of key blocks that any query block keeps
     kept: int | None  # key blocks that every query block keeps; None if the data decide at run time
     work: SelectionWork  # of the selection, for one head
+    first: BlockPlan | None = None  # of the conditioning frames' queries, which choose among their frames' blocks
 
     @property
     def ragged(self) -> bool:
@@ -29,7 +33,11 @@ class BlockPlan(NamedTuple):
     @property
     def density(self) -> float | None:
         """Kept fraction of all pairs of query and key blocks; None if it is known only after running."""
-        return None if self.kept is None else self.kept / self.k_blocks.volume
+        if self.kept is None:
+            return None
+        parts = [part for part in (self, self.first) if part is not None]
+        kept = sum(part.q_blocks.volume * part.min_kept for part in parts)
+        return kept / sum(part.q_blocks.volume * part.k_blocks.volume for part in parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,18 +104,23 @@ class BSAConfig:
         """Share of dense attention calls in a generation of ``steps`` steps."""
         return sum(self.dense_layers_at(step, layers) for step in range(steps)) / (steps * layers)
 
-    def blocks(self, grid: Grid) -> BlockPlan:
-        """The blocks on ``grid`` and the number kept. Raises ValueError unless its axes are positive integers."""
+    def blocks(self, grid: Grid, conditioning: int = 0) -> BlockPlan:
+        """The blocks on ``grid`` and the number kept.
+
+        conditioning: see `bsa.block_sparse_attention`. Raises ValueError unless the grid's axes are positive integers.
+        """
         grid, selector = as_grid(grid, "grid"), self.selector
-        k_blocks = grid.blocks(self.chunk_k)
+        lead = conditioning % grid.t  # all frames are the same as none
+        queries, k_blocks = grid._replace(t=grid.t - lead), grid.blocks(self.chunk_k, lead)
         return BlockPlan(
-            q_blocks=grid.blocks(self.chunk_q),
+            q_blocks=queries.blocks(self.chunk_q),
             k_blocks=k_blocks,
-            ragged_q=grid.ragged_blocks(self.chunk_q),
-            ragged_k=grid.ragged_blocks(self.chunk_k),
+            ragged_q=queries.ragged_blocks(self.chunk_q),
+            ragged_k=grid.ragged_blocks(self.chunk_k, lead),
             min_kept=selector.least(k_blocks.volume),
             kept=selector.kept(k_blocks.volume),
-            work=selector.work(grid, self.chunk_q, self.chunk_k),
+            work=selector.work(grid, self.chunk_q, self.chunk_k, lead),
+            first=self.blocks(grid._replace(t=lead)) if lead else None,
         )
 
     @classmethod

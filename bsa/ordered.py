@@ -11,10 +11,10 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from bsa.attention import check_alike, checked_scale, resolve_backend, tuning_of
+from bsa.attention import check_alike, checked_scale, join_parts, parts_of, resolve_backend, tuning_of
 from bsa.block_selection import BlockSelection
 from bsa.config import BSAConfig
-from bsa.layout import BlockLayout
+from bsa.layout import BlockLayout, nested_layouts
 from bsa.selection import pool, select_pooled, without_autocast
 from bsa.selectors import CELLS, DEFAULT_SCORES
 from bsa.variants import Tuning
@@ -67,55 +67,100 @@ def block_order_attention(
 ) -> Tensor | tuple[Tensor, BlockSelection]:
     """`block_sparse_attention` on tokens in block order.
 
-    q, k, v: [B, S, H, D], tokens in the order ``layout.order`` of the config's chunks, which must be the same for
-        queries and keys. There is no padding: blocks at the edge are simply shorter.
+    q, k, v: [B, S, H, D], tokens in the order ``layout.order``. There is no padding: blocks at the edge are simply
+        shorter.
+    layout: of the queries, the first of `nested_layouts` of the config's chunks; one chunk must divide the other. Its
+        ``lead`` is the number of conditioning frames, of which q may leave the queries out.
     means: the mean query and the mean key of every block, each fp32 [B, H, N, D], if the caller already has them. Used
         only if the config selects by means.
     backend: as in `block_sparse_attention`, without "reference".
     scale: factor on q @ k; 1 / sqrt(D) by default.
     tuning: the kernels of the triton backend; by default those measured to be best on this GPU.
-    return_selection: also return the BlockSelection that was used.
+    return_selection: also return the BlockSelection that was used, with blocks in raster order as from
+        `block_sparse_attention`.
 
-    Returns [B, S, H, D], contiguous, in the same order. Raises ValueError for shapes or a layout that do not fit.
+    Returns q's shape, contiguous, in the same order. Raises ValueError for shapes or a layout that do not fit.
     """
-    _check(q, k, v, layout, config)
+    check_alike(q, k, v, "batch, tokens, heads, head_dim", layout)
+    k_layout = _key_layout(layout, config)
     scale = checked_scale(scale, q.shape[-1])
     backend = resolve_backend(backend, q, k, v, known=("auto", "triton", "torch"))
+    outputs, selections = [], []
     with without_autocast(q.device):
-        tuning = tuning or (tuning_of(q, layout, layout) if backend == "triton" else Tuning())
-        pooled, cells_by_kernel = means, config.selector.scores == CELLS and backend == "triton"
-        if cells_by_kernel:
-            from bsa.kernels.cell_scores import pool_cells_in_order
-
-            pooled = pool_cells_in_order(q.transpose(1, 2), layout), pool_cells_in_order(k.transpose(1, 2), layout)
-        elif config.selector.scores != DEFAULT_SCORES:
-            pooled = None
-        blocks = tuple(map(layout.blocks_from_order, (q, k))) if pooled is None or backend == "torch" else ()
-        pooled = pooled or (pool(blocks[0], layout, config), pool(blocks[1], layout, config))
-        # Cells are scored by a kernel of the fused top-k; without it, all their scores would be in memory.
-        fused = tuning.fused_top_k or cells_by_kernel
-        selection = select_pooled(*pooled, layout, layout, config, scale, fused=fused)
-        if backend == "triton":
-            from bsa.kernels.attend import attend_tokens
-
-            out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-            q, k, v, filled = (x.transpose(1, 2) for x in (q, k, v, out))
-            attend_tokens(q, k, v, selection, layout, layout, scale, filled, variant=tuning.variant)
-        else:
-            from bsa.gather import gathered_attention
-
-            uniform = config.selector.uniform
-            q, k, v = (x.contiguous() for x in (*blocks, layout.blocks_from_order(v)))
-            out = layout.order_from_blocks(gathered_attention(q, k, v, selection, layout, layout, scale, uniform))
-    return (out, selection) if return_selection else out
+        for part in parts_of(q.shape[1], layout, k_layout):
+            some = q[:, part.queries], k[:, part.keys], v[:, part.keys]
+            pooled = None if means is None else (means[0][:, :, part.q_blocks], means[1][:, :, part.k_blocks])
+            out, selection = _attend(*some, part.q_layout, part.k_layout, config, pooled, backend, scale, tuning)
+            outputs.append(out)
+            selections.append(selection)
+    out = join_parts(outputs, dim=1)
+    if not return_selection:
+        return out
+    q_layout = layout if q.shape[1] == layout.grid.volume else layout.rest
+    return out, _in_raster_order(BlockSelection.joined(selections), q_layout, k_layout)
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, config: BSAConfig) -> None:
-    check_alike(q, k, v, "batch, tokens, heads, head_dim")
-    if q.shape[1] != layout.grid.volume:
-        raise ValueError(f"q has {q.shape[1]} tokens but the layout's grid {layout.grid} has {layout.grid.volume}")
-    if not BlockLayout(layout.grid, config.chunk_q) == BlockLayout(layout.grid, config.chunk_k) == layout:
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_layout: BlockLayout,
+    k_layout: BlockLayout,
+    config: BSAConfig,
+    pooled: tuple[Tensor, Tensor] | None,
+    backend: str,
+    scale: float,
+    tuning: Tuning | None,
+) -> tuple[Tensor, BlockSelection]:
+    """Attention of queries that may all attend to all keys."""
+    layouts = q_layout, k_layout
+    tuning = tuning or (tuning_of(q, q_layout, k_layout) if backend == "triton" else Tuning())
+    cells_by_kernel = config.selector.scores == CELLS and backend == "triton"
+    if cells_by_kernel:
+        from bsa.kernels.cell_scores import pool_cells_in_order
+
+        pooled = pool_cells_in_order(q.transpose(1, 2), q_layout), pool_cells_in_order(k.transpose(1, 2), k_layout)
+    elif config.selector.scores != DEFAULT_SCORES:
+        pooled = None
+    blocks: tuple[Tensor, ...] = ()
+    if pooled is None or backend == "torch":
+        blocks = q_layout.blocks_from_order(q), k_layout.blocks_from_order(k)
+    pooled = pooled or (pool(blocks[0], q_layout, config), pool(blocks[1], k_layout, config))
+    # Cells are scored by a kernel of the fused top-k; without it, all their scores would be in memory.
+    fused = tuning.fused_top_k or cells_by_kernel
+    selection = select_pooled(*pooled, *layouts, config, scale, fused=fused)
+    if backend == "triton":
+        from bsa.kernels.attend import attend_tokens
+
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        q, k, v, filled = (x.transpose(1, 2) for x in (q, k, v, out))
+        attend_tokens(q, k, v, selection, *layouts, scale, filled, variant=tuning.variant)
+        return out, selection
+    from bsa.gather import gathered_attention
+
+    uniform = config.selector.uniform
+    q, k, v = (x.contiguous() for x in (*blocks, k_layout.blocks_from_order(v)))
+    out = gathered_attention(q, k, v, selection, *layouts, scale, uniform)
+    return q_layout.order_from_blocks(out), selection
+
+
+def _key_layout(layout: BlockLayout, config: BSAConfig) -> BlockLayout:
+    """The layout of the keys beside that of the queries. Raises ValueError if the config does not go with it."""
+    layouts = nested_layouts(layout.grid, config.chunk_q, config.chunk_k, layout.lead)
+    if layouts[0] != layout:
+        nest = "" if layout.nest is None else f" nested with {layout.nest}"
         raise ValueError(
-            f"block order needs one chunk for queries, keys and the layout; they are {config.chunk_q}, "
-            f"{config.chunk_k} and {layout.chunk}; use block_sparse_attention for chunks that differ"
+            f"the layout has chunks of {layout.chunk}{nest}, but the configuration {config.chunk_q} for queries and "
+            f"{config.chunk_k} for keys; make the layout with nested_layouts"
         )
+    return layouts[1]
+
+
+def _in_raster_order(selection: BlockSelection, q_layout: BlockLayout, k_layout: BlockLayout) -> BlockSelection:
+    """The same selection with the blocks of nested layouts in raster order."""
+    if k_layout.nest is None:
+        return selection
+    device = selection.indices.device
+    rows = q_layout.raster_numbers(device).argsort()
+    numbers = k_layout.raster_numbers(device)[selection.indices[:, :, rows]]
+    return BlockSelection(numbers, selection.counts[:, :, rows])

@@ -112,14 +112,12 @@ class Selector:
         """The number of blocks that a query block keeps, in words for a sentence."""
         return f"{self.kept(key_blocks)}" if self.uniform else "as many as the cdf threshold needs"
 
-    def work(self, grid: Grid, chunk_q: Grid, chunk_k: Grid) -> SelectionWork:
-        """The work of a selection on this grid."""
-        pairs = cells = 1
-        for chunk in (chunk_q, chunk_k):
-            blocks = grid.blocks(chunk).volume
-            pairs *= blocks
-            cells *= blocks * Grid(*map(min, grid, chunk)).blocks(CELL).volume
-        return SelectionWork(pairs, cells if self.scores == CELLS else 0)
+    def work(self, grid: Grid, chunk_q: Grid, chunk_k: Grid, lead: int = 0) -> SelectionWork:
+        """The work of a selection on this grid, for the queries after the first `lead` frames."""
+        queries = grid._replace(t=grid.t - lead)
+        pairs = queries.blocks(chunk_q).volume * grid.blocks(chunk_k, lead).volume
+        cells = queries.clip(chunk_q).blocks(CELL).volume * grid.clip(chunk_k, lead).blocks(CELL).volume
+        return SelectionWork(pairs, pairs * cells if self.scores == CELLS else 0)
 
     def to_params(self) -> dict[str, Any]:
         """Its part of LongCat's ``bsa_params``.

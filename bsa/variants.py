@@ -17,11 +17,15 @@ TUNED = Path(__file__).with_name("tuned.json")
 SAME_CHIP = ("H100", "H200", "GH200")
 
 
+POINTERS, DESCRIPTORS, SMALL_BLOCKS = "pointers", "descriptors", "small-blocks"  # the kernels
+
+
 @dataclass(frozen=True, slots=True)
 class Variant:
     """One variant of the attention kernel.
 
-    descriptors: load key and value tiles through tensor descriptors (TMA, compute capability 9.0 and up).
+    kernel: one of `POINTERS`, `DESCRIPTORS` (key and value tiles through TMA, compute capability 9.0 and up) and
+        `SMALL_BLOCKS` (a tile holds several key blocks).
     tile_q, tile_k: most tokens per tile; small chunks get smaller tiles.
     q_in_registers: keep the query tile in registers, which frees shared memory for more programs or key tiles.
     serpentine: neighbouring waves of programs go through their lists in opposite directions.
@@ -29,7 +33,7 @@ class Variant:
     """
 
     name: str
-    descriptors: bool
+    kernel: str
     tile_q: int
     tile_k: int
     num_warps: int
@@ -39,27 +43,33 @@ class Variant:
     serpentine: bool = False
 
 
-BASELINE = Variant("pointers-64x64-w4-s3", False, 64, 64, 4, 3)
+BASELINE = Variant("pointers-64x64-w4-s3", POINTERS, 64, 64, 4, 3)
 # The index list takes two stages of the pipeline: s3 keeps two key and value tiles in shared memory, s5 three.
 VARIANTS = {
     variant.name: variant
     for variant in (
         BASELINE,
-        Variant("pointers-64x64-w4-s5", False, 64, 64, 4, 5),
-        Variant("pointers-64x32-w4-s3", False, 64, 32, 4, 3),
-        Variant("pointers-128x64-w8-s3", False, 128, 64, 8, 3),
-        Variant("descriptors-64x64-w4-s3", True, 64, 64, 4, 3),
-        Variant("descriptors-64x64-w4-s5", True, 64, 64, 4, 5),
-        Variant("descriptors-64x64-w4-s5-q", True, 64, 64, 4, 5, True),
-        Variant("descriptors-64x64-w4-s5-qz", True, 64, 64, 4, 5, True, None, True),
+        Variant("pointers-64x64-w4-s5", POINTERS, 64, 64, 4, 5),
+        Variant("pointers-64x32-w4-s3", POINTERS, 64, 32, 4, 3),
+        Variant("pointers-128x64-w8-s3", POINTERS, 128, 64, 8, 3),
+        Variant("descriptors-64x64-w4-s3", DESCRIPTORS, 64, 64, 4, 3),
+        Variant("descriptors-64x64-w4-s5", DESCRIPTORS, 64, 64, 4, 5),
+        Variant("descriptors-64x64-w4-s5-q", DESCRIPTORS, 64, 64, 4, 5, True),
+        Variant("descriptors-64x64-w4-s5-qz", DESCRIPTORS, 64, 64, 4, 5, True, None, True),
         # 65 KB and 168 registers fit three programs on a multiprocessor of Hopper
-        Variant("descriptors-64x64-w4-s3-q168", True, 64, 64, 4, 3, True, 168),
-        Variant("descriptors-64x32-w4-s3", True, 64, 32, 4, 3),
-        Variant("descriptors-64x32-w4-s5", True, 64, 32, 4, 5),
-        Variant("descriptors-64x32-w4-s7-q168", True, 64, 32, 4, 7, True, 168),
-        Variant("descriptors-128x64-w8-s3", True, 128, 64, 8, 3),
-        Variant("descriptors-128x64-w8-s5", True, 128, 64, 8, 5),
-        Variant("descriptors-128x128-w8-s3", True, 128, 128, 8, 3),
+        Variant("descriptors-64x64-w4-s3-q168", DESCRIPTORS, 64, 64, 4, 3, True, 168),
+        Variant("descriptors-64x32-w4-s3", DESCRIPTORS, 64, 32, 4, 3),
+        Variant("descriptors-64x32-w4-s5", DESCRIPTORS, 64, 32, 4, 5),
+        Variant("descriptors-64x32-w4-s7-q168", DESCRIPTORS, 64, 32, 4, 7, True, 168),
+        Variant("descriptors-128x64-w8-s3", DESCRIPTORS, 128, 64, 8, 3),
+        Variant("descriptors-128x64-w8-s5", DESCRIPTORS, 128, 64, 8, 5),
+        Variant("descriptors-128x128-w8-s3", DESCRIPTORS, 128, 128, 8, 3),
+        Variant("small-blocks-64x64-w4-s3", SMALL_BLOCKS, 64, 64, 4, 3),
+        Variant("small-blocks-128x64-w4-s3", SMALL_BLOCKS, 128, 64, 4, 3),
+        Variant("small-blocks-128x64-w4-s4", SMALL_BLOCKS, 128, 64, 4, 4),
+        Variant("small-blocks-128x64-w8-s3", SMALL_BLOCKS, 128, 64, 8, 3),
+        Variant("small-blocks-128x32-w4-s4", SMALL_BLOCKS, 128, 32, 4, 4),
+        Variant("small-blocks-128x128-w8-s3", SMALL_BLOCKS, 128, 128, 8, 3),
     )
 }
 

@@ -12,7 +12,7 @@ from pipeline.checkpoint.info import EMBEDDED_CHECKPOINT, CheckpointInfo, inspec
 from pipeline.machine.resources import GpuReading, Resources, read_resources
 from pipeline.media.comment import VideoSettings, read_settings
 from pipeline.request.result import Comparison, VideoResult
-from pipeline.request.start import FromClip, FromNoise
+from pipeline.request.start import FromClip, FromFrames, FromImage, FromNoise
 from pipeline.request.video import Cancelled, StepUpdate, VideoRequest
 from pipeline.runs.as_code import cli_command, python_code
 from pipeline.runs.compare import compare
@@ -32,6 +32,8 @@ __all__ = [
     "CheckpointInfo",
     "Comparison",
     "FromClip",
+    "FromFrames",
+    "FromImage",
     "FromNoise",
     "GpuReading",
     "LongCatPipeline",

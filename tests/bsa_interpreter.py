@@ -17,7 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from bsa import BlockLayout, BSAConfig, Grid, block_order_attention, block_sparse_attention
+from bsa.layout import nested_layouts
 from bsa.selection import pool, select_pooled
+from bsa.variants import VARIANTS, Tuning
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -79,22 +81,21 @@ def order_error(case):
     """Relative error of a kernel variant on block order, heads inside the tokens, against the fp64 reference."""
     from bsa.kernels.attend import attend_tokens
     from bsa.reference import masked_attention
-    from bsa.variants import VARIANTS
 
     grid, batch, heads, dim = Grid(*case["grid"]), case.get("batch", 1), case.get("heads", 2), case["dim"]
-    config = BSAConfig(case.get("sparsity"), case.get("cdf"), case["chunk"], case["chunk"])
-    layout = BlockLayout(grid, config.chunk_q)
+    config = BSAConfig(case.get("sparsity"), case.get("cdf"), case["chunk"], case.get("chunk_k", case["chunk"]))
+    layout, k_layout = nested_layouts(grid, config.chunk_q, config.chunk_k)
     q, k, v = random_qkv((batch, grid.volume, heads, dim), torch.float32)
     scale = dim**-0.5
-    means = (layout.pool(layout.blocks_from_order(x)) for x in (q, k))
-    selection = select_pooled(*means, layout, layout, config, scale, fused=case.get("fused", False))
+    means = (by.pool(by.blocks_from_order(x)) for x, by in ((q, layout), (k, k_layout)))
+    selection = select_pooled(*means, layout, k_layout, config, scale, fused=case.get("fused", False))
     out = torch.full_like(q, float("nan"))
     tensors = (x.transpose(1, 2) for x in (q, with_nan_behind(k), with_nan_behind(v)))
     variant = VARIANTS[case["variant"]]
-    attend_tokens(*tensors, selection, layout, layout, scale, out.transpose(1, 2), variant=variant)
+    attend_tokens(*tensors, selection, layout, k_layout, scale, out.transpose(1, 2), variant=variant)
     back = layout.place_of_token(q.device)
     raster = (x[:, back].transpose(1, 2).double() for x in (q, k, v))
-    expected = masked_attention(*raster, selection, layout, layout, scale)
+    expected = masked_attention(*raster, selection, layout, k_layout, scale)
     return relative_error(out[:, back].transpose(1, 2), expected)
 
 
@@ -146,16 +147,29 @@ def cells_error(case):
 
 
 def operation_error(case):
-    """Relative error of both public operations with cells, against the reference with its own selection."""
-    grid, config = Grid(*case["grid"]), BSAConfig(0.6, None, case["chunk_q"], case["chunk_k"], "cells")
-    q, k, v = random_qkv((1, 2, grid.volume, 16), torch.float32)
-    expected = block_sparse_attention(q, k, v, grid, config, backend="reference")
-    errors = [relative_error(block_sparse_attention(q, k, v, grid, config, backend="triton"), expected)]
+    """Relative error of both public operations against the reference with its own selection.
+
+    With conditioning frames, also of the same without their queries.
+    """
+    grid, given = Grid(*case["grid"]), case.get("conditioning", 0)
+    config = BSAConfig(0.6, None, case["chunk_q"], case["chunk_k"], case.get("scores", "cells"))
+    q, k, v = random_qkv((case.get("batch", 1), 2, grid.volume, 16), torch.float32)
+    expected = block_sparse_attention(q, k, v, grid, config, conditioning=given, backend="reference")
+    out = block_sparse_attention(q, k, v, grid, config, conditioning=given, backend="triton")
+    errors, first = [relative_error(out, expected)], given * grid.h * grid.w
+    if first:
+        out = block_sparse_attention(q[:, :, first:], k, v, grid, config, conditioning=given, backend="triton")
+        errors.append(relative_error(out, expected[:, :, first:]))
     if config.chunk_q == config.chunk_k:
-        layout = BlockLayout(grid, config.chunk_q)
-        ordered = (x[:, :, layout.order(x.device)].transpose(1, 2).contiguous() for x in (q, k, v))
-        out = block_order_attention(*ordered, layout, config, backend="triton")
-        errors.append(relative_error(out[:, layout.place_of_token(q.device)].transpose(1, 2), expected))
+        layout = BlockLayout(grid, config.chunk_q, given)
+        q, k, v = (x[:, :, layout.order(x.device)].transpose(1, 2).contiguous() for x in (q, k, v))
+        tuning = Tuning(VARIANTS[case["variant"]], True) if "variant" in case else None
+        expected = expected[:, :, layout.order(q.device)].transpose(1, 2)
+        out = block_order_attention(q, k, v, layout, config, backend="triton", tuning=tuning)
+        errors.append(relative_error(out, expected))
+        if first:
+            out = block_order_attention(q[:, first:], k, v, layout, config, backend="triton", tuning=tuning)
+            errors.append(relative_error(out, expected[:, first:]))
     return max(errors)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from bsa import BlockLayout, Grid
+from bsa.layout import nested_layouts
 
 GRIDS = [
     pytest.param((4, 8, 8), (4, 4, 4), id="divisible"),
@@ -67,3 +68,47 @@ def test_tables_made_in_inference_mode_serve_training_later():
     x = torch.randn(1, 1, 60, 4, requires_grad=True)
     layout.from_blocks(layout.to_blocks(x)).sum().backward()
     assert torch.equal(x.grad, torch.ones_like(x))
+
+
+NESTED = [
+    pytest.param((4, 8, 8), (4, 4, 8), (2, 2, 4), id="divisible"),
+    pytest.param((5, 7, 9), (4, 4, 4), (2, 4, 2), id="ragged-every-axis"),
+    pytest.param((3, 6, 7), (4, 4, 4), (2, 2, 4), id="chunk-longer-than-grid"),
+    pytest.param((4, 5, 6), (2, 2, 2), (4, 4, 2), id="larger-keys"),
+    pytest.param((3, 5, 7), (2, 3, 4), (2, 3, 4), id="equal"),
+]
+
+
+@pytest.mark.parametrize(("grid", "chunk_q", "chunk_k"), NESTED)
+def test_nested_chunks_share_one_order(grid, chunk_q, chunk_k):
+    """Every block of both layouts is a run of the same token order, and holds the tokens of its box."""
+    device = torch.device("cpu")
+    layouts = nested_layouts(Grid(*grid), Grid(*chunk_q), Grid(*chunk_k))
+    order = layouts[0].order(device)
+    assert torch.equal(order, layouts[1].order(device))
+    for layout, chunk in zip(layouts, (chunk_q, chunk_k), strict=True):
+        boxes = [set(box) for box in blocks_by_hand(grid, chunk)]
+        rows = zip(layout.starts(device), layout.sizes(device), layout.raster_numbers(device), strict=True)
+        for number, (start, size, raster) in enumerate(rows):
+            tokens = order[start : start + size]
+            assert set(tokens.tolist()) == boxes[raster]
+            assert (layout.block_of_token(device)[tokens] == number).all()
+        assert sorted(layout.raster_numbers(device).tolist()) == list(range(len(boxes)))
+
+
+@pytest.mark.parametrize(("grid", "chunk_q", "chunk_k"), NESTED)
+def test_nested_layouts_convert_both_ways(grid, chunk_q, chunk_k):
+    x = torch.randn(2, 3, Grid(*grid).volume, 5)
+    for layout in nested_layouts(Grid(*grid), Grid(*chunk_q), Grid(*chunk_k)):
+        ordered = x[:, :, layout.order(x.device)].transpose(1, 2)
+        blocks = layout.to_blocks(x)
+        assert torch.equal(layout.blocks_from_order(ordered), blocks)
+        assert torch.equal(layout.order_from_blocks(blocks), ordered)
+        assert torch.equal(layout.from_blocks(blocks), x)
+
+
+def test_chunks_that_do_not_divide_have_no_order_in_common():
+    with pytest.raises(ValueError, match="chunks of 4x4x4 and 2x3x4 share no block order"):
+        nested_layouts(Grid(4, 8, 8), Grid(4, 4, 4), Grid(2, 3, 4))
+    with pytest.raises(ValueError, match="neither divides the other"):
+        nested_layouts(Grid(4, 8, 8), Grid(4, 2, 4), Grid(2, 4, 4))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from bsa import BlockLayout, BSAConfig, Grid, block_order_attention, block_sparse_attention
+from bsa import BlockLayout, BSAConfig, Grid, block_order_attention, block_sparse_attention, nested_layouts
 from bsa.variants import BASELINE, TUNED, VARIANTS, Tuning, tuning_for, tuning_key
 
 ROWS = [
@@ -19,22 +19,32 @@ ROWS = [
 
 def make(grid, chunk, rule, dtype=torch.float64):
     torch.manual_seed(0)
-    config = BSAConfig(**{"sparsity": None, **rule}, chunk_q=chunk, chunk_k=chunk)
-    layout = BlockLayout(Grid(*grid), config.chunk_q)
+    config = BSAConfig(**{"sparsity": None, "chunk_k": chunk, **rule}, chunk_q=chunk)
+    layout, _ = nested_layouts(Grid(*grid), config.chunk_q, config.chunk_k)
     return config, layout, *(torch.randn(2, math.prod(grid), 3, 16, dtype=dtype) for _ in range(3))
 
 
+NESTED = [
+    pytest.param((4, 8, 8), (4, 4, 8), {"sparsity": 0.5, "chunk_k": (2, 2, 4)}, id="fine-keys"),
+    pytest.param((5, 7, 9), (4, 4, 4), {"sparsity": 0.8, "chunk_k": (2, 4, 2)}, id="fine-keys-ragged"),
+    pytest.param((5, 7, 9), (2, 2, 4), {"cdf_threshold": 0.6, "chunk_k": (4, 4, 4)}, id="coarse-keys-threshold"),
+    pytest.param((3, 6, 7), (4, 4, 4), {"sparsity": 0.5, "chunk_k": (2, 2, 4), "selection": "cells"}, id="by-cells"),
+]
+
+
 @pytest.mark.parametrize("given_means", [False, True])
-@pytest.mark.parametrize(("grid", "chunk", "rule"), ROWS)
+@pytest.mark.parametrize(("grid", "chunk", "rule"), ROWS + NESTED)
 def test_equals_the_operation_on_raster_order(grid, chunk, rule, given_means):
     config, layout, *raster = make(grid, chunk, rule)
     order, back = layout.order(torch.device("cpu")), layout.place_of_token(torch.device("cpu"))
     q, k, v = (x[:, order] for x in raster)
-    means = tuple(layout.pool(layout.blocks_from_order(x)) for x in (q, k)) if given_means else None
+    both = nested_layouts(layout.grid, config.chunk_q, config.chunk_k)
+    means = tuple(by.pool(by.blocks_from_order(x)) for x, by in zip((q, k), both, strict=True)) if given_means else None
     out, selection = block_order_attention(q, k, v, layout, config, means=means, return_selection=True)
     raster = (x.transpose(1, 2) for x in raster)
     expected, same = block_sparse_attention(*raster, layout.grid, config, return_selection=True)
-    assert torch.equal(selection.indices, same.indices) and torch.equal(selection.counts, same.counts)
+    blocks = both[1].blocks.volume
+    assert torch.equal(selection.mask(blocks), same.mask(blocks)) and torch.equal(selection.counts, same.counts)
     # The same sums in fp64.
     torch.testing.assert_close(out[:, back].transpose(1, 2), expected, rtol=1e-12, atol=1e-12)
 
@@ -67,7 +77,7 @@ def test_pooling_without_a_copy_is_the_same_mean(dtype):
         pytest.param({"v": torch.zeros(1, 256, 2, 16).half()}, r"one dtype.*float16", id="dtypes"),
         pytest.param({"layout": BlockLayout(Grid(4, 8, 9), Grid(4, 4, 4))}, r"256 tokens.*4x8x9 has 288", id="grid"),
         pytest.param(
-            {"config": BSAConfig(0.5, None, (4, 4, 4), (4, 4, 8))}, r"4x4x4, 4x4x8.*block_sparse", id="chunks"
+            {"config": BSAConfig(0.5, None, (4, 4, 4), (4, 4, 8))}, r"4x4x4 for queries and 4x4x8 for keys", id="chunks"
         ),
         pytest.param({"backend": "reference"}, r"unknown backend 'reference'.*triton, torch", id="backend"),
         pytest.param({"scale": -1.0}, r"scale must be positive.*-1\.0", id="scale"),

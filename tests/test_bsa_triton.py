@@ -42,6 +42,8 @@ UPSTREAM = {
 }
 D64, D32, P64 = "descriptors-64x64-w4-s3", "descriptors-64x32-w4-s3", "pointers-64x64-w4-s3"
 Q64 = "descriptors-64x64-w4-s5-qz"
+S64, S128 = "small-blocks-64x64-w4-s3", "small-blocks-128x64-w8-s3"
+KEYS_16 = {"chunk_k": (2, 2, 4), "dim": 16}
 ORDER = {
     "descriptors": {**FULL, "grid": (4, 8, 8), "chunk": (4, 4, 4), "dim": 32, "variant": D64},
     "descriptors-ragged": {"sparsity": 0.4, "grid": (4, 5, 10), "chunk": (4, 4, 4), "dim": 16, "variant": D64},
@@ -52,6 +54,14 @@ ORDER = {
     "pointers-ragged": {"sparsity": 0.4, "grid": (3, 5, 7), "chunk": (2, 3, 4), "dim": 17, "variant": P64},
     "pointers-fused-top-k": {**FULL, "fused": True, "grid": (4, 5, 6), "chunk": (2, 2, 4), "dim": 16, "variant": P64},
     "pointers-threshold": {"cdf": 0.6, "grid": (3, 5, 6), "chunk": (2, 2, 4), "dim": 16, "variant": P64},
+}
+ORDER |= {
+    "small-blocks": {**FULL, **KEYS_16, "grid": (4, 8, 8), "chunk": (4, 4, 8), "variant": S128},
+    "small-blocks-last-tile": {"sparsity": 0.8, **KEYS_16, "grid": (4, 4, 20), "chunk": (4, 4, 4), "variant": S64},
+    "small-blocks-ragged": {"sparsity": 0.4, **KEYS_16, "grid": (5, 7, 9), "chunk": (4, 4, 4), "variant": S64},
+    "small-blocks-fused": {**FULL, **KEYS_16, "fused": True, "grid": (4, 5, 6), "chunk": (4, 4, 4), "variant": S64},
+    "small-blocks-odd": {"cdf": 0.6, "grid": (4, 5, 9), "chunk": (4, 2, 6), "chunk_k": (2, 2, 3), "dim": 17}
+    | {"variant": S64},
 }
 TOP_K = {
     "whole": {"sparsity": 0.75, "grid": (4, 4, 6), "chunk": (2, 2, 2)},
@@ -73,6 +83,24 @@ LAYOUTS = {
 OPERATIONS = {
     "one-chunk": {"grid": (4, 5, 9), "chunk_q": (4, 4, 4), "chunk_k": (4, 4, 4)},
     "fine-keys": {"grid": (4, 5, 9), "chunk_q": (4, 4, 4), "chunk_k": (2, 2, 4)},
+    "conditioned": {"grid": (8, 8, 8), "chunk_q": (4, 4, 4), "chunk_k": (4, 4, 4), "scores": "mean", "conditioning": 4},
+    "conditioned-one-frame-batch": {
+        "grid": (5, 5, 8),
+        "chunk_q": (4, 4, 4),
+        "chunk_k": (4, 4, 4),
+        "scores": "mean",
+        "conditioning": 1,
+        "batch": 2,
+    },
+    "conditioned-descriptors": {
+        "grid": (5, 4, 10),
+        "chunk_q": (4, 4, 4),
+        "chunk_k": (4, 4, 4),
+        "scores": "mean",
+        "conditioning": 1,
+        "variant": D64,
+    },
+    "conditioned-cells": {"grid": (6, 5, 6), "chunk_q": (4, 4, 4), "chunk_k": (2, 2, 4), "conditioning": 3},
 }
 
 
@@ -127,7 +155,7 @@ def test_cells_and_their_masses_match_fp64(interpreted_errors, name):
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_operations_with_cells_match_the_reference(interpreted_errors, name):
+def test_operations_match_the_reference(interpreted_errors, name):
     assert interpreted_errors(f"operation-{name}") < 2e-6
 
 

@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[1]
             ["--dense", "--sparsity", "0.5"], "--dense and --sparsity contradict each other", id="dense-sparsity"
         ),
         pytest.param(["--dense", "--compare"], "--dense and --compare contradict each other", id="dense-compare"),
-        pytest.param(["--task", "i2v"], "task 'i2v' is not supported; use t2v", id="task"),
+        pytest.param(["--task", "v2v"], "unknown task 'v2v'; choose one of t2v, i2v, vc, refine", id="task"),
         pytest.param(["--prompt", ""], "the prompt is empty", id="prompt-empty"),
         pytest.param(["--prompt", "x" * 10_000], "10000 characters, the limit is 5000", id="prompt-long"),
         pytest.param(["--output", "/proc/1/nowhere/video.mp4"], "cannot write into the folder", id="output"),

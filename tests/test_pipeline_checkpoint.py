@@ -157,7 +157,7 @@ WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
         pytest.param(
             lambda path: edit_json(path / "transformer/config.json", _class_name="LongCatVideoTransformer3DModel"),
             "is a 'LongCatVideoTransformer3DModel'",
-            id="original-layout",
+            id="original-transformer",
         ),
         pytest.param(
             lambda path: edit_json(path / "vae/config.json", _class_name="AutoencoderKL"),

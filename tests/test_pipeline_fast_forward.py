@@ -16,12 +16,13 @@ ROWS = [
     pytest.param((5, 7, 6), BSAConfig(0.5), id="ragged"),
     pytest.param((3, 5, 6), BSAConfig(0.6, None, (2, 3, 4), (2, 3, 4)), id="ragged-odd-chunks"),
     pytest.param((3, 5, 6), BSAConfig(None, 0.7, (2, 2, 2), (2, 2, 2)), id="threshold"),
+    pytest.param((5, 7, 6), BSAConfig(0.6, None, (4, 4, 4), (2, 2, 4)), id="fine-keys"),
 ]
 
 
 def plain(model, inputs, config, **kwargs):
-    def sparse(q, k, v, grid):
-        return block_sparse_attention(q, k, v, grid, config)
+    def sparse(q, k, v, grid, conditioning):
+        return block_sparse_attention(q, k, v, grid, config, conditioning=conditioning)
 
     with torch.no_grad():
         return longcat_forward(model, *inputs, attend_dense if config is None else sparse, **kwargs)
@@ -73,7 +74,7 @@ def test_observer_sees_every_layer():
     raster = []
     layout = BlockLayout(Grid(4, 8, 8), Grid(4, 4, 4))
 
-    def attend(q, k, v, grid):
+    def attend(q, k, v, grid, conditioning):
         raster.append((q, k))
         return block_sparse_attention(q, k, v, grid, BSAConfig(0.5))
 
@@ -87,8 +88,8 @@ def test_observer_sees_every_layer():
 def test_misuse_is_refused():
     model = random_dit()
     inputs = random_inputs(model, (4, 8, 8))
-    with pytest.raises(ValueError, match=r"4x4x4, 4x4x8.*block_sparse_attention"):
-        fast_forward(model, *inputs, BSAConfig(0.5, None, (4, 4, 4), (4, 4, 8)))
+    with pytest.raises(ValueError, match=r"4x4x4 and 2x3x4 share no block order"):
+        fast_forward(model, *inputs, BSAConfig(0.5, None, (4, 4, 4), (2, 3, 4)))
     with pytest.raises(ValueError, match=r"\(4, 15, 16\) is not a multiple"):
         fast_forward(model, inputs[0][:, :, :, :15], *inputs[1:], None)
     with pytest.raises(ValueError, match="unknown backend 'cuda'"):

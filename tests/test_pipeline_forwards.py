@@ -13,7 +13,7 @@ from pipeline.media.attention_record import AttentionRecord
 from pipeline.request.choose_forward import checked_forward, choose_forward
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
-SAME, MIXED = BSAConfig(0.5, None, (2, 4, 4), (2, 4, 4)), BSAConfig(0.5, None, (2, 4, 4), (2, 4, 8))
+SAME, MIXED = BSAConfig(0.5, None, (2, 4, 4), (2, 4, 4)), BSAConfig(0.5, None, (2, 4, 4), (2, 3, 8))
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def gpu(tmp_path, monkeypatch):
         pytest.param("auto", SAME, CPU, "plain", "the device is cpu", id="cpu"),
         pytest.param("auto", SAME, CUDA, "fast", "it was measured on NVIDIA Made-up", id="measured"),
         pytest.param("auto", None, CUDA, "fast", "it was measured on NVIDIA Made-up", id="dense"),
-        pytest.param("auto", MIXED, CUDA, "plain", "chunks of 2x4x4 and 2x4x8", id="two-chunks"),
+        pytest.param("auto", MIXED, CUDA, "plain", "2x4x4 and 2x3x8 tokens, divides the other", id="two-chunks"),
         pytest.param("fast", SAME, CPU, "fast", "it was asked for", id="asked-fast"),
         pytest.param("plain", SAME, CUDA, "plain", "it was asked for", id="asked-plain"),
         pytest.param("plain", MIXED, CUDA, "plain", "it was asked for", id="asked-plain-two-chunks"),
@@ -64,7 +64,7 @@ def test_another_gpu_with_the_same_chip_counts(request_, gpu, monkeypatch):
 
 
 def test_what_was_asked_for_is_never_replaced(request_):
-    with pytest.raises(ValueError, match=r"chunks of 2x4x4 and 2x4x8 tokens; use the plain one, or auto"):
+    with pytest.raises(ValueError, match=r"2x4x4 and 2x3x8 tokens, divides the other; use the plain one, or auto"):
         choose_forward("fast", replace(request_, bsa=MIXED).workload, CPU)
     with pytest.raises(ValueError, match=r"unknown forward 'quick'; choose one of auto, plain, fast"):
         checked_forward("quick")

@@ -79,7 +79,7 @@ def test_the_fast_forward_is_the_plain_one_of_the_same_8_bit_weights(config):
     model = to_fp8(random_dit())
     inputs = random_inputs(model, (5, 7, 6))
 
-    def attend(q, k, v, grid):
+    def attend(q, k, v, grid, conditioning):
         if config is None:
             return torch.nn.functional.scaled_dot_product_attention(q, k, v)
         return block_sparse_attention(q, k, v, grid, config)

@@ -20,6 +20,7 @@ from pipeline.model.denoising import denoise, guide
 from pipeline.model.preview import LatentColours
 from pipeline.model.schedule import longcat_sigmas
 from pipeline.model.self_attention import SparseAttention
+from pipeline.request.workload import Workload
 
 
 def test_import_is_light():
@@ -132,7 +133,7 @@ def test_distilled_schedule_refuses(steps):
 )
 def test_density_counts_token_pairs(grid, config):
     """Against the boolean token mask, averaged over two calls with different data."""
-    attention = SparseAttention(config, grid)
+    attention = SparseAttention(Workload.of(grid, 1.0, config, 1))
     generator = torch.Generator().manual_seed(2)
     shares, blocks = [], []
     for _ in range(2):

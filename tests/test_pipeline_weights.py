@@ -29,7 +29,7 @@ from pipeline.weights.offload import LayerByLayer, place
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 FP8, OFFLOAD, BOTH = LoadOptions("fp8"), LoadOptions(None, True), LoadOptions("fp8", True)
-SAME, MIXED = BSAConfig(0.5, None, (2, 4, 4), (2, 4, 4)), BSAConfig(0.5, None, (2, 4, 4), (2, 4, 8))
+SAME, MIXED = BSAConfig(0.5, None, (2, 4, 4), (2, 4, 4)), BSAConfig(0.5, None, (2, 4, 4), (2, 3, 8))
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +265,7 @@ class TestRefusals:
     @pytest.mark.parametrize("weights", ALL)
     def test_chunks_that_differ(self, load, weights, asked):
         request = request_of(load(), bsa=MIXED)
-        sentence = rf"{weights} needs the fast forward.*chunks of 2x4x4 and 2x4x8 tokens; give both the same chunk"
+        sentence = rf"{weights} needs the fast forward.*2x4x4 and 2x3x8 tokens, divides the other; make one a multiple"
         with pytest.raises(ValueError, match=sentence):
             choose_forward(asked, request.workload, CPU, weights)
         with pytest.raises(ValueError, match=sentence):

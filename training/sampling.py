@@ -31,8 +31,8 @@ def draw_sigmas(count: int, device: torch.device | str) -> Tensor:
 
 
 def attend_sparse(config: BSAConfig) -> Attend:
-    def attend(q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
-        return block_sparse_attention(q, k, v, grid, config, backend="torch")
+    def attend(q: Tensor, k: Tensor, v: Tensor, grid: Grid, conditioning: int) -> Tensor:
+        return block_sparse_attention(q, k, v, grid, config, conditioning=conditioning, backend="torch")
 
     return attend
 

@@ -9,7 +9,7 @@ from bsa.block_selection import BlockSelection
 from bsa.kernels.launch import on_device
 from bsa.kernels.pointers import attend_with_pointers
 from bsa.layout import BlockLayout
-from bsa.variants import BASELINE, Variant
+from bsa.variants import BASELINE, DESCRIPTORS, SMALL_BLOCKS, Variant
 
 
 def attend_tokens(
@@ -32,13 +32,17 @@ def attend_tokens(
     variant: the kernel and its tiles; None for the baseline. Raises ValueError if it cannot take these tensors.
     """
     variant = variant or BASELINE
-    if variant.descriptors:
+    if variant.kernel == DESCRIPTORS:
         from bsa.kernels.descriptors import attend_with_descriptors as run
+    elif variant.kernel == SMALL_BLOCKS:
+        from bsa.kernels.small_blocks import attend_small_blocks as run
     else:
         run = attend_with_pointers
     selection = _whole_blocks_first(selection, k_layout)
+    # Looked up here once, so that the kernels' loads of keys depend on one load before them and not on two.
+    first_tokens = k_layout.starts(q.device)[selection.indices] if k_layout.ragged else selection.indices
     with on_device(q):
-        run(q, k, v, selection, q_layout, k_layout, scale, out, variant)
+        run(q, k, v, selection, first_tokens, q_layout, k_layout, scale, out, variant)
 
 
 def _whole_blocks_first(selection: BlockSelection, k_layout: BlockLayout) -> BlockSelection:

@@ -162,9 +162,7 @@ def cell_masses(
     (batch, heads, q_blocks, per_q, dim), (k_blocks, per_k) = q_cells.shape, k_cells.shape[2:4]
     device = q_cells.device
     cells = cells_of(k_layout, device)
-    log_sizes, different = cells.sizes.log2().flatten(), not cells.alike
-    votes = cells_of(q_layout, device).sizes
-    votes = (votes / votes.sum(-1, keepdim=True)).flatten()
+    log_sizes, different, votes = cells.log2_sizes, not cells.alike, cells_of(q_layout, device).votes
     out = torch.empty(batch, heads, q_blocks, k_blocks, dtype=torch.float32, device=device)
     offsets = torch.empty(batch * heads, q_blocks * per_q, dtype=torch.float32, device=device)
     half, lines, scale_log2 = q_cells.dtype.itemsize < 4, batch * heads, scale * math.log2(math.e)

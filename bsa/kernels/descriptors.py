@@ -19,28 +19,27 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from bsa.block_selection import BlockSelection
 from bsa.kernels.launch import launch_options, shared_memory
-from bsa.kernels.primitives import SIZES, online_softmax_update
+from bsa.kernels.primitives import SIZES, first_token, online_softmax_update
 from bsa.layout import BlockLayout
 from bsa.variants import Variant
 
 
 @triton.jit
-def _tile_row(row_indices, starts, step, first_row, CHUNK: tl.constexpr, TILE: tl.constexpr, REGULAR: tl.constexpr):
-    """The first matrix row of a step's tile."""
+def _tile_row(row_tokens, step, CHUNK: tl.constexpr, TILE: tl.constexpr, REGULAR: tl.constexpr):
+    """The first token of a step's tile."""
     TILES: tl.constexpr = CHUNK // TILE
-    block = tl.load(row_indices + step // TILES)
-    return first_row + (block * CHUNK if REGULAR else tl.load(starts + block)) + (step % TILES) * TILE
+    return first_token(row_tokens, step // TILES, CHUNK, REGULAR) + (step % TILES) * TILE
 
 
 @triton.jit
 def _whole_range(
-    acc, row_max, row_sum, q, k_desc, v_desc, row_indices, starts, count, k_row, k_column, v_row, v_column, scale_log2,
+    acc, row_max, row_sum, q, k_desc, v_desc, row_tokens, count, k_row, k_column, v_row, v_column, scale_log2,
     backwards, CHUNK: tl.constexpr, TILE: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     steps = count * (CHUNK // TILE)
     for step in range(0, steps):
         place = step + backwards * (steps - 1 - 2 * step)
-        row = _tile_row(row_indices, starts, place, 0, CHUNK, TILE, REGULAR)
+        row = _tile_row(row_tokens, place, CHUNK, TILE, REGULAR)
         k = k_desc.load([k_row + row, k_column])
         # [TILE_Q, TILE]
         scores = tl.dot(q, tl.trans(k))
@@ -51,7 +50,7 @@ def _whole_range(
 
 @triton.jit
 def _cut_range(
-    acc, row_max, row_sum, q, k_desc, v_desc, row_indices, starts, sizes, first, last,
+    acc, row_max, row_sum, q, k_desc, v_desc, row_indices, row_tokens, sizes, first, last,
     k_row, k_column, v_row, v_column, scale_log2, CHUNK: tl.constexpr, TILE: tl.constexpr, REGULAR: tl.constexpr,
 ):  # fmt: skip
     """Attend to smaller blocks at the edge: keys past the block's size are masked, and empty tiles are skipped."""
@@ -60,7 +59,7 @@ def _cut_range(
     for step in range(first * TILES, last * TILES):
         size = tl.load(sizes + tl.load(row_indices + step // TILES)) - (step % TILES) * TILE
         if size > 0:
-            row = _tile_row(row_indices, starts, step, 0, CHUNK, TILE, REGULAR)
+            row = _tile_row(row_tokens, step, CHUNK, TILE, REGULAR)
             k = k_desc.load([k_row + row, k_column])
             scores = tl.dot(q, tl.trans(k))
             scores = tl.where(tokens[None, :] < size, scores, float("-inf"))
@@ -71,8 +70,8 @@ def _cut_range(
 
 @triton.jit(do_not_specialize=(*SIZES, "wave"))
 def _attend_descriptors_kernel(
-    q_ptr, k_desc, v_desc, out_ptr, indices_ptr, whole_counts_ptr, counts_ptr,
-    q_starts_ptr, q_sizes_ptr, k_starts_ptr, k_sizes_ptr,
+    q_ptr, k_desc, v_desc, out_ptr, indices_ptr, first_tokens_ptr, whole_counts_ptr, counts_ptr,
+    q_starts_ptr, q_sizes_ptr, k_sizes_ptr,
     q_batch, q_head, out_batch, out_head, k_row_batch, k_row_head, k_column_head, v_row_batch, v_row_head,
     v_column_head, heads, q_blocks, width, wave, scale_log2,
     Q_TOKEN: tl.constexpr, OUT_TOKEN: tl.constexpr, DIM: tl.constexpr, CHUNK_Q: tl.constexpr, CHUNK_K: tl.constexpr,
@@ -99,7 +98,7 @@ def _attend_descriptors_kernel(
 
     rows = start + tl.arange(0, TILE_Q)
     dims = tl.arange(0, DIM)
-    token = (q_block * CHUNK_Q if REGULAR else tl.load(q_starts_ptr + q_block)).to(tl.int64)
+    token = (tl.load(q_starts_ptr + q_block) if RAGGED_Q else q_block * CHUNK_Q).to(tl.int64)
     inside = rows[:, None] < q_size
     # [TILE_Q, DIM]
     q_tile = q_ptr + batch.to(tl.int64) * q_batch + head.to(tl.int64) * q_head + token * Q_TOKEN
@@ -113,18 +112,18 @@ def _attend_descriptors_kernel(
     row_sum = tl.zeros([TILE_Q], tl.float32)
     k_row, k_column = batch * k_row_batch + head * k_row_head, head * k_column_head
     v_row, v_column = batch * v_row_batch + head * v_row_head, head * v_column_head
-    row_indices = indices_ptr + line * width
+    row_indices, row_tokens = indices_ptr + line * width, first_tokens_ptr + line * width
     whole = tl.load(whole_counts_ptr + line)
     backwards = 0
     if SERPENTINE:
         backwards = (tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)) // wave % 2
     acc, row_max, row_sum = _whole_range(
-        acc, row_max, row_sum, q, k_desc, v_desc, row_indices, k_starts_ptr, whole,
+        acc, row_max, row_sum, q, k_desc, v_desc, row_tokens, whole,
         k_row, k_column, v_row, v_column, scale_log2, backwards, CHUNK_K, TILE_K, REGULAR,
     )  # fmt: skip
     if RAGGED_K:
         acc, row_max, row_sum = _cut_range(
-            acc, row_max, row_sum, q, k_desc, v_desc, row_indices, k_starts_ptr, k_sizes_ptr, whole,
+            acc, row_max, row_sum, q, k_desc, v_desc, row_indices, row_tokens, k_sizes_ptr, whole,
             tl.load(counts_ptr + line), k_row, k_column, v_row, v_column, scale_log2, CHUNK_K, TILE_K, REGULAR,
         )  # fmt: skip
 
@@ -152,6 +151,7 @@ def attend_with_descriptors(
     k: Tensor,
     v: Tensor,
     selection: BlockSelection,
+    first_tokens: Tensor,
     q_layout: BlockLayout,
     k_layout: BlockLayout,
     scale: float,
@@ -173,19 +173,16 @@ def attend_with_descriptors(
         raise ValueError(f"the variant {variant.name} cannot run because {obstacle}; use the baseline variant")
     for name in ("DIM", "PRECISION"):
         launch.pop(name)
-    regular = not (q_layout.ragged or k_layout.ragged)
-    if not regular:
-        launch["num_stages"] += 2  # the look-up of a block's position takes two stages of the pipeline
     if variant.max_registers is not None:
         launch["maxnreg"] = variant.max_registers
     _attend_descriptors_kernel[(q_blocks * (chunk_q // launch["TILE_Q"]), batch * heads)](
-        q, k_desc, v_desc, out, selection.indices, selection.whole_counts, selection.counts,
-        q_layout.starts(device), q_layout.sizes(device), k_layout.starts(device), k_layout.sizes(device),
+        q, k_desc, v_desc, out, selection.indices, first_tokens, selection.whole_counts, selection.counts,
+        q_layout.starts(device), q_layout.sizes(device), k_layout.sizes(device),
         *q.stride()[:2], *out.stride()[:2], *k_rows, *v_rows,
         heads, q_blocks, selection.indices.shape[-1], _wave(device), scale * math.log2(math.e),
         Q_TOKEN=q.stride(2), OUT_TOKEN=out.stride(2), DIM=head_dim, CHUNK_Q=chunk_q, CHUNK_K=chunk_k,
-        REGULAR=regular, RAGGED_Q=q_layout.ragged, RAGGED_K=k_layout.ragged, Q_IN_REGISTERS=variant.q_in_registers,
-        SERPENTINE=variant.serpentine, **launch,
+        REGULAR=not k_layout.ragged, RAGGED_Q=q_layout.ragged, RAGGED_K=k_layout.ragged,
+        Q_IN_REGISTERS=variant.q_in_registers, SERPENTINE=variant.serpentine, **launch,
     )  # fmt: skip
 
 

@@ -19,14 +19,14 @@ from torch import Tensor
 
 from bsa.block_selection import BlockSelection
 from bsa.kernels.launch import launch_options, shared_memory
-from bsa.kernels.primitives import SIZES, online_softmax_update
+from bsa.kernels.primitives import SIZES, first_token, online_softmax_update
 from bsa.layout import BlockLayout
 from bsa.variants import Variant
 
 
 @triton.jit
 def _attend_range(
-    acc, row_max, row_sum, q, k_head, v_head, row_indices, starts, sizes, first, last, scale_log2,
+    acc, row_max, row_sum, q, k_head, v_head, row_indices, row_tokens, sizes, first, last, scale_log2,
     K_TOKEN: tl.constexpr, V_TOKEN: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, CHUNK: tl.constexpr,
     TILE: tl.constexpr, REGULAR: tl.constexpr, RAGGED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -36,14 +36,13 @@ def _attend_range(
     rows = tl.arange(0, TILE)
     dims = tl.arange(0, DIM)
     for step in range(first * TILES, last * TILES):
-        block = tl.load(row_indices + step // TILES)
         start = (step % TILES) * TILE
-        token = (block * CHUNK if REGULAR else tl.load(starts + block)).to(tl.int64) + start
+        token = first_token(row_tokens, step // TILES, CHUNK, REGULAR).to(tl.int64) + start
         # [TILE, DIM]
         k_tile = k_head + token * K_TOKEN + rows[:, None] * K_TOKEN + dims[None, :]
         v_tile = v_head + token * V_TOKEN + rows[:, None] * V_TOKEN + dims[None, :]
         if RAGGED:
-            size = tl.load(sizes + block)
+            size = tl.load(sizes + tl.load(row_indices + step // TILES))
             inside = (start + rows[:, None] < size) & (dims[None, :] < HEAD_DIM)
             k = tl.load(k_tile, mask=inside, other=0.0)
             v = tl.load(v_tile, mask=inside, other=0.0)
@@ -66,8 +65,8 @@ def _attend_range(
 
 @triton.jit(do_not_specialize=SIZES)
 def _attend_blocks_kernel(
-    q_ptr, k_ptr, v_ptr, out_ptr, indices_ptr, whole_counts_ptr, counts_ptr,
-    q_starts_ptr, q_sizes_ptr, k_starts_ptr, k_sizes_ptr,
+    q_ptr, k_ptr, v_ptr, out_ptr, indices_ptr, first_tokens_ptr, whole_counts_ptr, counts_ptr,
+    q_starts_ptr, q_sizes_ptr, k_sizes_ptr,
     q_batch, q_head, k_batch, k_head, v_batch, v_head, out_batch, out_head, heads, q_blocks, width, scale_log2,
     Q_TOKEN: tl.constexpr, K_TOKEN: tl.constexpr, V_TOKEN: tl.constexpr, OUT_TOKEN: tl.constexpr,
     HEAD_DIM: tl.constexpr, DIM: tl.constexpr, CHUNK_Q: tl.constexpr, CHUNK_K: tl.constexpr,
@@ -76,9 +75,10 @@ def _attend_blocks_kernel(
 ):  # fmt: skip
     """Each program handles TILE_Q queries of one query block of one head, with that block's list of key blocks.
 
-    q, k, v, out: [B, H, tokens, HEAD_DIM], any strides except unit stride in the last axis. REGULAR: all blocks are
-    full, so that block n begins at token n * CHUNK; otherwise it begins at starts[n].
+    q, k, v, out: [B, H, tokens, HEAD_DIM], any strides except unit stride in the last axis.
     indices: [BH, q_blocks, width], full key blocks first; whole_counts and counts: [BH, q_blocks].
+    REGULAR: all key blocks are full, so that block n begins at token n * CHUNK; otherwise first_tokens has the first
+    token of every listed block.
     """
     TILES_Q: tl.constexpr = (CHUNK_Q + TILE_Q - 1) // TILE_Q
     batch = (tl.program_id(1) // heads).to(tl.int64)
@@ -95,7 +95,7 @@ def _attend_blocks_kernel(
 
     rows = start + tl.arange(0, TILE_Q)
     dims = tl.arange(0, DIM)
-    token = (q_block * CHUNK_Q if REGULAR else tl.load(q_starts_ptr + q_block)).to(tl.int64)
+    token = (tl.load(q_starts_ptr + q_block) if RAGGED_Q else q_block * CHUNK_Q).to(tl.int64)
     # [TILE_Q, DIM]
     inside = (rows[:, None] < q_size) & (dims[None, :] < HEAD_DIM)
     q_tile = q_ptr + batch * q_batch + head * q_head + token * Q_TOKEN + rows[:, None] * Q_TOKEN + dims[None, :]
@@ -106,15 +106,15 @@ def _attend_blocks_kernel(
     row_sum = tl.zeros([TILE_Q], tl.float32)
     k_ptr += batch * k_batch + head * k_head
     v_ptr += batch * v_batch + head * v_head
-    row_indices = indices_ptr + row * width
+    row_indices, row_tokens = indices_ptr + row * width, first_tokens_ptr + row * width
     whole = tl.load(whole_counts_ptr + row)
     acc, row_max, row_sum = _attend_range(
-        acc, row_max, row_sum, q, k_ptr, v_ptr, row_indices, k_starts_ptr, k_sizes_ptr, 0, whole, scale_log2,
+        acc, row_max, row_sum, q, k_ptr, v_ptr, row_indices, row_tokens, k_sizes_ptr, 0, whole, scale_log2,
         K_TOKEN, V_TOKEN, HEAD_DIM, DIM, CHUNK_K, TILE_K, REGULAR, False, PRECISION,
     )  # fmt: skip
     if RAGGED_K:
         acc, row_max, row_sum = _attend_range(
-            acc, row_max, row_sum, q, k_ptr, v_ptr, row_indices, k_starts_ptr, k_sizes_ptr, whole,
+            acc, row_max, row_sum, q, k_ptr, v_ptr, row_indices, row_tokens, k_sizes_ptr, whole,
             tl.load(counts_ptr + row), scale_log2,
             K_TOKEN, V_TOKEN, HEAD_DIM, DIM, CHUNK_K, TILE_K, REGULAR, True, PRECISION,
         )  # fmt: skip
@@ -131,6 +131,7 @@ def attend_with_pointers(
     k: Tensor,
     v: Tensor,
     selection: BlockSelection,
+    first_tokens: Tensor,
     q_layout: BlockLayout,
     k_layout: BlockLayout,
     scale: float,
@@ -143,11 +144,11 @@ def attend_with_pointers(
     tiles_q = triton.cdiv(chunk_q, launch["TILE_Q"])
     tensors, device = (q, k, v, out), q.device
     _attend_blocks_kernel[(q_blocks * tiles_q, batch * heads)](
-        *tensors, selection.indices, selection.whole_counts, selection.counts,
-        q_layout.starts(device), q_layout.sizes(device), k_layout.starts(device), k_layout.sizes(device),
+        *tensors, selection.indices, first_tokens, selection.whole_counts, selection.counts,
+        q_layout.starts(device), q_layout.sizes(device), k_layout.sizes(device),
         *(stride for x in tensors for stride in x.stride()[:2]),
         heads, q_blocks, selection.indices.shape[-1], scale * math.log2(math.e),
         *(x.stride(2) for x in tensors),
-        HEAD_DIM=head_dim, CHUNK_Q=chunk_q, CHUNK_K=chunk_k, REGULAR=not (q_layout.ragged or k_layout.ragged),
+        HEAD_DIM=head_dim, CHUNK_Q=chunk_q, CHUNK_K=chunk_k, REGULAR=not k_layout.ragged,
         RAGGED_Q=q_layout.ragged, RAGGED_K=k_layout.ragged, **launch,
     )  # fmt: skip

@@ -10,6 +10,13 @@ SIZES = ("heads", "q_blocks", "width")
 
 
 @triton.jit
+def first_token(row_tokens, entry, CHUNK: tl.constexpr, REGULAR: tl.constexpr):
+    """The first token of a listed block: of REGULAR layouts the list has the number, of others the token."""
+    listed = tl.load(row_tokens + entry)
+    return listed * CHUNK if REGULAR else listed
+
+
+@triton.jit
 def online_softmax_update(acc, row_max, row_sum, scores, values, scale_log2, PRECISION: tl.constexpr):
     new_max = tl.maximum(row_max, tl.max(scores, 1) * scale_log2)
     probs = tl.exp2(scores * scale_log2 - new_max[:, None])

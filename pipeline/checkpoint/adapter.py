@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.checkpoint.layout import fastvideo_layers, original_modules
 from pipeline.checkpoint.safetensors_files import PRECISIONS, Stored, open_file, parse_header, read_json
 
 _HYPHEN = "___lorahyphen___"  # stands for the dots of a name in LongCat's files
@@ -27,23 +28,6 @@ _PART = re.compile(
     r"|(?P<up>lora_up|lora_B|lora\.up)(?:\.blocks\.(?P<number>\d{1,2}))?(?:\.default)?(?:\.weight)?"
     r"|(?P<scale>alpha_scale)|(?P<alpha>lora_alpha|alpha))"
 )
-# LongCat's names within a block, and in the rest of the model, to the layers that FastVideo splits them into.
-_IN_BLOCK = {
-    "attn.qkv": ("self_attn.to_q", "self_attn.to_k", "self_attn.to_v"),
-    "attn.proj": ("self_attn.to_out",),
-    "cross_attn.q_linear": ("cross_attn.to_q",),
-    "cross_attn.kv_linear": ("cross_attn.to_k", "cross_attn.to_v"),
-    "cross_attn.proj": ("cross_attn.to_out",),
-    "adaLN_modulation.1": ("adaln_linear_1",),
-}
-_ELSEWHERE = {
-    "t_embedder.mlp.0": ("time_embedder.linear_1",),
-    "t_embedder.mlp.2": ("time_embedder.linear_2",),
-    "y_embedder.y_proj.0": ("caption_embedder.linear_1",),
-    "y_embedder.y_proj.2": ("caption_embedder.linear_2",),
-    "final_layer.adaLN_modulation.1": ("final_layer.adaln_linear",),
-    "final_layer.linear": ("final_layer.proj",),
-}
 _NUMBERS = {*PRECISIONS, "F64", "I64", "I32"}
 
 
@@ -127,7 +111,7 @@ def _adapted(
     ups = tuple(parts[name] for name in sorted(parts) if name.startswith("up"))
     if "down" not in parts or not ups:
         raise ValueError(f"the LoRA file {path} is incomplete at {module[:80]}; copy or download it again")
-    layers = _layers(module)
+    layers = fastvideo_layers(module)
     for layer in layers:
         if layer not in linear:
             raise ValueError(
@@ -181,19 +165,10 @@ def _check_shapes(
         )
 
 
-def _layers(module: str) -> tuple[str, ...]:
-    """FastVideo's layers that a module of LongCat's, or of FastVideo's, stands for."""
-    block = re.match(r"blocks\.\d+\.", module)
-    if block is None:
-        return _ELSEWHERE.get(module, (module,))
-    inner = module[block.end() :]
-    return tuple(block[0] + name for name in _IN_BLOCK.get(inner, (inner,)))
-
-
 def _all_names(linear: Mapping[str, tuple[int, int]]) -> set[str]:
     """Of the layers, in both ways to call them."""
     blocks = {name.split(".")[1] for name in linear if name.startswith("blocks.")}
-    return {*linear, *_ELSEWHERE, *(f"blocks.{number}.{inner}" for number in blocks for inner in _IN_BLOCK)}
+    return {*linear, *original_modules(blocks)}
 
 
 def _declared_alpha(path: Path, metadata: Mapping[str, Any]) -> tuple[float, float] | None:

@@ -7,7 +7,7 @@ import io
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipeline.checkpoint.info import CONFIGS, WEIGHTS, inspect_checkpoint
+from pipeline.checkpoint.info import inspect_checkpoint
+from pipeline.checkpoint.layout import FASTVIDEO, LAYOUTS, Layout, choose_layout
 from pipeline.checkpoint.safetensors_files import (
     Stored,
     check_weights,
@@ -44,7 +45,7 @@ OFFLINE = (
     "check the path or the connection"
 )
 HUB_FAULT = "the Hugging Face Hub answered for {repo}: {reason}; try again later"
-NOT_LONGCAT = "{repo} is not a LongCat checkpoint in FastVideo's layout: {reason}; choose another, or convert it first"
+NOT_LONGCAT = "{repo} is not a LongCat checkpoint as released or in FastVideo's layout: {reason}; choose another"
 NO_SPACE = (
     "{repo} takes {needed:.1f} GiB more and {free:.1f} GiB are free in {folder}; free some, or set HF_HOME to another "
     "disk"
@@ -106,22 +107,24 @@ def _fetch(repo: str, check: CheckSize | None, on_progress: OnProgress) -> Path:
         if isinstance(error, HfHubHTTPError):  # the Hub answered, so there is a connection
             raise
         # Without a connection, a checkpoint that is already here can still be used.
-        here = hf_hub_download(repo, "model_index.json", local_files_only=True)
-        return inspect_checkpoint(Path(here).parent).path
-    _check_files(repo, files)
+        return inspect_checkpoint(_fetched_before(repo)).path
+    layout = choose_layout(lambda name: any(file.startswith(f"{name}/") for file in files))
+    files = _of_layout(files, layout)
+    _check_files(repo, files, layout)
     # No revision is passed, so that the cache records which commit is current: offline look-ups need that record.
-    file = Path(hf_hub_download(repo, "model_index.json"))
+    file = Path(hf_hub_download(repo, layout.first))
     index = read_json(file, file.parent)
-    if index.get("_class_name") != "LongCatPipeline":
-        raise ValueError(NOT_LONGCAT.format(repo=repo, reason=f"model_index.json names {index.get('_class_name')!r}"))
-    check_index(index, file.parent)
+    if index.get("_class_name") != layout.first_class:
+        raise ValueError(NOT_LONGCAT.format(repo=repo, reason=f"{layout.first} names {index.get('_class_name')!r}"))
+    if layout is FASTVIDEO:
+        check_index(index, file.parent)
     get: dict[str, Any] = {"repo_id": repo, "revision": revision}
-    files = _chosen(repo, revision, files)
+    files = _chosen(repo, revision, files, layout)
     plan = [hf_hub_download(filename=name, dry_run=True, **get) for name in files]
     missing = sum(files[file.filename] for file in plan if file.will_download)
     _check_disk(repo, missing, Path(plan[0].local_path))
     if missing:
-        shape = _shape(HfApi(), repo, revision, files)
+        shape = _shape(HfApi(), repo, revision, files, layout)
         if check is not None:
             check(shape, repo)
 
@@ -133,7 +136,7 @@ def _fetch(repo: str, check: CheckSize | None, on_progress: OnProgress) -> Path:
         hf_hub_download(filename=file.filename, tqdm_class=_bar(done, total, file.filename, on_progress), **get)
         done += files[file.filename]
         on_progress(Progress(done, total, file.filename))
-    return inspect_checkpoint(Path(plan[0].local_path).parents[len(Path(plan[0].filename).parts) - 1]).path
+    return inspect_checkpoint(_root(plan[0].local_path, plan[0].filename)).path
 
 
 def _list_files(api: Any, repo: str) -> tuple[dict[str, int], str]:
@@ -143,14 +146,35 @@ def _list_files(api: Any, repo: str) -> tuple[dict[str, int], str]:
     return files, info.sha
 
 
-def _check_files(repo: str, files: dict[str, int]) -> None:
-    needed = ["model_index.json", *(f"{component}/{name}" for component, name in CONFIGS.items())]
-    needed.append("tokenizer/tokenizer.json")
+def _fetched_before(repo: str) -> Path:
+    """The folder of a checkpoint in the cache. Raises LocalEntryNotFoundError if it was never fetched."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    for layout in LAYOUTS:
+        with suppress(LocalEntryNotFoundError):
+            return _root(hf_hub_download(repo, layout.first, local_files_only=True), layout.first)
+    raise LocalEntryNotFoundError(repo)
+
+
+def _root(file: str, name: str) -> Path:
+    """The folder of a checkpoint, from the path of the file in it that has this name."""
+    return Path(file).parents[len(Path(name).parts) - 1]
+
+
+def _of_layout(files: Mapping[str, int], layout: Layout) -> dict[str, int]:
+    """Without the transformer of the other layout, which may lie beside it."""
+    others = tuple(f"{other.transformer}/" for other in LAYOUTS if other is not layout)
+    return {name: size for name, size in files.items() if not name.startswith(others)}
+
+
+def _check_files(repo: str, files: dict[str, int], layout: Layout) -> None:
+    needed = [layout.first, *layout.configs.values(), "tokenizer/tokenizer.json"]
     absent = [name for name in needed if name not in files]
     absent += [
-        f"{component}/*.safetensors"
-        for component in WEIGHTS
-        if not any(name.startswith(f"{component}/") and name.endswith(".safetensors") for name in files)
+        f"{folder}/*.safetensors"
+        for folder in layout.weights.values()
+        if not any(name.startswith(f"{folder}/") and name.endswith(".safetensors") for name in files)
     ]
     if absent:
         raise ValueError(NOT_LONGCAT.format(repo=repo, reason=f"{absent[0]} is missing"))
@@ -166,10 +190,10 @@ def _check_disk(repo: str, missing: int, target: Path) -> None:
         raise ValueError(NO_SPACE.format(repo=repo, needed=missing / 2**30, free=free / 2**30, folder=folder))
 
 
-def _chosen(repo: str, revision: str, files: Mapping[str, int]) -> dict[str, int]:
+def _chosen(repo: str, revision: str, files: Mapping[str, int], layout: Layout) -> dict[str, int]:
     """Without sets of weights beside those that count."""
     kept = dict(files)
-    for part in WEIGHTS:
+    for part in layout.weights.values():
         names = [name.removeprefix(f"{part}/") for name in files if name.startswith(f"{part}/")]
         where = f"{repo}/{part}"
         counted = choose_files(names, where, partial(_read, repo, revision, part))
@@ -189,24 +213,24 @@ def _read(repo: str, revision: str, part: str, name: str) -> dict[str, Any]:
     return read_json(file, file.parents[1])
 
 
-def _shape(api: Any, repo: str, revision: str, files: Iterable[str]) -> ModelShape:
+def _shape(api: Any, repo: str, revision: str, files: Iterable[str], layout: Layout) -> ModelShape:
     """From the configurations and the headers of the weight files, of which only the first kilobytes are asked for.
     Raises ValueError where they do not hold LongCat's weights."""
     from huggingface_hub.errors import SafetensorsParsingError
 
     configs, parameters = {}, {}
-    for part in WEIGHTS:
-        where, stored = f"{repo}/{part}", dict[str, Stored]()
-        configs[part] = _read(repo, revision, part, "config.json")
+    for part, folder in layout.weights.items():
+        where, stored = f"{repo}/{folder}", dict[str, Stored]()
+        configs[part] = _read(repo, revision, folder, "config.json")
         for name in files:
-            if name.startswith(f"{part}/") and name.endswith(".safetensors"):
+            if name.startswith(f"{folder}/") and name.endswith(".safetensors"):
                 try:
                     header = api.parse_safetensors_file_metadata(repo, name, revision=revision).tensors
                     weights = {key: Stored(str(one.dtype), tuple(one.shape)) for key, one in header.items()}
                 except (SafetensorsParsingError, TypeError, AttributeError):
                     raise ValueError(incomplete(repo, f"{name} has a damaged header")) from None
                 merge(stored, weights, where)
-        parameters[part] = check_weights(part, configs[part], stored, where)
+        parameters[part] = check_weights(folder, configs[part], stored, where)
     return ModelShape.of(repo, configs, parameters)
 
 

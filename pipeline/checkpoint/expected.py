@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pipeline.checkpoint.layout import fastvideo_config, original_shapes
+
 Shapes = dict[str, tuple[int, ...]]
 
 _MOST_LAYERS = 1000  # LongCat has 48; a table of many more would only fill the memory
@@ -17,20 +19,26 @@ _LARGEST = 2**24  # channels or words; LongCat's vocabulary has 2**18
 
 
 def expected_weights(component: str, config: Mapping[str, Any], has_encoder: bool = True) -> Shapes:
-    """Of "transformer", "text_encoder" or "vae"; has_encoder: of a VAE, which can also be the decoder alone.
+    """Of "transformer", "dit" (the original's transformer), "text_encoder" or "vae", as their folders are called.
+
+    has_encoder: of a VAE, which can also be the decoder alone.
 
     Raises:
         ValueError: the configuration has a value that cannot be used.
     """
     try:
-        return {"transformer": _transformer, "text_encoder": _text_encoder, "vae": _vae}[component](config, has_encoder)
+        of = {"transformer": _transformer, "dit": _dit, "text_encoder": _text_encoder, "vae": _vae}
+        return of[component](config, has_encoder)
     except (TypeError, LookupError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"its sizes cannot be read ({error})") from None
 
 
 def linear_layers(transformer: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """Its linear layers by name, each with its outputs and inputs: what an adapter may adapt."""
-    shapes = expected_weights("transformer", transformer)
+    """Its linear layers by FastVideo's names, each with its outputs and inputs: what an adapter may adapt.
+
+    transformer: its configuration, in either layout.
+    """
+    shapes = expected_weights("transformer", fastvideo_config(transformer))
     return {
         name.removesuffix(".weight"): (shape[0], shape[1])
         for name, shape in shapes.items()
@@ -62,6 +70,10 @@ def _transformer(config: Mapping[str, Any], _: bool) -> Shapes:
     shapes |= _layer("final_layer.adaln_linear", 2 * hidden, time)
     out = _integer("out_channels", config.get("out_channels", 16) or channels, _LARGEST)
     return shapes | _layer("final_layer.proj", math.prod(patch) * out, hidden)
+
+
+def _dit(config: Mapping[str, Any], has_encoder: bool) -> Shapes:
+    return original_shapes(_transformer(fastvideo_config(config), has_encoder))
 
 
 def _text_encoder(config: Mapping[str, Any], _: bool) -> Shapes:

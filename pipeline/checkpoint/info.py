@@ -10,30 +10,18 @@ from typing import Any
 from bsa import BSAConfig
 from pipeline.checkpoint.adapter import read_adapter
 from pipeline.checkpoint.expected import linear_layers
+from pipeline.checkpoint.layout import CONFIGS, FASTVIDEO, Layout, layout_of
 from pipeline.checkpoint.safetensors_files import component_parameters, incomplete, open_file, read_json
 from pipeline.checkpoint.trust import check_files, check_index, check_names, check_plain
 from pipeline.machine.paths import expand_user, is_there
 from pipeline.request.refinement import STEPS, Clip, refined_size
-from pipeline.request.start import FromClip
-from pipeline.request.video import VideoRequest
+from pipeline.request.sizes import video_size
+from pipeline.request.start import FromClip, FromFrames, FromImage, Picture, Start, stride_for
+from pipeline.request.values import read_adapters
+from pipeline.request.video import TOKEN_PIXELS, VideoRequest
 
 # A small checkpoint trained for this project. It has the same parts as the one with 13.6 B parameters.
 EMBEDDED_CHECKPOINT = Path(__file__).resolve().parents[2] / "assets" / "longcat-tiny"
-
-# component folder -> its configuration file
-CONFIGS = {
-    "transformer": "config.json",
-    "vae": "config.json",
-    "text_encoder": "config.json",
-    "scheduler": "scheduler_config.json",
-    "tokenizer": "tokenizer_config.json",
-}
-WEIGHTS = ("transformer", "vae", "text_encoder")
-CLASSES = {
-    "transformer": "LongCatTransformer3DModel",
-    "vae": "AutoencoderKLWan",
-    "scheduler": "FlowMatchEulerDiscreteScheduler",
-}
 
 # LongCat-Video's own text-to-video settings, for folders without a generation_config.json.
 LONGCAT_DEFAULTS = {
@@ -59,13 +47,14 @@ class CheckpointInfo:
 
     Attributes:
         parameters: number of parameters of the transformer.
-        bsa: block sparse attention from transformer/config.json's `enable_bsa` and `bsa_params`, or None.
+        bsa: block sparse attention from `enable_bsa` and `bsa_params` in the transformer's config.json, or None.
         defaults: generation settings: height, width, num_frames, num_inference_steps, guidance_scale, fps, use_distill
             and any others in generation_config.json.
         sparse: block sparse attention from `bsa_params`, even if `enable_bsa` is not set.
         shift: timestep shift of the scheduler.
         loras: adapter name -> file in the folder lora/. LongCat's own are "distill" and "refine".
         linear: layer name -> outputs and inputs of the transformer's linear layers, which adapters must fit.
+        layout: where the transformer lies, and under which names.
     """
 
     path: Path
@@ -77,6 +66,7 @@ class CheckpointInfo:
     shift: float = 12.0
     loras: Mapping[str, Path] = field(default_factory=dict)
     linear: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    layout: Layout = FASTVIDEO
 
     def request(self, prompt: str, **overrides: Any) -> VideoRequest:
         """A request with this checkpoint's settings, or with the settings of its adapter `lora`.
@@ -97,7 +87,9 @@ class CheckpointInfo:
         unknown = sorted(set(overrides) - {field.name for field in fields(VideoRequest)})
         if unknown:
             raise ValueError(f"unknown request field {unknown[0]!r}; see VideoRequest for the fields")
-        usual = next((usual for name, usual in _WITH_ADAPTER.items() if name == overrides.get("lora")), {})
+        lora = overrides.get("lora")
+        asked = {adapter.name for adapter in read_adapters(lora, self.loras)} if isinstance(lora, str) else set()
+        usual = next((usual for name, usual in _WITH_ADAPTER.items() if name in asked), {})
         request = VideoRequest(prompt=prompt, **(values | usual | overrides))
         self.check_lora(request.lora)
         return request
@@ -132,26 +124,70 @@ class CheckpointInfo:
         """Number of transformer blocks, which the guide calls layers; 0 if the layers are not known."""
         return sum(name.endswith(".self_attn.to_q") for name in self.linear)
 
+    def image_to_video(self, prompt: str, picture: Picture, **overrides: Any) -> VideoRequest:
+        """A request for a video that begins with a picture, in LongCat's size for its shape.
+
+        overrides: fields of `VideoRequest`. Raises ValueError as `request` does.
+        """
+        return self._from(FromImage(image=str(picture.path)), prompt, picture, overrides)
+
+    def continuation(
+        self,
+        prompt: str,
+        clip: Clip,
+        *,
+        cond_frames: int = 13,
+        stride: int | None = None,
+        kv_cache: str = "device",
+        enhance_hf: bool | None = None,
+        **overrides: Any,
+    ) -> VideoRequest:
+        """A request for a video that continues a clip, in LongCat's size for its shape.
+
+        cond_frames, kv_cache: as in `FromFrames`.
+        stride: the same; by default, what leaves about 15 of the clip's frames per second. The video then plays as fast
+            as the clip, unless `fps` says otherwise.
+        enhance_hf: the same; by default on, but not with the few-step schedule.
+        overrides: fields of `VideoRequest`.
+
+        Raises ValueError as `request` does.
+        """
+        few = overrides.get("use_distill", self.defaults["use_distill"] or "distill" == overrides.get("lora"))
+        step = stride_for(clip.fps) if stride is None else stride
+        fine = not few if enhance_hf is None else enhance_hf
+        start = FromFrames(
+            video=str(clip.path), cond_frames=cond_frames, stride=step, kv_cache=kv_cache, enhance_hf=fine
+        )
+        return self._from(start, prompt, clip, {"fps": max(1, round(clip.fps / start.stride))} | overrides)
+
+    def _from(self, start: Start, prompt: str, seen: Picture | Clip, overrides: dict[str, Any]) -> VideoRequest:
+        native = self.defaults["width"] * self.defaults["height"]
+        if "height" not in overrides and "width" not in overrides:
+            overrides = dict(zip(("height", "width"), video_size(seen.height, seen.width, native))) | overrides
+        elif not {"height", "width"} <= overrides.keys():
+            given, other = ("height", "width") if "height" in overrides else ("width", "height")
+            ratio = getattr(seen, other) / getattr(seen, given)
+            overrides = overrides | {other: max(1, round(overrides[given] * ratio / TOKEN_PIXELS)) * TOKEN_PIXELS}
+        return self.request(prompt, **({"start": start} | overrides))
+
     def steps_run(self, request: VideoRequest) -> int:
         """Number of denoising steps that a request runs with this checkpoint's schedule."""
         return request.start.steps_run(request.steps, self.shift)
 
-    def check_lora(self, name: str | None) -> None:
-        """Raise ValueError if the checkpoint has no adapter of this name, or if the adapter does not fit it."""
-        if name is None:
-            return
-        if name in self.loras:
-            read_adapter(self.loras[name], self.linear)
-            return
-        found = f"there are {', '.join(sorted(self.loras))}" if self.loras else "there is none"
-        file = ADAPTER_FILES.get(name, f"{name}.safetensors")
-        raise ValueError(
-            f"{self.name} has no LoRA adapter {name!r} ({found}); put {file} into its folder lora"
-        )
+    def check_lora(self, lora: str | None) -> None:
+        """Raise ValueError if the checkpoint lacks an adapter that a request asks for, or if one does not fit it."""
+        for adapter in read_adapters(lora, self.loras):
+            name = adapter.name
+            if name in self.loras:
+                read_adapter(self.loras[name], self.linear)
+                continue
+            found = f"there are {', '.join(sorted(self.loras))}" if self.loras else "there is none"
+            file = ADAPTER_FILES.get(name, f"{name}.safetensors")
+            raise ValueError(f"{self.name} has no LoRA adapter {name!r} ({found}); put {file} into its folder lora")
 
 
 def inspect_checkpoint(path: str | Path) -> CheckpointInfo:
-    """Check that a folder is a complete LongCat checkpoint in FastVideo's (diffusers) layout, and describe it.
+    """Check that a folder is a complete LongCat checkpoint, as released or in FastVideo's layout, and describe it.
 
     Only the configurations and the headers of the weight files are read.
 
@@ -164,39 +200,45 @@ def inspect_checkpoint(path: str | Path) -> CheckpointInfo:
     if not is_there(path):
         raise ValueError(f"there is no checkpoint at {path}; check the path, or leave it out for the embedded one")
     if not path.is_dir():
-        raise ValueError(f"{path} is a file; pass the checkpoint's folder, the one that holds model_index.json")
-    index = read_json(path / "model_index.json", path)
-    if index.get("_class_name") != "LongCatPipeline":
+        raise ValueError(f"{path} is a file; pass the checkpoint's folder, the one that holds model_index.json or dit")
+    layout = layout_of(path)
+    index = read_json(path / layout.first, path)
+    if index.get("_class_name") != layout.first_class:
         raise ValueError(
-            f"{path}/model_index.json describes {index.get('_class_name')!r}, not 'LongCatPipeline'; "
-            "convert the original weights with FastVideo's scripts/checkpoint_conversion/longcat_to_fastvideo.py"
+            f"{path}/{layout.first} describes {index.get('_class_name')!r}, not {layout.first_class!r}; "
+            "use LongCat-Video as released, or in FastVideo's layout"
         )
     check_files(path)
-    configs = {component: read_json(path / component / name, path) for component, name in CONFIGS.items()}
+    configs = {component: read_json(path / name, path) for component, name in layout.configs.items()}
     _check_tokenizer(path)
-    for component, wanted in CLASSES.items():
+    for component, wanted in layout.classes.items():
         if (found := configs[component].get("_class_name")) != wanted:
             raise ValueError(
-                f"{path}/{component}/{CONFIGS[component]} is a {found!r}, not a {wanted!r}; "
-                "use a LongCat checkpoint in FastVideo's layout"
+                f"{path}/{layout.configs[component]} is a {found!r}, not a {wanted!r}; "
+                "use LongCat-Video as released, or in FastVideo's layout"
             )
     if not configs["text_encoder"].get("architectures"):
         raise ValueError(incomplete(path, "text_encoder/config.json names no architectures"))
-    check_index(index, path)
+    if layout is FASTVIDEO:
+        check_index(index, path)
     check_names(path)
-    parameters = {part: component_parameters(path / part, configs[part], path) for part in WEIGHTS}
+    parameters = {
+        part: component_parameters(path / folder, configs[part], path) for part, folder in layout.weights.items()
+    }
     generation = path / "generation_config.json"
-    sparse = _bsa_config(configs["transformer"], path)
+    transformer = configs["transformer"]
+    sparse = _bsa_config(transformer, path / layout.configs["transformer"])
     info = CheckpointInfo(
         path=path,
         name=_name(path.resolve()),
         parameters=parameters["transformer"],
-        bsa=sparse if configs["transformer"].get("enable_bsa") else None,
+        bsa=sparse if transformer.get("enable_bsa") else None,
         sparse=sparse,
         shift=_shift(configs["scheduler"], path),
         loras=_adapters(path / "lora"),
-        linear=linear_layers(configs["transformer"]),
+        linear=linear_layers(transformer),
         defaults=LONGCAT_DEFAULTS | (read_json(generation, path) if generation.exists() else {}),
+        layout=layout,
     )
     try:
         info.request("x")
@@ -228,7 +270,7 @@ def _adapters(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _bsa_config(transformer: dict[str, Any], checkpoint: Path) -> BSAConfig:
+def _bsa_config(transformer: dict[str, Any], file: Path) -> BSAConfig:
     params = transformer.get("bsa_params") or {}
     try:
         if not isinstance(params, dict):
@@ -237,7 +279,7 @@ def _bsa_config(transformer: dict[str, Any], checkpoint: Path) -> BSAConfig:
     except ValueError as error:
         if not transformer.get("enable_bsa"):
             return BSAConfig()
-        raise ValueError(f"{checkpoint}/transformer/config.json has unusable bsa_params: {error}") from None
+        raise ValueError(f"{file} has unusable bsa_params: {error}") from None
 
 
 def _check_tokenizer(checkpoint: Path) -> None:

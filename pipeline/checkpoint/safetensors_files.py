@@ -130,7 +130,7 @@ def check_weights(component: str, config: Mapping[str, Any], stored: Mapping[str
         more = f" and {len(unknown) - 1} more" if unknown[1:] else ""
         raise ValueError(
             f"{where} has {unknown[0][:80]}{more}, which LongCat's {component} does not have; "
-            "use weights in FastVideo's layout that are not quantised"
+            "use LongCat's own weights, or FastVideo's, that are not quantised"
         )
     for name, shape in expected.items():
         if stored[name].shape != shape:

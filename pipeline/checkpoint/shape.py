@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.checkpoint.info import WEIGHTS, CheckpointInfo
+from pipeline.checkpoint.info import CheckpointInfo
+from pipeline.checkpoint.layout import fastvideo_config
 from pipeline.checkpoint.safetensors_files import component_parameters
 
 _UNKNOWN = "the configurations of {name} do not tell its size ({reason})"
@@ -45,22 +46,27 @@ class ModelShape:
     def read(cls, info: CheckpointInfo) -> ModelShape:
         """Read the dimensions from the checkpoint's small files. Raises ValueError if one is missing or damaged."""
         try:
+            folders = {part: info.path / name for part, name in info.layout.weights.items()}
             configs = {
-                part: json.loads((info.path / part / "config.json").read_text(encoding="utf-8")) for part in WEIGHTS
+                part: json.loads((folder / "config.json").read_text(encoding="utf-8"))
+                for part, folder in folders.items()
             }
-            parameters = {part: component_parameters(info.path / part, configs[part], info.path) for part in WEIGHTS}
+            parameters = {
+                part: component_parameters(folder, configs[part], info.path) for part, folder in folders.items()
+            }
         except (OSError, ValueError) as error:
             raise ValueError(_UNKNOWN.format(name=info.name, reason=error)) from error
         return cls.of(info.name, configs, parameters)
 
     @classmethod
     def of(cls, name: str, configs: Mapping[str, Any], parameters: Mapping[str, int]) -> ModelShape:
-        """Take the dimensions from each component's config.json and number of parameters.
+        """Take the dimensions from each component's config.json, in either layout, and number of parameters.
 
         Raises ValueError for a value that cannot be used.
         """
         try:
             transformer, vae, text = (configs[part] for part in ("transformer", "vae", "text_encoder"))
+            transformer = fastvideo_config(transformer)
             embedding = int(text.get("vocab_size", 256_384)) * int(text.get("d_model", 4096))
             layer = (parameters["text_encoder"] - embedding) // int(text.get("num_layers", 24))
             hidden = int(transformer.get("hidden_size", 4096))

@@ -29,7 +29,10 @@ COMPONENTS: dict[str, tuple[str, frozenset[str]]] = {
         frozenset({"AutoTokenizer", "PreTrainedTokenizerFast", "T5Tokenizer", "T5TokenizerFast", "TokenizersBackend"}),
     ),
 }
-_CLASSES = frozenset({"LongCatPipeline"}).union(*(classes for _, classes in COMPONENTS.values()))
+# The last two are the original's: its index, where there is one, is not read, but searched like every file.
+_CLASSES = frozenset({"LongCatPipeline", "LongCatVideoPipeline", "LongCatVideoTransformer3DModel"}).union(
+    *(classes for _, classes in COMPONENTS.values())
+)
 
 # Endings of files that some loader would import, run or unpickle.
 _CODE = re.compile(r"\.(py\w?|so|dll|dylib|pkl|pickle|jit|sh|exe)$", re.IGNORECASE)
@@ -46,7 +49,7 @@ _VOCABULARIES = frozenset(("tokenizer.json", "vocab.json"))
 # Names of the files that are fetched from the Hub.
 _KNOWN = re.compile(
     r"model_index\.json|generation_config\.json"
-    r"|(?:transformer|vae|text_encoder)/(?:config\.json|[^/]+\.safetensors(?:\.index\.json)?)"
+    r"|(?:transformer|dit|vae|text_encoder)/(?:config\.json|[^/]+\.safetensors(?:\.index\.json)?)"
     r"|scheduler/scheduler_config\.json"
     r"|tokenizer/(?:tokenizer|tokenizer_config|special_tokens_map)\.json"
     r"|lora/(?:[^/]+/)?(?:[^/]+\.safetensors|adapter_config\.json)"

@@ -59,7 +59,7 @@ def run_generate(args: argparse.Namespace) -> dict[str, Any]:
     for file in (output / "dense.mp4", output / "sparse.mp4") if args.compare else (output,):
         prepare_output(file)
     if request.bsa is None and not args.dense:
-        config = visible(str(info.path / "transformer" / "config.json"))
+        config = visible(str(info.path / info.layout.configs["transformer"]))
         print(f"BSA is off: {config} does not set enable_bsa; --sparsity 0.9375 turns it on", file=sys.stderr)
 
     pipeline = LongCatPipeline.load(
@@ -107,12 +107,14 @@ def run_info(args: argparse.Namespace) -> dict[str, Any]:
     work = plan(info, request, weights, device).work
     report: dict[str, Any] = {
         "checkpoint": str(info.path),
+        "layout": info.layout.title,
         "parameters": info.parameters,
         "size": f"{request.width}x{request.height}, {request.num_frames} frames at {request.fps} fps",
         "steps": request.steps,
         "guidance_scale": request.guidance_scale,
         "token_grid": str(work.grid),
         "tokens": work.grid.volume,
+        **({"conditioning_frames": work.conditioning} if work.conditioning else {}),
         "bsa_active": work.sparse,
         "bsa_reason": work.reason,
     }
@@ -139,6 +141,7 @@ def _expected(estimate: Estimate, estimator: Estimator) -> dict[str, Any]:
         "memory_expected": estimate.memory,
         "memory_available": available_memory(estimator.device),
         **({"memory_in_host": in_host} if in_host else {}),
+        **({"memory_of_kv_cache": estimate.kv_cache} if estimate.kv_cache else {}),
         "estimated_from": estimate.basis,
     }
 

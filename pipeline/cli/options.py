@@ -17,11 +17,10 @@ from bsa.selectors import SCORES
 from pipeline.checkpoint.download import Progress, fetch_checkpoint, is_hub_id
 from pipeline.checkpoint.info import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
 from pipeline.cli.inspect import add_inspect
+from pipeline.cli.tasks import add_task, chosen_task, read_refinement, read_task
 from pipeline.estimate.refusal import check_weights_fit
 from pipeline.machine.device import choose_device
 from pipeline.machine.gpus import Device
-from pipeline.media.clip import inspect_clip
-from pipeline.media.comment import read_settings
 from pipeline.request.fields import FIELDS
 from pipeline.request.load_options import AS_STORED, QUANTIZATIONS, LoadOptions
 from pipeline.request.sentences import one_line
@@ -30,12 +29,13 @@ from pipeline.request.video import VideoRequest
 from pipeline.runs.sweep_axes import LABELS
 
 DESCRIPTION = """\
-LongCat text-to-video with dense or Block Sparse Attention (BSA), on an NVIDIA GPU or a CPU.
+LongCat video generation with dense or Block Sparse Attention (BSA), on an NVIDIA GPU or a CPU.
 """
 
 GENERATE = """\
-Make a video from a prompt. Sizes, steps, guidance and BSA default to what the checkpoint asks for
-(generation_config.json, and enable_bsa / bsa_params in transformer/config.json); without
+Make a video from a prompt; with --image one that begins with a picture, with --video one that continues a clip.
+Sizes, steps, guidance and BSA default to what the checkpoint asks for (generation_config.json, and enable_bsa /
+bsa_params in transformer/config.json), and sizes to LongCat's for the shape of the picture or clip; without
 --model-path that is the small embedded checkpoint, which a laptop can run.
 """
 
@@ -64,6 +64,8 @@ examples:
   python -m pipeline generate --model-path weights/longcat --task t2v --height 720 --width 1280 \\
       --num-frames 93 --prompt "..." --sparsity 0.9375 --chunk-q 4 4 4 --chunk-k 4 4 4
   python -m pipeline generate --model-path weights/longcat --prompt "..." --lora distill
+  python -m pipeline generate --model-path weights/longcat --image photo.jpg --prompt "..."
+  python -m pipeline generate --model-path weights/longcat --video clip.mp4 --prompt "..."
   python -m pipeline refine clip.mp4 --model-path weights/longcat
   python -m pipeline sweep --prompt "..." --rows sparsity=0.5,0.75 --columns seed=1,2
   python -m pipeline info --model-path weights/longcat --height 720 --width 1280
@@ -89,6 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
         "generate", help="make a video", description=GENERATE, epilog=EXAMPLES, formatter_class=style
     )
     _add_checkpoint(generate)
+    add_task(generate)
     _add_video(generate, prompt_required=True)
     _add_attention(generate)
     _add_run(generate)
@@ -105,6 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
         "sweep", help="make a grid of videos over one or two settings", description=SWEEP, formatter_class=style
     )
     _add_checkpoint(sweep)
+    add_task(sweep)
     _add_video(sweep, prompt_required=True)
     _add_attention(sweep)
     grid = sweep.add_argument_group("grid")
@@ -124,6 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=style,
     )
     _add_checkpoint(info)
+    add_task(info)
     _add_video(info, prompt_required=False)
     _add_attention(info)
     add_weights(info)
@@ -146,13 +151,8 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=EMBEDDED_CHECKPOINT,
         metavar="FOLDER",
-        help="LongCat checkpoint in FastVideo's layout: a folder, or org/model on the Hugging Face Hub "
+        help="LongCat checkpoint, as released or in FastVideo's layout: a folder, or org/model on the Hugging Face Hub "
         "(default: the embedded one)",
-    )
-    group.add_argument(
-        "--task",
-        default="t2v",
-        help="t2v, text to video, is the only task: LongCat uses no BSA with conditioning frames",
     )
 
 
@@ -353,32 +353,12 @@ def read_bsa(args: argparse.Namespace, default: BSAConfig | None) -> BSAConfig |
 
 def read_request(args: argparse.Namespace, info: CheckpointInfo) -> VideoRequest:
     """The request that the options describe. ValueError when one cannot be used."""
-    if args.task != "t2v":
-        raise ValueError(
-            f"task {args.task!r} is not supported; use t2v "
-            "(LongCat uses no Block Sparse Attention with conditioning frames)"
-        )
-    if args.command == "refine":
-        return _read_refinement(args, info)
     names = ("height", "width", "num_frames", "steps", "guidance_scale", "fps", "use_distill", "lora")
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    bsa = read_bsa(args, info.bsa)
-    return info.request(args.prompt, negative_prompt=args.negative_prompt, seed=args.seed, bsa=bsa, **given)
-
-
-def _read_refinement(args: argparse.Namespace, info: CheckpointInfo) -> VideoRequest:
-    names = ("height", "width", "steps", "fps", "lora")
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    info.check_lora(given.get("lora", "refine"))  # which takes no reading of the clip to see
-    clip = inspect_clip(args.clip)
-    prompt = args.prompt
-    if prompt is None:
-        try:
-            prompt = read_settings(clip.path).request.prompt
-        except ValueError:
-            raise ValueError(f"{clip.path.name} does not say what it shows; add --prompt with a description") from None
-    shape = {"t_thresh": args.t_thresh, "double_frames": not args.spatial_only}
-    return info.refinement(prompt, clip, **shape, seed=args.seed, bsa=read_bsa(args, info.sparse), **given)
+    given = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
+    task = "refine" if args.command == "refine" else chosen_task(args)
+    if task == "refine":
+        return read_refinement(args, info, read_bsa(args, info.sparse), given)
+    return read_task(task, args, info, read_bsa(args, info.bsa), given)
 
 
 def open_checkpoint(text: str | Path, device: str = "auto", weights: LoadOptions = AS_STORED) -> CheckpointInfo:

@@ -52,20 +52,24 @@ def linear_seconds(shape: ModelShape, tokens: int, rates: Rates) -> float:
     return (2 * tokens * weights + 4 * tokens * TEXT_TOKENS * shape.hidden) / rates.linear + rates.launch
 
 
-def dense_seconds(shape: ModelShape, tokens: int, rates: Rates) -> float:
-    """Seconds of the dense self-attention of one block, for one row of the batch."""
-    return 4 * tokens**2 * shape.hidden / rates.dense
+def dense_seconds(shape: ModelShape, tokens: int, rates: Rates, keys: int | None = None) -> float:
+    """Seconds of the dense self-attention of one block, for one row of the batch. keys: where they are not the tokens'
+    own."""
+    return 4 * tokens * (tokens if keys is None else keys) * shape.hidden / rates.dense
 
 
-def sparse_seconds(shape: ModelShape, grid: Grid, bsa: BSAConfig, kept: float, rates: Rates) -> float:
+def sparse_seconds(
+    shape: ModelShape, grid: Grid, bsa: BSAConfig, kept: float, rates: Rates, conditioning: int = 0
+) -> float:
     """Seconds of the sparse self-attention of one block, for one row of the batch: layout, selection and attention.
 
     kept: key blocks per query block. A smaller block at the edge costs as much as a full one, because it is padded to
     its chunk.
+    conditioning: first frames of the grid, whose queries are not counted.
     """
-    plan = bsa.blocks(grid)
-    chunk_k = Grid(*map(min, grid, bsa.chunk_k)).volume
-    pairs = 4 * grid.volume * kept * chunk_k * shape.hidden
+    plan = bsa.blocks(grid, conditioning)
+    chunk_k = grid.clip(bsa.chunk_k, conditioning).volume
+    pairs = 4 * grid._replace(t=grid.t - conditioning).volume * kept * chunk_k * shape.hidden
     layout = rates.layout * grid.volume * shape.hidden
     select = shape.heads * (rates.select * plan.work.block_pairs + rates.cells * plan.work.cell_pairs)
     return (pairs + layout + select) / rates.sparse * (rates.ragged if plan.ragged else 1)
@@ -77,12 +81,12 @@ def decode_seconds(shape: ModelShape, frames: int, height: int, width: int, rate
     return positions * 800 * shape.decoder_width**2 / rates.decode
 
 
-def kept_blocks(bsa: BSAConfig, grid: Grid, density: float | None = None) -> float:
+def kept_blocks(bsa: BSAConfig, grid: Grid, density: float | None = None, conditioning: int = 0) -> float:
     """Number of key blocks kept per query block.
 
     If a cdf threshold decides, it follows from a measured density. Without one it is the upper bound: the best blocks
     always hold at least their share of the mass.
     """
-    selector, key_blocks = bsa.selector, bsa.blocks(grid).k_blocks.volume
+    selector, key_blocks = bsa.selector, bsa.blocks(grid, conditioning).k_blocks.volume
     most = selector.most(key_blocks)
     return most if selector.uniform or density is None else min(most, density * key_blocks)

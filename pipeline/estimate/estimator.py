@@ -24,12 +24,13 @@ from pipeline.checkpoint.shape import ModelShape
 from pipeline.estimate import cost, footprint
 from pipeline.estimate.fit import Run, density_of, kept_run, weigh, weighted_median
 from pipeline.estimate.ledger import Ledger
-from pipeline.estimate.refusal import check_weights_fit, refuse, smaller_weights
+from pipeline.estimate.refusal import check_cache_fits, check_weights_fit, refuse, smaller_weights
 from pipeline.machine.gpus import Device, gpu_of
 from pipeline.machine.memory import available_memory
 from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.result import VideoResult
 from pipeline.request.video import VideoRequest
+from pipeline.request.workload import Workload
 
 logger = logging.getLogger("pipeline")
 
@@ -48,10 +49,11 @@ CALIBRATION, NOTHING = "a short calibration on this machine", "no measurement ye
 class Estimate:
     """The expected cost of one video.
 
-    seconds: by phase: "text", "denoise", "decode", "file" (writing the video) and "total", and "encode" for a
-        refinement. None before any measurement.
+    seconds: by phase: "text", "denoise", "decode", "file" (writing the video) and "total", and "encode" where
+        an image or clip is. None before any measurement.
     memory: expected peak in bytes, weights included. memory_label: the kind of memory.
     memory_least: bytes that are certainly needed.
+    kv_cache: bytes of kept keys and values of conditioning frames, wherever they are; in `memory` if on the device.
     basis: the source of the numbers in words, such as "2 runs on this machine".
     work: seconds of denoising on a clock that other programs do not advance, for `speedup` alone; None before a run.
     """
@@ -61,6 +63,7 @@ class Estimate:
     memory_label: str
     memory_least: int
     basis: str
+    kv_cache: int = 0
     work: float | None = None
 
     def speedup(self, dense: Estimate) -> float | None:
@@ -108,8 +111,8 @@ class Estimator:
             self._take_in()
 
     def observe(self, result: VideoResult) -> None:
-        """Learn from a finished video. Refinements are ignored, because the ledger cannot describe them."""
-        if result.request.start.clip is not None:
+        """Learn from a finished video that began with noise; the ledger cannot describe the others."""
+        if result.request.start.source is not None:
             return
         with self._lock:
             self._ledger.add_run(kept_run(result))
@@ -143,6 +146,7 @@ class Estimator:
             memory=self._memory(request, runs),
             memory_label="CUDA allocated" if self.device.type == "cuda" else "process RSS",
             memory_least=footprint.least_bytes(self._shape, request, self.device, self.weights),
+            kv_cache=footprint.kv_cache_bytes(self._shape, request, self.device),
             basis=self._basis(runs),
             work=self._work(request, runs),
         )
@@ -174,6 +178,8 @@ class Estimator:
 
             smaller = smaller_weights(shape, device, self.weights, fits)
             refuse(request, lambda other: self._needed(self.estimate(other)), available, device, smaller)
+        if request.start.kv_on_host:
+            check_cache_fits(estimate.kv_cache)
         return estimate
 
     def _needed(self, estimate: Estimate) -> int:
@@ -188,8 +194,9 @@ class Estimator:
             weights = weigh(request, runs, phase)
             ratio = weighted_median((run.ratios[phase], weight) for run, weight in zip(runs, weights))
             seconds[phase] = self._counted(phase, request, density) * (1.0 if ratio is None else ratio)
-        if request.start.clip is not None:
-            seconds["encode"] = _ENCODER * seconds["decode"]
+        if request.start.source is not None:
+            share = request.start.encoded_frames(request.num_frames) / request.num_frames
+            seconds["encode"] = _ENCODER * share * seconds["decode"]
         return {**seconds, "total": sum(seconds.values())}
 
     def _work(self, request: VideoRequest, runs: list[Run]) -> float | None:
@@ -209,19 +216,34 @@ class Estimator:
             return 2e-8 * math.prod(size) + 0.05
         if phase == "decode":
             return cost.decode_seconds(self._shape, *size, self._rates) * self._scale("decode", math.prod(size[1:]))
-        shape, rates, rows, tokens = self._shape, self._rates, work.rows, work.grid.volume
-        layer = cost.linear_seconds(shape, tokens * rows, rates) * self._scale("linear", tokens)
         steps, dense = self.info.steps_run(request), 1.0
-        if work.bsa is not None and work.blocks is not None:
-            dense = work.bsa.dense_share(steps, shape.depth)
+        if work.bsa is not None:
+            dense = work.bsa.dense_share(steps, self._shape.depth)
             if density is not None and dense < 1:
                 density = max(0.0, density - dense) / (1 - dense)  # of the sparse layers, not of all
-            kept = cost.kept_blocks(work.bsa, work.grid, density)
+        given = work.grid._replace(t=work.conditioning)
+        made = self._layer_seconds(work, work.grid, work.conditioning, dense, density)
+        first = self._layer_seconds(work, given, 0, dense, density) if work.conditioning else 0.0
+        if work.cached:
+            return self._shape.depth * (steps * work.rows * made + first)
+        return self._shape.depth * steps * work.rows * (made + first)
+
+    def _layer_seconds(
+        self, work: Workload, grid: Grid, conditioning: int, dense: float, density: float | None
+    ) -> float:
+        """Seconds of one layer of one row, for the tokens of `grid` after its conditioning frames.
+
+        dense: share of the layers with dense attention. density: of the others, where the data decide it.
+        """
+        shape, rates, bsa = self._shape, self._rates, work.bsa
+        tokens, keys = grid._replace(t=grid.t - conditioning).volume, grid.volume
+        layer = cost.linear_seconds(shape, tokens * work.rows, rates) / work.rows * self._scale("linear", tokens)
+        if bsa is not None and work.blocks is not None:
+            kept = cost.kept_blocks(bsa, grid, density, conditioning)
             kind = "ragged" if work.blocks.ragged else "sparse"
-            sparse = cost.sparse_seconds(shape, work.grid, work.bsa, kept, rates)
-            layer += (1 - dense) * rows * sparse * self._scale(kind, tokens)
-        layer += dense * rows * cost.dense_seconds(shape, tokens, rates) * self._scale("dense", tokens)
-        return steps * shape.depth * layer
+            sparse = cost.sparse_seconds(shape, grid, bsa, kept, rates, conditioning)
+            layer += (1 - dense) * sparse * self._scale(kind, tokens)
+        return layer + dense * cost.dense_seconds(shape, tokens, rates, keys) * self._scale("dense", tokens)
 
     def _scale(self, part: str, size: float) -> float:
         """Measured over counted seconds of one part, from the calibration points of the nearest size.

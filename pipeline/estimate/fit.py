@@ -75,7 +75,8 @@ class _Traits(NamedTuple):
         work = request.workload
         kept, chunk = 1.0, None
         if work.bsa is not None and work.blocks is not None:
-            kept, chunk = cost.kept_blocks(work.bsa, work.grid) / work.blocks.k_blocks.volume, work.bsa.chunk_k
+            blocks = cost.kept_blocks(work.bsa, work.grid, conditioning=work.conditioning)
+            kept, chunk = blocks / work.blocks.k_blocks.volume, work.bsa.chunk_k
         return cls(
             tokens=math.log(work.grid.volume),
             sparse=work.sparse,

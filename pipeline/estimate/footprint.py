@@ -79,13 +79,31 @@ def fixed_bytes(shape: ModelShape, device: Device, weights: LoadOptions = AS_STO
     return _resident_bytes(shape, device, weights) + process
 
 
+def kv_cache_bytes(shape: ModelShape, request: VideoRequest, device: Device) -> int:
+    """Bytes of the keys and values of conditioning frames that are kept for all steps; 0 if none are."""
+    work = request.workload
+    if not work.cached:
+        return 0
+    given = work.grid._replace(t=work.conditioning)
+    kept = 2 * given.volume * element_size(device)
+    if work.bsa is not None:
+        kept += 4 * given.blocks(work.bsa.chunk_k).volume  # the blocks' mean keys, fp32
+    return shape.depth * shape.hidden * kept
+
+
+def _kept_on_device(shape: ModelShape, request: VideoRequest, device: Device) -> int:
+    kept = kv_cache_bytes(shape, request, device)
+    # on the CPU, host and device are the same memory
+    return kept // shape.depth if request.start.kv_on_host and device.type == "cuda" else kept
+
+
 def activation_bytes(shape: ModelShape, request: VideoRequest, device: Device, weights: LoadOptions = AS_STORED) -> int:
     """Bytes of activations: the largest of the transformer's, the decoder's, and an offloaded text encoder's weights.
 
     The three are never needed at the same time.
     """
     size, work = element_size(device), request.workload
-    copies = work.rows * work.grid.volume * shape.hidden * size
+    copies = work.rows * work.step_grid.volume * shape.hidden * size
     if weights and device.type == "cuda":
         block = _FAST_TENSORS * copies
     else:
@@ -94,6 +112,8 @@ def activation_bytes(shape: ModelShape, request: VideoRequest, device: Device, w
             scores = 4 * work.rows * shape.heads * work.blocks.q_blocks.volume * work.blocks.k_blocks.volume
             # selection runs before the feed-forward widens the block, so only the excess counts
             block = max(block, 7 * copies + 4 * copies + 4 * scores)
+    if work.cached:  # and all keys and values of one layer, those kept and those new
+        block += _kept_on_device(shape, request, device) + 2 * work.rows * work.grid.volume * shape.hidden * size
     positions = request.height * request.width // shape.decoder_patch**2
     pixels = 3 * request.num_frames * request.height * request.width
     decode = _DECODER_TENSORS * 4 * positions * shape.decoder_width * size + 3 * 4 * pixels
@@ -108,7 +128,7 @@ def least_bytes(shape: ModelShape, request: VideoRequest, device: Device, weight
     """
     size = element_size(device)
     work = request.workload
-    block = 5 * work.rows * work.grid.volume * shape.hidden * size
+    block = 5 * work.rows * work.step_grid.volume * shape.hidden * size + _kept_on_device(shape, request, device)
     pixels = 3 * request.num_frames * request.height * request.width
     visiting = _visiting_bytes(shape, device, weights)
     return _resident_bytes(shape, device, weights) + max(block, 2 * 4 * pixels, visiting)

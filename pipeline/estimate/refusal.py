@@ -45,11 +45,12 @@ def nearest_fit(request: VideoRequest, needed: Callable[[VideoRequest], int], av
         return needed(replace(request, **changes)) <= available
 
     remedies = []
-    frames = None
     if request.start.clip is None:  # otherwise the clip decides
-        frames = _largest(lambda n: fits(num_frames=LATENT_FRAMES * n + 1), (request.num_frames - 1) // LATENT_FRAMES)
-    if frames is not None:
-        remedies.append(f"{_frames(LATENT_FRAMES * frames + 1)} at this size")
+        least = request.start.least_frames
+        fewer = (request.num_frames - least) // LATENT_FRAMES
+        longer = _largest(lambda n: fits(num_frames=LATENT_FRAMES * n + least), fewer)
+        if longer is not None:
+            remedies.append(f"{_frames(LATENT_FRAMES * longer + least)} at this size")
 
     def scaled(rows: int) -> dict[str, int]:
         columns = max(1, round(rows * request.width / request.height))
@@ -89,6 +90,16 @@ def _gib(size: int) -> str:
 class _Host:
     type: str = "cpu"
     index: int | None = None
+
+
+def check_cache_fits(size: int) -> None:
+    """Raise ValueError with numbers and a remedy if keys and values of so many bytes cannot stay in host memory."""
+    available = available_memory(_HOST)
+    if size > available:
+        raise ValueError(
+            f"the keys and values of the conditioning frames take {_gib(size)} of the host's memory and "
+            f"{_gib(available)} are available; turn kv_cache off, or use fewer cond_frames or a smaller size"
+        )
 
 
 def check_weights_fit(shape: ModelShape, name: str, device: Device, weights: LoadOptions, held: int = 0) -> None:

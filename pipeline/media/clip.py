@@ -1,4 +1,4 @@
-"""Reads the frames of a clip that is to be refined.
+"""Reads the frames of a clip that is to be refined or continued.
 
 Clips come from strangers, so neither their content nor their headers can be trusted. ffmpeg decodes a clip in a
 separate process with limits on memory and time. A clip that claims too many samples is refused before decoding, and
@@ -27,6 +27,7 @@ from pipeline.machine.paths import expand_user, open_regular
 from pipeline.media.comment import boxes
 from pipeline.media.write import ffmpeg_program
 from pipeline.request.refinement import Clip
+from pipeline.request.start import LATENT_FRAMES, FromFrames
 
 MAX_FRAMES = 1000
 MAX_PIXELS = 4096 * 4096  # of a frame
@@ -72,6 +73,18 @@ def read_clip(path: str | Path) -> np.ndarray:
     frames: list[np.ndarray] = []
     chosen, _ = _decode(path, lambda data, size: frames.append(np.frombuffer(data, np.uint8).reshape(*size, 3)))
     return np.stack([frames[number] for number in chosen])
+
+
+def check_length(start: FromFrames, frames: int) -> None:
+    """ValueError if a clip with so many frames is too short to be continued as asked."""
+    if frames >= start.frames_needed:
+        return
+    spaced = "" if start.stride == 1 else f", {start.stride} frames apart"
+    most = (frames - 1) // start.stride // LATENT_FRAMES * LATENT_FRAMES + 1
+    raise ValueError(
+        f"the clip {start.source.name} has {frames} frame{'s' * (frames > 1)}, and to continue it takes its last "
+        f"{start.cond_frames}{spaced}; use a longer clip, or cond_frames {most}"
+    )
 
 
 def even(times: np.ndarray) -> tuple[np.ndarray, float]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline.machine.paths import open_regular
-from pipeline.request.start import FromClip
+from pipeline.request.start import FromNoise
 from pipeline.request.video import VideoRequest
 
 MAX_COMMENT = 2**20  # bytes; a request with the longest prompts is a tenth of that
@@ -35,7 +35,8 @@ class VideoSettings:
 def describe(request: VideoRequest, versions: dict[str, str], checkpoint: str) -> dict[str, Any]:
     """The settings to store in a video, for `read_settings`.
 
-    A refined clip is stored by its name alone. Its folder is private and means nothing on another machine.
+    The image or clip that it began with is stored by its name alone. Its folder is private and means nothing on another
+    machine.
     """
     return {"request": _without_places(request).to_dict(), "versions": versions, "checkpoint": checkpoint}
 
@@ -75,9 +76,9 @@ def read_settings(path: str | Path) -> VideoSettings:
 
 def _without_places(request: VideoRequest) -> VideoRequest:
     start = request.start
-    if not isinstance(start, FromClip):
+    if isinstance(start, FromNoise):
         return request
-    return replace(request, start=start.at(_text(start.clip.name) or "clip"))
+    return replace(request, start=start.at(_text(start.source.name) or "file"))
 
 
 def _versions(value: Any) -> dict[str, str]:

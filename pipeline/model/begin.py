@@ -1,6 +1,10 @@
-"""Makes the first latents of a video and the schedule that follows: from noise, or from a clip to be refined.
+"""Makes the first latents of a video and the schedule that follows: from noise, alone or after an image or the end of a
+clip, or from a clip to be refined.
 
-A clip goes through the steps of `generate_refine` in LongCat-Video's pipeline_longcat_video.py: enlarge, interpolate
+What is given goes through the steps of `generate_i2v` and `generate_vc` in LongCat-Video's pipeline_longcat_video.py:
+stretch to the video's size, encode, and put in place of the first latent frames of noise.
+
+A clip to be refined goes through the steps of `generate_refine` there: enlarge, interpolate
 frames, repeat the last frame until the last group of latent frames is full, encode, mix with noise. FastVideo's own
 stage is not used: it always goes to a 720p size, rounds to the text encoder's dtype, and leaves the VAE tiled for every
 later video.
@@ -17,10 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.machine.measure import Clock
-from pipeline.media.clip import read_clip
-from pipeline.model.schedule import Schedule, refine_schedule
+from pipeline.media.clip import check_length, read_clip
+from pipeline.media.picture import read_picture, stretch
+from pipeline.model.schedule import Schedule, enhanced_schedule, refine_schedule
 from pipeline.request.refinement import latent_frames
-from pipeline.request.start import FromClip
+from pipeline.request.start import FromClip, FromFrames, FromImage, FromNoise
 from pipeline.request.video import StepUpdate, VideoRequest
 
 
@@ -30,20 +35,74 @@ def begin(
     """Return the first latents, fp32 [1, C, T, H, W], and the timesteps and noise levels that remain to run.
 
     model: a loaded `FastVideoLongCat`. batch: its state of this generation, with the text encoded.
-    on_step: called with the progress of encoding a clip. clock: takes the seconds of that phase.
+    on_step: called with the progress of encoding what the video begins with. clock: takes the seconds of that phase.
 
     Raises:
-        ValueError: the clip cannot be read, or does not have the number of frames that the request expects.
+        ValueError: the image or clip cannot be read, or does not have the number of frames that the request expects.
     """
     start = request.start
-    if not isinstance(start, FromClip):
+    if isinstance(start, FromNoise):
         latents = model.initial_latents(batch)
         return latents, Schedule(model.scheduler.timesteps, model.scheduler.sigmas)
     with clock.phase("encode") as elapsed:
         model.set_timesteps(batch)
-        schedule = refine_schedule(model.scheduler.timesteps, start.t_thresh)
-        latents = start_latents(model, request, start, on_step, elapsed)
-    return latents, schedule
+        timesteps = model.scheduler.timesteps
+        if isinstance(start, FromClip):
+            return start_latents(model, request, start, on_step, elapsed), refine_schedule(timesteps, start.t_thresh)
+        latents = given_and_noise(model, request, start, on_step, elapsed)
+        if isinstance(start, FromFrames) and start.enhance_hf:
+            return latents, enhanced_schedule(timesteps)
+        return latents, Schedule(timesteps, model.scheduler.sigmas)
+
+
+def given_frames(start: FromImage | FromFrames) -> np.ndarray:
+    """The frames that a video begins with, uint8 [T, H, W, 3].
+
+    Raises:
+        ValueError: the file cannot be read, or is too short.
+    """
+    if isinstance(start, FromImage):
+        return read_picture(start.image)[None]
+    frames = read_clip(start.video)
+    check_length(start, len(frames))
+    return frames[len(frames) - start.frames_needed :: start.stride]
+
+
+def given_and_noise(
+    model: Any,
+    request: VideoRequest,
+    start: FromImage | FromFrames,
+    on_step: Callable[[StepUpdate], None],
+    elapsed: Callable[[], float],
+) -> Tensor:
+    """Encode the frames that a video begins with, and put noise behind them. Returns fp32 [1, C, T, H, W].
+
+    As in the original, one generator draws the noise of all latent frames and then from the VAE's posterior; it draws
+    on the CPU, from the request's seed.
+
+    Raises ValueError as `given_frames` does.
+    """
+    on_step(StepUpdate("encode", 0, start.conditioning, elapsed()))
+    pixels = stretch(given_frames(start), request.height, request.width)
+    generator = torch.Generator().manual_seed(request.seed)
+    latents = torch.randn(1, model.transformer.in_channels, *request.latent_shape, generator=generator)
+    on_frame = _counting(start.conditioning, on_step, elapsed)
+    latents[:, :, : start.conditioning] = model.encode(pixels, generator, on_frame)
+    return latents
+
+
+def _counting(
+    total: int, on_step: Callable[[StepUpdate], None], elapsed: Callable[[], float]
+) -> Callable[[], None]:
+    """Reports each latent frame that is encoded."""
+    done = 0
+
+    def on_frame() -> None:
+        nonlocal done
+        done += 1
+        on_step(StepUpdate("encode", done, total, elapsed()))
+
+    return on_frame
 
 
 def enlarge(frames: np.ndarray, num_frames: int, height: int, width: int) -> Tensor:
@@ -90,13 +149,6 @@ def start_latents(
         )
     pixels = enlarge(frames, request.num_frames, request.height, request.width)
     generator = torch.Generator().manual_seed(request.seed)
-    done = 0
-
-    def on_frame() -> None:
-        nonlocal done
-        done += 1
-        on_step(StepUpdate("encode", done, request.latent_shape[0], elapsed()))
-
-    latents = model.encode(pixels, generator, on_frame)
+    latents = model.encode(pixels, generator, _counting(request.latent_shape[0], on_step, elapsed))
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     return noised(latents, noise, start.t_thresh)

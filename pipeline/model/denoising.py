@@ -58,11 +58,16 @@ def denoise(
     guidance_scale: float,
     dtype: torch.dtype,
     on_step: OnDenoise,
+    conditioning: int = 0,
+    cached: bool = False,
 ) -> Tensor:
     """Integrate the flow from noise to clean latents with Euler steps.
 
     Args:
         latents: fp32 noise [1, C, T, H, W].
+        conditioning: number of first latent frames that are clean and stay as they are. As in the original, guidance is
+            fitted over all frames that `velocity` gets.
+        cached: `velocity` takes the frames after these only.
         text, text_mask: [1, L, E] and [1, L]; with guidance (scale above 1) two rows, the negative prompt first.
         dtype: the transformer's dtype. As in the original, latents and timesteps are rounded to it only on input to
             the model; the integrated state stays fp32.
@@ -73,16 +78,19 @@ def denoise(
     """
     guided = guidance_scale > 1
     timesteps, sigmas = scheduler.timesteps, scheduler.sigmas
+    given, latents = latents[:, :, :conditioning], latents[:, :, conditioning:]
     on_step(0, len(timesteps), None)
     for index, timestep in enumerate(timesteps):
-        inputs = torch.cat([latents] * 2) if guided else latents
+        inputs = latents if cached or not conditioning else torch.cat([given, latents], dim=2)
+        inputs = torch.cat([inputs] * 2) if guided else inputs
         rounded = timestep.to(latents.device, dtype).expand(inputs.shape[0])
         flow = velocity(inputs.to(dtype), rounded, text, text_mask)
         if guided:
             flow = guide(flow, guidance_scale)
+        flow = flow[:, :, -latents.shape[2] :]
         # LongCat predicts flow = clean - noise, so latents = clean - sigma * flow. A step to the next sigma adds
         # (sigma - next) * flow, and a step down to 0 gives the estimate of the clean latents.
         clean = latents + sigmas[index] * flow
         latents = latents + (sigmas[index] - sigmas[index + 1]) * flow
-        on_step(index + 1, len(timesteps), clean)
-    return latents
+        on_step(index + 1, len(timesteps), torch.cat([given, clean], dim=2) if conditioning else clean)
+    return torch.cat([given, latents], dim=2) if conditioning else latents

@@ -16,11 +16,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bsa import BlockLayout, BlockSelection, BSAConfig, Grid, block_order_attention
+from bsa import BlockLayout, BlockSelection, BSAConfig, Grid, block_order_attention, nested_layouts
 from bsa.selectors import DEFAULT_SCORES
 from bsa.variants import Tuning
 from pipeline.model import fused
-from pipeline.model.forward import _linear, _linear_fp32, embed_timestep, rope_table, trim_text, unpatchify
+from pipeline.model.forward import (
+    _linear,
+    _linear_fp32,
+    embed_timestep,
+    rope_table,
+    token_grids,
+    trim_text,
+    unpatchify,
+)
+from pipeline.model.kv_cache import KeyValues
 from pipeline.weights import Net
 from pipeline.weights.fp8 import Quantised, is_fp8
 from pipeline.weights.offload import Offload
@@ -37,6 +46,8 @@ def fast_forward(
     text_mask: Tensor | None,
     config: BSAConfig | None,
     *,
+    conditioning: int = 0,
+    cache: KeyValues | None = None,
     dense_layers: int = 0,
     zero_text_padding: bool = False,
     backend: str = "auto",
@@ -47,7 +58,8 @@ def fast_forward(
 ) -> Tensor:
     """`longcat_forward` without gradients. Arguments and result are the same, with these additions:
 
-    config: block sparse attention with one chunk for queries and keys, or None for dense attention.
+    config: block sparse attention, or None for dense attention. One of the chunks of queries and keys must divide the
+        other, as equal ones do.
     backend: "auto", "torch" or "triton", for both the attention and the fused operations.
     tuning: see `bsa.block_order_attention`.
     dense_layers: number of first layers with dense attention, in block order as well.
@@ -56,19 +68,21 @@ def fast_forward(
     ffn_tokens: tokens per part of the feed-forward.
     offload: brings the blocks' weights from the host, for a model that does not fit on the GPU.
 
-    Raises ValueError as `longcat_forward` does, and for a config whose chunks differ.
+    Raises ValueError as `longcat_forward` does, and for a config whose chunks share no block order.
     """
-    patch, size = tuple(model.patch_size), latents.shape[2:]
-    if any(length % p for length, p in zip(size, patch, strict=True)):
-        raise ValueError(f"latent size {tuple(size)} is not a multiple of the patch {patch}")
-    grid = Grid(*(length // p for length, p in zip(size, patch, strict=True)))
-    layout = None if config is None else BlockLayout(grid, config.chunk_q)
+    patch = tuple(model.patch_size)
+    made, grid, given = token_grids(latents, patch, conditioning, cache)
+    layouts = None if config is None else nested_layouts(grid, config.chunk_q, config.chunk_k, conditioning)
+    # Of the tokens that run: all, or those after the frames that a filled cache stands for.
+    owns = layouts if layouts is None or made == grid else (layouts[0].rest, layouts[1].rest)
+    own = None if owns is None else owns[0]
+    without_text = given * grid.h * grid.w
     heads = model.blocks[0].self_attn.num_heads
     proj = model.patch_embed.proj
     dtype, device, dim = proj.weight.dtype, latents.device, proj.weight.shape[0] // heads
     ops = fused.operations(device, dim, backend)
 
-    t = embed_timestep(model, timestep, grid.t)
+    t = embed_timestep(model, timestep, made.t, given)
     if not zero_text_padding and (text_mask is None or text_mask.ndim == 2):
         text, text_mask = trim_text(text, text_mask)
     embedder = model.caption_embedder
@@ -77,20 +91,24 @@ def fast_forward(
         assert text_mask is not None  # the encoder of such a checkpoint returns one
         text, text_mask = text * text_mask[..., None].to(dtype), None
 
-    rope, frames = _tables(grid, layout, dim, device)
+    rope, frames = _tables(grid, made, own, dim, device)
     x = _patches(latents.to(dtype), patch)
-    x = F.linear(x if layout is None else x[:, layout.order(device)], proj.weight.flatten(1), proj.bias)
+    x = F.linear(x if own is None else x[:, own.order(device)], proj.weight.flatten(1), proj.bias)
 
     by_means = config is not None and config.selection == DEFAULT_SCORES
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, means: tuple[Tensor, Tensor] | None) -> Tensor:
-        if layout is None or config is None:
-            return _dense(q, k, v)
+        if cache is not None:
+            k, v = cache.join(layer, k, v, dim=1)
+            if means is not None:
+                means = means[0], cache.join_means(layer, means[1])
+        if layouts is None or config is None:
+            return _dense(q, k, v, conditioning * grid.h * grid.w)
         if layer < dense_layers:
-            out, selection = _dense(q, k, v), None
+            out, selection = _dense(q, k, v, conditioning * grid.h * grid.w), None
         else:
             out, selection = block_order_attention(
-                q, k, v, layout, config, means=means, backend=backend, tuning=tuning, return_selection=True
+                q, k, v, layouts[0], config, means=means, backend=backend, tuning=tuning, return_selection=True
             )
         if observe is not None:
             observe(q.transpose(1, 2), k.transpose(1, 2), selection)
@@ -99,8 +117,11 @@ def fast_forward(
     fp8 = is_fp8(model)
     text = ops.quantise(text) if fp8 else text
     for layer, block in enumerate(model.blocks if offload is None else offload.blocks()):
-        pooled = layout if by_means and layer >= dense_layers else None
-        _block(ops, block, x, t, text, text_mask, rope, frames, pooled, partial(attend, layer), ffn_tokens, fp8)
+        pooled = owns if by_means and layer >= dense_layers else None
+        run = partial(attend, layer)
+        _block(ops, block, x, t, text, text_mask, rope, frames, pooled, run, without_text, ffn_tokens, fp8)
+    if cache is not None:
+        cache.filled = True
 
     final = model.final_layer
     shift, scale = _linear_fp32(final.adaln_linear, F.silu(t)).chunk(2, dim=-1)
@@ -109,14 +130,15 @@ def fast_forward(
         h = ops.residual_norm_(x[:, part].contiguous(), None, None, 1 + scale, shift.contiguous(), frames[part])
         parts.append(_linear_fp32(final.proj, h))
     x = torch.cat(parts, dim=1)
-    x = x if layout is None else x[:, layout.place_of_token(device)]
-    return unpatchify(x, grid, patch).float()
+    x = x if own is None else x[:, own.place_of_token(device)]
+    return unpatchify(x, made, patch).float()
 
 
-def _block(ops, block, x, t, text, text_mask, rope, frames, pooled, attend, ffn_tokens, fp8) -> None:
+def _block(ops, block, x, t, text, text_mask, rope, frames, pooled, attend, without_text, ffn_tokens, fp8) -> None:
     """Run one transformer block in place on x [B, N, E]. With fp8, h and text are `Quantised`.
 
-    pooled: the layout of the blocks whose means the attention selects by, or None.
+    pooled: the layouts of queries and keys whose blocks' means the attention selects by, or None.
+    without_text: first tokens, which take nothing from the text.
     """
     modulation = _linear_fp32(block.adaln_linear_1, F.silu(t))  # [B, F, 6 E]
     shift, gain, gate, ffn_shift, ffn_gain, ffn_gate = modulation.chunk(6, dim=-1)
@@ -127,8 +149,9 @@ def _block(ops, block, x, t, text, text_mask, rope, frames, pooled, attend, ffn_
     h = ops.residual_norm_(x, None, None, gain, shift, frames, fp8)
     q, k, v = (_heads(_linear(layer, h), attention) for layer in (attention.to_q, attention.to_k, attention.to_v))
     del h
-    q_means = ops.head_norm_(q, attention.q_norm.weight, rope, pooled)
-    k_means = ops.head_norm_(k, attention.k_norm.weight, rope, pooled)
+    q_layout, k_layout = pooled or (None, None)
+    q_means = ops.head_norm_(q, attention.q_norm.weight, rope, q_layout)
+    k_means = ops.head_norm_(k, attention.k_norm.weight, rope, k_layout)
     attended = attend(q, k, v, None if pooled is None else (q_means, k_means)).flatten(2)
     del q, k, v
     branch = _linear(attention.to_out, ops.quantise(attended) if fp8 else attended)
@@ -137,9 +160,10 @@ def _block(ops, block, x, t, text, text_mask, rope, frames, pooled, attend, ffn_
     cross, norm = block.cross_attn, block.norm_cross
     weight, bias = (part.float()[None, None] for part in (norm.weight, norm.bias))
     h = ops.residual_norm_(x, branch, gate, weight, bias, frames, fp8)
-    branch = _cross_attention(ops, cross, h, text, text_mask, fp8)
-    h = ops.residual_norm_(x, branch, None, ffn_gain, ffn_shift, frames, fp8)
     del branch
+    from_text = _cross_attention(ops, cross, h, text, text_mask, without_text, fp8)
+    h = ops.residual_norm_(x, from_text, None, ffn_gain, ffn_shift, frames, fp8)
+    del from_text
 
     ffn = block.ffn
     for part in _parts(x.shape[1], ffn_tokens):
@@ -151,7 +175,12 @@ def _block(ops, block, x, t, text, text_mask, rope, frames, pooled, attend, ffn_
             ops.residual_norm_(x[place], branch, ffn_gate[row : row + 1], None, None, frames[part])
 
 
-def _cross_attention(ops, cross, h, text, text_mask, fp8) -> Tensor:
+def _cross_attention(ops, cross, h, text, text_mask, without_text, fp8) -> Tensor | None:
+    """The branch of the text, zero for the first `without_text` tokens; None where it is zero for all."""
+    if without_text:
+        h = Quantised(*(part[:, without_text:].contiguous() for part in h)) if fp8 else h[:, without_text:]
+        if not (h.values if fp8 else h).shape[1]:
+            return None
     q, k, v = (
         _heads(_linear(layer, of), cross) for layer, of in ((cross.to_q, h), (cross.to_k, text), (cross.to_v, text))
     )
@@ -160,11 +189,18 @@ def _cross_attention(ops, cross, h, text, text_mask, fp8) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=text_mask)
     out = out.transpose(1, 2).flatten(2)
-    return _linear(cross.to_out, ops.quantise(out) if fp8 else out)
+    branch = _linear(cross.to_out, ops.quantise(out) if fp8 else out)
+    return F.pad(branch, (0, 0, without_text, 0)) if without_text else branch
 
 
-def _dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Dense attention on [B, N, H, D]. cuDNN's kernel is the fastest on Hopper, but PyTorch does not pick it itself."""
+def _dense(q: Tensor, k: Tensor, v: Tensor, given: int = 0) -> Tensor:
+    """Dense attention on [B, N, H, D]. cuDNN's kernel is the fastest on Hopper, but PyTorch does not pick it itself.
+
+    given: first tokens, whose queries see only their own keys; q may lack them.
+    """
+    if 0 < given < k.shape[1] == q.shape[1]:
+        first = _dense(q[:, :given], k[:, :given], v[:, :given])
+        return torch.cat([first, _dense(q[:, given:], k, v)], dim=1)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if not q.is_cuda:
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
@@ -192,11 +228,14 @@ def _patches(latents: Tensor, patch: tuple[int, int, int]) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _tables(
-    grid: Grid, layout: BlockLayout | None, head_dim: int, device: torch.device
+    grid: Grid, made: Grid, layout: BlockLayout | None, head_dim: int, device: torch.device
 ) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """Rotary angles (cosine and sine) and frame numbers (int32) of the tokens in their order, on the device."""
-    cos, sin = rope_table(grid, head_dim, device)
-    frames = torch.arange(grid.t, dtype=torch.int32, device=device).repeat_interleave(grid.h * grid.w)
+    """Rotary angles (cosine and sine) and frame numbers (int32) of the tokens in their order, on the device.
+
+    grid: of all keys; made: of the tokens that run, which are its last. layout: theirs.
+    """
+    cos, sin = (part[-made.volume :] for part in rope_table(grid, head_dim, device))
+    frames = torch.arange(made.t, dtype=torch.int32, device=device).repeat_interleave(grid.h * grid.w)
     if layout is None:
         return (cos, sin), frames
     order = layout.order(device)

@@ -3,14 +3,13 @@
 FastVideo's entry point starts a worker process that reports no progress and kills its parent with SIGQUIT on any error.
 So this module loads FastVideo's LongCat components itself and calls the stages one by one. The denoising loop and the
 transformer's forward pass are this project's (`denoising.py`, `forward.py`), because FastVideo's hard-code bfloat16 and
-attend to text padding.
+cannot mask the padding of prompts, which a checkpoint may ask for.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import json
 import logging
 import os
 import sys
@@ -23,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.checkpoint.safetensors_files import has_encoder, stored_precision, stored_weights
+from pipeline.checkpoint.layout import FASTVIDEO, Layout, layout_of, split_weight
+from pipeline.checkpoint.safetensors_files import has_encoder, read_json, stored_precision, stored_weights
 from pipeline.checkpoint.tokenizer import load_tokenizer
 from pipeline.checkpoint.view import linked
 from pipeline.machine.quiet import quiet
@@ -70,7 +70,7 @@ class FastVideoLongCat:
     ) -> None:
         """Load all weights from `path` to `device`: fp32 on the CPU, bfloat16 on CUDA, kept as `weights` says.
 
-        loras: adapter name -> file. An adapter is loaded at its first use.
+        loras: adapter name -> file. An adapter is loaded when it is used.
 
         Raises:
             ValueError: the weights do not fit FastVideo's LongCat classes or cannot be quantised, or this process
@@ -98,12 +98,13 @@ class FastVideoLongCat:
                 with _loading_to_host():
                     return super().load_modules(*args, **kwargs)
 
+        layout = layout_of(path)
         config = LongCatT2V480PConfig()
         precision = "bf16" if device.type == "cuda" else "fp32"
         config.dit_precision = config.vae_precision = precision
         if weights and device.type == "cuda":
             # In the stored dtype, weights are pages of the files; converted, all of them would be in memory at once.
-            config.dit_precision = stored_precision(path / "transformer", path)
+            config.dit_precision = stored_precision(path / layout.transformer, path)
         config.text_encoder_precisions = (precision,)
         self.encodes = has_encoder(stored_weights(path / "vae", path))
         config.vae_config.load_encoder = self.encodes
@@ -111,7 +112,7 @@ class FastVideoLongCat:
             # FastVideo's own tokenizer loader runs Python from the checkpoint's folder.
             ready = {"tokenizer": load_tokenizer(path / "tokenizer")}
             kind = HostLongCatPipeline if weights else LongCatPipeline
-            with linked(path) as view:
+            with linked(path) as view, _reading(layout):
                 self._args = FastVideoArgs.from_kwargs(
                     model_path=str(view),
                     pipeline_config=config,
@@ -143,9 +144,7 @@ class FastVideoLongCat:
         self._vae: Net = modules["vae"].requires_grad_(False)
         self._tokenizer = modules["tokenizer"]
         self.dtype: torch.dtype = self.transformer.patch_embed.proj.weight.dtype
-        # The original treats a missing key as false, FastVideo as true.
-        transformer_config = json.loads((path / "transformer" / "config.json").read_text(encoding="utf-8"))
-        self.zero_text_padding = bool(transformer_config.get("text_tokens_zero_pad", False))
+        self.zero_text_padding = layout.pads_with_zeros(read_json(path / layout.configs["transformer"], path))
 
     def _place(self, weights: LoadOptions) -> None:
         """Move the components from host memory to the place where they run."""
@@ -183,7 +182,7 @@ class FastVideoLongCat:
             # By default FastVideo would use its scheduler's spacing, which is not LongCat's.
             sigmas=longcat_sigmas(request.steps, use_distill=request.use_distill),
             # By default FastVideo would draw the noise in the text encoder's dtype; the original draws fp32.
-            latents=_noise(request, self.transformer.in_channels) if request.start.clip is None else None,
+            latents=_noise(request, self.transformer.in_channels) if request.start.source is None else None,
             prompt_attention_mask=[],
             negative_attention_mask=[],
         )
@@ -224,7 +223,7 @@ class FastVideoLongCat:
         """
         if not self.encodes:
             raise ValueError(
-                "the checkpoint's VAE has no encoder, which a refinement needs; use one with the whole VAE"
+                "the checkpoint's VAE has no encoder, which an image or a clip needs; use one with the whole VAE"
             )
         weight = self._vae.quant_conv.weight
         hook = self._vae.encoder.register_forward_hook(lambda *_: on_frame())
@@ -349,6 +348,27 @@ def _loading_to_host() -> Iterator[None]:
         yield
     finally:
         function.__code__ = before
+
+
+@contextlib.contextmanager
+def _reading(layout: Layout) -> Iterator[None]:
+    """A block in which FastVideo reads a transformer's weights under its own names, whatever they are in the files.
+
+    Fused projections are handed on in parts that share their memory, so there is no second copy of them.
+    """
+    from fastvideo.models.loader import fsdp_load
+
+    read = _expect(fsdp_load, "safetensors_weights_iterator")
+
+    def split(*args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
+        for name, weight in read(*args, **kwargs):
+            yield from split_weight(name, weight)
+
+    fsdp_load.safetensors_weights_iterator = read if layout is FASTVIDEO else split
+    try:
+        yield
+    finally:
+        fsdp_load.safetensors_weights_iterator = read
 
 
 def _expect(owner: Any, name: str) -> Any:

@@ -5,8 +5,12 @@ The functions read the weights of any module tree with FastVideo's attribute nam
 both run through exactly this code.
 
 It differs from FastVideo 0.2.1's forward pass in three points, the first two as in the original LongCat-Video code:
-padded text tokens are masked out of the cross-attention, timestep embedding and modulation are computed in fp32, and
-the self-attention is an argument instead of a flag.
+padded text tokens are masked out of the cross-attention unless the checkpoint was trained to see them as zeros,
+timestep embedding and modulation are computed in fp32, and the self-attention is an argument instead of a flag.
+
+The first latent frames may be given instead of made (conditioning): an image, or the end of a clip. As in the original,
+they have timestep 0, their queries see only their own keys, and they take nothing from the text. So nothing in them
+depends on the other frames, and their keys and values can be kept from one forward to the next.
 
 Method: LongCat-Video technical report, arXiv 2510.22200; rotary embedding: arXiv 2104.09864.
 
@@ -19,17 +23,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bsa import Grid
+from pipeline.model.kv_cache import KeyValues
 from pipeline.weights import Net
 
-# (q, k, v, grid) -> output; all [B, heads, N, D], tokens in raster (T, H, W) order.
-Attend = Callable[[Tensor, Tensor, Tensor, Grid], Tensor]
+
+class Attend(Protocol):
+    """Self-attention of one block."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, conditioning: int) -> Tensor:
+        """Return the output, like q.
+
+        k, v: [B, heads, N, D], tokens in raster (T, H, W) order of grid. q: the same, or only the tokens after the
+        conditioning frames. Queries of these first `conditioning` frames see their own keys, all others every key.
+        """
 
 
 class Modulation(NamedTuple):
@@ -47,9 +60,13 @@ class Stages(NamedTuple):
     after: Callable
 
 
-def attend_dense(q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
-    """Full attention over all tokens, q, k, v [B, heads, N, D]. Used as `Attend` by requests without BSA."""
-    return F.scaled_dot_product_attention(q, k, v)
+def attend_dense(q: Tensor, k: Tensor, v: Tensor, grid: Grid, conditioning: int = 0) -> Tensor:
+    """Full attention over all tokens that a query may see. Used as `Attend` by requests without BSA."""
+    given = conditioning * grid.h * grid.w
+    if given in (0, k.shape[2]) or q.shape[2] < k.shape[2]:
+        return F.scaled_dot_product_attention(q, k, v)
+    first = F.scaled_dot_product_attention(q[:, :, :given], k[:, :, :given], v[:, :, :given])
+    return torch.cat([first, F.scaled_dot_product_attention(q[:, :, given:], k, v)], dim=2)
 
 
 def _linear(layer: Net, x: Any) -> Tensor:
@@ -133,14 +150,33 @@ def before_attention(
 
 
 def after_attention(
-    block: Net, x: Tensor, attended: Tensor, gate: Tensor, ffn: Modulation, text: Tensor, text_mask: Tensor | None
+    block: Net,
+    x: Tensor,
+    attended: Tensor,
+    gate: Tensor,
+    ffn: Modulation,
+    text: Tensor,
+    text_mask: Tensor | None,
+    given: int = 0,
 ) -> Tensor:
     """Second half of a block: output projection, cross-attention to the text, SwiGLU feed-forward.
 
-    attended [B, heads, N, D]; text [B, L, E]; text_mask bool [B, 1, 1, L] or None. Returns [B, N, E].
+    attended [B, heads, N, D]; text [B, L, E]; text_mask bool [B, 1, 1, L] or None.
+    given: first tokens, which take nothing from the text.
+    Returns [B, N, E].
     """
     x = _add_gated(x, _linear(block.self_attn.to_out, attended.transpose(1, 2).flatten(2)), gate)
+    if not given:
+        x = x + _cross_attention(block, x, text, text_mask)
+    elif given < x.shape[1]:
+        x = torch.cat([x[:, :given], x[:, given:] + _cross_attention(block, x[:, given:], text, text_mask)], dim=1)
 
+    h = _modulate(x, ffn)
+    h = _linear(block.ffn.w2, F.silu(_linear(block.ffn.w1, h)) * _linear(block.ffn.w3, h))
+    return _add_gated(x, h, ffn.gate)
+
+
+def _cross_attention(block: Net, x: Tensor, text: Tensor, text_mask: Tensor | None) -> Tensor:
     cross = block.cross_attn
     norm = block.norm_cross
     h = F.layer_norm(x.float(), x.shape[-1:], norm.weight.float(), norm.bias.float(), eps=1e-6).type_as(x)
@@ -148,11 +184,7 @@ def after_attention(
     k = _rms_norm(_heads(_linear(cross.to_k, text), cross), cross.k_norm)
     v = _heads(_linear(cross.to_v, text), cross)
     h = F.scaled_dot_product_attention(q, k, v, attn_mask=text_mask)
-    x = x + _linear(cross.to_out, h.transpose(1, 2).flatten(2))
-
-    h = _modulate(x, ffn)
-    h = _linear(block.ffn.w2, F.silu(_linear(block.ffn.w1, h)) * _linear(block.ffn.w3, h))
-    return _add_gated(x, h, ffn.gate)
+    return _linear(cross.to_out, h.transpose(1, 2).flatten(2))
 
 
 EAGER = Stages(before_attention, after_attention)
@@ -174,16 +206,36 @@ def trim_text(text: Tensor, text_mask: Tensor | None) -> tuple[Tensor, Tensor | 
     return text[:, :longest], mask
 
 
-def embed_timestep(model: Net, timestep: Tensor, frames: int) -> Tensor:
-    """Sinusoidal embedding and MLP. timestep [B] or [B, frames], 0 to 1000 -> fp32 [B, frames, adaln_tembed_dim]."""
+def embed_timestep(model: Net, timestep: Tensor, frames: int, conditioning: int = 0) -> Tensor:
+    """Sinusoidal embedding and MLP. timestep [B] or [B, frames], 0 to 1000 -> fp32 [B, frames, adaln_tembed_dim].
+
+    conditioning: first frames, whose timestep is 0 where timestep is [B].
+    """
     embedder = model.time_embedder
     half = embedder.frequency_embedding_size // 2
     frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=timestep.device) / half)
     if timestep.ndim == 1:
-        timestep = timestep[:, None].expand(-1, frames)
+        made = torch.arange(frames, device=timestep.device) >= conditioning
+        timestep = timestep[:, None] * made
     angles = timestep.float()[..., None] * frequencies
     h = torch.cat([angles.cos(), angles.sin()], dim=-1)
     return _linear_fp32(embedder.linear_2, F.silu(_linear_fp32(embedder.linear_1, h)))
+
+
+def token_grids(
+    latents: Tensor, patch: tuple[int, ...], conditioning: int, cache: KeyValues | None
+) -> tuple[Grid, Grid, int]:
+    """The token grid of the latents, the grid of all keys, and the number of given frames among the latents.
+
+    Raises ValueError if a latent size is not a multiple of the patch.
+    """
+    size = latents.shape[2:]
+    if any(length % p for length, p in zip(size, patch, strict=True)):
+        raise ValueError(f"latent size {tuple(size)} is not a multiple of the patch {patch}")
+    grid = Grid(*(length // p for length, p in zip(size, patch, strict=True)))
+    if cache is None or not cache.filled:
+        return grid, grid, conditioning
+    return grid, grid._replace(t=conditioning + grid.t), 0
 
 
 def unpatchify(x: Tensor, grid: Grid, patch: tuple[int, int, int]) -> Tensor:
@@ -201,6 +253,8 @@ def longcat_forward(
     text_mask: Tensor | None,
     attend: Attend | Sequence[Attend] = attend_dense,
     *,
+    conditioning: int = 0,
+    cache: KeyValues | None = None,
     zero_text_padding: bool = False,
     stages: Stages = EAGER,
 ) -> Tensor:
@@ -213,26 +267,26 @@ def longcat_forward(
         text: encoder states [B, L, text channels]; text_mask: [B, L], or an attention mask [B, 1, 1, L] that is used
             unchanged (without waiting for the device), or None if all tokens are valid.
         attend: self-attention over tokens [B, heads, N, D] in raster order: one for all blocks, or a list of one each.
+        conditioning: number of first frames that are given; their latents are clean.
+        cache: an empty one is filled with the keys and values of the given frames, of which all frames then must be,
+            [1, C, conditioning, H, W]; a filled one stands for these frames, and `latents` has those after them.
         zero_text_padding: treat padding as zero vectors that are attended to, for models that were trained so
             (`text_tokens_zero_pad` in config.json). Needs text_mask [B, L].
         stages: the block halves, eager or compiled.
 
     Returns:
-        The flow, fp32 [B, C, T, H, W].
+        The flow, fp32 [B, C, T, H, W]; without meaning in the given frames.
 
     Raises:
         ValueError: a latent size is not a multiple of the patch, or a text row is empty.
     """
     patch = tuple(model.patch_size)
-    size = latents.shape[2:]
-    if any(length % p for length, p in zip(size, patch, strict=True)):
-        raise ValueError(f"latent size {tuple(size)} is not a multiple of the patch {patch}")
-    grid = Grid(*(length // p for length, p in zip(size, patch, strict=True)))
+    made, grid, given = token_grids(latents, patch, conditioning, cache)
     proj = model.patch_embed.proj
     dtype = proj.weight.dtype
 
     x = F.conv3d(latents.to(dtype), proj.weight, proj.bias, stride=patch).flatten(2).transpose(1, 2)
-    t = embed_timestep(model, timestep, grid.t)
+    t = embed_timestep(model, timestep, made.t, given)
     if not zero_text_padding and (text_mask is None or text_mask.ndim == 2):
         text, text_mask = trim_text(text, text_mask)
     embedder = model.caption_embedder
@@ -242,12 +296,19 @@ def longcat_forward(
         text, text_mask = text * text_mask[..., None].to(dtype), None
 
     rope = rope_table(grid, x.shape[-1] // model.blocks[0].self_attn.num_heads, x.device)
+    rope = rope[0][-made.volume :], rope[1][-made.volume :]
+    without_text = given * grid.h * grid.w
     each = attend if isinstance(attend, Sequence) else [attend] * len(model.blocks)
-    for block, attend_block in zip(model.blocks, each, strict=True):
+    for layer, (block, attend_block) in enumerate(zip(model.blocks, each, strict=True)):
         q, k, v, gate, ffn = stages.before(block, x, t, rope)
-        x = stages.after(block, x, attend_block(q, k, v, grid), gate, ffn, text, text_mask)
+        if cache is not None:
+            k, v = cache.join(layer, k, v, dim=2)
+        attended = attend_block(q, k, v, grid, conditioning)
+        x = stages.after(block, x, attended, gate, ffn, text, text_mask, without_text)
+    if cache is not None:
+        cache.filled = True
 
     final = model.final_layer
     shift, scale = _linear_fp32(final.adaln_linear, F.silu(t)).unsqueeze(2).chunk(2, dim=-1)
     x = _linear_fp32(final.proj, _modulate(x, Modulation(shift, scale, scale)))  # fp32 as in the original
-    return unpatchify(x, grid, patch).float()
+    return unpatchify(x, made, patch).float()

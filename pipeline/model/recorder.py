@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bsa import BlockLayout, BlockSelection
+from bsa import BlockLayout, BlockSelection, nested_layouts
 from pipeline.machine.measure import Stopwatch
 from pipeline.media.attention_record import AttentionRecord, Sampled
 from pipeline.model.self_attention import token_density
@@ -123,11 +123,12 @@ class AttentionRecorder:
         self._other_heads = torch.tensor(others, dtype=torch.long, device=device)
         self._bits = 2 ** torch.arange(8, dtype=torch.uint8, device=device)
         self._key_block = self._k_layout.block_of_token(device)
-        if self._block_order:
-            self._key_block = self._key_block[self._k_layout.order(device)]
         # query block n has _sizes[n] tokens, from _first[n] on
-        order = self._q_layout.order(torch.device("cpu")).numpy()
-        self._tokens = np.arange(len(order)) if self._block_order else order
+        self._tokens = self._q_layout.order(torch.device("cpu")).numpy()
+        if self._block_order:
+            layout, _ = nested_layouts(self._q_layout.grid, self._q_layout.chunk, self._k_layout.chunk)
+            self._key_block = self._key_block[layout.order(device)]
+            self._tokens = layout.place_of_token(torch.device("cpu")).numpy()[self._tokens]
         self._sizes = self._q_layout.sizes(torch.device("cpu")).numpy()
         self._first = self._sizes.cumsum() - self._sizes
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline.model.fast_forward import fast_forward
 from pipeline.model.forward import Attend, longcat_forward
+from pipeline.model.kv_cache import KeyValues
 from pipeline.model.self_attention import DenseAttention, SparseAttention, attention_for
 from pipeline.request.choose_forward import ForwardChoice
 from pipeline.request.workload import Workload
@@ -24,10 +25,15 @@ def forward_for(
     model: Any,
     work: Workload,
     attention: DenseAttention | SparseAttention,
+    cache: KeyValues | None = None,
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]:
-    """Return the velocity function for `denoise`, which calls it once per step. model: a loaded `FastVideoLongCat`."""
+    """Return the velocity function for `denoise`, which calls it once per step. model: a loaded `FastVideoLongCat`.
+
+    cache: of the conditioning frames of `work.cached`, from `keep_conditioning`.
+    """
     transformer, padding = model.transformer, model.zero_text_padding
     depth, steps = len(transformer.blocks), itertools.count()
+    given: dict[str, Any] = {"conditioning": work.conditioning, "cache": cache, "zero_text_padding": padding}
 
     def dense_layers() -> int:
         return 0 if work.bsa is None else work.bsa.dense_layers_at(next(steps), depth)
@@ -38,15 +44,35 @@ def forward_for(
         else:
             dense = dense_layers()
             each = [*[attention.dense] * dense, *[attention] * (depth - dense)]
-        return longcat_forward(transformer, latents, timestep, text, mask, each, zero_text_padding=padding)
+        return longcat_forward(transformer, latents, timestep, text, mask, each, **given)
 
     if choice.name == "plain":
         return plain
     observe = attention.observe if isinstance(attention, SparseAttention) else None
-    options: dict[str, Any] = {"zero_text_padding": padding, "observe": observe, "offload": model.offload}
+    options: dict[str, Any] = {**given, "observe": observe, "offload": model.offload}
     return lambda latents, timestep, text, mask: fast_forward(
         transformer, latents, timestep, text, mask, work.bsa, dense_layers=dense_layers(), **options
     )
+
+
+def keep_conditioning(
+    choice: ForwardChoice, model: Any, work: Workload, latents: Tensor, text: Tensor, mask: Tensor | None, on_host: bool
+) -> KeyValues:
+    """Run the conditioning frames alone and keep their keys and values for all steps.
+
+    They attend as in the steps after the first dense ones of `work.bsa`.
+    latents: clean, [1, C, frames, H, W], in the model's dtype. text, mask: any, for a shape: these frames read no text.
+    on_host: see `KeyValues`.
+    """
+    cache, grid, bsa = KeyValues(on_host), work.grid._replace(t=work.conditioning), work.bsa
+    if bsa is None:
+        alone = replace(work, grid=grid, cached=False)
+    else:
+        bsa = replace(bsa, dense_steps=0)
+        alone = replace(work, grid=grid, cached=False, bsa=bsa, blocks=bsa.blocks(grid))
+    run = forward_for(choice, model, alone, attention_for(alone), cache)
+    run(latents, latents.new_zeros(1), text[:1], None if mask is None else mask[:1])
+    return cache
 
 
 def warm_up(choice: ForwardChoice, model: Any, work: Workload, device: torch.device) -> None:
@@ -60,15 +86,19 @@ def warm_up(choice: ForwardChoice, model: Any, work: Workload, device: torch.dev
     if choice.name == "plain":
         heads = transformer.blocks[0].self_attn.num_heads
         shape = (rows, heads, work.grid.volume, transformer.hidden_size // heads)
-        q = torch.randn(shape, device=device, dtype=model.dtype)
-        attention(q, q, q, work.grid)
+        k = torch.randn(shape, device=device, dtype=model.dtype)
+        attention(k[:, :, -work.step_grid.volume :], k, k, work.grid, work.conditioning)
         return
     size = [n * p for n, p in zip(work.grid, transformer.patch_size, strict=True)]
     latents = torch.randn(rows, transformer.in_channels, *size, device=device, dtype=model.dtype)
     channels = transformer.caption_embedder.linear_1.weight.shape[1]
     text = torch.randn(rows, 16, channels, device=device, dtype=model.dtype)
     mask = torch.ones(rows, 16, dtype=torch.long, device=device)
-    run = forward_for(choice, _FirstBlock(model), work, attention)
+    first, cache = _FirstBlock(model), None
+    if work.cached:
+        cache = keep_conditioning(choice, first, work, latents[:1, :, : work.conditioning], text, mask, on_host=False)
+        latents = latents[:, :, work.conditioning :]
+    run = forward_for(choice, first, work, attention, cache)
     run(latents, torch.full((rows,), 500.0, device=device), text, mask)
 
 

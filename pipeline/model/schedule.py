@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.request.refinement import ENHANCED_BELOW, ENHANCED_STEPS
+
 DISTILL_STEPS = 50
 
 
@@ -34,6 +36,17 @@ class Schedule(NamedTuple):
 
     timesteps: Tensor
     sigmas: Tensor
+
+
+def enhanced_schedule(timesteps: Tensor) -> Schedule:
+    """A continuation's schedule for fine details: the timesteps above 500, and then ten even ones, 500, 450, ... 50.
+
+    Source: `enhance_hf` of `generate_vc` in LongCat-Video's pipeline_longcat_video.py.
+    """
+    half = 1000 * ENHANCED_BELOW
+    tail = torch.arange(ENHANCED_STEPS, 0, -1, dtype=timesteps.dtype, device=timesteps.device) * half / ENHANCED_STEPS
+    timesteps = torch.cat([timesteps[timesteps > half], tail])
+    return Schedule(timesteps, torch.cat([timesteps / 1000, timesteps.new_zeros(1)]))
 
 
 def refine_schedule(timesteps: Tensor, t_thresh: float) -> Schedule:

@@ -18,8 +18,8 @@ Observer = Callable[[Tensor, Tensor, BlockSelection], None]
 class DenseAttention:
     """Full attention. It is an `Attend` for `longcat_forward`."""
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
-        return attend_dense(q, k, v, grid)
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, conditioning: int = 0) -> Tensor:
+        return attend_dense(q, k, v, grid, conditioning)
 
     def density(self) -> float:
         return 1.0
@@ -41,24 +41,28 @@ class SparseAttention:
     observer: called after every attention call; it changes nothing.
     """
 
-    def __init__(self, config: BSAConfig, grid: Grid, observer: Observer | None = None) -> None:
-        self._config = config
-        self._plan = config.blocks(grid)
-        self._layouts = BlockLayout(grid, config.chunk_q), BlockLayout(grid, config.chunk_k)
-        self._measured = self._plan.kept is None or self._layouts[1].ragged
+    def __init__(self, work: Workload, observer: Observer | None = None) -> None:
+        """work: with BSA."""
+        assert work.bsa is not None and work.blocks is not None
+        self._config, self._plan, self._layouts = work.bsa, work.blocks, layouts_of(work, work.bsa)
+        q_layout, k_layout = self._layouts
+        unlike = q_layout.ragged and self._plan.first is not None  # two densities, weighted by tokens
+        self._measured = self._plan.kept is None or k_layout.ragged or unlike
         self._observer = observer
         self._calls = 0
         self._dense_calls = 0
         self._sums: Tensor | float = 0.0  # fp64 [2] on the device: density and blocks kept, summed over sparse calls
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
-        out, selection = block_sparse_attention(q, k, v, grid, self._config, return_selection=True)
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, conditioning: int = 0) -> Tensor:
+        out, selection = block_sparse_attention(
+            q, k, v, grid, self._config, conditioning=conditioning, return_selection=True
+        )
         self.observe(q, k, selection)
         return out
 
-    def dense(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
+    def dense(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, conditioning: int = 0) -> Tensor:
         """The same for a layer that attends to everything (see `BSAConfig.dense_layers_at`)."""
-        out = attend_dense(q, k, v, grid)
+        out = attend_dense(q, k, v, grid, conditioning)
         self.observe(q, k, None)
         return out
 
@@ -70,16 +74,20 @@ class SparseAttention:
             self._calls += 1
             if self._measured:
                 density = token_density(selection, *self._layouts).mean()
-                self._sums = self._sums + torch.stack([density, selection.counts.double().mean()])
+                kept = selection.counts[..., -self._plan.q_blocks.volume :]  # of the frames that are made
+                self._sums = self._sums + torch.stack([density, kept.double().mean()])
         if self._observer is not None:
             self._observer(q, k, self._everything(q) if selection is None else selection)
 
     def _everything(self, q: Tensor) -> BlockSelection:
-        """All key blocks for every query block, without the memory for it."""
-        q_blocks, k_blocks = (layout.blocks.volume for layout in self._layouts)
-        shape = (*q.shape[:2], q_blocks)
+        """All key blocks that a query block may see for each of them, without the memory for it."""
+        q_layout, k_layout = self._layouts
+        k_blocks, shape = k_layout.blocks.volume, (*q.shape[:2], q_layout.blocks.volume)
         indices = torch.arange(k_blocks, dtype=torch.int32, device=q.device).expand(*shape, k_blocks)
-        return BlockSelection(indices, indices.new_full((1,), k_blocks).expand(shape))
+        counts = indices.new_full(shape[-1:], k_blocks)
+        if q_layout.lead:
+            counts[: q_layout.first.blocks.volume] = k_layout.first.blocks.volume
+        return BlockSelection(indices, counts.expand(shape))
 
     def _means(self) -> list[float]:
         means: list[float] = torch.as_tensor(self._sums / self._calls).tolist()
@@ -103,15 +111,24 @@ class SparseAttention:
         return self._plan.k_blocks.volume
 
 
+def layouts_of(work: Workload, config: BSAConfig) -> tuple[BlockLayout, BlockLayout]:
+    """The blocks of the queries and of the keys in a denoising step."""
+    queries, keys = (BlockLayout(work.grid, chunk, work.conditioning) for chunk in (config.chunk_q, config.chunk_k))
+    return queries.rest if work.cached else queries, keys
+
+
 def token_density(selection: BlockSelection, q_layout: BlockLayout, k_layout: BlockLayout) -> Tensor:
-    """Selected query-key token pairs over all pairs, fp64 [..., H] for a selection of [..., H, NQ, S]."""
+    """Selected query-key token pairs over all that may be, fp64 [..., H] for a selection of [..., H, NQ, S]."""
     device = selection.counts.device
     keys = k_layout.sizes(device)[selection.indices.long()]  # tokens of each listed block
     listed = torch.arange(keys.shape[-1], device=device) < selection.counts[..., None]
     pairs = (keys * listed).sum(-1).double() @ q_layout.sizes(device).double()
-    return pairs / q_layout.grid.volume**2
+    possible = q_layout.rest.grid.volume * k_layout.grid.volume
+    if q_layout.lead:
+        possible += q_layout.first.grid.volume ** 2
+    return pairs / possible
 
 
 def attention_for(work: Workload, observer: Observer | None = None) -> DenseAttention | SparseAttention:
     """Make the attention of one generation. observer: called after every call of a sparse one."""
-    return DenseAttention() if work.bsa is None else SparseAttention(work.bsa, work.grid, observer)
+    return DenseAttention() if work.bsa is None else SparseAttention(work, observer)

@@ -31,8 +31,8 @@ def choose_forward(asked: str, work: Workload, device: Device, weights: LoadOpti
     """ "auto" takes the fast forward where the weights need it and on GPUs that bsa/tuned.json has measurements of, and
     the plain one elsewhere.
 
-    A dense and a sparse video get the same one, so that only the attention differs between them; but not where chunks
-    of queries and keys differ, which only the plain forward takes: ask for "plain" to compare such videos.
+    A dense and a sparse video get the same one, so that only the attention differs between them; but not where neither
+    of the chunks of queries and keys divides the other: ask for "plain" to compare such videos.
 
     Raises:
         ValueError: the fast forward was asked for, or the weights need it, and it cannot run this generation.
@@ -41,8 +41,8 @@ def choose_forward(asked: str, work: Workload, device: Device, weights: LoadOpti
     obstacle = work.mixed_chunks
     if weights and obstacle:
         raise ValueError(
-            f"{weights} needs the fast forward, which cannot run this request because {obstacle}; give both the same "
-            f"chunk, or load the model without {weights}"
+            f"{weights} needs the fast forward, which cannot run this request because {obstacle}; make one a multiple "
+            f"of the other, or load the model without {weights}"
         )
     if asked == "fast" and obstacle:
         raise ValueError(f"the fast forward cannot run this request because {obstacle}; use the plain one, or auto")

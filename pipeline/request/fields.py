@@ -41,6 +41,12 @@ FIELDS = {
         Field("seed", int, "seed", "Seed of the initial noise"),
         Field("fps", int, "frames per second", "Frames per second of the file"),
         Field("use_distill", bool, "few-step schedule", "The few-step schedule of LongCat's distilled model"),
-        Field("lora", str, "adapter", "Adapter of the checkpoint; 'distill' is made for 16 steps and guidance_scale 1"),
+        Field(
+            "lora",
+            str,
+            "adapter",
+            "Adapters of the checkpoint, such as distill, style:0.7 (its strength) or distill+style:0.7; 'distill' is "
+            "made for 16 steps and guidance_scale 1",
+        ),
     )
 }

@@ -9,16 +9,11 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-# LongCat's 720p sizes as (height, width): multiples of 64, which 4 x 4 token chunks divide, of about 960 x 960 pixels.
-# A clip gets the one whose ratio of height to width, rounded to two digits, is nearest to its own.
-SIZES = (
-    (448, 2048), (512, 1792), (576, 1600), (640, 1408), (704, 1280), (768, 1216), (832, 1088), (896, 1024), (960, 960),
-    (1024, 896), (1088, 832), (1152, 768), (1216, 768), (1280, 704), (1344, 704), (1408, 640), (1472, 640), (1536, 576),
-    (1664, 576), (1856, 512), (1920, 512),
-)  # fmt: skip
-SIDE, STEP = 960, 16  # pixels: of the square size, and of a token
-NATIVE_PIXELS = 832 * 480  # of LongCat-Video's own clips, which become those
+from pipeline.request.sizes import NATIVE_PIXELS, SIZES_720P, nearest, of_shape
+
+SIDE = 960  # pixels of the square size
 STEPS = 50  # of the schedule of which the part below the noise level runs
+ENHANCED_BELOW, ENHANCED_STEPS = 0.5, 10  # of a continuation's schedule: from this noise level down, so many even steps
 LATENT_GROUP = 4  # latent frames come in whole groups of these, as in the original, dense or sparse
 
 
@@ -34,12 +29,9 @@ def refined_size(height: int, width: int, native_pixels: int = NATIVE_PIXELS) ->
     native_pixels: per frame, of the clips that the checkpoint makes. A smaller one than LongCat-Video takes a step up
     of the same proportion from its own size.
     """
-    ratio = height / width
     if native_pixels == NATIVE_PIXELS:
-        return min(SIZES, key=lambda size: abs(round(size[0] / size[1], 2) - ratio))
-    side = SIDE * math.sqrt(native_pixels / NATIVE_PIXELS)
-    high, wide = (max(1, round(length / STEP)) * STEP for length in (side * math.sqrt(ratio), side / math.sqrt(ratio)))
-    return high, wide
+        return nearest(height, width, SIZES_720P)
+    return of_shape(height, width, SIDE**2 * native_pixels / NATIVE_PIXELS)
 
 
 def steps_run(steps: int, t_thresh: float, shift: float) -> int:
@@ -47,8 +39,18 @@ def steps_run(steps: int, t_thresh: float, shift: float) -> int:
 
     shift: of the checkpoint's scheduler.
     """
+    return 1 + sum(level < t_thresh for level in _levels(steps, shift))
+
+
+def enhanced_steps(steps: int, shift: float) -> int:
+    """Number of steps of the schedule for fine details: those of `steps` above the half of the noise, and ten below."""
+    return sum(level > ENHANCED_BELOW for level in _levels(steps, shift)) + ENHANCED_STEPS
+
+
+def _levels(steps: int, shift: float) -> list[float]:
+    """The regular schedule's noise levels."""
     levels = (1 - 0.999 * index / max(1, steps - 1) for index in range(steps))
-    return 1 + sum(shift * level / (1 + (shift - 1) * level) < t_thresh for level in levels)
+    return [shift * level / (1 + (shift - 1) * level) for level in levels]
 
 
 @dataclass(frozen=True)

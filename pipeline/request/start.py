@@ -1,7 +1,8 @@
-"""The start of a video: noise alone, or a clip that is refined.
+"""The start of a video: noise alone, an image, the end of a clip, or a clip that is refined.
 
-Each kind owns what differs between them: latent frames, steps that run, what it asks of a request, how it is written
-down. `pipeline.model.begin` makes the first latents. A new task is a new kind here and a function there.
+Each kind owns what differs between them: latent frames and how many of them are given, steps that run, what it asks of
+a request, how it is written down. `pipeline.model.begin` makes the first latents. A new task is a new kind here and a
+function there.
 """
 
 from __future__ import annotations
@@ -9,12 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 from pipeline.request import refinement
-from pipeline.request.values import whole
+from pipeline.request.values import read_adapters, whole
 
 LATENT_FRAMES = 4  # frames of one latent after the first, which holds one (the Wan VAE)
+NATIVE_FPS = 15  # frames per second that LongCat was trained on
+
+KvCache = Literal["device", "host", "off"]
+KV_CACHES: tuple[str, ...] = get_args(KvCache)
 
 
 class Asked(Protocol):
@@ -30,33 +35,206 @@ class Asked(Protocol):
     def lora(self) -> str | None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class FromNoise:
-    """Text to video: everything is drawn from the request's seed."""
+class _Made:
+    """What the kinds that make frames have in common: one latent for the first frame, and one for every four more."""
 
-    clip: ClassVar[None] = None  # the file that has to be encoded first
+    __slots__ = ()
+
+    @property
+    def clip(self) -> Path | None:
+        """The clip that is refined."""
+        return None
+
+    @property
+    def source(self) -> Path | None:
+        """The file that has to be encoded first."""
+        return None
+
+    @property
+    def conditioning(self) -> int:
+        """Latent frames at the beginning that are given."""
+        return 0
+
+    @property
+    def cached(self) -> bool:
+        """Whether they run once, before the first step, instead of in every step."""
+        return False
+
+    @property
+    def kv_on_host(self) -> bool:
+        """Whether what is kept of them then is in host memory."""
+        return False
+
+    @property
+    def least_frames(self) -> int:
+        """Frames of the shortest video."""
+        return 1
 
     def check(self, asked: Asked) -> None:
         """ValueError for a request that cannot begin so."""
         frames = whole("num_frames", asked.num_frames)
-        if frames < 1:
-            raise ValueError(f"num_frames {frames} is too small; use 1, 5, 9, ... (4n + 1)")
+        least = self.least_frames
+        if frames < least:
+            examples = ", ".join(str(least + LATENT_FRAMES * n) for n in range(3))
+            raise ValueError(f"num_frames {frames} is too small; use {examples}, ... (4n + 1)")
         if frames % LATENT_FRAMES != 1:
             below = (frames - 1) // LATENT_FRAMES * LATENT_FRAMES + 1
-            raise ValueError(f"num_frames {frames} is not of the form 4n + 1; try {below} or {below + LATENT_FRAMES}")
-        if asked.lora == "refine":
+            raise ValueError(
+                f"num_frames {frames} is not of the form 4n + 1; try {max(below, least)} or {below + LATENT_FRAMES}"
+            )
+        if any(adapter.name == "refine" for adapter in read_adapters(asked.lora)):
             raise ValueError("the adapter 'refine' is for refining a clip; choose a clip, or another adapter")
 
     def latent_frames(self, num_frames: int) -> int:
-        return 1 + (num_frames - 1) // LATENT_FRAMES
+        return latents_of(num_frames)
+
+    def encoded_frames(self, num_frames: int) -> int:
+        """Frames that the VAE encodes first, for a video of `num_frames`."""
+        return 0
 
     def steps_run(self, steps: int, shift: float) -> int:
         """Denoising steps that run of a schedule of `steps`. shift: of the checkpoint's scheduler."""
         return steps
 
+
+def latents_of(frames: int) -> int:
+    """Latent frames of so many frames, 4n + 1."""
+    return 1 + (frames - 1) // LATENT_FRAMES
+
+
+@dataclass(frozen=True, slots=True)
+class FromNoise(_Made):
+    """Text to video: everything is drawn from the request's seed."""
+
     def to_dict(self) -> dict[str, Any]:
         """The keys of a request's plain values that say how it begins."""
         return {"refine": None}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FromImage(_Made):
+    """Image to video: the first frame is given, the others follow from it and the prompt.
+
+    Attributes:
+        image: path of a picture, such as a PNG or JPEG file; it is stretched to the video's size.
+
+    Raises:
+        ValueError: a value cannot be used.
+    """
+
+    image: str
+
+    def __post_init__(self) -> None:
+        _check_path("the image to begin with", self.image, "a PNG or JPEG file")
+
+    @property
+    def source(self) -> Path:
+        return Path(self.image)
+
+    @property
+    def conditioning(self) -> int:
+        return 1
+
+    @property
+    def least_frames(self) -> int:
+        return 1 + LATENT_FRAMES
+
+    def encoded_frames(self, num_frames: int) -> int:
+        return 1
+
+    def at(self, place: Path | str) -> FromImage:
+        """The same with the image in another place."""
+        return replace(self, image=str(place))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"from_image": asdict(self)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FromFrames(_Made):
+    """Continuation: the video begins with the last frames of a clip, and goes on from them.
+
+    Attributes:
+        video: path of an MP4 file; its frames are stretched to the video's size.
+        cond_frames: number of frames that are given, 4n + 1; LongCat continues from 13.
+        stride: every so many of the clip's frames is used, counted back from its last.
+        kv_cache: where the keys and values of these frames are kept: on the "device", on the "host" to save device
+            memory, or "off" to compute them in every step. Guidance is then fitted over these frames as well, as for an
+            image; without guidance the video is the same up to rounding.
+        enhance_hf: LongCat's schedule with ten even steps for the lower half of the noise, which draws finer details
+            and takes the place of the last steps of the regular one.
+
+    Raises:
+        ValueError: a value cannot be used.
+    """
+
+    video: str
+    cond_frames: int = 13
+    stride: int = 1
+    kv_cache: str = "device"
+    enhance_hf: bool = True
+
+    def __post_init__(self) -> None:
+        _check_path("the clip to continue", self.video, "an MP4 file")
+        for name in ("cond_frames", "stride"):
+            object.__setattr__(self, name, whole(name, getattr(self, name)))
+        frames = self.cond_frames
+        if frames < 1 or frames % LATENT_FRAMES != 1:
+            below = max(0, frames - 1) // LATENT_FRAMES * LATENT_FRAMES + 1
+            near = f"try {below} or {below + LATENT_FRAMES}"
+            raise ValueError(f"cond_frames {frames} is not of the form 4n + 1; {near}, LongCat uses 13")
+        if not 1 <= self.stride <= 120:
+            raise ValueError(f"stride {self.stride} is outside 1 to 120; use 1 for every frame of the clip")
+        if self.kv_cache not in KV_CACHES:
+            raise ValueError(f"unknown kv_cache {self.kv_cache!r}; choose one of {', '.join(KV_CACHES)}")
+        if not isinstance(self.enhance_hf, bool):
+            raise ValueError(f"enhance_hf {self.enhance_hf!r} is not true or false; pass one of them")
+
+    @property
+    def source(self) -> Path:
+        return Path(self.video)
+
+    @property
+    def conditioning(self) -> int:
+        return latents_of(self.cond_frames)
+
+    @property
+    def cached(self) -> bool:
+        return self.kv_cache != "off"
+
+    @property
+    def kv_on_host(self) -> bool:
+        return self.kv_cache == "host"
+
+    @property
+    def least_frames(self) -> int:
+        return self.cond_frames + LATENT_FRAMES
+
+    @property
+    def frames_needed(self) -> int:
+        """Least number of frames of the clip."""
+        return 1 + (self.cond_frames - 1) * self.stride
+
+    def check(self, asked: Asked) -> None:
+        _Made.check(self, asked)
+        if self.enhance_hf and asked.use_distill is True:
+            raise ValueError(
+                "enhance_hf and the few-step schedule are two schedules; turn enhance_hf off, as LongCat does with its "
+                "distilled model"
+            )
+
+    def encoded_frames(self, num_frames: int) -> int:
+        return self.cond_frames
+
+    def steps_run(self, steps: int, shift: float) -> int:
+        return refinement.enhanced_steps(steps, shift) if self.enhance_hf else steps
+
+    def at(self, place: Path | str) -> FromFrames:
+        """The same with the clip in another place."""
+        return replace(self, video=str(place))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"from_frames": asdict(self)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,9 +256,12 @@ class FromClip:
     t_thresh: float = 0.5
     double_frames: bool = True
 
+    conditioning: ClassVar[int] = 0
+    cached: ClassVar[bool] = False
+    kv_on_host: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
-        if not isinstance(self.video, str) or not self.video or "\0" in self.video:
-            raise ValueError(f"the clip to refine is {self.video!r}; pass the path of an MP4 file")
+        _check_path("the clip to refine", self.video, "an MP4 file")
         level = self.t_thresh
         if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level <= 1:
             raise ValueError(f"t_thresh {level!r} is not a noise level above 0 to 1; LongCat refines from 0.5")
@@ -91,6 +272,10 @@ class FromClip:
     @property
     def clip(self) -> Path:
         return Path(self.video)
+
+    @property
+    def source(self) -> Path:
+        return self.clip
 
     @property
     def factor(self) -> int:
@@ -120,6 +305,9 @@ class FromClip:
     def latent_frames(self, num_frames: int) -> int:
         return refinement.latent_frames(num_frames)
 
+    def encoded_frames(self, num_frames: int) -> int:
+        return LATENT_FRAMES * self.latent_frames(num_frames) - 3
+
     def steps_run(self, steps: int, shift: float) -> int:
         return refinement.steps_run(steps, self.t_thresh, shift)
 
@@ -131,9 +319,29 @@ class FromClip:
         return {"refine": asdict(self)}
 
 
-Start = FromNoise | FromClip
-STARTS: tuple[type, ...] = (FromNoise, FromClip)
-KEYS = ("refine",)  # of plain values, which `read_start` takes
+Start = FromNoise | FromImage | FromFrames | FromClip
+STARTS: tuple[type, ...] = get_args(Start)
+# Keys of plain values, which `read_start` takes: the kind of each, and its name in sentences.
+_WRITTEN: dict[str, tuple[type, str]] = {
+    "refine": (FromClip, "refinement"),
+    "from_image": (FromImage, "image to begin with"),
+    "from_frames": (FromFrames, "continuation"),
+}
+KEYS = tuple(_WRITTEN)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A readable image file and its size in pixels, as it is shown."""
+
+    path: Path
+    height: int
+    width: int
+
+
+def stride_for(fps: float, wanted: int = NATIVE_FPS) -> int:
+    """Every how many frames of a clip with `fps` are used so that about `wanted` per second are left."""
+    return max(1, round(fps / wanted))
 
 
 def read_start(values: Mapping[str, Any]) -> Start:
@@ -141,12 +349,22 @@ def read_start(values: Mapping[str, Any]) -> Start:
 
     Raises ValueError for a name that is unknown or missing, or a value that cannot be used.
     """
-    clip = values.get("refine")
-    if clip is None:
+    given = {key: values[key] for key in KEYS if values.get(key) is not None}
+    if not given:
         return FromNoise()
-    if not isinstance(clip, Mapping):
-        raise ValueError(f"refine is a {type(clip).__name__}; pass the clip with its noise level, or null")
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} are two ways to begin one video; leave one out")
+    ((key, written),) = given.items()
+    kind, name = _WRITTEN[key]
+    if not isinstance(written, Mapping):
+        raise ValueError(f"{key} is a {type(written).__name__}; pass the file with its settings, or null")
     try:
-        return FromClip(**clip)
+        start: Start = kind(**written)
     except TypeError as error:
-        raise ValueError(f"the refinement is incomplete: {str(error).partition('() ')[2]}") from None
+        raise ValueError(f"the {name} is incomplete: {str(error).partition('() ')[2]}") from None
+    return start
+
+
+def _check_path(what: str, path: object, kind: str) -> None:
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise ValueError(f"{what} is {path!r}; pass the path of {kind}")

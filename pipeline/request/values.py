@@ -1,15 +1,19 @@
-"""Reads single values as people, browsers and JSON write them: whole numbers, real numbers, chunk shapes."""
+"""Reads single values as people, browsers and JSON write them: numbers, chunk shapes, adapters."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from bsa import Grid
 
 LARGEST = 2.0**63  # of any setting, below what a float cannot hold, and what JSON's readers take
 MAX_DIGITS = 1000  # far fewer than those that Python refuses to read
+STRONGEST = 10.0  # of adapters, either way; far beyond it values become infinite
+_STRENGTH = re.compile(r"(?P<name>.+):(?P<strength>[-+]?(?:\d+\.?\d*|\.\d+))", re.DOTALL)
 
 
 def number(label: str, value: Any) -> int | float:
@@ -50,3 +54,46 @@ def chunk(value: Any) -> Grid | None:
     if len(sides) != 3 or min(sides) < 1 or not (text or sides == list(parts)):
         return None
     return Grid(*sides)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter by its name, and the factor of what it adds to the model: 1 as it was trained, 0 for nothing."""
+
+    name: str
+    strength: float = 1.0
+
+    def __str__(self) -> str:
+        return self.name if self.strength == 1 else f"{self.name}:{self.strength:g}"
+
+
+def read_adapters(text: str | None, names: Container[str] = ()) -> tuple[Adapter, ...]:
+    """Adapters as they stand in a request: names joined by "+", each with ":" and a strength, or 1. None for none.
+
+    names: of adapters that exist; text that is one of them is taken whole, whatever characters it has. So is text that
+        has nothing before, between or behind a "+".
+
+    Raises:
+        ValueError: a name comes twice, or a strength is out of bounds.
+    """
+    if text is None:
+        return ()
+    parts = [part.strip() for part in text.split("+")]
+    if text in names or not all(parts):
+        return (Adapter(text),)
+    adapters = tuple(map(_read_adapter, parts))
+    found = [adapter.name for adapter in adapters]
+    if twice := sorted({name for name in found if found.count(name) > 1}):
+        raise ValueError(f"lora {text!r} has the adapter {twice[0]!r} twice; name it once, with one strength")
+    return adapters
+
+
+def _read_adapter(part: str) -> Adapter:
+    found = _STRENGTH.fullmatch(part)
+    adapter = Adapter(part) if found is None else Adapter(found["name"], float(found["strength"]))
+    if abs(adapter.strength) > STRONGEST:
+        raise ValueError(
+            f"the strength {adapter.strength:g} of the adapter {adapter.name!r} is outside -{STRONGEST:g} to "
+            f"{STRONGEST:g}; 1 is what it was trained for"
+        )
+    return adapter

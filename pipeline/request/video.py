@@ -11,7 +11,7 @@ import numpy as np
 
 from bsa import BSAConfig, Grid
 from pipeline.request.start import KEYS, STARTS, FromNoise, Start, read_start
-from pipeline.request.values import number, real, whole
+from pipeline.request.values import number, read_adapters, real, whole
 from pipeline.request.workload import Workload
 
 # Strides of LongCat: the Wan VAE turns 8x8 pixels into one latent, the transformer turns 1x2x2 latents into one token.
@@ -33,21 +33,24 @@ class Cancelled(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoRequest:
-    """One text-to-video generation, or the refinement of a clip.
+    """One video: from text alone, from an image or the end of a clip, or the refinement of a clip.
 
     Attributes:
         prompt, negative_prompt: text; the negative prompt counts only when guidance_scale is above 1.
         height, width: pixels, multiples of 16.
-        num_frames: 4n + 1 frames; of a refinement, as many as its clip has, or twice as many.
+        num_frames: 4n + 1 frames, those that are given included; of a refinement, as many as its clip has, or twice as
+            many.
         steps: denoising steps.
         guidance_scale: 1 turns classifier-free guidance off and halves the work.
         seed: of the initial noise, which is drawn on the CPU and so is the same on every device.
         fps: frames per second of the video file.
         bsa: block sparse attention, or None for dense attention.
         use_distill: sigmas of LongCat's distilled (few-step) model instead of the regular ones.
-        lora: name of an adapter of the checkpoint to run with (see `CheckpointInfo.loras`), or None.
-        start: how it begins: `FromNoise`, or `FromClip` to refine a clip into this size. `steps` are then those of the
-            whole schedule, of which the part below the clip's noise level runs.
+        lora: adapters of the checkpoint to run with (see `CheckpointInfo.loras`), such as "distill", "style:0.7" for a
+            weaker one, or "distill+style:0.7" for both; None for the model alone.
+        start: how it begins: `FromNoise`, `FromImage`, `FromFrames` to continue a clip, or `FromClip` to refine a clip
+            into this size. `steps` are then those of the whole schedule, of which the part below the clip's noise level
+            runs.
 
     Raises:
         ValueError: a value cannot be used; the message says what can.
@@ -79,7 +82,8 @@ class VideoRequest:
         for name in ("height", "width"):
             _check_size(name, getattr(self, name))
         if not isinstance(self.start, STARTS):
-            raise ValueError(f"start is a {type(self.start).__name__}; pass FromNoise() or FromClip(video=...)")
+            kinds = "FromNoise(), FromImage(image=...), FromFrames(video=...) or FromClip(video=...)"
+            raise ValueError(f"start is a {type(self.start).__name__}; pass {kinds}")
         self.start.check(self)
         if not 1 <= self.steps <= 1000:
             raise ValueError(f"steps {self.steps} is outside 1 to 1000; LongCat uses 50, its distilled model 16")
@@ -102,6 +106,7 @@ class VideoRequest:
                 number(kind, side)
         if self.lora is not None and not (isinstance(self.lora, str) and self.lora and _is_text(self.lora)):
             raise ValueError(f"lora {self.lora!r} is not the name of an adapter; pass one such as 'distill', or None")
+        read_adapters(self.lora)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -117,7 +122,8 @@ class VideoRequest:
     @property
     def workload(self) -> Workload:
         """The work that it means for the transformer; see `Workload`."""
-        return Workload.of(self.grid, self.guidance_scale, self.bsa, self.num_frames)
+        given, cached = self.start.conditioning, self.start.cached
+        return Workload.of(self.grid, self.guidance_scale, self.bsa, self.num_frames, given, cached)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; `from_dict` reads them back."""
@@ -150,7 +156,7 @@ class StepUpdate:
     """Progress of one generation, sent before the first and after every step of a phase.
 
     Attributes:
-        phase: "text" (prompt encoding), "encode" (of the clip to refine), "denoise" or "decode"; encoding and
+        phase: "text" (prompt encoding), "encode" (of an image or clip), "denoise" or "decode"; encoding and
             decoding count latent frames.
         step, total: steps of the phase done and to do.
         seconds: since the phase began.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from bsa import BlockPlan, BSAConfig, Grid
 
@@ -20,6 +21,8 @@ class Workload:
     """Decided once from a request and carried from there on.
 
     grid: tokens in frames, rows and columns.
+    conditioning: number of its first frames that are given, not made.
+    cached: whether their keys and values are computed once, and a step runs the other frames only.
     rows: of the batch; 2 with classifier-free guidance.
     bsa, blocks: the block sparse attention that runs and what it does to the grid; None where attention is dense.
     reason: why it is sparse or dense, as a sentence without its full stop.
@@ -30,21 +33,38 @@ class Workload:
     bsa: BSAConfig | None
     blocks: BlockPlan | None
     reason: str
+    conditioning: int = 0
+    cached: bool = False
 
     @classmethod
-    def of(cls, grid: Grid, guidance_scale: float, bsa: BSAConfig | None, num_frames: int) -> Workload:
+    def of(
+        cls,
+        grid: Grid,
+        guidance_scale: float,
+        bsa: BSAConfig | None,
+        num_frames: int,
+        conditioning: int = 0,
+        cached: bool = False,
+    ) -> Workload:
         """From the values of a request; `VideoRequest.workload` calls it."""
-        rows = 2 if guidance_scale > 1 else 1
+        make = partial(cls, grid, 2 if guidance_scale > 1 else 1, conditioning=conditioning, cached=cached)
         if bsa is None:
-            return cls(grid, rows, None, None, DENSE)
+            return make(bsa=None, blocks=None, reason=DENSE)
         if grid.t == 1:
-            return cls(grid, rows, None, None, ONE_FRAME.format(frames=num_frames))
-        blocks = bsa.blocks(grid)
+            return make(bsa=None, blocks=None, reason=ONE_FRAME.format(frames=num_frames))
+        blocks = bsa.blocks(grid, conditioning)
+        if cached:
+            blocks = blocks._replace(first=None)
         key_blocks = blocks.k_blocks.volume
         reason = KEEPS.format(kept=bsa.selector.kept_words(key_blocks), blocks=key_blocks)
         if bsa.dense_steps or bsa.dense_layers:
             reason += DENSE_FIRST.format(steps=bsa.dense_steps, layers=bsa.dense_layers)
-        return cls(grid, rows, bsa, blocks, reason)
+        return make(bsa=bsa, blocks=blocks, reason=reason)
+
+    @property
+    def step_grid(self) -> Grid:
+        """The tokens that run in every step."""
+        return self.grid._replace(t=self.grid.t - self.conditioning) if self.cached else self.grid
 
     @property
     def sparse(self) -> bool:
@@ -62,7 +82,6 @@ class Workload:
         if self.bsa is None:
             return None
         chunks = self.bsa.chunk_q, self.bsa.chunk_k
-        # What reaches beyond the grid makes no difference.
-        if len({Grid(*map(min, self.grid, chunk)) for chunk in chunks}) == 1:
+        if self.grid.nests(*chunks, self.conditioning):
             return None
-        return f"queries and keys have chunks of {chunks[0]} and {chunks[1]} tokens"
+        return f"neither of the chunks of queries and keys, {chunks[0]} and {chunks[1]} tokens, divides the other"

@@ -12,7 +12,7 @@ from bsa.config import SCHEDULE
 from pipeline.checkpoint.info import EMBEDDED_CHECKPOINT
 from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.sentences import CONTROLS
-from pipeline.request.start import FromClip
+from pipeline.request.start import FromClip, FromFrames, FromImage, Start
 from pipeline.request.video import VideoRequest
 
 
@@ -45,6 +45,7 @@ def cli_command(
         words = [*words[:-1], "refine", _quote(start.video)]
         names = ("height", "width", "steps", "seed", "fps")
         options.append(("t-thresh", repr(start.t_thresh)))
+    words += _task(start)
     options += [(name.replace("_", "-"), repr(getattr(request, name))) for name in names]
     if request.lora is not None:
         options.append(("lora", request.lora))
@@ -59,6 +60,16 @@ def cli_command(
     words += weights.options
     words += [f"--device={_quote(device)}", f"--output={_quote(output)}"]
     return " ".join(words)
+
+
+def _task(start: Start) -> list[str]:
+    if isinstance(start, FromImage):
+        return ["--task=i2v", f"--image={_quote(start.image)}"]
+    if not isinstance(start, FromFrames):
+        return []
+    numbers = [f"--cond-frames={start.cond_frames}", f"--stride={start.stride}", f"--kv-cache={start.kv_cache}"]
+    fine = "--enhance-hf" if start.enhance_hf else "--no-enhance-hf"
+    return ["--task=vc", f"--video={_quote(start.video)}", *numbers, fine]
 
 
 def _quote(text: str, name: str = "file's name") -> str:

@@ -29,7 +29,7 @@ from pipeline.model.denoising import check_finite, denoise
 from pipeline.model.forward import trim_text
 from pipeline.model.preview import LatentColours
 from pipeline.model.recorder import AttentionRecorder
-from pipeline.model.run_forward import forward_for, warm_up
+from pipeline.model.run_forward import forward_for, keep_conditioning, warm_up
 from pipeline.model.self_attention import attention_for
 from pipeline.model.work_timer import WorkTimer
 from pipeline.request.choose_forward import checked_forward
@@ -120,12 +120,14 @@ class LongCatPipeline:
             # no colours stored with the checkpoint: measure them on its own VAE
             colours = LatentColours.fit(model.decode_frame, model.transformer.in_channels, chosen)
         logger.info("Loaded %s (%s transformer parameters) to %s", info.name, f"{info.parameters:,}", chosen)
+        padding = "attended to, as zeros" if model.zero_text_padding else "masked"
+        logger.info("The padding of prompts is %s (text_tokens_zero_pad)", padding)
         return cls(info, chosen, model, colours, record, forward, weights)
 
     def generate(
         self, request: VideoRequest, on_step: OnStep | None = None, output: Path | str | None = None
     ) -> VideoResult:
-        """Make one video, or refine a clip.
+        """Make one video, or refine a clip. Where frames are given, they are the first of the video.
 
         Args:
             on_step: called with the progress; whatever it raises (`Cancelled` to stop) ends the generation
@@ -134,7 +136,7 @@ class LongCatPipeline:
 
         Raises:
             ValueError: the output cannot be written, a prompt has more tokens than the text encoder reads, the
-                checkpoint lacks the adapter, the clip to refine cannot be read, or the video cannot fit into memory.
+                checkpoint lacks the adapter, the image or clip cannot be read, or the video cannot fit into memory.
             OSError: the video could not be written; the message says where it was kept.
             torch.OutOfMemoryError: the video is too large for the GPU.
         """
@@ -192,7 +194,7 @@ class LongCatPipeline:
                 on_step(StepUpdate("text", 1, 1, elapsed()))
 
             latents, schedule = begin(model, request, batch, on_step, clock)
-            latents = latents.to(self.device)
+            latents, cache = latents.to(self.device), None
             check_finite(latents, "the start", request.lora)
             layers, steps = len(model.transformer.blocks), len(schedule.timesteps)
             recorder = None
@@ -206,9 +208,12 @@ class LongCatPipeline:
                         check_finite(clean, f"step {done} of {total}", request.lora)
                     on_step(StepUpdate("denoise", done, total, elapsed(), self._preview(clean)))
 
+                if work.cached:
+                    given, on_host = latents[:, :, : work.conditioning].to(model.dtype), request.start.kv_on_host
+                    cache = keep_conditioning(plan.forward, model, work, given, text, mask, on_host)
                 timer = WorkTimer(self.device)
                 latents = denoise(
-                    timer.each(forward_for(plan.forward, model, work, attention)),
+                    timer.each(forward_for(plan.forward, model, work, attention, cache)),
                     schedule,
                     latents,
                     text,
@@ -216,7 +221,10 @@ class LongCatPipeline:
                     guidance_scale=request.guidance_scale,
                     dtype=model.dtype,
                     on_step=on_denoise,
+                    conditioning=work.conditioning,
+                    cached=work.cached,
                 )
+            del cache
 
             if recorder is not None:
                 clock.leave_out("denoise", recorder.seconds())
@@ -263,7 +271,7 @@ class LongCatPipeline:
         Otherwise the first of two compared runs would carry a cost that none after it has.
         """
         work = plan.work
-        kind = (work.grid, work.bsa, work.rows, plan.forward.name)
+        kind = (work.grid, work.conditioning, work.cached, work.bsa, work.rows, plan.forward.name)
         if kind not in self._warm:
             warm_up(plan.forward, self._model, work, self.device)
             self._warm.add(kind)

@@ -1,8 +1,8 @@
 """LoRA adapters of LongCat-Video, put on its transformer and taken off.
 
-Adapters are applied while the model runs, as in the original: `y = W x + scale * up(down(x))`. The weights never
-change, so removing an adapter leaves exactly the loaded model, without a second copy of 25 GiB. FastVideo instead
-merges the product into the bfloat16 weights, and loses part of it to rounding.
+Adapters are applied while the model runs, as in the original: `y = W x + strength * scale * up(down(x))`, with one such
+product for each of several. The weights never change, so removing adapters leaves exactly the loaded model, without a
+second copy of 25 GiB. FastVideo instead merges the product into the bfloat16 weights, and loses part of it to rounding.
 
 Method: Hu et al. 2021, arXiv 2106.09685.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,15 +22,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.checkpoint.adapter import Adapted, read_adapter
+from pipeline.request.values import read_adapters
 from pipeline.weights import Net
 
 logger = logging.getLogger("pipeline")
+
 
 @dataclass(frozen=True)
 class LoraLayer:
     """The part of an adapter that is added to one linear layer.
 
-    down [rank, inputs] and up [outputs, rank] have the model's dtype and device. scale: alpha / rank.
+    down [rank, inputs] and up [outputs, rank] have the model's dtype and device. scale: alpha / rank, times the
+    strength.
     """
 
     down: Tensor
@@ -49,35 +52,57 @@ class LoraLayer:
         return out
 
 
-class LoraSwitch:
-    """Attaches one adapter at a time to a transformer, and removes it again.
+@dataclass(frozen=True)
+class LoraSum:
+    """The parts of several adapters that are added to one linear layer."""
 
-    files: adapter name -> file. Only the adapter in use is kept in memory.
+    parts: tuple[LoraLayer, ...]
+
+    def add_(self, out: Tensor, x: Tensor) -> Tensor:
+        """As `LoraLayer.add_`, for one part after the other."""
+        for part in self.parts:
+            part.add_(out, x)
+        return out
+
+
+class LoraSwitch:
+    """Attaches adapters to a transformer, and removes them again.
+
+    files: adapter name -> file. Only the adapters in use are kept in memory.
     """
 
     def __init__(self, transformer: Net, files: Mapping[str, Path]) -> None:
         self.active: str | None = None
         self._transformer = transformer
         self._files = files
+        self._loaded: dict[str, dict[str, LoraLayer]] = {}  # at strength 1
         self._layers: list[Net] = []
 
-    def use(self, name: str | None) -> None:
-        """Run with adapter `name` from now on; None stands for the model alone.
+    def use(self, lora: str | None) -> None:
+        """Run with these adapters from now on, see `read_adapters`; None stands for the model alone.
 
         Raises:
-            ValueError: the adapter does not exist, or its file does not fit the model. Nothing was changed.
+            ValueError: an adapter does not exist, or its file does not fit the model. Nothing was changed.
         """
-        if name == self.active:
+        if lora == self.active:
             return
-        layers = {} if name is None else load_lora(self._files[name], self._transformer)
-        for layer in self._layers:
-            del layer.lora
-        self._layers = [self._transformer.get_submodule(target) for target in layers]
-        for layer, lora in zip(self._layers, layers.values(), strict=True):
-            layer.lora = lora
-        self.active = name
-        if name is not None:
-            logger.info("LoRA adapter %s from %s is applied to %d layers", name, self._files[name], len(layers))
+        asked = [adapter for adapter in read_adapters(lora, self._files) if adapter.strength]
+        loaded = {}
+        for name in (adapter.name for adapter in asked):
+            loaded[name] = self._loaded.get(name) or load_lora(self._files[name], self._transformer)
+        parts: dict[str, list[LoraLayer]] = {}
+        for adapter in asked:
+            for target, layer in loaded[adapter.name].items():
+                parts.setdefault(target, []).append(replace(layer, scale=adapter.strength * layer.scale))
+        for module in self._layers:
+            del module.lora
+        self._layers = [self._transformer.get_submodule(target) for target in parts]
+        for module, some in zip(self._layers, parts.values(), strict=True):
+            module.lora = some[0] if len(some) == 1 else LoraSum(tuple(some))
+        self.active, self._loaded = lora, loaded
+        for adapter in asked:
+            count, file = len(loaded[adapter.name]), self._files[adapter.name]
+            logger.info("LoRA adapter %s from %s is applied to %d layers", adapter, file, count)
 
 
 def load_lora(path: Path, transformer: Net) -> dict[str, LoraLayer]:

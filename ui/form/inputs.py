@@ -157,7 +157,8 @@ def video_fields(checkpoint: CheckpointInfo) -> Fields:
         adapter_choices(checkpoint),
         value="",
         label="Adapter (LoRA)",
-        info="Of the checkpoint's folder lora/. LongCat has one for few steps and one for refinement.",
+        info="Of the checkpoint's folder lora/. LongCat has one for few steps and one for refinement. For a strength "
+        "or two at once, write distill:0.7 or distill+style:0.7.",
         allow_custom_value=True,
         elem_id="lora",
     )
