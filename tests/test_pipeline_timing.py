@@ -15,7 +15,7 @@ from pipeline import EMBEDDED_CHECKPOINT, Axis, Sweep, SweepResult, SweepVideo, 
 from pipeline.estimate.estimator import Estimator
 from pipeline.machine.measure import OtherPrograms, Stopwatch
 from pipeline.model.work_timer import WorkTimer
-from pipeline.request.timing import Speed, Timing, equal_work, read_speed, read_timing, speed_of
+from pipeline.request.timing import Speed, Timing, equal_work, read_speed, read_timing, reference_steps, speed_of
 from pipeline.request.workload import Workload
 
 INFO = inspect_checkpoint(EMBEDDED_CHECKPOINT)
@@ -68,6 +68,27 @@ class TestSpeed:
         assert quiet == loaded == Speed(2.0, 2.0, 2.0, "CPU time")
         assert quiet.sure
 
+    def test_dense_passes_beside_the_sparse_steps_count_instead_of_the_dense_run(self):
+        """The machine was half as fast in the sparse run, for both kinds of steps."""
+        dense = timing(4.0, 4.0, 4.0, 4.0)
+        sparse = timing(4.0, 4.0, 4.0, 4.0, reference=(8.0, 8.0, 8.0))
+        assert speed_of(dense, sparse, WALL) == Speed(2.0, 2.0, 2.0, "CPU time")
+        # a dense first step is a part of the sparse run: 4 x 8 over 8 + 3 x 4
+        mixed = timing(8.0, 4.0, 4.0, 4.0, alike=(10, 0, 0, 0), reference=(8.0, 8.0, 8.0))
+        assert speed_of(dense, mixed, WALL).ratio == pytest.approx(32 / 20)
+
+    @pytest.mark.parametrize(
+        ("steps", "places"),
+        [
+            pytest.param(8, (1, 4, 6), id="eight"),
+            pytest.param(50, (8, 25, 41), id="fifty"),
+            pytest.param(3, (0, 1, 2), id="three"),
+            pytest.param(1, (0,), id="one"),
+        ],
+    )
+    def test_where_the_dense_passes_are(self, steps, places):
+        assert reference_steps(steps) == places
+
     def test_slower_decoding_in_one_run_is_a_doubt_and_its_size_the_range(self):
         # everything of the dense run took 1.5 times as long, its decoding too: the true ratio is 2
         speed = speed_of(timing(6.0, 6.0, decode=6.0), timing(2.0, 2.0, decode=4.0), WALL)
@@ -82,7 +103,7 @@ class TestSpeed:
     def test_other_programs_are_a_doubt_and_the_steps_the_range(self):
         speed = speed_of(timing(3.0, 4.0, 5.0, others=0.5), timing(1.5, 2.0, 2.5), WALL)
         assert speed.doubts == ("other programs used 50% of the processors",)
-        # quartiles of 3, 4, 5 are 3.5 and 4.5, of 1.5, 2, 2.5 they are 1.75 and 2.25
+        # quartiles of 3, 4, 5 are 3.5 and 4.5, of 1.5, 2, 2.5 they are 1.75 and 2.25: more than a factor of 1.15
         assert (speed.low, speed.high) == (pytest.approx(3.5 / 2.25), pytest.approx(4.5 / 1.75))
 
     @pytest.mark.parametrize(
@@ -110,7 +131,8 @@ class TestSpeed:
             assert read_speed(json.loads(json.dumps(speed.to_dict()))) == speed
         assert read_speed({"speedup": 1.5}) == Speed(1.5, 1.5, 1.5, "wall time")  # as earlier versions wrote it
         assert read_speed({}) is None
-        assert read_timing(json.loads(json.dumps(timing(1.0, 2.0).to_dict()))) == timing(1.0, 2.0)
+        whole = timing(1.0, 2.0, reference=(3.0,))
+        assert read_timing(json.loads(json.dumps(whole.to_dict()))) == whole
 
 
 def video(row: int | None, sparsity: float, seconds: float, density: float, **changes) -> SweepVideo:
@@ -199,6 +221,31 @@ class TestClocks:
             now += 3.0
         measured = timer.timing(work(BSAConfig(0.75)), layers=10, recorded=[0.5, 0.0, 0.0])
         assert (measured.steps, measured.decode, measured.alike) == ((1.5, 2.0, 2.0), 3.0, (0, 0, 0))
+        assert measured.reference == () and timer.reference_seconds() == 0
+
+    def test_references_are_timed_apart_from_their_steps(self, monkeypatch):
+        now, calls = 0.0, []
+        monkeypatch.setattr("pipeline.machine.measure.time.process_time", lambda: now)
+        monkeypatch.setattr("pipeline.machine.measure.time.perf_counter", lambda: 10 * now)
+        timer = WorkTimer(torch.device("cpu"))
+
+        def takes(seconds: float, name: str):
+            def velocity(*inputs):
+                nonlocal now
+                now += seconds
+                calls.append(name)
+                return inputs[0] + seconds
+
+            return velocity
+
+        timed = timer.each(takes(2.0, "sparse"), takes(6.0, "dense"), at=(1,))
+        flows = [timed(torch.zeros(1), torch.zeros(1), torch.zeros(1), None).item() for _ in range(3)]
+        with timer.decoding():
+            pass
+        measured = timer.timing(work(BSAConfig(0.75)), layers=10)
+        assert calls == ["sparse", "dense", "sparse", "sparse"] and flows == [2.0, 2.0, 2.0]
+        assert (measured.steps, measured.reference) == ((2.0, 2.0, 2.0), (6.0,))
+        assert timer.reference_seconds() == 60.0
 
     def test_the_share_of_others(self, monkeypatch):
         """Of two processors, this process had 3 s and others 5 s in 8 s of the wall clock."""

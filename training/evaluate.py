@@ -27,8 +27,9 @@ from bsa import BSAConfig
 from pipeline import EMBEDDED_CHECKPOINT, LongCatPipeline
 from pipeline.media.similarity import psnr
 from pipeline.media.write import write_video
+from pipeline.model.content import VIEW, Judge
 from training.data import sample_test_scenes
-from training.judge import NAMES, VIEW, Judge
+from training.judge import NAMES
 from training.render import pack, render
 from training.scenes import Scene
 from training.vae import load_vae
@@ -122,7 +123,7 @@ def main() -> None:
     args.clips.mkdir(parents=True, exist_ok=True)
     pipeline = LongCatPipeline.load(args.checkpoint, args.device)
     device, scenes = str(pipeline.device), held_out_scenes(args.prompts)
-    net = Judge().to(device).eval()
+    net = Judge(NAMES).to(device).eval()
     net.load_state_dict(load_file(args.judge))
 
     settings = {"dense": None} | {f"bsa-{sparsity}": BSAConfig(sparsity=sparsity) for sparsity in args.sparsities}

@@ -21,19 +21,31 @@ class WorkTimer:
     def __init__(self, device: torch.device) -> None:
         self._watch = Stopwatch(device)
         self._steps: list[tuple[Any, Any]] = []
+        self._references: list[tuple[Any, Any]] = []
         self._others = None if device.type == "cuda" else OtherPrograms()
         self._decoded: tuple[Any, Any] | None = None
 
-    def each(self, velocity: Velocity) -> Velocity:
-        """The same velocity, with every call of it timed as a step. What happens between the calls does not count."""
+    def each(self, velocity: Velocity, reference: Velocity | None = None, at: Sequence[int] = ()) -> Velocity:
+        """The same velocity, with every call of it timed as a step. What happens between the calls does not count.
+
+        reference: is called before it, with the same inputs, in the steps `at` (counted from 0), and timed apart. Its
+            result is dropped.
+        """
 
         def timed(latents: Tensor, timestep: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
             began = self._watch.mark()
+            if reference is not None and len(self._steps) in at:
+                reference(latents, timestep, text, mask)
+                self._references.append((began, began := self._watch.mark()))
             flow = velocity(latents, timestep, text, mask)
             self._steps.append((began, self._watch.mark()))
             return flow
 
         return timed
+
+    def reference_seconds(self) -> float:
+        """Wall seconds spent on references, once the device has ended them."""
+        return sum(self._watch.wall(*span) for span in self._references)
 
     @contextmanager
     def decoding(self) -> Iterator[None]:
@@ -56,4 +68,5 @@ class WorkTimer:
             alike=equal_work(work, len(seconds), layers),
             decode=self._watch.work(*self._decoded),
             others=None if self._others is None else self._others.share(),
+            reference=tuple(self._watch.work(*span) for span in self._references),
         )

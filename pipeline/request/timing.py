@@ -1,9 +1,10 @@
 """Speed-ups that a busy machine does not change: seconds of work, medians of steps, and the doubts that remain.
 
 Wall seconds grow with whatever else runs, and the two videos of a comparison are made one after the other. So work is
-timed on a clock that stops while others run: CPU time on a CPU, time between two events of the stream on a GPU. What is
-left of the load (shared caches, another program on the same GPU) shows in the decoding, which is the same work in both.
-Imports no PyTorch.
+timed on a clock that stops while others run: CPU time on a CPU, time between two events of the stream on a GPU. That
+clock still drifts with the load (shared caches and cores, another program on the same GPU), so a sparse video that is
+compared also times a few dense forward passes between its own steps. What is left shows in the decoding, which is the
+same work in both. Imports no PyTorch.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline.request.workload import Workload
@@ -20,7 +21,8 @@ WALL_TIME = "wall time"
 SAME = 1.10  # two decodings further apart than this factor were not made on the same machine, so to speak
 SHORT = 0.05  # seconds; a shorter decoding says nothing
 BUSY = 0.25  # share of the processors that others may take without a doubt
-LEAST_DOUBT = 1.05  # factor to either side of a figure in doubt, if nothing measured says more
+LEAST_DOUBT = 1.15  # factor to either side of a figure in doubt; benchmarks/speed_under_load.py
+REFERENCES = 3  # dense forward passes timed between the steps of a sparse video that is compared
 
 DECODED = "decoding is the same work in both, and it took {factor:.2f} times as long in the {arm} run"
 OTHERS = "other programs used {share:.0%} of the processors"
@@ -36,6 +38,7 @@ class Timing:
         alike: a number for each step; steps of the same number do equal work.
         decode: seconds of decoding.
         others: share of the processors that other programs took meanwhile, 0 to 1; None where that does not matter.
+        reference: seconds of dense forward passes over the same latents, timed between the steps of a sparse video.
     """
 
     clock: str
@@ -43,6 +46,7 @@ class Timing:
     alike: tuple[int, ...]
     decode: float
     others: float | None = None
+    reference: tuple[float, ...] = ()
 
     @property
     def denoise(self) -> float:
@@ -58,14 +62,23 @@ class Timing:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; `read_timing` reads them back."""
-        return asdict(self) | {"steps": list(self.steps), "alike": list(self.alike)}
+        return asdict(self) | {name: list(getattr(self, name)) for name in _LISTS}
 
 
 def read_timing(values: Mapping[str, Any] | None) -> Timing | None:
     """What `Timing.to_dict` wrote; None for a record from before there were timings."""
     if values is None:
         return None
-    return Timing(**{**values, "steps": tuple(values["steps"]), "alike": tuple(values["alike"])})
+    return Timing(**{**values, **{name: tuple(values[name]) for name in _LISTS}})
+
+
+_LISTS = ("steps", "alike", "reference")
+
+
+def reference_steps(steps: int) -> tuple[int, ...]:
+    """The steps, counted from 0, beside which a dense forward pass is timed: spread evenly, at most `REFERENCES`."""
+    count = min(REFERENCES, steps)
+    return tuple((2 * number + 1) * steps // (2 * count) for number in range(count))
 
 
 def equal_work(work: Workload, steps: int, layers: int) -> tuple[int, ...]:
@@ -119,7 +132,9 @@ def speed_of(dense: Timing | None, sparse: Timing | None, seconds: tuple[float, 
     if dense is None or sparse is None or dense.clock != sparse.clock or not sparse.denoise:
         ratio = seconds[0] / seconds[1]
         return Speed(ratio, ratio, ratio, WALL_TIME)
-    ratio = dense.denoise / sparse.denoise
+    beside = replace(dense, steps=sparse.reference, alike=(0,) * len(sparse.reference)) if sparse.reference else dense
+    scale = len(dense.steps) / len(beside.steps)
+    ratio = scale * beside.denoise / sparse.denoise
     apart, doubts = 1.0, []
     if min(dense.decode, sparse.decode) >= SHORT:
         apart = dense.decode / sparse.decode
@@ -132,8 +147,8 @@ def speed_of(dense: Timing | None, sparse: Timing | None, seconds: tuple[float, 
     if not doubts:
         return Speed(ratio, ratio, ratio, dense.clock)
     factor = max(apart, 1 / apart, LEAST_DOUBT)
-    low = dense.denoise_by(_lower) / sparse.denoise_by(_upper)
-    high = dense.denoise_by(_upper) / sparse.denoise_by(_lower)
+    low = scale * beside.denoise_by(_lower) / sparse.denoise_by(_upper)
+    high = scale * beside.denoise_by(_upper) / sparse.denoise_by(_lower)
     return Speed(ratio, min(low, ratio / factor), max(high, ratio * factor), dense.clock, tuple(doubts))
 
 

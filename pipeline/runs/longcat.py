@@ -7,6 +7,7 @@ import platform
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pipeline.checkpoint.info import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
+from pipeline.checkpoint.yardstick import read_yardstick
 from pipeline.estimate.estimator import Estimator
 from pipeline.machine.device import choose_device
 from pipeline.machine.measure import Clock, PeakMemory
@@ -25,6 +27,7 @@ from pipeline.media.attention_record import record_path
 from pipeline.media.comment import describe
 from pipeline.media.write import prepare_output, write_video
 from pipeline.model.begin import begin
+from pipeline.model.content import Contents, read_contents
 from pipeline.model.denoising import check_finite, denoise
 from pipeline.model.forward import trim_text
 from pipeline.model.preview import LatentColours
@@ -36,6 +39,7 @@ from pipeline.request.choose_forward import checked_forward
 from pipeline.request.generator import OnStep
 from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.result import VideoResult
+from pipeline.request.timing import reference_steps
 from pipeline.request.video import MAX_PROMPT_TOKENS, StepUpdate, VideoRequest
 from pipeline.runs.plan import Plan, plan
 from pipeline.weights.fp8 import check_device
@@ -61,6 +65,7 @@ class LongCatPipeline:
         record: bool = False,
         forward: str = "auto",
         weights: LoadOptions = AS_STORED,
+        contents: Contents | None = None,
     ) -> None:
         self.info = info
         self.device = device
@@ -70,7 +75,10 @@ class LongCatPipeline:
         self._model = model
         self._colours = colours
         self._lock = threading.Lock()
+        self._contents = contents
+        self._yardstick = read_yardstick(info.path)
         self._warm: set[tuple] = set()
+        self._last_dense: VideoRequest | None = None
         self._estimator = Estimator(info, device, weights=weights)
 
     @classmethod
@@ -122,7 +130,7 @@ class LongCatPipeline:
         logger.info("Loaded %s (%s transformer parameters) to %s", info.name, f"{info.parameters:,}", chosen)
         padding = "attended to, as zeros" if model.zero_text_padding else "masked"
         logger.info("The padding of prompts is %s (text_tokens_zero_pad)", padding)
-        return cls(info, chosen, model, colours, record, forward, weights)
+        return cls(info, chosen, model, colours, record, forward, weights, read_contents(info.path))
 
     def generate(
         self, request: VideoRequest, on_step: OnStep | None = None, output: Path | str | None = None
@@ -180,6 +188,10 @@ class LongCatPipeline:
         else:
             logger.info("Block Sparse Attention (BSA) is not used: %s", work.reason)
         logger.info("The %s forward runs because %s", *plan.forward)
+        # A sparse video that follows its dense one is compared with it: some dense passes are timed beside its steps.
+        compared = work.sparse and replace(request, bsa=None) == self._last_dense
+        if not work.sparse:
+            self._last_dense = request
         model.lora.use(request.lora)
         self._warm_up(plan)
         clock = Clock(self.device)
@@ -211,9 +223,13 @@ class LongCatPipeline:
                 if work.cached:
                     given, on_host = latents[:, :, : work.conditioning].to(model.dtype), request.start.kv_on_host
                     cache = keep_conditioning(plan.forward, model, work, given, text, mask, on_host)
+                run, beside = forward_for(plan.forward, model, work, attention, cache), None
+                if compared:
+                    dense = work.as_dense()
+                    beside = forward_for(plan.forward, model, dense, attention_for(dense), cache)
                 timer = WorkTimer(self.device)
                 latents = denoise(
-                    timer.each(forward_for(plan.forward, model, work, attention, cache)),
+                    timer.each(run, beside, reference_steps(steps)),
                     schedule,
                     latents,
                     text,
@@ -226,8 +242,7 @@ class LongCatPipeline:
                 )
             del cache
 
-            if recorder is not None:
-                clock.leave_out("denoise", recorder.seconds())
+            clock.leave_out("denoise", timer.reference_seconds() + (0.0 if recorder is None else recorder.seconds()))
 
             with clock.phase("decode") as elapsed, timer.decoding():
                 frames = self._decode(batch, latents, on_step, elapsed)
@@ -251,6 +266,8 @@ class LongCatPipeline:
             bsa_reason=work.reason,
             versions=versions,
             timing=timing,
+            shows=None if self._contents is None else self._contents.of(request.prompt, frames),
+            yardstick=None if self._yardstick is None else self._yardstick.for_request(request),
         )
         if recorder is not None:
             self._write_record(recorder, output, versions)

@@ -8,7 +8,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import Axis, Comparison, Sweep, SweepVideo, VideoRequest, VideoResult
+from pipeline import Axis, Sweep, SweepVideo, VideoRequest, VideoResult
+from pipeline.request.result import read_comparison
 from pipeline.request.timing import read_speed, read_timing
 from ui.jobs.job import Job, VideoJob, plain
 from ui.jobs.sweep_job import SweepJob
@@ -88,10 +89,8 @@ def _restore_video(record: Record, folder: Path) -> VideoJob:
         result = _result(report.get(arm), folder) if present else None
         if result is not None:
             job.results[arm] = result
-    if len(job.results) == 2 and "speedup" in report:
-        psnr = float("inf") if report["psnr"] is None else report["psnr"]
-        if (speed := read_speed(report)) is not None:
-            job.comparison = Comparison(job.results["dense"], job.results["sparse"], speed, psnr, report["ssim"])
+    if len(job.results) == 2:
+        job.comparison = read_comparison(job.results["dense"], job.results["sparse"], report)
     return job
 
 
@@ -134,7 +133,7 @@ def _report(job: Job) -> dict[str, Any]:
         return plain(job.report())
     report = {arm: result.to_dict() for arm, result in job.results.items()}
     if job.comparison is not None:
-        report |= job.comparison.speed.to_dict() | {"psnr": job.comparison.psnr, "ssim": job.comparison.ssim}
+        report |= job.comparison.figures()
     return plain(report)
 
 
