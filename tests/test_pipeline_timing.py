@@ -164,6 +164,26 @@ class TestSweep:
     def test_less_work_that_takes_longer_is_said(self, seconds, pairs):
         assert self.made(*seconds).to_dict()["out_of_order"] == pairs
 
+    @pytest.mark.parametrize("flipped", [False, True], ids=["seed by column", "seed by row"])
+    def test_mean_and_spread_over_seeds(self, flipped):
+        axes = [Axis.of("sparsity", "0.5, 0.75"), Axis.of("seed", "1, 2, 3")]
+        sweep = Sweep(INFO.request("x", bsa=BSAConfig(0.5)), *(axes[::-1] if flipped else axes))
+        cells = []
+        for row in range(2):
+            for column, psnr in enumerate((30.0 - 5 * row, 33.0, 36.0 + row)):
+                place = (column, row) if flipped else (row, column)
+                speed = Speed(2.0 + column, 2.0, 5.0, "CPU time")
+                made = video(place[0], 0.5, 1.0, 0.5)
+                cells.append(replace(made, column=place[1], speed=speed, psnr=psnr, ssim=0.9, recall=None))
+        first, second = SweepResult(sweep, (), tuple(cells)).over_seeds()
+        assert (first.setting, first.seeds) == ("sparsity 0.5", 3)
+        assert (first.psnr, first.psnr_low, first.psnr_high) == (33.0, 30.0, 36.0)
+        assert (second.setting, second.psnr_low, second.psnr_high) == ("sparsity 0.75", 25.0, 37.0)
+        assert (first.speedup, first.speedup_low, first.speedup_high) == (3.0, 2.0, 4.0)
+
+    def test_without_several_seeds_there_is_no_spread(self):
+        assert self.made(6.0, 5.0, 4.0).over_seeds() == []
+
     def test_other_steps_are_other_work(self):
         result = self.made(6.0, 5.0, 4.0)
         other = video(2, 0.875, 9.0, 0.125, steps=50)

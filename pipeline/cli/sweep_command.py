@@ -71,6 +71,11 @@ def _table(result: SweepResult) -> str:
             f"{_cell(video.recall, '.3f', 8)}"
         )
     lines += [
+        f"over {one.seeds} seeds{', ' if one.setting else ''}{one.setting}: PSNR {one.psnr:.1f} dB "
+        f"({one.psnr_low:.1f} to {one.psnr_high:.1f}), SSIM {one.ssim:.3f} ({one.ssim_low:.3f} to {one.ssim_high:.3f})"
+        for one in result.over_seeds()
+    ]
+    lines += [
         f"in doubt: {_title(result.sweep, fewer)} computed less than {_title(result.sweep, more)} and took longer"
         for fewer, more in result.out_of_order()[:3]
     ]

@@ -6,8 +6,9 @@ import csv
 import io
 import json
 import math
+import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,34 @@ class SweepVideo:
 
 
 @dataclass(frozen=True)
+class OverSeeds:
+    """Figures of the same setting over several seeds: mean, least and greatest. psnr in dB.
+
+    setting: the other swept value in words, "" if there is none.
+    """
+
+    setting: str
+    seeds: int
+    psnr: float
+    psnr_low: float
+    psnr_high: float
+    ssim: float
+    ssim_low: float
+    ssim_high: float
+    speedup: float
+    speedup_low: float
+    speedup_high: float
+
+    @classmethod
+    def of(cls, setting: str, cells: Sequence[SweepVideo]) -> OverSeeds:
+        figures: dict[str, float] = {}
+        for name in ("psnr", "ssim", "speedup"):
+            values = [value for cell in cells if (value := getattr(cell, name)) is not None]
+            figures |= {name: statistics.fmean(values), f"{name}_low": min(values), f"{name}_high": max(values)}
+        return cls(setting, len(cells), **figures)
+
+
+@dataclass(frozen=True)
 class SweepResult:
     """The videos of a sweep so far, in the order in which they were made."""
 
@@ -154,6 +183,20 @@ class SweepResult:
             and less.work > LONGER * result.work
         ]
 
+    def over_seeds(self) -> list[OverSeeds]:
+        """Mean and spread of each other setting where the seed is swept, from two compared videos on."""
+        place = next((place for place, axis in enumerate(self.sweep.axes) if axis.name == "seed"), None)
+        groups: dict[int, list[SweepVideo]] = {}
+        for cell in self.cells if place is not None else ():
+            if cell.psnr is not None and cell.row is not None and cell.column is not None:
+                groups.setdefault(cell.column if place == 0 else cell.row, []).append(cell)
+        others = [axis for axis in self.sweep.axes if axis.name != "seed"]
+        return [
+            OverSeeds.of(", ".join(f"{axis.label} {axis.text(index)}" for axis in others), cells)
+            for index, cells in sorted(groups.items())
+            if len(cells) > 1
+        ]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON, which knows no infinity: the psnr of equal videos becomes None."""
         return {
@@ -164,6 +207,7 @@ class SweepResult:
             "units": UNITS,
             "dense": [_finite(video.values()) for video in self.dense],
             "cells": [_finite(video.values()) for video in self.cells],
+            "over_seeds": [_finite(asdict(one)) for one in self.over_seeds()],
             "out_of_order": [
                 [_place(fewer), _place(more)]
                 for fewer, more in self.out_of_order()  # of [row, column]

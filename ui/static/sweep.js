@@ -150,6 +150,8 @@ function drawPlot() {
   }
   plot.set({ points, labels: { x: 'denoising speed-up (dense ÷ sparse seconds)', y: scale.label }, least: scale.least, most: scale.most });
   find('.sweep-remark').textContent = view.remark;
+  find('.sweep-seeds').replaceChildren();
+  view.over_seeds.forEach((text) => add(find('.sweep-seeds'), 'li', '', text));
   const front = points.filter((p) => p.front && !p.dense).length;
   find('.sweep-note').textContent = !points.length
     ? `No ${NAMES[metric]} was measured in this sweep.`

@@ -7,6 +7,7 @@ from html import escape
 
 from pipeline import Comparison, FromClip, VideoResult
 from ui.views.figures import figures_html, gibibytes, seconds
+from ui.views.likeness import likeness_html
 
 TITLES = {"dense": "Dense", "sparse": "Sparse (BSA)"}
 
@@ -23,7 +24,7 @@ def report_panel(results: Mapping[str, VideoResult], comparison: Comparison | No
         f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>'
         for name, cells in table_rows(results)
     )
-    figures = "" if comparison is None else figures_html(comparison)
+    figures = "" if comparison is None else figures_html(comparison) + likeness_html(comparison)
     head = f'<tr><th scope="col"><span class="sr">Measure</span></th>{head}</tr>'
     return f'<div class="report">{figures}<table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
 

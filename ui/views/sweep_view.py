@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from pipeline import Axis, Sweep, SweepResult, SweepVideo
+from pipeline.runs.sweep_result import OverSeeds
 from ui.form.read import DENSE_ONLY, SIDE_BY_SIDE, form_request, page_sentence
 from ui.jobs.eta import duration_text
 from ui.jobs.job import Job
@@ -35,6 +36,10 @@ FAILED = "Ended after {made} of {total} videos: {error}"
 OUT_OF_ORDER = (
     "{fewer} computed less than {more} and took longer. An idle machine would not do that, so do not trust these "
     "times; make the sweep again."
+)
+OVER_SEEDS = (
+    "over {seeds} seeds PSNR {psnr:.1f} dB ({psnr_low:.1f} to {psnr_high:.1f}), SSIM {ssim:.3f} ({ssim_low:.3f} to "
+    "{ssim_high:.3f}), speed-up {speedup:.2f}× ({speedup_low:.2f} to {speedup_high:.2f})"
 )
 UNSURE = "The speed-up of {count} of {cells} videos is a range, because other programs were running."
 RANDOM_SEED = "New seed each time is on, so the sweep draws one seed for all its videos."
@@ -107,6 +112,7 @@ def sweep_view(job: SweepJob) -> dict[str, Any]:
             name: [[cell.row, cell.column] for cell in result.front(name)] for name in ("psnr", "ssim", "recall")
         },
         "remark": remark(result),
+        "over_seeds": [over_seeds_text(one) for one in result.over_seeds()],
         "files": {name: _file(path) for name, path in files.items() if path.is_file()},
     }
 
@@ -119,6 +125,12 @@ def remark(result: SweepResult) -> str:
         return OUT_OF_ORDER.format(fewer=fewer, more=more)
     unsure = [cell for cell in result.cells if cell.speed is not None and not cell.speed.sure]
     return UNSURE.format(count=len(unsure), cells=len(result.cells)) if unsure else ""
+
+
+def over_seeds_text(one: OverSeeds) -> str:
+    figures = {name: value for name, value in vars(one).items() if name != "setting"}
+    text = OVER_SEEDS.format(**figures)
+    return f"{one.setting}: {text}" if one.setting else text
 
 
 def progress_view(site: Site, job: SweepJob) -> dict[str, Any]:
