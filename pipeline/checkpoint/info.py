@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from bsa import BSAConfig
+from bsa.config import KNOWN_PARAMS
 from pipeline.checkpoint.adapter import read_adapter
 from pipeline.checkpoint.expected import linear_layers
 from pipeline.checkpoint.layout import CONFIGS, FASTVIDEO, Layout, layout_of
 from pipeline.checkpoint.safetensors_files import component_parameters, incomplete, open_file, read_json
 from pipeline.checkpoint.trust import check_files, check_index, check_names, check_plain
+from pipeline.checkpoint.vocabulary import Vocabulary, read_vocabulary
 from pipeline.machine.paths import expand_user, is_there
 from pipeline.request.refinement import STEPS, Clip, refined_size
+from pipeline.request.sentences import one_line
 from pipeline.request.sizes import video_size
 from pipeline.request.start import FromClip, FromFrames, FromImage, Picture, Start, stride_for
 from pipeline.request.values import read_adapters
 from pipeline.request.video import TOKEN_PIXELS, VideoRequest
+
+logger = logging.getLogger("pipeline")
+
+UNKNOWN_PARAMS = "bsa_params has unknown keys, which change nothing: {names}; known are {known}"
 
 # A small checkpoint trained for this project. It has the same parts as the one with 13.6 B parameters.
 EMBEDDED_CHECKPOINT = Path(__file__).resolve().parents[2] / "assets" / "longcat-tiny"
@@ -54,6 +62,7 @@ class CheckpointInfo:
         shift: timestep shift of the scheduler.
         loras: adapter name -> file in the folder lora/. LongCat's own are "distill" and "refine".
         linear: layer name -> outputs and inputs of the transformer's linear layers, which adapters must fit.
+        vocabulary: the words that a small checkpoint knows; None for one that understands language in general.
         layout: where the transformer lies, and under which names.
     """
 
@@ -66,6 +75,7 @@ class CheckpointInfo:
     shift: float = 12.0
     loras: Mapping[str, Path] = field(default_factory=dict)
     linear: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    vocabulary: Vocabulary | None = None
     layout: Layout = FASTVIDEO
 
     def request(self, prompt: str, **overrides: Any) -> VideoRequest:
@@ -237,6 +247,7 @@ def inspect_checkpoint(path: str | Path) -> CheckpointInfo:
         shift=_shift(configs["scheduler"], path),
         loras=_adapters(path / "lora"),
         linear=linear_layers(transformer),
+        vocabulary=read_vocabulary(path),
         defaults=LONGCAT_DEFAULTS | (read_json(generation, path) if generation.exists() else {}),
         layout=layout,
     )
@@ -275,6 +286,11 @@ def _bsa_config(transformer: dict[str, Any], file: Path) -> BSAConfig:
     try:
         if not isinstance(params, dict):
             raise ValueError(f"{params!r} is not an object")
+        if unknown := sorted(set(params) - set(KNOWN_PARAMS)):
+            names = ", ".join(one_line(name)[:80] for name in unknown[:5])
+            said = UNKNOWN_PARAMS.format(names=names, known=", ".join(KNOWN_PARAMS))
+            logger.warning("%s: %s", file, said)
+            params = {name: value for name, value in params.items() if name in KNOWN_PARAMS}
         return BSAConfig.from_bsa_params(params)
     except ValueError as error:
         if not transformer.get("enable_bsa"):

@@ -1,4 +1,4 @@
-"""Command line: ``python -m pipeline generate``, ``refine``, ``sweep``, ``info`` and ``inspect``.
+"""Command line: ``python -m pipeline generate``, ``refine``, ``sweep``, ``find``, ``info`` and ``inspect``.
 
 Exit codes: 0 done, 1 the work failed, 2 something in the input cannot be used, and as a shell has it for programs that
 a signal ended: 130 interrupted, 143 terminated, 129 the terminal closed, 141 nobody reads the output any more.
@@ -17,7 +17,6 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,6 +27,7 @@ from pipeline.cli.inspect import run_inspect
 from pipeline.cli.options import build_parser, checked_device, open_checkpoint, read_request, read_weights
 from pipeline.cli.progress import Progress
 from pipeline.cli.sweep_command import run_sweep_command
+from pipeline.estimate.choose_attention import choose_attention
 from pipeline.estimate.estimator import FILE_NAME, Estimate, Estimator
 from pipeline.machine.device import choose_device
 from pipeline.machine.memory import available_memory, out_of_memory
@@ -49,7 +49,7 @@ def run_generate(args: argparse.Namespace) -> dict[str, Any]:
     info = open_checkpoint(args.model_path, args.device, weights)
     request = read_request(args, info)
     # loading may take minutes: everything that can be found wrong is found before
-    made = [replace(request, bsa=None), request] if args.compare else [request]
+    made = [request.dense, request] if args.compare else [request]
     *_, planned = plan_to_load(info, made, weights, checked_device(args.device, weights), forward=args.forward)
     if args.compare:
         planned.work.check_comparison()
@@ -58,7 +58,7 @@ def run_generate(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--compare makes two videos, and {output} names one file; name a folder for them")
     for file in (output / "dense.mp4", output / "sparse.mp4") if args.compare else (output,):
         prepare_output(file)
-    if request.bsa is None and not args.dense:
+    if request.bsa is None and not args.dense and args.bsa is None:
         config = visible(str(info.path / info.layout.configs["transformer"]))
         print(f"BSA is off: {config} does not set enable_bsa; --sparsity 0.9375 turns it on", file=sys.stderr)
 
@@ -70,6 +70,9 @@ def run_generate(args: argparse.Namespace) -> dict[str, Any]:
         forward=args.forward,
         **weights.arguments,
     )
+    if args.bsa == "auto":
+        request = pipeline.choose_attention(request, Path("outputs") / FILE_NAME)
+        print(f"attention {request.auto}", file=sys.stderr)
     bar = Progress()
     try:
         if args.compare:
@@ -84,7 +87,7 @@ def run_generate(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_grid(args: argparse.Namespace) -> dict[str, Any]:
-    """Make the videos of a sweep and return the report."""
+    """Make the videos of a sweep or a search and return the report."""
     bar = Progress()
     try:
         return run_sweep_command(args, bar, _report_stream(args.json))
@@ -103,6 +106,8 @@ def run_info(args: argparse.Namespace) -> dict[str, Any]:
     info = open_checkpoint(args.model_path, weights=weights)
     request, device, store = read_request(args, info), choose_device("auto"), Path("outputs") / FILE_NAME
     estimator = Estimator(info, device, store, weights)
+    if args.bsa == "auto":
+        request = choose_attention(request, info.sparse, estimator.estimate, available_memory(device))
     # without an estimator: what does not fit here is described all the same, it may be meant for another machine
     work = plan(info, request, weights, device).work
     report: dict[str, Any] = {
@@ -117,6 +122,7 @@ def run_info(args: argparse.Namespace) -> dict[str, Any]:
         **({"conditioning_frames": work.conditioning} if work.conditioning else {}),
         "bsa_active": work.sparse,
         "bsa_reason": work.reason,
+        **({} if request.auto is None else {"attention": request.auto}),
     }
     if work.bsa is not None and work.blocks is not None:
         report |= {
@@ -250,6 +256,7 @@ _COMMANDS = {
     "generate": run_generate,
     "refine": run_generate,
     "sweep": run_grid,
+    "find": run_grid,
     "info": run_info,
     "inspect": lambda args: run_inspect(args, sys.stderr if args.json == "-" else sys.stdout),
 }

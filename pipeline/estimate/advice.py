@@ -64,6 +64,11 @@ def advise(
     return Advice(kind, tuple(sentences[:2]))
 
 
+def usual_kind(request: VideoRequest) -> str:
+    """What the usual rules say of BSA for a request on a machine that was not measured: "good", "neutral" or "poor"."""
+    return _by_rule(request)[0]
+
+
 def _by_rule(request: VideoRequest) -> tuple[str, list[str]]:
     side = min(request.height, request.width)
     if side >= LARGE_SIDE:
@@ -77,8 +82,7 @@ def _measured(
     request: VideoRequest, expected: float, ratio: Callable[[VideoRequest], float | None]
 ) -> tuple[str, list[str]]:
     if expected >= WORTH:
-        rule, _ = _by_rule(request)
-        return "good", [PAYS_LARGE if rule == "good" else PAYS]
+        return "good", [PAYS_LARGE if usual_kind(request) == "good" else PAYS]
     kind, sentence = ("neutral", EVEN) if expected > 1 / WORTH else ("poor", LOSES)
     frames = crossover(request, ratio)
     return kind, [sentence] if frames is None else [sentence, FROM_FRAMES.format(frames=frames)]

@@ -24,18 +24,25 @@ from pipeline.machine.measure import Clock
 from pipeline.media.clip import check_length, read_clip
 from pipeline.media.picture import read_picture, stretch
 from pipeline.model.schedule import Schedule, enhanced_schedule, refine_schedule
+from pipeline.parallel.ranks import ONE_RANK, Ranks
 from pipeline.request.refinement import latent_frames
 from pipeline.request.start import FromClip, FromFrames, FromImage, FromNoise
 from pipeline.request.video import StepUpdate, VideoRequest
 
 
 def begin(
-    model: Any, request: VideoRequest, batch: Any, on_step: Callable[[StepUpdate], None], clock: Clock
+    model: Any,
+    request: VideoRequest,
+    batch: Any,
+    on_step: Callable[[StepUpdate], None],
+    clock: Clock,
+    ranks: Ranks = ONE_RANK,
 ) -> tuple[Tensor, Schedule]:
     """Return the first latents, fp32 [1, C, T, H, W], and the timesteps and noise levels that remain to run.
 
     model: a loaded `FastVideoLongCat`. batch: its state of this generation, with the text encoded.
     on_step: called with the progress of encoding what the video begins with. clock: takes the seconds of that phase.
+    ranks: those that make the video together; all of them call this and get the same.
 
     Raises:
         ValueError: the image or clip cannot be read, or does not have the number of frames that the request expects.
@@ -48,8 +55,9 @@ def begin(
         model.set_timesteps(batch)
         timesteps = model.scheduler.timesteps
         if isinstance(start, FromClip):
-            return start_latents(model, request, start, on_step, elapsed), refine_schedule(timesteps, start.t_thresh)
-        latents = given_and_noise(model, request, start, on_step, elapsed)
+            latents = start_latents(model, request, start, on_step, elapsed, ranks)
+            return latents, refine_schedule(timesteps, start.t_thresh)
+        latents = given_and_noise(model, request, start, on_step, elapsed, ranks)
         if isinstance(start, FromFrames) and start.enhance_hf:
             return latents, enhanced_schedule(timesteps)
         return latents, Schedule(timesteps, model.scheduler.sigmas)
@@ -74,6 +82,7 @@ def given_and_noise(
     start: FromImage | FromFrames,
     on_step: Callable[[StepUpdate], None],
     elapsed: Callable[[], float],
+    ranks: Ranks,
 ) -> Tensor:
     """Encode the frames that a video begins with, and put noise behind them. Returns fp32 [1, C, T, H, W].
 
@@ -83,11 +92,13 @@ def given_and_noise(
     Raises ValueError as `given_frames` does.
     """
     on_step(StepUpdate("encode", 0, start.conditioning, elapsed()))
-    pixels = stretch(given_frames(start), request.height, request.width)
+    with ranks.together():
+        pixels = stretch(given_frames(start), request.height, request.width)
     generator = torch.Generator().manual_seed(request.seed)
     latents = torch.randn(1, model.transformer.in_channels, *request.latent_shape, generator=generator)
     on_frame = _counting(start.conditioning, on_step, elapsed)
-    latents[:, :, : start.conditioning] = model.encode(pixels, generator, on_frame)
+    strips = ranks.strips(request.latent_shape[1])
+    latents[:, :, : start.conditioning] = model.encode(pixels, generator, on_frame, strips)
     return latents
 
 
@@ -131,6 +142,7 @@ def start_latents(
     start: FromClip,
     on_step: Callable[[StepUpdate], None],
     elapsed: Callable[[], float],
+    ranks: Ranks,
 ) -> Tensor:
     """Read, enlarge, encode and noise the clip of a request. Returns fp32 [1, C, T, H, W].
 
@@ -140,15 +152,17 @@ def start_latents(
         ValueError: the clip cannot be read, or does not have the number of frames that the request expects.
     """
     on_step(StepUpdate("encode", 0, request.latent_shape[0], elapsed()))
-    frames = read_clip(start.video)
     factor = start.factor
-    if factor * len(frames) != request.num_frames:
-        raise ValueError(
-            f"the clip has {len(frames)} frames, which a refinement makes {factor * len(frames)}, and num_frames is "
-            f"{request.num_frames}; was the file replaced? Choose it again"
-        )
+    with ranks.together():
+        frames = read_clip(start.video)
+        if factor * len(frames) != request.num_frames:
+            raise ValueError(
+                f"the clip has {len(frames)} frames, which a refinement makes {factor * len(frames)}, and num_frames "
+                f"is {request.num_frames}; was the file replaced? Choose it again"
+            )
     pixels = enlarge(frames, request.num_frames, request.height, request.width)
     generator = torch.Generator().manual_seed(request.seed)
-    latents = model.encode(pixels, generator, _counting(request.latent_shape[0], on_step, elapsed))
+    on_frame = _counting(request.latent_shape[0], on_step, elapsed)
+    latents = model.encode(pixels, generator, on_frame, ranks.strips(request.latent_shape[1]))
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     return noised(latents, noise, start.t_thresh)

@@ -7,6 +7,7 @@ state is touched.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ class AttentionRecorder:
         stored_bytes: int = STORED_BYTES,
         steps: int | None = None,
         block_order: bool = False,
+        heads: tuple[int, slice] | None = None,
     ) -> None:
         """Prepare a record.
 
@@ -47,6 +49,7 @@ class AttentionRecorder:
         stored_bytes: bound on the stored selections.
         steps: steps that will run; None for the request's number.
         block_order: whether queries and keys come in block order instead of raster order.
+        heads: the number of all heads, and those that come here; None if all do.
         """
         assert request.bsa is not None
         self._request = request
@@ -55,6 +58,7 @@ class AttentionRecorder:
         self._stored_bytes = stored_bytes
         self._q_layout = BlockLayout(request.grid, request.bsa.chunk_q)
         self._k_layout = BlockLayout(request.grid, request.bsa.chunk_k)
+        self._heads = heads
         self._calls = 0
         self._spans: list[tuple[int, Any, Any]] = []  # step, and the marks at both ends of a call
 
@@ -68,7 +72,7 @@ class AttentionRecorder:
         step, layer = divmod(self._calls, self._shape[1])
         self._calls += 1
         q, k, selection = q[-1], k[-1], BlockSelection(selection.indices[-1], selection.counts[-1])
-        self._density[step, layer] = token_density(selection, self._q_layout, self._k_layout)
+        self._density[step, layer, self._own] = token_density(selection, self._q_layout, self._k_layout)
         random = np.random.default_rng((step, layer))
         others = self._all_heads
         if step in self._sampled.steps and layer in self._sampled.layers:
@@ -107,7 +111,8 @@ class AttentionRecorder:
         )
 
     def _allocate(self, q: Tensor) -> None:
-        device, heads = q.device, q.shape[1]
+        device, (heads, own) = q.device, self._heads or (q.shape[1], slice(0, q.shape[1]))
+        self._own = own
         q_blocks, k_blocks = self._q_layout.blocks.volume, self._k_layout.blocks.volume
         width = -(-k_blocks // 8)
         self._sampled = Sampled.within(*self._shape, heads, self._stored_bytes // (q_blocks * width))
@@ -117,9 +122,12 @@ class AttentionRecorder:
         self._block_recall = torch.full((*stored, q_blocks), float("nan"), device=device)
         self._recall = torch.full((*self._shape, heads), float("nan"), device=device)
         self._density = torch.zeros(*self._shape, heads, device=device)
-        self._all_heads = torch.arange(heads, device=device)
-        self._stored_heads = torch.tensor(self._sampled.heads, dtype=torch.long, device=device)
-        others = sorted(set(range(heads)) - set(self._sampled.heads))
+        here = range(heads)[own]
+        self._all_heads = torch.arange(own.start, own.stop, device=device)
+        self._rows = [row for row, head in enumerate(self._sampled.heads) if head in here]
+        here_stored = [self._sampled.heads[row] for row in self._rows]
+        self._stored_heads = torch.tensor(here_stored, dtype=torch.long, device=device)
+        others = sorted(set(here) - set(here_stored))
         self._other_heads = torch.tensor(others, dtype=torch.long, device=device)
         self._bits = 2 ** torch.arange(8, dtype=torch.uint8, device=device)
         self._key_block = self._k_layout.block_of_token(device)
@@ -134,15 +142,16 @@ class AttentionRecorder:
 
     def _store(self, step, layer, q, k, selection, random) -> None:
         place = self._sampled.steps.index(step), self._sampled.layers.index(layer)
-        for row, head in enumerate(self._sampled.heads):
-            mask = _part(selection, head).mask(self._k_layout.blocks.volume)
+        for row in self._rows:
+            mask = _part(selection, self._sampled.heads[row] - self._own.start).mask(self._k_layout.blocks.volume)
             bits = torch.nn.functional.pad(mask, (0, -mask.shape[-1] % 8)).unflatten(-1, (-1, 8))
             packed = (bits.byte() * self._bits).sum(-1, dtype=torch.uint8)
             self._selections[(*place, row)].copy_(packed, non_blocking=True)
         count = self._q_layout.blocks.volume
         blocks = np.linspace(0, count - 1, min(count, MANY_BLOCKS)).round().astype(int)
         mass, weights = self._mass(q, k, selection, self._stored_heads, blocks, random)
-        self._block_recall[place].index_copy_(1, _upload(blocks, q.device), mass)
+        rows = torch.tensor(self._rows, dtype=torch.long).to(q.device, non_blocking=True)
+        self._block_recall[place][rows[:, None], _upload(blocks, q.device)] = mass
         self._recall[step, layer].index_copy_(0, self._stored_heads, mass @ weights)
 
     def _mass(self, q, k, selection, heads, blocks, random) -> tuple[Tensor, Tensor]:
@@ -156,6 +165,7 @@ class AttentionRecorder:
         together = max(1, WORKING_BYTES // (min(step, len(tokens)) * per_row + k[0].numel() * 4))
         mass = []
         for some in heads.split(together):
+            some = some - self._own.start
             keys = k[some].float().mT
             parts = []
             for token, row in zip(tokens.split(step), rows.split(step)):
@@ -165,6 +175,24 @@ class AttentionRecorder:
                 parts.append((probabilities * mask[..., self._key_block]).sum(-1))
             mass.append(torch.cat(parts, dim=-1))
         return torch.cat(mass), _upload((sizes / sizes.sum()).astype(np.float32), q.device)
+
+
+def joined(records: list[AttentionRecord]) -> AttentionRecord:
+    """One record of the heads that several recorders got of the same generation. They may share no head."""
+    whole = records[0]
+    for other in records[1:]:
+        recall, block_recall = (
+            np.where(np.isnan(mine), theirs, mine)
+            for mine, theirs in ((whole.recall, other.recall), (whole.block_recall, other.block_recall))
+        )
+        whole = replace(
+            whole,
+            selections=whole.selections | other.selections,
+            density=whole.density + other.density,
+            recall=recall,
+            block_recall=block_recall,
+        )
+    return whole
 
 
 def _part(selection: BlockSelection, chosen: Any) -> BlockSelection:

@@ -106,7 +106,8 @@ def python_code(
     """A Python program that makes `request` again, bit for bit on the same kind of device."""
     path = "" if model_path == EMBEDDED_CHECKPOINT else f"{str(model_path)!r}, "
     kept = "".join(f", {name}={value!r}" for name, value in weights.arguments.items())
-    values = ((field.name, getattr(request, field.name)) for field in fields(request))
+    # the attention is named, so who chose it is of no account
+    values = ((field.name, getattr(request, field.name)) for field in fields(request) if field.name != "auto")
     settings = "".join(f"    {name}={_literal(value)},\n" for name, value in values)
     if compare:
         run, name = (

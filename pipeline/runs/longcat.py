@@ -19,11 +19,13 @@ from torch import Tensor
 
 from pipeline.checkpoint.info import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
 from pipeline.checkpoint.yardstick import read_yardstick
+from pipeline.estimate.calibrate import measure
+from pipeline.estimate.choose_attention import choose_attention
 from pipeline.estimate.estimator import Estimator
-from pipeline.machine.device import choose_device
+from pipeline.machine.device import rank_devices
 from pipeline.machine.measure import Clock, PeakMemory
 from pipeline.machine.memory import available_memory, held_memory
-from pipeline.media.attention_record import record_path
+from pipeline.media.attention_record import AttentionRecord, record_path
 from pipeline.media.comment import describe
 from pipeline.media.write import prepare_output, write_video
 from pipeline.model.begin import begin
@@ -31,17 +33,20 @@ from pipeline.model.content import Contents, read_contents
 from pipeline.model.denoising import check_finite, denoise
 from pipeline.model.forward import trim_text
 from pipeline.model.preview import LatentColours
-from pipeline.model.recorder import AttentionRecorder
+from pipeline.model.recorder import AttentionRecorder, joined
 from pipeline.model.run_forward import forward_for, keep_conditioning, warm_up
 from pipeline.model.self_attention import attention_for
 from pipeline.model.work_timer import WorkTimer
+from pipeline.parallel.launch import Place
+from pipeline.parallel.ranks import Ranks
 from pipeline.request.choose_forward import checked_forward
 from pipeline.request.generator import OnStep
 from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.result import VideoResult
 from pipeline.request.timing import reference_steps
-from pipeline.request.video import MAX_PROMPT_TOKENS, StepUpdate, VideoRequest
+from pipeline.request.video import LATENT_PIXELS, MAX_PROMPT_TOKENS, StepUpdate, VideoRequest
 from pipeline.runs.plan import Plan, plan
+from pipeline.runs.team import Team
 from pipeline.weights.fp8 import check_device
 
 logger = logging.getLogger("pipeline")
@@ -54,6 +59,7 @@ class LongCatPipeline:
         (see `pipeline.media.attention_record`). May be set at any time; changes no video, and its time is not counted.
     forward: "plain", "fast" or "auto", see `choose_forward`. May be set at any time.
     weights: how those of the model are kept.
+    team: the ranks that make each video together.
     """
 
     def __init__(
@@ -65,6 +71,7 @@ class LongCatPipeline:
         record: bool = False,
         forward: str = "auto",
         weights: LoadOptions = AS_STORED,
+        team: Team | None = None,
         contents: Contents | None = None,
     ) -> None:
         self.info = info
@@ -74,6 +81,7 @@ class LongCatPipeline:
         self.weights = weights
         self._model = model
         self._colours = colours
+        self._team = team or Team(None, 1, {})
         self._lock = threading.Lock()
         self._contents = contents
         self._yardstick = read_yardstick(info.path)
@@ -91,8 +99,11 @@ class LongCatPipeline:
         forward: str = "auto",
         quantization: str | None = None,
         offload: bool = False,
+        gpus: int = 1,
     ) -> LongCatPipeline:
         """Load the checkpoint folder `path`.
+
+        Under torchrun this returns on rank 0 only; the others serve it until it ends, and then leave the program.
 
         Args:
             device: "auto" (CUDA where there is a GPU), "cpu", "cuda" or "cuda:N".
@@ -102,19 +113,24 @@ class LongCatPipeline:
                 changes the videos; on CUDA from compute capability 8.9 on.
             offload: keep the transformer's blocks and the text encoder in host memory, from where they visit the GPU
                 for their turn; changes no video. On the CPU it saves nothing.
-                Both need the fast forward.
+            gpus: number of GPUs that make each video together, from the chosen one on; under torchrun its processes.
+                Each loads the weights.
+                These three need the fast forward.
 
         Raises:
             ValueError: the folder is not a complete LongCat checkpoint, the device does not exist or cannot run such
                 weights, or its memory or the host's cannot hold them.
-            RuntimeError: the installed FastVideo is not the expected one.
+            RuntimeError: the installed FastVideo is not the expected one, or another rank could not load.
         """
         say = on_message or (lambda message: None)
-        weights = LoadOptions(quantization, offload)
+        place = Place.given()
+        if place is not None and gpus not in (1, place.size):
+            raise ValueError(f"{place.size} processes were started, and gpus is {gpus}; leave gpus out")
+        weights = LoadOptions(quantization, offload, gpus if place is None else place.size)
         weights.check_forward(checked_forward(forward))
         info = inspect_checkpoint(path)
         colours = LatentColours.from_config(info.defaults)
-        chosen = choose_device(device)
+        chosen = rank_devices(device, weights.gpus)[0 if place is None else place.rank]
         if weights.quantization is not None and chosen.type == "cuda":
             check_device(chosen)
         Estimator(info, chosen, weights=weights).check_load()
@@ -123,14 +139,21 @@ class LongCatPipeline:
 
         kept = f" with {weights}" if weights else ""
         say(f"Loading {info.name} ({info.parameters / 1e6:,.1f} M parameters) to {chosen}{kept}")
-        model = FastVideoLongCat(info.path.resolve(), chosen, info.loras, weights)
+        arguments = {"path": str(info.path.resolve()), "device": device, **weights.of_one.arguments}
+        team = Team(place, weights.gpus, arguments)
+        model = FastVideoLongCat(info.path.resolve(), chosen, info.loras, weights.of_one, reads_text=team.rank == 0)
         if colours is None:
             # no colours stored with the checkpoint: measure them on its own VAE
             colours = LatentColours.fit(model.decode_frame, model.transformer.in_channels, chosen)
         logger.info("Loaded %s (%s transformer parameters) to %s", info.name, f"{info.parameters:,}", chosen)
         padding = "attended to, as zeros" if model.zero_text_padding else "masked"
         logger.info("The padding of prompts is %s (text_tokens_zero_pad)", padding)
-        return cls(info, chosen, model, colours, record, forward, weights, read_contents(info.path))
+        pipeline = cls(info, chosen, model, colours, record, forward, weights, team, read_contents(info.path))
+        if team.rank > 0:
+            team.follow(chosen, pipeline._follow)
+            raise SystemExit(0)
+        team.form(chosen)
+        return pipeline
 
     def generate(
         self, request: VideoRequest, on_step: OnStep | None = None, output: Path | str | None = None
@@ -157,13 +180,36 @@ class LongCatPipeline:
         output = prepare_output(output)
         with self._lock:
             self._check_tokens(request)
-            return self._generate(self.plan(request), on_step or (lambda update: None), output)
+            plan = self.plan(request)
+            warm = self._kind(plan) in self._warm
+            with self._team.job(self.device, (plan, self.record, warm)) as ranks:
+                made = self._generate(plan, on_step or (lambda update: None), output, ranks, self.record, warm)
+            assert made is not None  # this is rank 0
+            return made
+
+    def _follow(self, ranks: Ranks, job: tuple[Plan, bool, bool]) -> None:
+        """Do this rank's part of a job of rank 0."""
+        plan, record, warm = job
+        self._generate(plan, lambda update: None, Path(), ranks, record, warm)
 
     def plan(self, request: VideoRequest) -> Plan:
         """The plan that `generate` will follow. Raises ValueError if it would refuse the request."""
         room = available_memory(self.device) + held_memory(self.device)
         estimator, forward = self._estimator, self.forward
         return plan(self.info, request, self.weights, self.device, forward=forward, estimator=estimator, available=room)
+
+    def choose_attention(self, request: VideoRequest, store: Path | None = None) -> VideoRequest:
+        """The request with the attention that suits it on this machine, dense or sparse; its `auto` says why.
+
+        A machine that was never measured is measured first, for about three seconds.
+
+        store: JSON file with the measurements of earlier runs; None for those of this pipeline alone.
+        """
+        estimator = self._estimator if store is None else Estimator(self.info, self.device, store, self.weights)
+        if not estimator.calibrated:
+            estimator.calibrate(measure(self))
+        room = available_memory(self.device) + held_memory(self.device)
+        return choose_attention(request, self.info.sparse, estimator.estimate, room)
 
     def _check_tokens(self, request: VideoRequest) -> None:
         for label, text in (("prompt", request.prompt), ("negative prompt", request.negative_prompt)):
@@ -180,7 +226,15 @@ class LongCatPipeline:
         with self._lock:
             yield self._model
 
-    def _generate(self, plan: Plan, on_step: OnStep, output: Path) -> tuple[VideoResult, np.ndarray]:
+    def _generate(
+        self, plan: Plan, told: OnStep, output: Path, ranks: Ranks, record: bool, warm: bool
+    ) -> tuple[VideoResult, np.ndarray] | None:
+        """Make the video together with the other ranks. Rank 0 writes it and returns it. warm: whether its like ran."""
+
+        def on_step(update: StepUpdate) -> None:
+            with ranks.together():
+                told(update)
+
         model, request, work = self._model, plan.request, plan.work
         if work.bsa is not None:
             logger.info("Enabling Block Sparse Attention (BSA) for LongCat transformer")
@@ -189,44 +243,55 @@ class LongCatPipeline:
             logger.info("Block Sparse Attention (BSA) is not used: %s", work.reason)
         logger.info("The %s forward runs because %s", *plan.forward)
         # A sparse video that follows its dense one is compared with it: some dense passes are timed beside its steps.
-        compared = work.sparse and replace(request, bsa=None) == self._last_dense
+        compared = work.sparse and request.dense == self._last_dense
         if not work.sparse:
-            self._last_dense = request
-        model.lora.use(request.lora)
-        self._warm_up(plan)
+            self._last_dense = request.dense
+        with ranks.together():
+            model.lora.use(request.lora)
+        if not warm:
+            self._warm_up(plan, ranks)
         clock = Clock(self.device)
         with PeakMemory(self.device) as peak, torch.no_grad():
             with clock.phase("text") as elapsed:
                 on_step(StepUpdate("text", 0, 1, elapsed()))
                 batch = model.start(request)
-                encoded = model.encode_text(batch)
-                text, mask = encoded.states, encoded.mask
-                if not model.zero_text_padding:
-                    text, mask = trim_text(text, mask)
+
+                def encode() -> tuple[Tensor, Tensor | None]:
+                    encoded = model.encode_text(batch)
+                    text, mask = encoded.states, encoded.mask
+                    return (text, mask) if model.zero_text_padding else trim_text(text, mask)
+
+                text, mask = ranks.once(encode)
+                assert text is not None  # only the mask may be
                 on_step(StepUpdate("text", 1, 1, elapsed()))
 
-            latents, schedule = begin(model, request, batch, on_step, clock)
+            latents, schedule = begin(model, request, batch, on_step, clock, ranks)
             latents, cache = latents.to(self.device), None
-            check_finite(latents, "the start", request.lora)
+            with ranks.together():
+                check_finite(latents, "the start", request.lora)
             layers, steps = len(model.transformer.blocks), len(schedule.timesteps)
             recorder = None
-            if self.record and work.sparse:
-                recorder = AttentionRecorder(request, layers, steps=steps, block_order=plan.forward.name == "fast")
+            if record and work.sparse and ranks.has_last_row(work.rows):
+                heads = model.transformer.blocks[0].self_attn.num_heads
+                own = heads, ranks.sequence(work.rows).share(work.grid.volume, heads).heads
+                ordered = plan.forward.name == "fast"
+                recorder = AttentionRecorder(request, layers, steps=steps, block_order=ordered, heads=own)
             attention = attention_for(work, recorder)
             with clock.phase("denoise") as elapsed:
 
                 def on_denoise(done: int, total: int, clean: Tensor | None) -> None:
-                    if clean is not None:
-                        check_finite(clean, f"step {done} of {total}", request.lora)
-                    on_step(StepUpdate("denoise", done, total, elapsed(), self._preview(clean)))
+                    with ranks.together():
+                        if clean is not None:
+                            check_finite(clean, f"step {done} of {total}", request.lora)
+                        told(StepUpdate("denoise", done, total, elapsed(), self._preview(clean)))
 
                 if work.cached:
                     given, on_host = latents[:, :, : work.conditioning].to(model.dtype), request.start.kv_on_host
-                    cache = keep_conditioning(plan.forward, model, work, given, text, mask, on_host)
-                run, beside = forward_for(plan.forward, model, work, attention, cache), None
+                    cache = keep_conditioning(plan.forward, model, work, given, text, mask, on_host, ranks)
+                run, beside = forward_for(plan.forward, model, work, attention, cache, ranks), None
                 if compared:
                     dense = work.as_dense()
-                    beside = forward_for(plan.forward, model, dense, attention_for(dense), cache)
+                    beside = forward_for(plan.forward, model, dense, attention_for(dense), cache, ranks)
                 timer = WorkTimer(self.device)
                 latents = denoise(
                     timer.each(run, beside, reference_steps(steps)),
@@ -242,12 +307,20 @@ class LongCatPipeline:
                 )
             del cache
 
-            clock.leave_out("denoise", timer.reference_seconds() + (0.0 if recorder is None else recorder.seconds()))
+            if compared or (record and work.sparse):
+                recording = 0.0 if recorder is None else recorder.seconds()
+                clock.leave_out("denoise", ranks.largest(timer.reference_seconds() + recording))
 
             with clock.phase("decode") as elapsed, timer.decoding():
-                frames = self._decode(batch, latents, on_step, elapsed)
+                frames = self._decode(batch, latents, on_step, elapsed, ranks)
 
+        attention.share(ranks)
+        peak_memory = int(ranks.largest(peak.bytes))
         timing = timer.timing(work, layers, None if recorder is None else recorder.work())
+        records = ranks.collect(None if recorder is None else recorder.record({}))
+        ranks.done()
+        if ranks.rank > 0:
+            return None
         density, versions = attention.density(), _versions(self.device) | self.weights.versions
         if plan.forward.name != "plain":
             versions["forward"] = plan.forward.name  # the same video up to rounding, but not bit for bit
@@ -257,7 +330,7 @@ class LongCatPipeline:
             request=request,
             video=output,
             seconds=clock.seconds(),
-            peak_memory=peak.bytes,
+            peak_memory=peak_memory,
             peak_memory_label=peak.label,
             density=density,
             blocks_kept=attention.blocks_kept(),
@@ -269,31 +342,35 @@ class LongCatPipeline:
             shows=None if self._contents is None else self._contents.of(request.prompt, frames),
             yardstick=None if self._yardstick is None else self._yardstick.for_request(request),
         )
-        if recorder is not None:
-            self._write_record(recorder, output, versions)
+        if parts := [part for part in records if part is not None]:
+            self._write_record(replace(joined(parts), versions=versions), output)
         return result, frames
 
     @staticmethod
-    def _write_record(recorder: AttentionRecorder, output: Path, versions: dict[str, str]) -> None:
+    def _write_record(record: AttentionRecord, output: Path) -> None:
         path = record_path(output)
         try:
-            recorder.record(versions).save(path)
+            record.save(path)
         except OSError as error:
             # the video is made and written: a disk that filled up now is no reason to lose it
             logger.warning("The attention record %s could not be written: %s", path, error)
 
-    def _warm_up(self, plan: Plan) -> None:
+    @staticmethod
+    def _kind(plan: Plan) -> tuple:
+        work = plan.work
+        return work.grid, work.conditioning, work.cached, work.bsa, work.rows, plan.forward.name
+
+    def _warm_up(self, plan: Plan, ranks: Ranks) -> None:
         """Run what is new about a request once before the clock starts.
 
         Otherwise the first of two compared runs would carry a cost that none after it has.
         """
-        work = plan.work
-        kind = (work.grid, work.conditioning, work.cached, work.bsa, work.rows, plan.forward.name)
-        if kind not in self._warm:
-            warm_up(plan.forward, self._model, work, self.device)
-            self._warm.add(kind)
+        warm_up(plan.forward, self._model, plan.work, self.device, ranks)
+        self._warm.add(self._kind(plan))
 
-    def _decode(self, batch: Any, latents: Tensor, on_step: OnStep, elapsed: Callable[[], float]) -> np.ndarray:
+    def _decode(
+        self, batch: Any, latents: Tensor, on_step: OnStep, elapsed: Callable[[], float], ranks: Ranks
+    ) -> np.ndarray:
         total = latents.shape[2]
         done = 0
 
@@ -303,11 +380,18 @@ class LongCatPipeline:
             on_step(StepUpdate("decode", done, total, elapsed()))
 
         on_step(StepUpdate("decode", 0, total, elapsed()))
-        pixels = self._model.decode(batch, latents, on_frame)[0]
-        return (pixels * 255).round().byte().permute(1, 2, 3, 0).cpu().numpy()
+        strips = ranks.strips(latents.shape[3])
+        pixels = self._model.decode(batch, latents, on_frame, strips, ranks.together)[0]
+        frames = (pixels * 255).round().byte().permute(1, 2, 3, 0)
+        return (frames if strips is None else strips.gather(frames, LATENT_PIXELS, axis=1)).cpu().numpy()
 
     def _preview(self, clean: Tensor | None) -> Callable[[], np.ndarray] | None:
         return None if clean is None else partial(self._colours, clean)
+
+
+def load_rank(**arguments: Any) -> None:
+    """The program of a process that `Team` starts: load the checkpoint, and serve rank 0 until it ends."""
+    LongCatPipeline.load(**arguments)
 
 
 def _versions(device: torch.device) -> dict[str, str]:

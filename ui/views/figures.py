@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from html import escape
 from typing import NamedTuple
 
 from pipeline import Comparison
@@ -40,15 +39,6 @@ def speed_figure(speed: Speed) -> Figure:
         return Figure(times(speed), SPEEDUP, HOW.format(clock=speed.clock))
     doubts = "; ".join(speed.doubts)
     return Figure(times(speed), NOT_SURE, IN_DOUBT.format(doubts=doubts[:1].upper() + doubts[1:]), sure=False)
-
-
-def figures_html(comparison: Comparison) -> str:
-    items = [
-        f'<li data-sure="{str(one.sure).lower()}"><b>{escape(one.value)}</b><span>{escape(one.name)}</span>'
-        f"<small>{escape(one.hint)}</small></li>"
-        for one in figures(comparison)
-    ]
-    return f'<ul class="figures">{"".join(items)}</ul>'
 
 
 def times(speed: Speed) -> str:

@@ -1,4 +1,4 @@
-"""Shows the measurements of a run as headline figures and a table."""
+"""Shows the measurements of a run: how alike its two videos are, and a table."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from collections.abc import Mapping
 from html import escape
 
 from pipeline import Comparison, FromClip, VideoResult
-from ui.views.figures import figures_html, gibibytes, seconds
+from ui.form.read import page_sentence
+from ui.views.figures import gibibytes, seconds
 from ui.views.likeness import likeness_html
 
 TITLES = {"dense": "Dense", "sparse": "Sparse (BSA)"}
 
 REFINED = "{clip}, from noise level {level:g} of a schedule of {steps} steps"
-NOTHING_YET = '<p class="report-empty">Times, memory, kept blocks and the similarity of the two videos appear here.</p>'
+NOTHING_YET = '<p class="report-empty">Times, memory and kept blocks appear here.</p>'
 
 
-def report_panel(results: Mapping[str, VideoResult], comparison: Comparison | None) -> str:
-    """HTML with the figures of the comparison and, below them, a table with one column per finished video."""
+def report_panel(results: Mapping[str, VideoResult], comparison: Comparison | None = None) -> str:
+    """HTML of the likeness of two compared videos, and a table with one column per finished video."""
     if not results:
         return NOTHING_YET
     head = "".join(f'<th scope="col" data-arm="{arm}"><span class="dot"></span>{TITLES[arm]}</th>' for arm in results)
@@ -24,9 +25,9 @@ def report_panel(results: Mapping[str, VideoResult], comparison: Comparison | No
         f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>'
         for name, cells in table_rows(results)
     )
-    figures = "" if comparison is None else figures_html(comparison) + likeness_html(comparison)
     head = f'<tr><th scope="col"><span class="sr">Measure</span></th>{head}</tr>'
-    return f'<div class="report">{figures}<table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
+    likeness = "" if comparison is None else likeness_html(comparison)
+    return f'<div class="report">{likeness}<table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
 
 
 def table_rows(results: Mapping[str, VideoResult]) -> list[tuple[str, list[str]]]:
@@ -37,6 +38,7 @@ def table_rows(results: Mapping[str, VideoResult]) -> list[tuple[str, list[str]]
     encoded = [video.seconds["encode"] for video in videos if "encode" in video.seconds]
     adapters = [video.request.lora for video in videos if video.request.lora]
     refined = [text for text in map(_refined, videos) if text]
+    chosen = [page_sentence(video.request.auto) for video in videos if video.request.auto]
     return [
         ("Text encoding", [seconds(video.seconds["text"]) for video in videos]),
         *([("Clip encoding", list(map(seconds, encoded)))] if encoded else []),
@@ -47,6 +49,7 @@ def table_rows(results: Mapping[str, VideoResult]) -> list[tuple[str, list[str]]
         ("Key blocks kept per query block", [_kept(video) for video in videos]),
         ("Share of query-key pairs computed", [f"{video.density:.1%}" for video in videos]),
         ("BSA active", [f"{'yes' if video.bsa_active else 'no'}: {video.bsa_reason}" for video in videos]),
+        *([("Attention chosen", chosen)] if chosen else []),
         ("Video", [_clip(video) for video in videos]),
         ("Seed", [str(video.request.seed) for video in videos]),
         *([("Adapter (LoRA)", adapters)] if adapters else []),
