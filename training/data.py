@@ -130,7 +130,8 @@ def make_pool(
     """
     rng = random.Random(seed)
     mean, std = (s.view(1, -1, 1, 1, 1) for s in statistics)
-    latents, ids, masks, least = [], [], [], []
+    latents, ids, masks = [], [], []
+    least: list[int] = []
     for _ in range(count // batch):
         scenes = sample_training_scenes(rng, batch, mix)
         starts, needed = zip(*(draw_start(rng, scene, late) for scene in scenes), strict=True)
@@ -148,11 +149,8 @@ def make_pool(
     order = torch.tensor(least).argsort(stable=True)
     z = torch.cat(latents)
     del latents
-    return Pool(
-        z[order.to(device)],
-        *(torch.cat(rows)[order].to(device) for rows in (ids, masks)),
-        torch.tensor(least)[order],
-    )
+    all_ids, all_masks = (torch.cat(rows)[order].to(device) for rows in (ids, masks))
+    return Pool(z[order.to(device)], all_ids, all_masks, torch.tensor(least)[order])
 
 
 def open_pool(args, tokenizer, on_batch: Callable[[list[Scene], Tensor], None] | None = None) -> Pool:
