@@ -1,4 +1,4 @@
-"""Command line: ``python -m pipeline generate``, ``refine``, ``sweep``, ``info`` and ``inspect``.
+"""Command line: ``python -m pipeline generate``, ``refine``, ``sweep``, ``find``, ``info`` and ``inspect``.
 
 Exit codes: 0 done, 1 the work failed, 2 something in the input cannot be used, and as a shell has it for programs that
 a signal ended: 130 interrupted, 143 terminated, 129 the terminal closed, 141 nobody reads the output any more.
@@ -17,7 +17,6 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,8 +24,12 @@ import torch
 from tqdm import tqdm
 
 from pipeline.cli.inspect import run_inspect
+from pipeline.cli.long_command import run_long_command
 from pipeline.cli.options import build_parser, checked_device, open_checkpoint, read_request, read_weights
+from pipeline.cli.progress import Progress
 from pipeline.cli.sweep_command import run_sweep_command
+from pipeline.cli.tasks import chosen_task
+from pipeline.estimate.choose_attention import choose_attention
 from pipeline.estimate.estimator import FILE_NAME, Estimate, Estimator
 from pipeline.machine.device import choose_device
 from pipeline.machine.memory import available_memory, out_of_memory
@@ -35,41 +38,22 @@ from pipeline.machine.whole_files import write_whole
 from pipeline.media.write import prepare_output
 from pipeline.request.result import Comparison, VideoResult
 from pipeline.request.sentences import VisibleFormatter, one_line, visible
-from pipeline.request.video import Cancelled, StepUpdate
+from pipeline.request.video import Cancelled
 from pipeline.runs.compare import compare
 from pipeline.runs.longcat import LongCatPipeline
 from pipeline.runs.plan import plan, plan_to_load
 
 
-class _Bar:
-    """One tqdm bar per phase, driven by the true steps."""
-
-    def __init__(self) -> None:
-        self._bar: tqdm | None = None
-
-    def __call__(self, update: StepUpdate) -> None:
-        if update.step == 0 or self._bar is None:
-            self.close()
-            labels = {"text": "Text", "encode": "Encode", "denoise": "Denoise", "decode": "Decode"}
-            self._bar = tqdm(total=update.total, desc=labels[update.phase], unit="step", file=sys.stderr)
-        self._bar.update(update.step - self._bar.n)
-        if update.step == update.total:
-            self.close()
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-
 def run_generate(args: argparse.Namespace) -> dict[str, Any]:
-    """Make or refine the video (or both) and return the report."""
+    """Make or refine the video (or both, or many in a row) and return the report."""
+    if args.command == "generate" and chosen_task(args) == "long":
+        return _run_long(args)
     weights = read_weights(args)
     weights.check_forward(args.forward)
     info = open_checkpoint(args.model_path, args.device, weights)
     request = read_request(args, info)
     # loading may take minutes: everything that can be found wrong is found before
-    made = [replace(request, bsa=None), request] if args.compare else [request]
+    made = [request.dense, request] if args.compare else [request]
     *_, planned = plan_to_load(info, made, weights, checked_device(args.device, weights), forward=args.forward)
     if args.compare:
         planned.work.check_comparison()
@@ -78,7 +62,7 @@ def run_generate(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--compare makes two videos, and {output} names one file; name a folder for them")
     for file in (output / "dense.mp4", output / "sparse.mp4") if args.compare else (output,):
         prepare_output(file)
-    if request.bsa is None and not args.dense:
+    if request.bsa is None and not args.dense and args.bsa is None:
         config = visible(str(info.path / info.layout.configs["transformer"]))
         print(f"BSA is off: {config} does not set enable_bsa; --sparsity 0.9375 turns it on", file=sys.stderr)
 
@@ -90,7 +74,10 @@ def run_generate(args: argparse.Namespace) -> dict[str, Any]:
         forward=args.forward,
         **weights.arguments,
     )
-    bar = _Bar()
+    if args.bsa == "auto":
+        request = pipeline.choose_attention(request, Path("outputs") / FILE_NAME)
+        print(f"attention {request.auto}", file=sys.stderr)
+    bar = Progress()
     try:
         if args.compare:
             comparison = compare(pipeline, request, bar, output)
@@ -103,9 +90,17 @@ def run_generate(args: argparse.Namespace) -> dict[str, Any]:
         bar.close()
 
 
+def _run_long(args: argparse.Namespace) -> dict[str, Any]:
+    bar = Progress()
+    try:
+        return run_long_command(args, bar, args.output or _new_name(args.seed, ""), _report_stream(args.json))
+    finally:
+        bar.close()
+
+
 def run_grid(args: argparse.Namespace) -> dict[str, Any]:
-    """Make the videos of a sweep and return the report."""
-    bar = _Bar()
+    """Make the videos of a sweep or a search and return the report."""
+    bar = Progress()
     try:
         return run_sweep_command(args, bar, _report_stream(args.json))
     finally:
@@ -123,6 +118,8 @@ def run_info(args: argparse.Namespace) -> dict[str, Any]:
     info = open_checkpoint(args.model_path, weights=weights)
     request, device, store = read_request(args, info), choose_device("auto"), Path("outputs") / FILE_NAME
     estimator = Estimator(info, device, store, weights)
+    if args.bsa == "auto":
+        request = choose_attention(request, info.sparse, estimator.estimate, available_memory(device))
     # without an estimator: what does not fit here is described all the same, it may be meant for another machine
     work = plan(info, request, weights, device).work
     report: dict[str, Any] = {
@@ -137,6 +134,7 @@ def run_info(args: argparse.Namespace) -> dict[str, Any]:
         **({"conditioning_frames": work.conditioning} if work.conditioning else {}),
         "bsa_active": work.sparse,
         "bsa_reason": work.reason,
+        **({} if request.auto is None else {"attention": request.auto}),
     }
     if work.bsa is not None and work.blocks is not None:
         report |= {
@@ -190,7 +188,11 @@ def _print_comparison(comparison: Comparison, json_target: str | None) -> None:
     for result in (comparison.dense, comparison.sparse):
         _print_result(result, json_target)
     similarity = f"PSNR {comparison.psnr:.2f} dB, SSIM {comparison.ssim:.4f} to dense"
-    print(f"speed-up  {comparison.speedup:.2f}x denoising; {similarity}", file=_report_stream(json_target))
+    speed = comparison.speed
+    figure = f"{speed.ratio:.2f}x" if speed.sure else f"{speed.low:.1f} to {speed.high:.1f}x"
+    print(f"speed-up  {figure} denoising ({speed.clock}); {similarity}", file=_report_stream(json_target))
+    for doubt in speed.doubts:
+        print(f"in doubt  {doubt}", file=_report_stream(json_target))
 
 
 def _report_stream(json_target: str | None) -> TextIO:
@@ -266,6 +268,7 @@ _COMMANDS = {
     "generate": run_generate,
     "refine": run_generate,
     "sweep": run_grid,
+    "find": run_grid,
     "info": run_info,
     "inspect": lambda args: run_inspect(args, sys.stderr if args.json == "-" else sys.stdout),
 }

@@ -104,7 +104,7 @@ class AttentionRecord:
         return self.block_recall[place[0], place[1], :, query_block]
 
     def summary(self) -> dict[str, Any]:
-        """Mean recall and density per layer, per step and overall, as values for JSON."""
+        """Mean recall and density, overall, per layer, per step, and as [layers][steps], as values for JSON."""
         means = {"recall": np.nanmean, "density": np.mean}
         report: dict[str, Any] = {
             "grid": list(self.grid),
@@ -118,6 +118,7 @@ class AttentionRecord:
             report[name] = float(mean(values))
             report[f"{name}_by_layer"] = mean(values, axis=(0, 2)).tolist()
             report[f"{name}_by_step"] = mean(values, axis=(1, 2)).tolist()
+            report[f"{name}_by_layer_and_step"] = mean(values, axis=2).T.tolist()
         return report
 
     def save(self, path: Path) -> None:

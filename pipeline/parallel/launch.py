@@ -127,6 +127,7 @@ class Followers:
                 command,
                 env=os.environ | self._environment(rank),
                 stdin=subprocess.DEVNULL,
+                stdout=sys.__stderr__,  # a report may go to this process's standard output
                 start_new_session=True,  # Ctrl-C is for this process, which ends them
             )
             for rank in range(1, size)
@@ -159,20 +160,31 @@ class Followers:
 
     def _watch(self) -> None:
         while not self._closed.wait(WATCH_SECONDS):
-            gone = {rank: process.poll() for rank, process in self._processes.items()}
-            for rank, code in gone.items():
-                if code is not None:
-                    self._why = LOST.format(rank=rank, size=self.size, why=self._reason(rank, code))
-                    logger.error("%s", self._why)
-                    self.close()
-                    abort()
-                    return
+            if any(process.poll() is not None for process in self._processes.values()):
+                # the first to go takes others with it, whose exchanges fail: the cause is to be among those seen
+                time.sleep(WATCH_SECONDS)
+                self._why = self._reason()
+                logger.error("%s", self._why)
+                self.close()
+                abort()
+                return
 
-    def _reason(self, rank: int, code: int) -> str:
+    def _reason(self) -> str:
+        reasons = []
+        for rank, process in self._processes.items():
+            if (code := process.poll()) is not None:
+                said = self._said(rank)
+                unexpected = code == 1 and said != NO_MEMORY  # an error of Python, as a broken exchange is one
+                why = said or (KILLED if code == -signal.SIGKILL else ENDED.format(code=code))
+                reasons.append((unexpected, rank, why))
+        _, rank, why = min(reasons)
+        return LOST.format(rank=rank, size=self.size, why=why)
+
+    def _said(self, rank: int) -> str:
         with suppress(Exception):
             if self.store.check([f"why {rank}"]):
                 return self.store.get(f"why {rank}").decode()
-        return KILLED if code == -signal.SIGKILL else ENDED.format(code=code)
+        return ""
 
 
 def abort() -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from html import escape
 from typing import Any
 
 from bsa import BlockPlan, BSAConfig, Grid
 from pipeline import CheckpointInfo, VideoRequest
 from pipeline.estimate.estimator import Estimate
-from ui.form.read import SIDE_BY_SIDE, SPARSE_ONLY, form_request, page_sentence
+from ui.form.read import AUTOMATIC, DENSE_ONLY, SIDE_BY_SIDE, SPARSE_ONLY, form_request, page_sentence
 from ui.jobs.estimates import Estimates
 from ui.jobs.eta import duration_text
 
 MOST_CELLS = 256
+SMALLER = "Smaller blocks"
+TERMS = {
+    SMALLER: "In the papers these are ragged blocks: the grid's edge cuts them short, and they count with their true "
+    "size."
+}
 
 
 def plan_panel(checkpoint: CheckpointInfo, values: Mapping[str, Any], estimates: Estimates | None = None) -> str:
@@ -25,7 +29,7 @@ def plan_panel(checkpoint: CheckpointInfo, values: Mapping[str, Any], estimates:
     # blocks can be counted without a prompt, so an empty prompt does not hide the plan
     values = {**values, "prompt": "-", "negative_prompt": ""}
     try:
-        request = form_request(checkpoint, values)
+        request = form_request(checkpoint, values, None if estimates is None else estimates.choose)
         expected = "" if estimates is None else _expected(checkpoint, values, request, estimates)
     except ValueError as error:
         return plan_error(error)
@@ -43,7 +47,10 @@ def _expected(
     sparse = request
     if request.bsa is None:
         sparse = form_request(checkpoint, {**values, "mode": SPARSE_ONLY, "sparsity": values["sparsity"] or 0})
-    return outlook(estimates, request, sparse, values["mode"])
+    mode = values["mode"]
+    if mode == AUTOMATIC:
+        mode = DENSE_ONLY if request.bsa is None else SPARSE_ONLY
+    return outlook(estimates, request, sparse, mode)
 
 
 def _describe(request: VideoRequest, expected: str) -> str:
@@ -55,7 +62,7 @@ def _describe(request: VideoRequest, expected: str) -> str:
     if work.bsa is not None and work.blocks is not None:
         plan = work.blocks
         rows += _block_rows(work.bsa, plan)
-        rows.append(("Ragged blocks", _ragged(plan.ragged_q, plan.ragged_k)))
+        rows.append((SMALLER, _ragged(plan.ragged_q, plan.ragged_k)))
         total = plan.k_blocks.volume
         if plan.kept is None:
             more = ", more where the threshold asks for it"
@@ -66,13 +73,21 @@ def _describe(request: VideoRequest, expected: str) -> str:
         picture = _cells(plan.min_kept, total)
     elif request.bsa is None:
         rows.append(("Kept", "every token attends to every token (100%)"))
-    table = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in rows)
-    # the table already has the kept count, so the reason is needed only if BSA stays off
-    why = "" if active else f'<p class="why">{escape(page_sentence(work.reason))}</p>'
+    table = "".join(f"<dt>{escape(name)}{_term(name)}</dt><dd>{escape(text)}</dd>" for name, text in rows)
+    # the table already has the kept count, so the reason is needed only if BSA stays off, or if nobody asked for it
+    reason = request.auto or ("" if active else work.reason)
+    why = f'<p class="why">{escape(page_sentence(reason))}</p>' if reason else ""
     return (
         f'<div class="plan" data-active="{str(active).lower()}">'
         f'<p class="verdict"><span class="dot"></span>{verdict}</p>{why}<dl>{table}</dl>{picture}{expected}</div>'
     )
+
+
+def _term(name: str) -> str:
+    """The term of the field for a row, behind a question mark; "" if its name is that term."""
+    if name not in TERMS:
+        return ""
+    return f' <details class="term"><summary aria-label="{escape(name)}">?</summary>{escape(TERMS[name])}</details>'
 
 
 def _block_rows(bsa: BSAConfig, plan: BlockPlan) -> list[tuple[str, str]]:
@@ -128,12 +143,12 @@ def outlook(estimates: Estimates, request: VideoRequest, sparse: VideoRequest, m
     estimate, available = estimates.of(request), estimates.available()
     if estimate is None or available is None:
         return ""
-    both = {"dense": estimates.of(replace(sparse, bsa=None)), "sparse": estimates.of(sparse)}
+    both = {"dense": estimates.of(sparse.dense), "sparse": estimates.of(sparse)}
     arms = {name: arm for name, arm in both.items() if arm is not None}  # all or none
     made = [arm for name, arm in arms.items() if mode in (name, SIDE_BY_SIDE)]
     rows = [(TIME, _time(arms, sparse, mode)), (MEMORY, _memory(max(made, key=_peak), available))]
     table = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in rows)
-    advice = estimates.advice(sparse)
+    advice = None if request.auto else estimates.advice(sparse)  # an automatic choice has its own reason
     said = ""
     if advice is not None:
         said = f'<p class="advice" data-kind="{advice.kind}">{escape(" ".join(advice.sentences))}</p>'
@@ -148,7 +163,7 @@ def _time(arms: dict[str, Estimate], sparse: VideoRequest, mode: str) -> str:
     words = {name: duration_text(phases["total"]) for name, phases in seconds.items()}
     if not sparse.workload.sparse:
         return escape(TIME_ONE.format(**words))
-    ratio = seconds["dense"]["denoise"] / seconds["sparse"]["denoise"]
+    ratio = arms["sparse"].speedup(arms["dense"]) or 1.0
     text = {"sparse": TIME_SPARSE, "dense": TIME_DENSE}.get(mode, TIME_BOTH).format(**words)
     return f"{escape(text)}<br><small>{escape(FASTER.format(ratio=ratio))}</small>" if ratio > 1.05 else escape(text)
 

@@ -3,7 +3,7 @@ const find = (selector) => element.querySelector(selector);
 const chart = find('.live-chart');
 const MOST_POINTS = 2400; // then the server is asked for thinner ones
 const LINES = {
-  used: { name: 'GPU used (NVML)', kind: 'used', filled: true },
+  used: { name: 'GPU used', kind: 'used', filled: true },
   process: { name: 'of it, this process', kind: 'process' },
   'torch.reserved': { name: 'PyTorch reserved', kind: 'reserved' },
   'torch.allocated': { name: 'PyTorch allocated', kind: 'allocated' },
@@ -66,8 +66,8 @@ function render() {
   const all = places();
   const place = chosenPlace(all);
   const { machine, job } = reading;
-  const host = machine.gpus.length ? 'Host memory' : 'Host memory (no NVIDIA driver)';
-  find('.live-title').textContent = place.key === 'host' ? host : 'GPU memory (NVML)';
+  const host = machine.gpus.length ? 'Host memory' : 'Host memory (no NVIDIA GPU)';
+  find('.live-title').textContent = place.key === 'host' ? host : 'GPU memory';
   find('.live-note').textContent = machine.note;
   const lines = linesOf(place, all)
     .map((line) => ({ ...line, values: page.series[line.key] || [] }))
@@ -103,6 +103,7 @@ function render() {
   timeAt = drawChart(chart, view);
   drawPlaces(all, place);
   drawValues(lines, job);
+  drawShort(place, job);
   describe(view, place, lines, job);
 }
 
@@ -156,6 +157,23 @@ function drawPlaces(all, chosen) {
     }
     button.querySelector('small').textContent = facts.join(' · ');
   });
+}
+
+// The one line that stands for all while the panel is folded.
+function drawShort(place, job) {
+  const key = place.key === 'host' ? 'process.rss' : `${place.key}.used`;
+  const peaks = Object.entries((job && job.peaks) || {}).filter(([, found]) => found[key]);
+  const { values } = page.reading.machine;
+  const texts = peaks.map(([arm, found]) => `${ARM_NAMES[arm] || arm} peak ${gib(found[key][0])} GiB`);
+  if (!texts.length && present(values[key])) texts.push(`${place.key === 'host' ? 'this process' : 'used'} ${gib(values[key])} GiB`);
+  put(find('.live-short'), texts.join(' · '));
+}
+
+function fold(open) {
+  find('.live').dataset.open = open;
+  find('#live_inside').hidden = !open;
+  find('.live-fold').setAttribute('aria-expanded', open);
+  if (open) render();
 }
 
 function valueAt(key, time) {
@@ -251,6 +269,21 @@ for (const button of element.querySelectorAll('.live-windows button')) {
     for (const other of element.querySelectorAll('.live-windows button')) other.setAttribute('aria-pressed', other === button);
     poll();
   });
+}
+const OPEN = 'bsa-memory-open';
+find('.live-fold').addEventListener('click', () => {
+  const open = find('.live').dataset.open !== 'true';
+  fold(open);
+  try {
+    localStorage.setItem(OPEN, open);
+  } catch (error) {
+    // a browser that keeps nothing begins folded
+  }
+});
+try {
+  fold(localStorage.getItem(OPEN) === 'true');
+} catch (error) {
+  fold(false);
 }
 new ResizeObserver(render).observe(chart);
 

@@ -1,21 +1,23 @@
-"""Shows the measurements of a run as headline figures and a table."""
+"""Shows the measurements of a run: how alike its two videos are, and a table."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from html import escape
 
 from pipeline import Comparison, FromClip, VideoResult
+from ui.form.read import page_sentence
+from ui.views.figures import gibibytes, seconds
+from ui.views.likeness import likeness_html
 
 TITLES = {"dense": "Dense", "sparse": "Sparse (BSA)"}
 
 REFINED = "{clip}, from noise level {level:g} of a schedule of {steps} steps"
-NOTHING_YET = '<p class="report-empty">Times, memory, kept blocks and the similarity of the two videos appear here.</p>'
+NOTHING_YET = '<p class="report-empty">Times, memory and kept blocks appear here.</p>'
 
 
-def report_panel(results: Mapping[str, VideoResult], comparison: Comparison | None) -> str:
-    """HTML with the figures of the comparison and, below them, a table with one column per finished video."""
+def report_panel(results: Mapping[str, VideoResult], comparison: Comparison | None = None) -> str:
+    """HTML of the likeness of two compared videos, and a table with one column per finished video."""
     if not results:
         return NOTHING_YET
     head = "".join(f'<th scope="col" data-arm="{arm}"><span class="dot"></span>{TITLES[arm]}</th>' for arm in results)
@@ -23,9 +25,9 @@ def report_panel(results: Mapping[str, VideoResult], comparison: Comparison | No
         f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>'
         for name, cells in table_rows(results)
     )
-    figures = "" if comparison is None else _figures(comparison)
     head = f'<tr><th scope="col"><span class="sr">Measure</span></th>{head}</tr>'
-    return f'<div class="report">{figures}<table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
+    likeness = "" if comparison is None else likeness_html(comparison)
+    return f'<div class="report">{likeness}<table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
 
 
 def table_rows(results: Mapping[str, VideoResult]) -> list[tuple[str, list[str]]]:
@@ -37,6 +39,7 @@ def table_rows(results: Mapping[str, VideoResult]) -> list[tuple[str, list[str]]
     adapters = [video.request.lora for video in videos if video.request.lora]
     refined = [text for text in map(_refined, videos) if text]
     begun = [text for text in map(_begun, videos) if text]
+    chosen = [page_sentence(video.request.auto) for video in videos if video.request.auto]
     return [
         ("Text encoding", [seconds(video.seconds["text"]) for video in videos]),
         *([("Clip encoding", list(map(seconds, encoded)))] if encoded else []),
@@ -47,29 +50,13 @@ def table_rows(results: Mapping[str, VideoResult]) -> list[tuple[str, list[str]]
         ("Key blocks kept per query block", [_kept(video) for video in videos]),
         ("Share of query-key pairs computed", [f"{video.density:.1%}" for video in videos]),
         ("BSA active", [f"{'yes' if video.bsa_active else 'no'}: {video.bsa_reason}" for video in videos]),
+        *([("Attention chosen", chosen)] if chosen else []),
         ("Video", [_clip(video) for video in videos]),
         ("Seed", [str(video.request.seed) for video in videos]),
         *([("Adapter (LoRA)", adapters)] if adapters else []),
         *([("Refined from", refined)] if refined else []),
         *([("Begins with", begun)] if begun else []),
     ]
-
-
-def _figures(comparison: Comparison) -> str:
-    figures = [
-        (f"{comparison.speedup:.2f}×", "denoising speed-up", "dense seconds ÷ sparse seconds"),
-        (decibels(comparison.psnr), "PSNR", "sparse against dense, higher is closer"),
-        (f"{comparison.ssim:.3f}", "SSIM", "1 means the same picture"),
-        (f"{comparison.sparse.density:.1%}", "of attention computed", "query-key pairs, sparse against dense"),
-    ]
-    return (
-        '<ul class="figures">'
-        + "".join(
-            f"<li><b>{escape(value)}</b><span>{escape(name)}</span><small>{escape(hint)}</small></li>"
-            for value, name, hint in figures
-        )
-        + "</ul>"
-    )
 
 
 def _kept(video: VideoResult) -> str:
@@ -96,15 +83,3 @@ def _refined(video: VideoResult) -> str:
     if not isinstance(start, FromClip):
         return ""
     return REFINED.format(clip=start.clip.name, level=start.t_thresh, steps=video.request.steps)
-
-
-def seconds(value: float) -> str:
-    return f"{value:.2f} s" if value < 100 else f"{value:.0f} s"
-
-
-def gibibytes(value: float) -> str:
-    return f"{value / 2**30:.2f} GiB"
-
-
-def decibels(value: float) -> str:
-    return "identical" if math.isinf(value) else f"{value:.1f} dB"

@@ -8,12 +8,14 @@ from typing import Any
 
 import gradio as gr
 
-from pipeline import Axis, Sweep, SweepResult, SweepVideo
-from ui.form.read import DENSE_ONLY, SIDE_BY_SIDE, form_request, page_sentence
+from pipeline import Axis, Floor, Search, Sweep, SweepResult, SweepVideo, VideoRequest
+from pipeline.runs.sweep_result import OverSeeds
+from ui.form.read import AUTOMATIC, DENSE_ONLY, SIDE_BY_SIDE, form_request, page_sentence
 from ui.jobs.eta import duration_text
 from ui.jobs.job import Job
 from ui.jobs.sweep_job import SweepJob
 from ui.site import Site
+from ui.views.figures import times
 from ui.views.stage import PHASES, video_file
 
 NONE = "none"  # no second setting
@@ -31,6 +33,15 @@ DONE = "{made} videos in {time}"
 DONE_FAILED = "{made} videos in {time}; {failed} could not be made"
 STOPPED = "Stopped: {made} of {total} videos are done and kept"
 FAILED = "Ended after {made} of {total} videos: {error}"
+OUT_OF_ORDER = (
+    "{fewer} computed less than {more} and took longer. An idle machine would not do that, so do not trust these "
+    "times; make the sweep again."
+)
+OVER_SEEDS = (
+    "over {seeds} seeds PSNR {psnr:.1f} dB ({psnr_low:.1f} to {psnr_high:.1f}), SSIM {ssim:.3f} ({ssim_low:.3f} to "
+    "{ssim_high:.3f}), speed-up {speedup:.2f}× ({speedup_low:.2f} to {speedup_high:.2f})"
+)
+UNSURE = "The speed-up of {count} of {cells} videos is a range, because other programs were running."
 RANDOM_SEED = "New seed each time is on, so the sweep draws one seed for all its videos."
 
 
@@ -38,7 +49,7 @@ def default_values(steps: int) -> dict[str, str]:
     """The default values of each setting that can be swept, as text."""
     fewer = max(1, steps // 2)
     return {
-        "sparsity": "0.5, 0.75, 0.9375",
+        "sparsity": "0, 0.5, 0.75, 0.9375",  # 0 keeps every block: the noise floor of the comparison
         "cdf_threshold": "0.7, 0.8, 0.9",
         "chunk": "2x4x4, 4x4x4",
         "selection": "mean, cells",
@@ -54,9 +65,19 @@ def read_sweep(site: Site, axes: tuple, form: dict[str, Any]) -> Sweep:
     row_name, row_values, column_name, column_values = axes
     rows = Axis.of(row_name, row_values or "")
     columns = None if column_name in (NONE, None) else Axis.of(column_name, column_values or "")
-    if form["mode"] == DENSE_ONLY:
-        form = {**form, "mode": SIDE_BY_SIDE}  # the sweep itself decides which videos to make
-    return Sweep(form_request(site.checkpoint, form), rows, columns)
+    return Sweep(sparse_request(site, form), rows, columns)
+
+
+def read_search(site: Site, quality: str, least: Any, form: dict[str, Any]) -> Search:
+    """The search for the fastest sparsity that keeps a floor. Raises ValueError as `read_sweep` does."""
+    return Search.of(sparse_request(site, form), Floor(quality, least), seconds=site.estimates.denoising)
+
+
+def sparse_request(site: Site, form: dict[str, Any]) -> VideoRequest:
+    """The form's request with its block sparse attention, also where the form asks for none."""
+    if form["mode"] in (DENSE_ONLY, AUTOMATIC):
+        form = {**form, "mode": SIDE_BY_SIDE}
+    return form_request(site.checkpoint, form)
 
 
 def plan_html(site: Site, axes: tuple, form: dict[str, Any]) -> str:
@@ -89,6 +110,7 @@ def sweep_view(job: SweepJob) -> dict[str, Any]:
         "job": job.id,
         "tried": job.tried,
         "state": state_of(job),
+        "search": isinstance(job.sweep, Search),
         "axes": [
             {"label": axis.label, "values": [axis.text(index) for index in range(len(axis.values))]}
             for axis in job.sweep.axes
@@ -100,8 +122,26 @@ def sweep_view(job: SweepJob) -> dict[str, Any]:
         "front": {
             name: [[cell.row, cell.column] for cell in result.front(name)] for name in ("psnr", "ssim", "recall")
         },
+        "remark": remark(result),
+        "over_seeds": [over_seeds_text(one) for one in result.over_seeds()],
         "files": {name: _file(path) for name, path in files.items() if path.is_file()},
     }
+
+
+def remark(result: SweepResult) -> str:
+    """Why the times of a sweep are in doubt, or ""."""
+    pairs = result.out_of_order()
+    if pairs:
+        fewer, more = (result.sweep.describe(cell.row or 0, cell.column or 0) for cell in pairs[0])
+        return OUT_OF_ORDER.format(fewer=fewer, more=more)
+    unsure = [cell for cell in result.cells if cell.speed is not None and not cell.speed.sure]
+    return UNSURE.format(count=len(unsure), cells=len(result.cells)) if unsure else ""
+
+
+def over_seeds_text(one: OverSeeds) -> str:
+    figures = {name: value for name, value in vars(one).items() if name != "setting"}
+    text = OVER_SEEDS.format(**figures)
+    return f"{one.setting}: {text}" if one.setting else text
 
 
 def progress_view(site: Site, job: SweepJob) -> dict[str, Any]:
@@ -153,6 +193,9 @@ def ended_text(job: SweepJob) -> str:
     if job.state == "failed":
         return FAILED.format(made=made, total=job.total, error=page_sentence(job.error))
     time = duration_text(job.ended - job.started)
+    if isinstance(job.sweep, Search):
+        verdict = page_sentence(job.sweep.verdict(tuple(job.result.videos())))
+        return f"{verdict} {DONE.format(made=made, time=time)}"
     failed = job.total - made
     return DONE_FAILED.format(made=made, time=time, failed=failed) if failed else DONE.format(made=made, time=time)
 
@@ -169,6 +212,8 @@ def _video(result: SweepResult, video: SweepVideo) -> dict[str, Any]:
         "seconds": None if made is None else made.seconds["denoise"],
         "density": None if made is None else made.density,
         "speedup": video.speedup,
+        "speed": None if video.speed is None else times(video.speed),
+        "doubts": "" if video.speed is None else "; ".join(video.speed.doubts),
         "psnr": "inf" if video.psnr is not None and math.isinf(video.psnr) else video.psnr,
         "ssim": video.ssim,
         "recall": video.recall,
