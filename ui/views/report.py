@@ -38,6 +38,7 @@ def table_rows(results: Mapping[str, VideoResult]) -> list[tuple[str, list[str]]
     encoded = [video.seconds["encode"] for video in videos if "encode" in video.seconds]
     adapters = [video.request.lora for video in videos if video.request.lora]
     refined = [text for text in map(_refined, videos) if text]
+    begun = [text for text in map(_begun, videos) if text]
     chosen = [page_sentence(video.request.auto) for video in videos if video.request.auto]
     return [
         ("Text encoding", [seconds(video.seconds["text"]) for video in videos]),
@@ -54,6 +55,7 @@ def table_rows(results: Mapping[str, VideoResult]) -> list[tuple[str, list[str]]
         ("Seed", [str(video.request.seed) for video in videos]),
         *([("Adapter (LoRA)", adapters)] if adapters else []),
         *([("Refined from", refined)] if refined else []),
+        *([("Begins with", begun)] if begun else []),
     ]
 
 
@@ -69,6 +71,11 @@ def _clip(video: VideoResult) -> str:
     if request.start.clip is not None:  # only a part of its steps runs
         return text
     return f"{text}, {request.steps} steps, guidance {request.guidance_scale:g}"
+
+
+def _begun(video: VideoResult) -> str:
+    start = video.request.start
+    return start.source.name if start.source is not None and start.clip is None else ""
 
 
 def _refined(video: VideoResult) -> str:
