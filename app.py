@@ -48,6 +48,7 @@ from ui.access.hosts import ALLOWED, Hosts
 from ui.access.login import VARIABLE, read_logins
 from ui.api.publish import Page
 from ui.jobs.worker import MAX_WAITING
+from ui.premade import Premade
 from ui.storage.disk import UPLOADS, Disk, own_folder, rescue_folder
 from ui.storage.files import PRIVATE
 
@@ -78,7 +79,7 @@ def _main(arguments: list[str] | None) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it is up
     try:
         checkpoint = inspect_checkpoint(options.model_path)
-        expected_device(options.device)
+        expected_device(options.device, options.gpus)
         output_dir = writable_folder(options.output_dir)
         uploads = uploads_base(output_dir)
         check_temporary_folder()
@@ -101,8 +102,9 @@ def _main(arguments: list[str] | None) -> int:
     try:
         with uploads_in(uploads) as folder:
             disk = Disk(output_dir, int(options.disk_budget * 1e9), folder, rescued)
+            switch, first = may_switch(options), Premade.read()
             serve(
-                build_page(checkpoint, worker, disk, device=options.device, model_switch=may_switch(options)),
+                build_page(checkpoint, worker, disk, device=options.device, model_switch=switch, shown_first=first),
                 output_dir,
                 host=options.host,
                 port=options.port,
@@ -113,6 +115,7 @@ def _main(arguments: list[str] | None) -> int:
                 hosts=hosts,
                 may_see=lambda job_id, owner: worker.find(job_id, owner) is not None,
                 disk=disk,
+                public=[] if first.job is None else [first.job.folder],
             )
     except OSError as error:
         reason = one_line(error) if error.errno else taken(options.host, options.port)  # Gradio's own has no number
@@ -142,6 +145,7 @@ def serve(
     hosts: Hosts | None = None,
     may_see: MaySee = lambda job_id, owner: True,
     disk: Disk | None = None,
+    public: Sequence[Path] = (),
 ) -> None:
     """Start the server. Only uploads and the media of jobs are served; no run is recorded in the browser.
 
@@ -152,6 +156,7 @@ def serve(
     hosts: the names of this server; None for the address that it listens on.
     may_see: called with a job's id and an owner; returns whether the job belongs to the owner.
     disk: says whether there is room for an upload, and tidies up after each.
+    public: folders whose files everybody may fetch.
 
     Raises OSError if it cannot listen there.
     """
@@ -173,7 +178,7 @@ def serve(
         theme=look.theme,
         css=look.css,
         head=look.head,
-        allowed_paths=[str(output_dir)],  # the guard narrows this down
+        allowed_paths=[str(output_dir), *map(str, public)],  # the guard narrows the first down
         app_kwargs={"middleware": [guard]},
         auth=list(logins) or None,
         max_file_size=max_upload,
@@ -220,9 +225,7 @@ def uploads_in(base: Path) -> Iterator[Path]:
             os.environ[GRADIO_FOLDER] = before
 
 
-def writable_folder(
-    path: Path, what: str = "output folder", remedy: str = "choose another with --output-dir"
-) -> Path:
+def writable_folder(path: Path, what: str = "output folder", remedy: str = "choose another with --output-dir") -> Path:
     """The folder, made if need be. Raises ValueError when nothing can be written into it."""
     path = expand_user(path).resolve()
     try:

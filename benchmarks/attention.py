@@ -2,6 +2,7 @@
 
     python benchmarks/attention.py                # writes benchmarks/results/attention_gpu.json
     python benchmarks/attention.py --part warm    # only compiles, all variants at once; fills Triton's cache
+    python benchmarks/attention.py --part small --output benchmarks/results/attention_small.json
     python benchmarks/attention.py --smoke        # tiny, on the CPU
 
 "ours" runs the kernels that bsa/tuned.json names (see tune.py), "ours, baseline" the plain ones. Every kernel is
@@ -20,12 +21,13 @@ from gpu import Rows, arguments, device_for, milliseconds
 
 from bsa import Grid, block_order_attention, block_sparse_attention
 from bsa.selection import select_pooled
-from bsa.variants import VARIANTS, Tuning
+from bsa.variants import BASELINE, SMALL_BLOCKS, VARIANTS, Tuning
 
 GRIDS = [Grid(24, 44, 80), Grid(24, 45, 80), Grid(24, 30, 52)]  # 704p, 720p (ragged), 480p (ragged); 93 frames
 CHUNKS = [Grid(4, 4, 4), Grid(4, 4, 8), Grid(2, 8, 8), Grid(4, 8, 8)]
 REAL, SMOKE = (32, 128, torch.bfloat16), (2, 32, torch.float32)  # heads, head size, dtype
 SPARSITIES = [0.5, 0.75, 0.875, 0.9375, 0.97]
+SMALL = [(Grid(4, 4, 8), Grid(2, 2, 4)), (Grid(4, 4, 4), Grid(2, 2, 4))]  # chunks of queries and smaller ones of keys
 
 
 def kernel(case: Case, variant) -> dict:
@@ -65,9 +67,9 @@ def raster_operation(case: Case, backend: str) -> dict:
 
 def selection(case: Case, fused: bool) -> dict:
     def run():
-        return select_pooled(*case.means, case.layout, case.layout, case.config, case.scale, fused=fused)
+        return select_pooled(*case.means, case.layout, case.k_layout, case.config, case.scale, fused=fused)
 
-    blocks = case.layout.blocks.volume
+    blocks = case.k_layout.blocks.volume
     same = (run().mask(blocks) == case.selection.mask(blocks)).double().mean().item()
     return {**milliseconds(run, case.device), "agreement": same}
 
@@ -77,7 +79,7 @@ def warm(name: str) -> str:
     device = torch.device("cuda")
     for grid, chunk, sparsity in cases("variants", False):
         case = Case(grid, chunk, sparsity, *REAL, device)
-        if VARIANTS[name].tile_q <= chunk.volume:
+        if VARIANTS[name].tile_q <= chunk.volume and VARIANTS[name].kernel != SMALL_BLOCKS:
             out = torch.empty_like(case.q)
             q, k, v, filled = (x.transpose(1, 2) for x in (case.q, case.k, case.v, out))
             selection = select_pooled(*case.means, case.layout, case.layout, case.config, case.scale, fused=True)
@@ -103,6 +105,18 @@ def warm_all() -> None:
             print("compiled " + done.result() if error is None else f"failed: {error}", flush=True)
 
 
+def small_blocks(rows: Rows, device: torch.device) -> None:
+    """The kernels for small key blocks, and the plain kernel with the same blocks."""
+    for grid, (chunk, chunk_k) in [(grid, pair) for grid in GRIDS[:2] for pair in SMALL]:
+        case = Case(grid, chunk, 0.9375, *REAL, device, chunk_k)
+        key = {"grid": str(grid), "chunk": str(chunk), "chunk_k": str(chunk_k), "sparsity": 0.9375}
+        for variant in VARIANTS.values():
+            if (variant.kernel == SMALL_BLOCKS or variant == BASELINE) and variant.tile_q <= chunk.volume:
+                rows.measure(key | {"what": f"kernel {variant.name}"}, lambda case=case, v=variant: kernel(case, v))
+        for fused, name in ((False, "sorted"), (True, "fused top-k")):
+            rows.measure(key | {"what": f"selection, {name}"}, lambda case=case, fused=fused: selection(case, fused))
+
+
 def cases(part: str, smoke: bool):
     """Yield (grid, chunk, sparsity) for the cases of one part."""
     if smoke:
@@ -120,12 +134,15 @@ def cases(part: str, smoke: bool):
 
 def main() -> None:
     parser = arguments(__doc__, "attention_gpu")
-    parser.add_argument("--part", choices=["warm", "variants", "peers", "sweep"], help="only this part")
+    parser.add_argument("--part", choices=["warm", "variants", "peers", "sweep", "small"], help="only this part")
     args = parser.parse_args()
     device = device_for(parser, args.smoke)
     if args.part == "warm":
         return None if args.smoke else warm_all()
     smoke, rows = args.smoke, Rows(args, device)
+    if args.part == "small":
+        small_blocks(rows, device)
+        return rows.finish()
     backend, shape = ("torch", SMOKE) if smoke else ("triton", REAL)
     for part in ("variants", "peers", "sweep") if args.part is None else (args.part,):
         for grid, chunk, sparsity in cases(part, smoke):
@@ -137,7 +154,7 @@ def main() -> None:
 
             if part == "variants":
                 for variant in () if smoke else VARIANTS.values():
-                    if variant.tile_q <= chunk.volume:
+                    if variant.tile_q <= chunk.volume and variant.kernel != SMALL_BLOCKS:
                         measure(f"kernel {variant.name}", lambda case=case, variant=variant: kernel(case, variant))
                 measure("selection, sorted", lambda case=case: selection(case, False))
                 if not smoke:

@@ -66,10 +66,11 @@ def machine(device: torch.device) -> dict:
 class Rows:
     """Rows of a JSON file, saved one by one. An interrupted run continues where it stopped."""
 
-    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
+    def __init__(self, args: argparse.Namespace, device: torch.device, more: dict | None = None) -> None:
+        """more: added to the machine's description."""
         self._path, self._end, self._retry = args.output, time.monotonic() + args.budget, args.retry
         self._began, self._left_out = time.monotonic(), 0
-        about = machine(device)
+        about = machine(device) | (more or {})
         old = json.loads(self._path.read_text()) if self._path.exists() and not args.fresh else {}
         same = old.get("device") == about["device"] and old.get("torch") == about["torch"]
         self.rows: list[dict] = old["rows"] if same else []

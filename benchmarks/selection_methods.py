@@ -96,7 +96,7 @@ class Attention:
         self.masks: dict[int, Tensor] = {}
         self.wanted = torch.zeros(kept.shape)  # of all blocks of a layer, with one ranking for all of its heads
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, conditioning: int = 0) -> Tensor:
         step, layer = divmod(self.calls, len(self.kept))
         self.calls += 1
         layout, scale = BlockLayout(grid, CHUNK), q.shape[-1] ** -0.5

@@ -15,6 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import multi_gpu_table
 from curve_plot import crossing, svg
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -343,6 +344,13 @@ def selection_forward() -> str:
     return f"{_machine(d)}\n\n" + rows("| token grid | attention | forward pass | against mean |", lines)
 
 
+def multi_gpu() -> str:
+    d = load("multi_gpu")
+    gpus = f"{len(d['gpus'])} x {d['gpus'][0]}, NCCL {d['nccl']}" if d["gpus"] else "one CPU"
+    words = f"{_machine(d)} {gpus}. {multi_gpu_table.exchange(d['rows'])}".rstrip()
+    return f"{words}\n\n" + rows(multi_gpu_table.HEAD, multi_gpu_table.lines(d["rows"]))
+
+
 def pictures() -> dict[Path, str]:
     """Plots of the measurements, by file."""
     try:
@@ -353,7 +361,7 @@ def pictures() -> dict[Path, str]:
 
 MEASURED = (kernel_correctness, attention_cpu, embedded_checkpoint, page_start, page_load, soak)
 ATTENTION = (attention_peers, attention_variants, attention_sweep, kernel_limits)
-GPU = (fused, forward, forward_profile, numerics, memory, cost_curve)
+GPU = (fused, forward, forward_profile, numerics, memory, cost_curve, multi_gpu)
 QUALITY = (quality, quality_details, selection_times, selection_forward)
 TABLES = {f.__name__: f for f in (*MEASURED, *ATTENTION, *GPU, *QUALITY)}
 

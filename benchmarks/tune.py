@@ -4,7 +4,8 @@
     python benchmarks/tune.py --input FILE
 
 For each chunk size it takes the variant with the smallest total time, among those that were timed on every grid. It
-takes the fused top-k if that was faster on every grid and picked the same blocks. Entries of other GPUs are kept.
+takes the fused top-k if that was faster on every grid and picked the same blocks. Entries of other GPUs, and of chunks
+that were not measured, are kept.
 """
 
 import argparse
@@ -23,13 +24,14 @@ RESULTS = Path(__file__).parent / "results"
 
 def choices(measured: dict) -> dict[str, dict]:
     """The entries of tuned.json for one GPU, from the content of attention_gpu.json."""
-    by_chunk: dict[int, dict[str, dict[str, dict]]] = {}
+    by_chunk: dict[tuple[int, int], dict[str, dict[str, dict]]] = {}
     for row in measured["rows"]:
         if re.match("kernel |selection", row["what"]):
-            volume = Grid(*map(int, row["chunk"].split("x"))).volume
-            by_chunk.setdefault(volume, {}).setdefault(row["grid"], {})[row["what"]] = row
+            chunks = row["chunk"], row.get("chunk_k", row["chunk"])
+            volumes = tuple(Grid(*map(int, chunk.split("x"))).volume for chunk in chunks)
+            by_chunk.setdefault(volumes, {}).setdefault(row["grid"], {})[row["what"]] = row
     entries = {}
-    for volume, grids in sorted(by_chunk.items()):
+    for volumes, grids in sorted(by_chunk.items()):
         times = {
             name: sum(rows[name]["ms"] for rows in grids.values())
             for name in {name for rows in grids.values() for name in rows if name.startswith("kernel ")}
@@ -38,7 +40,7 @@ def choices(measured: dict) -> dict[str, dict]:
         if not times:
             continue
         best = min(times, key=times.__getitem__)
-        entries[tuning_key("bfloat16", 128, volume, volume)] = {
+        entries[tuning_key("bfloat16", 128, *volumes)] = {
             "variant": best.removeprefix("kernel "),
             "fused_top_k": all(map(_fused_wins, grids.values())),
         }
@@ -59,7 +61,7 @@ def main() -> None:
     entries = choices(measured)
     tuned = json.loads(args.output.read_text(encoding="utf-8")) if args.output.exists() else {}
     if entries:
-        tuned[measured["device"]] = entries
+        tuned.setdefault(measured["device"], {}).update(entries)
         args.output.write_text(json.dumps(tuned, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     for key, entry in entries.items():
         print(f"{measured['device']}, {key}: {entry['variant']}{', fused top-k' if entry['fused_top_k'] else ''}")

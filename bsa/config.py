@@ -130,10 +130,9 @@ class BSAConfig:
         A missing key takes this class's default, except that ``cdf_threshold`` alone means the cdf rule alone.
         Raises ValueError for an unknown key or a value that cannot be used.
         """
-        known = [*PARAMS, *_CHUNKS, *SCHEDULE]
-        unknown = sorted(set(params) - set(known))
+        unknown = sorted(set(params) - set(KNOWN_PARAMS))
         if unknown:
-            raise ValueError(f"unknown bsa_params {', '.join(unknown)}; known are {', '.join(known)}")
+            raise ValueError(f"unknown bsa_params {', '.join(unknown)}; known are {', '.join(KNOWN_PARAMS)}")
         selector = Selector.from_params(params)
         chunks = {name: params[key] for key, name in _CHUNKS.items() if key in params}
         schedule = {name: params[name] for name in SCHEDULE if name in params}
@@ -147,3 +146,4 @@ class BSAConfig:
 
 SCHEDULE = ("dense_steps", "dense_layers")  # the same names in bsa_params and on the command line
 _CHUNKS = {"chunk_3d_shape_q": "chunk_q", "chunk_3d_shape_k": "chunk_k"}
+KNOWN_PARAMS = (*PARAMS, *_CHUNKS, *SCHEDULE)  # keys of bsa_params

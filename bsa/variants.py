@@ -67,8 +67,6 @@ VARIANTS = {
         Variant("small-blocks-64x64-w4-s3", SMALL_BLOCKS, 64, 64, 4, 3),
         Variant("small-blocks-128x64-w4-s3", SMALL_BLOCKS, 128, 64, 4, 3),
         Variant("small-blocks-128x64-w4-s4", SMALL_BLOCKS, 128, 64, 4, 4),
-        Variant("small-blocks-128x64-w8-s3", SMALL_BLOCKS, 128, 64, 8, 3),
-        Variant("small-blocks-128x32-w4-s4", SMALL_BLOCKS, 128, 32, 4, 4),
         Variant("small-blocks-128x128-w8-s3", SMALL_BLOCKS, 128, 128, 8, 3),
     )
 }
@@ -107,6 +105,9 @@ def tuning_for(gpu: str, dtype: str, head_dim: int, chunk_q: int, chunk_k: int) 
     """
     if os.environ.get("TRITON_AUTOTUNE_ENABLE") == "0":
         return Tuning()
-    entry = json.loads(TUNED.read_text(encoding="utf-8")).get(measured_as(gpu), {})
-    entry = entry.get(tuning_key(dtype, head_dim, chunk_q, chunk_k))
-    return Tuning() if entry is None else Tuning(VARIANTS[entry["variant"]], entry["fused_top_k"])
+    known, key = json.loads(TUNED.read_text(encoding="utf-8")), tuning_key(dtype, head_dim, chunk_q, chunk_k)
+    alike = [name for name in known if name != gpu and _same_chip(name)] if _same_chip(gpu) else []
+    for name in (gpu, *alike):  # what was measured on this GPU itself comes first
+        if entry := known.get(name, {}).get(key):
+            return Tuning(VARIANTS[entry["variant"]], entry["fused_top_k"])
+    return Tuning()

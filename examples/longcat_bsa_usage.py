@@ -52,25 +52,12 @@ def performance(pipeline: LongCatPipeline, request: VideoRequest, folder: Path) 
 
 
 def adaptive(pipeline: LongCatPipeline, request: VideoRequest, folder: Path) -> None:
-    """Adaptive strategy: sparser for longer sequences, dense where sparsity has little to save."""
+    """Adaptive strategy: dense or sparse, with the sparsity and scores that suit this size on this machine."""
     few_frames = replace(request, num_frames=min(request.num_frames, 17))
     for name, wanted in (("short", few_frames), ("full", request)):
-        adapted = replace(wanted, bsa=bsa_for(wanted))
-        print(f"{adapted.grid.volume} tokens: {adapted.bsa or 'dense'}")
+        adapted = pipeline.choose_attention(wanted)  # measures this machine the first time, for about three seconds
+        print(f"{adapted.grid.volume} tokens: {adapted.auto}")
         report(pipeline.generate(adapted, on_step=progress, output=folder / f"5-{name}.mp4"))
-
-
-def bsa_for(request: VideoRequest) -> BSAConfig | None:
-    """A rule to start from: attention's share of the work, and so what BSA can save, grows with the tokens.
-
-    Measure on your own machine (example 4) where it begins to pay, and put that number in.
-    """
-    tokens = request.grid.volume
-    if request.grid.t == 1 or tokens < 2_000:
-        return None
-    if tokens < 40_000:  # up to about 480x832, 93 frames
-        return BSAConfig(sparsity=0.75)
-    return BSAConfig(sparsity=0.9375)  # what LongCat uses for 720p refinement
 
 
 EXAMPLES: dict[int, Callable[[LongCatPipeline, VideoRequest, Path], None]] = {

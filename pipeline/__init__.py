@@ -17,6 +17,7 @@ from pipeline.request.video import Cancelled, StepUpdate, VideoRequest
 from pipeline.runs.as_code import cli_command, python_code
 from pipeline.runs.compare import compare
 from pipeline.runs.run_sweep import run_sweep, sweep_videos
+from pipeline.runs.search import Floor, Search
 from pipeline.runs.sweep import Sweep, SweepRun
 from pipeline.runs.sweep_axes import Axis
 from pipeline.runs.sweep_result import SweepResult, SweepVideo
@@ -31,6 +32,7 @@ __all__ = [
     "Cancelled",
     "CheckpointInfo",
     "Comparison",
+    "Floor",
     "FromClip",
     "FromFrames",
     "FromImage",
@@ -38,6 +40,7 @@ __all__ = [
     "GpuReading",
     "LongCatPipeline",
     "Resources",
+    "Search",
     "StepUpdate",
     "Sweep",
     "SweepResult",

@@ -21,6 +21,7 @@ import app
 from pipeline import CheckpointInfo
 from pipeline.engine.process import EngineProcess
 from ui import Worker, build_page
+from ui.premade import NOTHING
 from ui.storage.disk import UPLOADS, Disk
 
 WAIT_SECONDS = 120  # far above what any of this takes, only against hanging
@@ -48,7 +49,9 @@ def running_page(pipeline, output_dir: Path, checkpoint: CheckpointInfo = CHECKP
     worker = Worker(load, output_dir, checkpoint.name).start()
     page = build_page(checkpoint, worker, **options)
     port = free_port()
-    app.serve(page, output_dir, host="127.0.0.1", port=port, block=False)
+    first = options.get("shown_first", NOTHING)
+    public = [] if first.job is None else [first.job.folder]
+    app.serve(page, output_dir, host="127.0.0.1", port=port, block=False, public=public)
     try:
         yield f"http://127.0.0.1:{port}"
     finally:

@@ -83,6 +83,14 @@ def open_group(page: Page, name: str) -> None:
     drawn(page)
 
 
+def open_memory(page: Page) -> None:
+    """Open the panel of memory, which is one line at first."""
+    fold = page.locator(".live-fold")
+    if fold.get_attribute("aria-expanded") == "false":
+        fold.click()
+    drawn(page)
+
+
 def open_tab(page: Page, name: str) -> None:
     page.get_by_role("tab", name=name, exact=True).click()
     drawn(page)

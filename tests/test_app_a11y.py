@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from app_server import running_page
-from browser import button, needs_chromium, notice, open_page
+from browser import button, needs_chromium, notice, open_memory, open_page
 from fake_pipeline import FakePipeline
 from playwright.sync_api import expect
 
@@ -55,6 +55,7 @@ def opened(browser, address, theme="light", language="en-US", **context):
     page.add_style_tag(content="* { transition: none !important; }")  # a colour on its way is no colour to judge
     for group in page.locator("#settings button.label-wrap").all():
         group.click()
+    open_memory(page)
     page.locator("#generate").click()
     expect(page.locator("#notice .notice[data-kind=done]")).to_be_visible()
     expect(page.locator(".player")).to_have_attribute("data-pair", "true")

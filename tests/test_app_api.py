@@ -32,8 +32,9 @@ def frames_of(path: str) -> tuple[int, dict]:
 class TestApi:
     def test_only_the_named_endpoints_show(self, client):
         named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-        paths = ["cancel", "compare", "estimate", "generate", "inspect", "refine", "resources", "result", "sweep"]
-        assert sorted(named) == [f"/{path}" for path in paths]
+        jobs = ["compare", "find", "generate", "refine", "sweep"]
+        others = ["cancel", "estimate", "inspect", "resources", "result"]
+        assert sorted(named) == sorted(f"/{path}" for path in jobs + others)
 
     def test_parameters_are_typed_and_described(self, client):
         named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
@@ -120,8 +121,13 @@ class TestApi:
             client.predict(**{"prompt": "a red ball"} | values, api_name="/compare")
         assert str(caught.value).startswith(sentence)
 
+    def test_automatic_attention_runs_what_it_says(self, client):
+        _, report = client.predict("a red ball", attention="auto", api_name="/generate")
+        assert report["request"]["auto"].startswith("automatic: dense, because 4 key blocks are too few")
+        assert report["request"]["bsa"] is None and report["bsa_reason"] == report["request"]["auto"]
+
     def test_unknown_attention(self, client):
-        with pytest.raises(AppError, match="attention 'linear' is unknown; use 'sparse' or 'dense'"):
+        with pytest.raises(AppError, match="attention 'linear' is unknown; use 'sparse', 'dense' or 'auto'"):
             client.predict("a red ball", attention="linear", api_name="/generate")
 
     def test_failure_arrives_and_the_next_call_works(self, client):

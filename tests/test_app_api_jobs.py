@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from app_server import WAIT_SECONDS, running_page, until
@@ -62,6 +63,17 @@ class TestSweep:
             until(lambda: "Video 2 of 2: sparsity 0.5" in told(), "the second video")
         job.result()
 
+    def test_find_reports_what_it_found(self, client, fake):
+        report, table = client.predict("a red ball", floor=3.0, most_videos=2, chunk_q=[1, 2, 2], api_name="/find")
+        assert report["search"] == {"quality": "psnr", "floor": 3.0, "most": 2, "found": report["search"]["found"]}
+        assert (len(report["dense"]), len(report["cells"]), report["state"]) == (1, 2, "done")
+        assert [row["attention"] for row in csv.DictReader(Path(table).open())] == ["dense", "sparse", "sparse"]
+        assert all(Path(cell["video"]).is_file() for cell in report["cells"])
+
+    def test_a_floor_out_of_range_is_a_sentence(self, client):
+        with pytest.raises(AppError, match="a floor of 30 SSIM is outside 0 to 1; 0.95 is hard to see"):
+            client.predict("a red ball", quality="ssim", floor=30.0, api_name="/find")
+
     def test_a_cancelled_sweep_returns_what_is_done(self, client, fake):
         before = len(fake.requests)
         with fake.held(after=1):
@@ -112,16 +124,17 @@ class TestJobs:
             with pytest.raises(AppError):
                 job.result(timeout=WAIT_SECONDS)
 
-    def test_a_name_is_free_again_when_its_job_is_over(self, client, fake):
+    def test_a_name_is_for_one_job_also_when_that_is_over(self, client, fake):
         with fake.held():
             job = client.submit("a", job_id="again", api_name="/generate")
             until(lambda: fake.running, "the job to run")
-            with pytest.raises(AppError, match="job_id 'again' is the id of a job that is not over"):
+            with pytest.raises(AppError, match="job_id 'again' was given to another job of yours, which is running"):
                 client.predict("a", job_id="again", api_name="/generate")
             client.predict("again", api_name="/cancel")
             with pytest.raises(AppError):
                 job.result(timeout=WAIT_SECONDS)
-        assert client.predict("a", job_id="again", api_name="/generate")[1]["job_id"] == "again"
+        with pytest.raises(AppError, match="which is stopped; choose another, or null to have one drawn"):
+            client.predict("a", job_id="again", api_name="/generate")
 
     @pytest.mark.parametrize("name", ["", "a/b", "x" * 65, "../etc"])
     def test_impossible_names(self, client, name):
@@ -135,6 +148,11 @@ class TestReadings:
         attention = client.predict(report["job_id"], step=1, layer=2, head=1, query_block=3, api_name="/inspect")
         assert 0 < attention["recall"] <= 1
         assert len(attention["recall_by_step"]) == 4
+        matrix = np.array(attention["recall_by_layer_and_step"])
+        assert matrix.shape == (3, 4)
+        np.testing.assert_allclose(matrix.mean(axis=0), attention["recall_by_step"], rtol=1e-5)  # as many heads in each
+        np.testing.assert_allclose(matrix.mean(axis=1), attention["recall_by_layer"], rtol=1e-5)
+        assert attention["block"]["recall_tokens"] == 1
         blocks = attention["block"]["kept"]
         assert len(blocks) == 1  # a quarter of four
         assert all(0 <= side < 5 for block in blocks for side in block)
@@ -184,6 +202,7 @@ class TestReadings:
         pytest.param("generate", "each block attended to", id="generate"),
         pytest.param("compare", "as fast as dense", id="compare"),
         pytest.param("sweep", "on the Pareto front", id="sweep"),
+        pytest.param("find", "x as fast, PSNR", id="find"),
         pytest.param("inspect", "query block 0 of head 0 read", id="inspect"),
         pytest.param("resources", "host: ", id="resources"),
         pytest.param("cancel", "the job was stopped", id="cancel"),

@@ -19,6 +19,8 @@ from browser import (
 from fake_pipeline import FakePipeline
 from playwright.sync_api import expect
 
+from ui.form.inputs import EXAMPLES
+
 pytestmark = needs_chromium
 
 EVIL = "<img src=x onerror='window.pwned=1'> ${window.pwned=1} {{value}} <script>window.pwned=1</script>"
@@ -48,7 +50,7 @@ def test_two_playing_videos_without_foreign_requests_or_complaints(browser, addr
     generate(page)
     expect_playing(page, "dense")
     expect_playing(page, "sparse")
-    expect(page.locator("#report")).to_contain_text("denoising speed-up")
+    expect(page.locator("#stage .figures")).to_contain_text("denoising speed-up")
     expect(page.locator("#report")).to_contain_text("Peak memory (process RSS)")
     open_group(page, "Size, frames, steps, guidance, seed")
     expect(notice(page)).to_have_text(f"Done with seed {page.get_by_label('Seed', exact=True).input_value()}.")
@@ -161,7 +163,7 @@ def test_a_fixed_seed_is_used(page, fake):
 
 def test_an_example_fills_the_prompt(page):
     page.get_by_role("button", name="Fireworks").click()
-    expect(page.locator("#prompt textarea")).to_have_value("colourful fireworks explode over a city skyline")
+    expect(page.locator("#prompt textarea")).to_have_value(EXAMPLES["Fireworks"])
 
 
 def test_prompt_is_never_markup(page, fake):
@@ -185,7 +187,7 @@ def test_readings_refresh_while_a_video_is_made_in_every_tab(browser, address, f
         until(lambda: fake.running, "the run")
         for page in pages:
             page.bring_to_front()
-            expect(page.locator("#live")).to_contain_text("GiB")
+            expect(page.locator("#live .live-short")).to_contain_text("GiB")
             expect(page.locator("#header .pill")).to_contain_text("is making a video")
             for _ in range(2):  # each waits for another answer than the last
                 with page.expect_response(lambda answer: "component_server" in answer.url):

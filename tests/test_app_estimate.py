@@ -15,7 +15,7 @@ from playwright.sync_api import expect
 from test_pipeline_estimate import CPU, calibration, request, result
 
 from bsa import BSAConfig
-from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint
+from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint, read_settings
 from pipeline.estimate import advice
 from pipeline.estimate.advice import advise, crossover
 from pipeline.estimate.estimator import FILE_NAME, Estimator
@@ -94,6 +94,20 @@ class TestPlan:
             duration_text(measured.of(request(bsa=bsa)).seconds["total"]) for bsa in (None, BSAConfig(sparsity=0.75))
         ]
         assert f"dense {times[0]}, sparse {times[1]}" in text
+
+    @pytest.mark.parametrize(
+        ("frames", "verdict", "expected"),
+        [
+            pytest.param(61, "BSA active", r"Automatic: sparsity 0\.75 by cells at about \S+ s of den", id="sparse"),
+            pytest.param(5, "BSA not active", r"Automatic: dense, because 16 key blocks are too few", id="dense"),
+        ],
+    )
+    def test_an_automatic_choice_says_why(self, measured, frames, verdict, expected):
+        text = words(plan_panel(INFO, FORM | {"mode": "auto", "sparsity": 0.5, "num_frames": frames}, measured))
+        assert text.startswith(verdict)
+        assert re.search(expected, text)
+        assert "BSA pays" not in text  # the choice has said so
+        assert f"Time {'sparse' if frames == 61 else 'dense'}" in text
 
     def test_a_single_frame_needs_no_advice(self, measured):
         text = words(plan_panel(INFO, FORM | {"num_frames": 1}, measured))
@@ -216,3 +230,18 @@ def test_the_plan_follows_the_form_and_refuses_in_time(tmp_path):
         button(page, "Generate").click()
         expect_playing(page, "sparse")
         expect(page.locator("#plan .basis")).to_contain_text("2 runs on this machine")
+
+
+@needs_chromium
+def test_an_automatic_choice_is_explained_before_and_after(tmp_path):
+    with running_page(FakePipeline(), tmp_path) as address, chromium() as browser:
+        page = open_page(browser, address)
+        page.get_by_label("Automatic", exact=True).check()
+        why = "Automatic: dense, because 4 key blocks are too few to leave some out."
+        expect(page.locator("#plan .why")).to_have_text(why)
+        button(page, "Generate").click()
+        expect_playing(page, "dense")
+        expect(page.locator("#report")).to_contain_text(why)
+        [video] = tmp_path.glob("*/*.mp4")
+        made = read_settings(video).request
+        assert (made.bsa, made.auto) == (None, "automatic: dense, because 4 key blocks are too few to leave some out")

@@ -34,7 +34,22 @@ GRADIO = {
     "range slider for {a}",
 }
 # Units, file types, and terms that are the same in Chinese; and what the fake checkpoint is called.
-AS_THEY_ARE = {"PSNR", "PSNR {x}", "SSIM", "CSV", "JSON", "GiB", "CPU", "{x} GiB", "LongCat 480p", "720p with BSA"}
+AS_THEY_ARE = {
+    "Ctrl",
+    "Enter",
+    "Esc",
+    "Shift",
+    "PSNR",
+    "PSNR {x}",
+    "SSIM",
+    "CSV",
+    "JSON",
+    "GiB",
+    "CPU",
+    "{x} GiB",
+    "LongCat 480p",
+    "720p with BSA",
+}
 # What these say stays off the page.
 NO_PANELS = ("endpoints", "calls", "child", "guard", "hosts", "bodies", "login", "store", "language")
 
@@ -115,6 +130,7 @@ def test_every_entry_is_used():
     for path in [path for folder in ("ui", "pipeline", "bsa") for path in (ROOT / folder).rglob("*.py")]:
         texts = {written(node) for node in ast.walk(ast.parse(path.read_text("utf-8")))} - {None}
         text += "\n".join(texts)
+    text += (ROOT / "assets/longcat-tiny/vocabulary.json").read_text("utf-8")
     text = re.sub(r"\s+", " ", text).lower()
     cut = re.compile(rf"{HOLE.pattern}|[,;:().÷×·]|\b(?:or|over|newest|all|frames?|\d+)\b")
     missing = {
@@ -161,6 +177,7 @@ def test_a_chinese_browser_gets_a_chinese_page_that_can_be_switched(page):
     page.get_by_role("tab", name="历史").click()
     expect(page.locator(".history-prompt")).to_have_text("Stop")
     expect(page.locator(".history-title b")).to_have_text("稠密与稀疏")
+    page.locator(".live-fold").click()
     expect(page.locator(".live-windows button")).to_have_text(["本次运行", "2 分钟", "15 分钟", "1 小时"])
 
     page.get_by_role("button", name="English", exact=True).click()

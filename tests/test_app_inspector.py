@@ -203,6 +203,31 @@ def test_a_clicked_block_lights_what_the_record_says(page, outputs):
         button(page, "All heads").click()
 
 
+@needs_chromium
+def test_the_maps_as_pictures_table_and_file(page, outputs):
+    record = make_and_open(page, outputs)
+    expect(inside(page).locator(".kept-text")).to_contain_text("measured on one of its tokens")
+
+    def saved(name):
+        with page.expect_download() as file:
+            inside(page).get_by_role("button", name=name, exact=True).click()
+        return file.value.suggested_filename, file.value.path()
+
+    name, path = saved("CSV")
+    table = np.genfromtxt(path, delimiter=",", names=True)
+    assert name == "attention.csv" and table.dtype.names == ("step", "layer", "recall", "density")
+    cells = table["step"].astype(int) - 1, table["layer"].astype(int) - 1
+    np.testing.assert_allclose(table["recall"], record.recall.mean(axis=2)[cells], atol=1e-6)  # seven digits are told
+    assert len(table) == record.recall.shape[0] * record.recall.shape[1]
+    name, path = saved("NPZ, with every selection")
+    path.rename(path.with_suffix(".npz"))
+    np.testing.assert_array_equal(AttentionRecord.load(path.with_suffix(".npz")).selections, record.selections)
+    pictures = {"Attention kept, PNG": "attention-recall.png", "Density, PNG": "attention-density.png"}
+    for button_name, file in pictures.items():
+        name, path = saved(button_name)
+        assert name == file and path.read_bytes().startswith(b"\x89PNG")
+
+
 def percent(share):
     return f"{100 * round(float(share), 7):.1f}%"  # seven digits are what the page gets
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 from app_server import WAIT_SECONDS, running_page
-from browser import chromium, needs_chromium, open_page
+from browser import chromium, needs_chromium, open_memory, open_page
 from fake_pipeline import FakePipeline
 from playwright.sync_api import expect
 
@@ -33,6 +33,7 @@ def page(tmp_path_factory):
             page = open_page(browser, address)
             for group in page.locator("#settings button.label-wrap").all():
                 group.click()
+            open_memory(page)
             page.locator("#generate").click()
             expect(page.locator("#notice .notice[data-kind=done]")).to_be_visible()
             yield page

@@ -12,7 +12,7 @@ from pathlib import Path
 import pynvml
 import pytest
 from app_server import answers, free_port, running_page, until
-from browser import Watch, generate, needs_chromium, open_page
+from browser import Watch, generate, needs_chromium, open_memory, open_page
 from fake_pipeline import SampledPipeline
 from playwright.sync_api import expect
 from stub_driver import needs_compiler
@@ -69,6 +69,9 @@ class TestOnAHost:
         watch = Watch()
         page = open_page(browser, host, watch)
         live = page.locator("#live")
+        expect(live.locator(".live-chart")).to_be_hidden()
+        expect(live.locator(".live-short")).to_have_text(re.compile(r"^this process \d+\.\d\d GiB$"))
+        open_memory(page)
         expect(live.locator(".live-title")).to_have_text("Host memory (no NVIDIA driver)")
         expect(live.locator(".live-note")).to_contain_text("Library Not Found", ignore_case=True)
         expect(row(page, "This process (RSS)").locator("td").first).to_contain_text(".")
@@ -80,9 +83,14 @@ class TestOnAHost:
         for cell in row(page, "This process (RSS)").locator("td").all():
             expect(cell).to_have_text(re.compile(r"\d"))
         expect(page.locator("#live_summary")).to_contain_text("Sparse peak, This process (RSS)")
+        page.locator(".live-fold").click()
+        peaks = r"Dense peak \d+\.\d\d GiB · Sparse peak \d+\.\d\d GiB"
+        expect(live.locator(".live-short")).to_have_text(re.compile(peaks))
+        open_memory(page)
         page.reload(wait_until="domcontentloaded")
         expect(live.locator(".arm-name")).to_have_text(["Dense", "Sparse"])
         other = open_page(browser, host)  # another visitor
+        open_memory(other)
         other.locator(".live-windows button", has_text="2 min").click()
         expect(other.locator("#live .busy").first).to_be_attached()
         expect(other.locator("#live .band")).to_have_count(0)
@@ -92,6 +100,7 @@ class TestOnAHost:
 
     def test_values_by_keyboard_and_pointer(self, browser, host):
         page = open_page(browser, host)
+        open_memory(page)
         generate(page)
         expect(page.locator("#live .band")).to_have_count(6)  # the whole run, a tenth of which is more than 0.05 s
         chart = page.get_by_role("slider", name="Time in the memory chart")
@@ -128,6 +137,7 @@ class TestOnGpus:
         page = open_page(browser, f"{address}?__theme=dark", watch)
         live = page.locator("#live")
         expect(live.locator(".live-title")).to_have_text("GPU memory (NVML)")
+        open_memory(page)
         expect(place(page, "GPU 1")).to_have_attribute("aria-pressed", "true")
         expect(place(page, "GPU 1")).to_contain_text("28.50 of 140.00 GiB")
         expect(place(page, "GPU 1")).to_contain_text("0% busy · 90 of 700 W · 34 °C")

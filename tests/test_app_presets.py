@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,10 +17,11 @@ from fake_pipeline import FakePipeline
 from playwright.sync_api import expect
 
 import app
+from bsa import BSAConfig
 from pipeline import EMBEDDED_CHECKPOINT, Cancelled, VideoRequest, inspect_checkpoint
 from ui import Worker
 from ui.form.model import ModelChange
-from ui.form.preset_rules import Situation, longcat_bytes, presets
+from ui.form.preset_rules import BY_CELLS, Situation, longcat_bytes, presets
 from ui.form.read import form_request
 from ui.form.restore import form_values
 from ui.jobs.job import Job
@@ -28,6 +32,7 @@ LONGCAT = replace(INFO, path=INFO.path.parent, name="LongCat-Video", parameters=
 LONGCAT = replace(LONGCAT, defaults={**INFO.defaults, "use_distill": False, "width": 832, "height": 480})
 CPU, GPU = SimpleNamespace(type="cpu", index=None), SimpleNamespace(type="cuda", index=0)
 GIB = 2**30
+STUDY = Path(__file__).parents[1] / "benchmarks" / "results"
 
 
 def missing(info, device, total) -> dict[str, tuple[str, ...]]:
@@ -73,6 +78,27 @@ class TestPresets:
     def test_the_form_makes_the_request_of_the_preset(self, info, preset):
         asked = info.request("x", **preset.values(info))
         assert form_request(info, {"cdf_threshold": 0.9, "keep_by": "top-k", **form_values(asked)}) == asked
+
+    def test_reasons_are_those_of_the_study(self):
+        """To 0.3 dB, because another run of the study may round otherwise."""
+        rows = json.loads((STUDY / "quality.json").read_text())["rows"]
+        psnr = {row["name"]: row["psnr"] for row in rows}
+        gains = [psnr[f"{s} cells 4x4x4 4x4x4"] - psnr[f"{s} mean 4x4x4 4x4x4"] for s in (0.5, 0.75, 0.875, 0.9375)]
+        low, high = (float(number) for number in re.findall(r"\d\.\d", BY_CELLS))
+        assert (min(gains), max(gains)) == pytest.approx((low, high), abs=0.3)
+        assert psnr["0.75 cells 4x4x4 4x4x4"] == pytest.approx(35, abs=0.5)  # 16 of 64 key blocks
+        assert psnr["0.875 cells 4x4x4 4x4x4"] == pytest.approx(31, abs=0.5)  # 8 of them
+        times = {row["what"]: row["ms"] for row in json.loads((STUDY / "selection.json").read_text())["rows"][18:22]}
+        assert times["cells, forward"] / times["mean, forward"] == pytest.approx(1.06, abs=0.02)
+
+    def test_attention_of_each_preset(self):
+        found = {preset.name: preset.values(LONGCAT).get("bsa") for preset in presets()}
+        assert found["LongCat 480p"] is None
+        assert found["720p with BSA"] == BSAConfig(0.9375, selection="cells")
+        assert found["Refine"] is None  # the checkpoint's own, which `CheckpointInfo.refinement` takes
+        assert found["Low memory"].sparsity == 0.75 and found["Low memory"].selection == "cells"
+        small = next(preset for preset in presets() if preset.name == "Low memory").values(INFO)
+        assert small["bsa"] is None  # 8 x 10 x 10 tokens are 18 key blocks
 
     def test_low_memory_is_smaller(self):
         small = next(preset for preset in presets() if preset.name == "Low memory").values(INFO)

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from app_server import running_page, until
-from browser import Watch, button, expect_playing, fill, needs_chromium, open_page, open_tab, reload
+from browser import (
+    Watch,
+    button,
+    expect_playing,
+    fill,
+    fill_number,
+    needs_chromium,
+    open_group,
+    open_page,
+    open_tab,
+    reload,
+)
 from fake_pipeline import FakePipeline
 from playwright.sync_api import Page, expect
 
@@ -92,9 +106,94 @@ def test_a_grid_its_plot_its_files_and_a_clip_on_the_stage(browser, tmp_path):
         expect_playing(page, "sparse")
         expect(page.locator("#stage .player")).to_have_attribute("data-pair", "true")
         page.get_by_role("tab", name="Result", exact=True).click()
-        expect(page.locator("#report")).to_contain_text("denoising speed-up")
+        expect(page.locator("#stage .figures")).to_contain_text("denoising speed-up")
         assert not watch.foreign
         assert not watch.complaints
+
+
+def test_one_setting_is_a_row_with_its_plot_beside_it(browser, tmp_path):
+    """Sparsity 0 keeps every block, and is there to begin with: it shows how alike two equal computations are."""
+    with running_page(FakePipeline(), tmp_path) as address:
+        page = open_page(browser, address, width=1600)
+        open_tab(page, "Sweep")
+        expect(page.get_by_label("Values of the rows")).to_have_value(re.compile(r"^0, "))
+        page.get_by_label("Columns", exact=True).click()
+        page.get_by_role("option", name="None", exact=True).click()
+        fill(page.get_by_label("Values of the rows"), "0, 0.5, 0.75")
+        button(page, "Run sweep").click()
+        expect(status(page)).to_contain_text("4 videos in")
+        expect(page.locator(".sweep-grid thead th")).to_have_text(["sparsity 0", "sparsity 0.5", "sparsity 0.75"])
+        first, last = cell(page, 0, 0).bounding_box(), cell(page, 2, 0).bounding_box()
+        assert first["y"] == last["y"] and first["x"] < last["x"], "the values do not run from left to right"
+        plot = page.locator(".sweep-plot").bounding_box()
+        assert plot["x"] > last["x"] and abs(plot["y"] - page.locator(".sweep-scroll").bounding_box()["y"]) < 5
+        page.set_viewport_size({"width": 390, "height": 844})
+        expect(page.locator(".sweep-chart svg")).to_be_visible()
+        assert page.locator(".sweep-plot").bounding_box()["y"] > cell(page, 0, 0).bounding_box()["y"] + 100
+        page.context.close()
+
+
+POINTS = """(points) => {
+    const root = document.createElement('div');
+    root.style.width = '600px';
+    document.body.append(root);
+    paretoPlot(root, () => {}).set({ points, labels: { x: 'x', y: 'PSNR' }, least: 0.5, most: null, useful: 50 });
+    const height = (mark) => { const box = mark.getBBox(); return box.y + box.height / 2; };
+    return [
+        [...root.querySelectorAll('.point .mark')].map(
+            (mark) => [mark.closest('.point').getAttribute('aria-label'), height(mark)]
+        ),
+        [...root.querySelectorAll('.tick')].map((tick) => tick.textContent),
+    ];
+}"""
+
+
+def test_what_nobody_sees_does_not_press_the_rest_together(browser, idle):
+    """Values above 50 dB and infinite ones stand on lines of their own, which say so."""
+    page = open_page(browser, idle[1])
+    page.add_script_tag(path=Path(__file__).parents[1] / "ui/static/pareto.js")
+    shown = {"20": 20.0, "30": 30.0, "96": 96.5, "copy": float("inf")}
+    points = [{"x": 1 + y / 100, "y": y, "name": name, "short": name, "text": ""} for name, y in shown.items()]
+    points[-1]["x"] = 2
+    marks, ticks = page.evaluate(POINTS, points)
+    height = {name.removesuffix(": "): place for name, place in marks}
+    assert height["copy"] < height["96"] < height["30"] < height["20"]
+    assert height["20"] - height["30"] > 2 * (height["30"] - height["96"]), "half of the plot is for what nobody sees"
+    assert "∞" in ticks and "> 50" in ticks and "60" not in ticks
+    page.context.close()
+
+
+class Faster(FakePipeline):
+    """Takes less time for a sparser video, and is unlike the dense one from a sparsity of 0.8 on."""
+
+    def generate_frames(self, request, on_step, output):
+        self.step_seconds = 0.05 * (1 - (0 if request.bsa is None else request.bsa.sparsity))
+        result, frames = super().generate_frames(request, on_step, output)
+        noise = 40 if request.bsa is not None and request.bsa.sparsity > 0.8 else 1
+        return result, (np.full_like(frames, 60) + noise * (request.bsa is not None)).astype(np.uint8)
+
+
+def test_the_fastest_sparsity_above_a_floor_is_found(browser, tmp_path):
+    with running_page(Faster(), tmp_path) as address:
+        page = open_page(browser, address)
+        open_tab(page, "Sweep")
+        open_group(page, "Chunk shapes and block selection")
+        for axis in "THW":
+            fill_number(page, f"Query {axis}", 1)
+            fill_number(page, f"Key {axis}", 1)
+        fill_number(page, "At least", 200)
+        button(page, "Find my sparsity").click()
+        expect(page.locator("#sweep_plan [role=alert]")).to_contain_text("A floor of 200 dB PSNR is outside 0 to 100")
+        fill_number(page, "At least", 40)
+        button(page, "Find my sparsity").click()
+        expect(status(page)).to_contain_text("Sparsity 0.75 is the fastest that keeps 40 dB PSNR: denoising")
+        expect(status(page)).to_contain_text("5 videos in")
+        expect(page.locator('.sweep-grid .clip[data-state="done"]:visible')).to_have_count(4)
+        expect(page.locator(".sweep-grid .clip:visible")).to_have_count(4)  # what was not tried takes no place
+        reload(page)
+        open_tab(page, "Sweep")
+        expect(status(page)).to_contain_text("Sparsity 0.75 is the fastest")
+        expect(button(page, "Find my sparsity")).to_be_enabled()
 
 
 def test_a_reload_finds_the_running_sweep_and_stop_keeps_what_is_done(browser, tmp_path):

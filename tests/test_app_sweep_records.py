@@ -6,7 +6,7 @@ import pytest
 from app_server import until
 from fake_pipeline import CHECKPOINT, FakePipeline
 
-from pipeline import Axis, Sweep
+from pipeline import Axis, Floor, Search, Sweep
 from ui.jobs.records import GONE, keep_record_of, restored
 from ui.jobs.sweep_job import SweepJob
 from ui.jobs.worker import Worker
@@ -61,6 +61,18 @@ def test_a_sweep_comes_back_whole(stores, axes):
     assert (back.id, back.owner, back.state, back.folder) == (job.id, OWNER, "done", job.folder)
     assert back.cell(0, 0).comparison == job.cell(0, 0).comparison
     assert back.results == job.results
+
+
+def test_a_search_comes_back_as_one(stores):
+    store, request = stores(), CHECKPOINT.request("a red ball", num_frames=17, seed=2**62 + 1)
+    job = SweepJob(Search.of(request, Floor("ssim", 0.5), most=2), owner=OWNER)
+    assert (job.total, job.unfinished) == (3, True)
+    worker = run(store, job, FakePipeline(step_seconds=0.0))
+    until(lambda: job.over, "the search")
+    worker.close()
+    back = restored(stores(), job.id)
+    assert (back.sweep, back.result, back.report()) == (job.sweep, job.result, job.report())
+    assert (back.total, back.tried, back.unfinished) == (job.total, job.tried, False)
 
 
 def test_equal_videos_keep_their_infinite_psnr(stores):

@@ -49,6 +49,7 @@ IN_SMALL = {
     "curve": ("cost_curve.py", {"sparse", "dense"}),
     "memory": ("memory.py", {"fast, sparse", "plain, sparse", "decoding, frame by frame"}),
     "fused": ("fused_check.py", {"swiglu to 8 bits", "head norm"}),
+    "multi-gpu": ("multi_gpu.py", {"sparse", "exchange"}),
 }
 
 

@@ -42,7 +42,7 @@ UPSTREAM = {
 }
 D64, D32, P64 = "descriptors-64x64-w4-s3", "descriptors-64x32-w4-s3", "pointers-64x64-w4-s3"
 Q64 = "descriptors-64x64-w4-s5-qz"
-S64, S128 = "small-blocks-64x64-w4-s3", "small-blocks-128x64-w8-s3"
+S64, S128 = "small-blocks-64x64-w4-s3", "small-blocks-128x64-w4-s3"
 KEYS_16 = {"chunk_k": (2, 2, 4), "dim": 16}
 ORDER = {
     "descriptors": {**FULL, "grid": (4, 8, 8), "chunk": (4, 4, 4), "dim": 32, "variant": D64},

@@ -86,6 +86,25 @@ def test_bsa_comes_from_the_transformer_config(broken, config, expected):
     assert inspect_checkpoint(broken).bsa == expected
 
 
+@pytest.mark.parametrize("enabled", [True, False], ids=["on", "off"])
+def test_unknown_bsa_params_are_named_and_change_nothing(broken, caplog, enabled):
+    params = {"sparsity": 0.5, "sparsty": 0.9, "chunk_shape": [2, 2, 2]}
+    edit_json(broken / "transformer" / "config.json", enable_bsa=enabled, bsa_params=params)
+    info = inspect_checkpoint(broken)
+    assert (info.sparse, info.bsa) == (BSAConfig(0.5), BSAConfig(0.5) if enabled else None)
+    assert "unknown keys, which change nothing: chunk_shape, sparsty; known are sparsity, cdf_threshold" in caplog.text
+
+
+def test_known_bsa_params_are_no_warning_and_ours_are_asked_for_by_name(broken, caplog):
+    upstream = {"sparsity": 0.9375, "chunk_3d_shape_q": [4, 4, 4], "chunk_3d_shape_k": [4, 4, 4]}
+    edit_json(broken / "transformer" / "config.json", enable_bsa=True, bsa_params=upstream)
+    assert inspect_checkpoint(broken).bsa == BSAConfig(0.9375, selection="mean")
+    ours = upstream | {"selection": "cells", "dense_steps": 1, "dense_layers": 2}
+    edit_json(broken / "transformer" / "config.json", bsa_params=ours)
+    assert inspect_checkpoint(broken).bsa == BSAConfig(0.9375, selection="cells", dense_steps=1, dense_layers=2)
+    assert not caplog.records
+
+
 def cut(file, to):
     content = file.read_bytes()
     file.write_bytes(content[:to])

@@ -27,6 +27,7 @@ from training.sampling import SHIFT, TextToVideo
 from training.tokenizer import load_tokenizer
 from training.train_dit import build
 from training.vae import VideoVAE, load_vae
+from training.vocabulary import write_vocabulary
 
 SHARD = "9MB"
 MODEL_INDEX = {
@@ -166,6 +167,7 @@ def main() -> None:
     encoder.config.save_pretrained(out / "text_encoder")
     state = {key: value for key, value in encoder.state_dict().items() if not key.endswith("embed_tokens.weight")}
     _save(state, out / "text_encoder", "model", torch.bfloat16)
+    write_vocabulary(out)
     write_manifest(out, read_manifest(out)[0] + 1 if (out / NAME).exists() else 1)
 
 

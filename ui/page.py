@@ -14,33 +14,39 @@ from pipeline import CheckpointInfo
 from ui.access.visitor import Visitors
 from ui.api.endpoints import add_api
 from ui.api.publish import Page
-from ui.form.inputs import Fields, attention_fields, block_fields, examples, prompt_field, video_fields
+from ui.form.batch import batch_fields, batch_notice, batch_requests, lines_of
+from ui.form.inputs import Fields, block_fields, examples, mode_field, prompt_field, sparsity_field, video_fields
 from ui.form.model import model_field
+from ui.form.own_presets import own_presets
 from ui.form.plan_panel import plan_error, plan_panel
 from ui.form.presets import PresetList
 from ui.form.read import MASS, SIDE_BY_SIDE, TOP_K, form_request, new_seed, page_sentence
 from ui.form.refine import ClipChooser, refine_fields
 from ui.form.restore import OF_ONE_VIDEO, code_panel, fill, form_values, settings_drop
+from ui.form.sizes import size_helpers
+from ui.form.words import word_palette
 from ui.jobs.job import VideoJob
 from ui.jobs.records import keep_record_of
 from ui.jobs.worker import Worker
 from ui.language import SWITCH, language_script
 from ui.look.parts import QUIET, box, notice_html
 from ui.look.theme import theme
+from ui.premade import NOTHING, Premade
 from ui.site import Site
 from ui.static import asset
 from ui.storage.disk import Disk
 from ui.storage.store import Store
-from ui.views.follow import Changes, Follower, watch_for_jobs
+from ui.views.follow import Changes, Follower, live_videos, watch_for_jobs
 from ui.views.history import history_panel
-from ui.views.inspector import inspector_panel
+from ui.views.inspector import Keys, inspector_panel
 from ui.views.live import LivePanel
+from ui.views.queue_panel import QueuePanel
 from ui.views.report import report_panel
-from ui.views.stage import Stage
+from ui.views.stage import Stage, StageViews
 from ui.views.sweep_panel import SWEEP_TAB, SweepPanel
 
 TITLE = "Block Sparse Attention for video"
-STYLES = ("page", "wide", "language", "player", "live", "outlook", "presets", "inspector", "code", "history", "sweep")
+STYLES = "page wide language player live outlook presets inspector code history sweep words queue".split()
 
 
 @dataclass(frozen=True)
@@ -63,13 +69,17 @@ def build_page(
     *,
     device: str = "auto",
     model_switch: bool = False,
+    shown_first: Premade = NOTHING,
 ) -> Page:
     """The page and the named API over a worker, which may still be loading its pipeline.
 
     disk: how much all that the app writes may take, before the oldest results are removed.
     device: what the worker's pipeline runs on, for the estimates. model_switch: whether visitors may load other models.
+    shown_first: the pair on the page of a visitor without runs; whoever serves the page has to serve its folder.
     """
-    site = Site(checkpoint, worker, Visitors(worker.output_dir), device, model_switch)
+    site = Site(checkpoint, worker, Visitors(worker.output_dir), device, model_switch, shown_first=shown_first)
+    keys = Keys(site)
+    views = StageViews(site, keys)
     store = Store(worker.output_dir, disk)
     keep_record_of(store, worker)
     default = checkpoint.bsa or BSAConfig()
@@ -83,41 +93,51 @@ def build_page(
         watch = watch_for_jobs(site)
         with gr.Row(elem_id="layout"):
             with gr.Column(elem_id="compose"):
-                fields: Fields = {"prompt": prompt_field()}
+                fields: Fields = {"prompt": prompt_field(checkpoint)}
                 with gr.Row(elem_id="buttons"):
                     generate = gr.Button("Generate", variant="primary", interactive=False, elem_id="generate")
                     stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop")
                 notice = box("notice")
-                examples(fields["prompt"])
+                queue = QueuePanel(site)
+                fields |= sparsity_field(default)
             with gr.Column(elem_id="results"):
-                stage = Stage()
+                stage = Stage(keys)
                 live = LivePanel(site)
                 with gr.Tabs(elem_id="details", overflow_behavior="wrap") as tabs:
                     with gr.Tab("Result", id="result"):
-                        report = box("report", report_panel({}, None))
+                        report = box("report", report_panel({}))
                         code_panel(site, shown)
-                    inspector_panel(site, shown)
+                    inspector_panel(keys, shown)
                     history_tab = gr.Tab("History", id="history")
                     with gr.Tab("Sweep", id=SWEEP_TAB):
                         sweep = SweepPanel(site, store)
+            with gr.Column(elem_id="words-and-examples"):
+                word_palette(site, page, shown)
+                if checkpoint.vocabulary is None:
+                    examples(fields["prompt"])
             with gr.Column(elem_id="settings"):
                 with gr.Group(elem_id="attention"):
-                    fields |= attention_fields(default)
+                    fields |= mode_field()
                     plan = box("plan")
                 with gr.Accordion("Chunk shapes and block selection", open=False):
                     fields |= block_fields(default)
                 with gr.Accordion("Size, frames, steps, guidance, seed", open=False):
                     fields |= video_fields(checkpoint)
+                    size_helpers(site, fields)
                 with gr.Accordion("Refine a clip", open=False, elem_id="refine") as refine:
                     fields |= refine_fields()
                     clips = ClipChooser(site, fields, notice, shown, refine)
                     clips.connect()
                 with gr.Accordion("Presets and model", open=False, elem_id="presets"):
                     preset_list = PresetList(site, fields, clips, shown)
+                    own_presets(site, fields, notice)
                     model_field(site, fields, preset_list, measured)
+                with gr.Accordion("Many prompts, many seeds", open=False, elem_id="batch"):
+                    prompts, lines, seeds, add_all = batch_fields()
                 settings_drop(site, fields, notice)
         live.connect(page, visitor, shown)
-        sweep.connect(fields, visitor, stage, report, shown, page)
+        queue.connect(page, visitor)
+        sweep.connect(fields, visitor, stage, report, shown, page, views)
         names = list(fields)
         inputs = list(fields.values())
 
@@ -150,25 +170,51 @@ def build_page(
             **QUIET,
         )
 
-        follower = Follower(site, store, visitor, watch, notice, stage, report, generate, stop, shown)
+        follower = Follower(site, store, visitor, watch, notice, stage, report, generate, stop, shown, views)
         with history_tab:
             refresh = history_panel(follower, fields, sweep, tabs)
         history_tab.select(*refresh, **QUIET)
 
         async def press(request: gr.Request, ticket: Any, *values: Any) -> AsyncIterator[Changes]:
             form = dict(zip(names, values, strict=True))
-            _, kept = follower.greet(request, ticket)
+            owner, kept = follower.greet(request, ticket)
             if form["randomise"]:
                 form["seed"] = new_seed()
+            busy = bool(live_videos(site, owner))
             try:
-                wanted = await site.clips.read(form["refine"], form_request, site.checkpoint, form)
+                choose = site.estimates.choose
+                wanted = await site.clips.read(form["refine"], form_request, site.checkpoint, form, choose)
                 job = site.submit(VideoJob(wanted, side_by_side=form["mode"] == SIDE_BY_SIDE), request)
             except ValueError as error:
                 yield kept | {notice: notice_html(page_sentence(error), "error")}
                 return
             yield kept | {fields["seed"]: form["seed"]}
+            if busy:  # whoever follows the others comes to it
+                return
             async for changes in follower.follow(request, job):
                 yield changes
+
+        async def press_batch(
+            request: gr.Request, ticket: Any, text: Any, file: Any, times: Any, *values: Any
+        ) -> AsyncIterator[Changes]:
+            form = dict(zip(names, values, strict=True))
+            owner, kept = follower.greet(request, ticket)
+            busy, jobs, reason = bool(live_videos(site, owner)), [], ""
+            try:
+                wanted = list(batch_requests(site, form, lines_of(text, file), times))
+            except ValueError as error:
+                yield kept | {notice: notice_html(page_sentence(error), "error")}
+                return
+            for one in wanted:
+                try:
+                    jobs.append(site.submit(VideoJob(one, side_by_side=form["mode"] == SIDE_BY_SIDE), request))
+                except ValueError as error:
+                    reason = page_sentence(error)
+                    break
+            yield kept | {notice: batch_notice(len(jobs), len(wanted), reason)}
+            if jobs and not busy:
+                async for changes in follower.follow(request, jobs[0]):
+                    yield changes
 
         async def arrive(request: gr.Request, ticket: Any, watched: Any) -> AsyncIterator[Changes]:
             def settings(job: VideoJob) -> Changes:
@@ -179,13 +225,17 @@ def build_page(
             async for changes in follower.arrive(request, ticket, watched, settings):
                 yield changes
 
-        lasting = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
+        lasting: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
         gr.on(
             [generate.click, fields["prompt"].submit],
             press,
             [visitor, *inputs],
             [*follower.parts, fields["seed"]],
+            trigger_mode="multiple",  # a press during a run adds to the queue
             **lasting,
+        ).then(*refresh, **QUIET)
+        add_all.click(
+            press_batch, [visitor, prompts, lines, seeds, *inputs], follower.parts, trigger_mode="multiple", **lasting
         ).then(*refresh, **QUIET)
         gr.on(
             [page.load, watch.retry],

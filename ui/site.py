@@ -13,6 +13,7 @@ from ui.jobs.clips import ClipReader
 from ui.jobs.estimates import Estimates
 from ui.jobs.monitor import Monitor
 from ui.jobs.worker import AnyJob, Worker
+from ui.premade import NOTHING, Premade
 
 
 @dataclass(eq=False)
@@ -25,6 +26,7 @@ class Site:
     device: the device that the worker's pipeline was asked to use.
     model_switch: whether visitors may load another model, which can read any folder that the server can read.
     clips: reads the clips that are to be refined.
+    shown_first: the pair that visitors without runs of their own see.
     """
 
     checkpoint: CheckpointInfo
@@ -33,6 +35,11 @@ class Site:
     device: str = "auto"
     model_switch: bool = False
     clips: ClipReader = field(default_factory=ClipReader)
+    shown_first: Premade = NOTHING
+
+    def __post_init__(self) -> None:
+        if self.shown_first.job is not None:
+            self.worker.public[self.shown_first.job.id] = self.shown_first.job
 
     def owner(self, request: gr.Request) -> str:
         """The owner whose jobs an event may see, for `worker.find`."""

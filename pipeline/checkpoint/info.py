@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from bsa import BSAConfig
+from bsa.config import KNOWN_PARAMS
 from pipeline.checkpoint.adapter import read_adapter
 from pipeline.checkpoint.expected import linear_layers
 from pipeline.checkpoint.layout import CONFIGS, FASTVIDEO, Layout, layout_of
 from pipeline.checkpoint.safetensors_files import component_parameters, incomplete, open_file, read_json
 from pipeline.checkpoint.trust import check_files, check_index, check_names, check_plain
+from pipeline.checkpoint.vocabulary import Vocabulary, read_vocabulary
 from pipeline.machine.paths import expand_user, is_there
 from pipeline.request.refinement import STEPS, Clip, refined_size
+from pipeline.request.sentences import one_line
 from pipeline.request.sizes import video_size
 from pipeline.request.start import FromClip, FromFrames, FromImage, Picture, Start, stride_for
 from pipeline.request.values import read_adapters
 from pipeline.request.video import TOKEN_PIXELS, VideoRequest
+
+logger = logging.getLogger("pipeline")
+
+UNKNOWN_PARAMS = "bsa_params has unknown keys, which change nothing: {names}; known are {known}"
 
 # A small checkpoint trained for this project. It has the same parts as the one with 13.6 B parameters.
 EMBEDDED_CHECKPOINT = Path(__file__).resolve().parents[2] / "assets" / "longcat-tiny"
@@ -54,6 +62,7 @@ class CheckpointInfo:
         shift: timestep shift of the scheduler.
         loras: adapter name -> file in the folder lora/. LongCat's own are "distill" and "refine".
         linear: layer name -> outputs and inputs of the transformer's linear layers, which adapters must fit.
+        vocabulary: the words that a small checkpoint knows; None for one that understands language in general.
         layout: where the transformer lies, and under which names.
     """
 
@@ -66,6 +75,7 @@ class CheckpointInfo:
     shift: float = 12.0
     loras: Mapping[str, Path] = field(default_factory=dict)
     linear: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    vocabulary: Vocabulary | None = None
     layout: Layout = FASTVIDEO
 
     def request(self, prompt: str, **overrides: Any) -> VideoRequest:
@@ -87,8 +97,7 @@ class CheckpointInfo:
         unknown = sorted(set(overrides) - {field.name for field in fields(VideoRequest)})
         if unknown:
             raise ValueError(f"unknown request field {unknown[0]!r}; see VideoRequest for the fields")
-        lora = overrides.get("lora")
-        asked = {adapter.name for adapter in read_adapters(lora, self.loras)} if isinstance(lora, str) else set()
+        asked = self._asked(overrides)
         usual = next((usual for name, usual in _WITH_ADAPTER.items() if name in asked), {})
         request = VideoRequest(prompt=prompt, **(values | usual | overrides))
         self.check_lora(request.lora)
@@ -147,7 +156,7 @@ class CheckpointInfo:
 
         Raises ValueError as `request` does.
         """
-        few = overrides.get("use_distill", self.defaults["use_distill"] or "distill" == overrides.get("lora"))
+        few = overrides.get("use_distill", self.defaults["use_distill"] or "distill" in self._asked(overrides))
         step = stride_for(clip.fps) if stride is None else stride
         fine = not few if enhance_hf is None else enhance_hf
         start = FromFrames(
@@ -164,6 +173,11 @@ class CheckpointInfo:
             ratio = getattr(seen, other) / getattr(seen, given)
             overrides = overrides | {other: max(1, round(overrides[given] * ratio / TOKEN_PIXELS)) * TOKEN_PIXELS}
         return self.request(prompt, **({"start": start} | overrides))
+
+    def _asked(self, overrides: Mapping[str, Any]) -> set[str]:
+        """Names of the adapters that a request will run with."""
+        lora = overrides.get("lora")
+        return {adapter.name for adapter in read_adapters(lora, self.loras)} if isinstance(lora, str) else set()
 
     def steps_run(self, request: VideoRequest) -> int:
         """Number of denoising steps that a request runs with this checkpoint's schedule."""
@@ -232,6 +246,7 @@ def inspect_checkpoint(path: str | Path) -> CheckpointInfo:
         shift=_shift(configs["scheduler"], path),
         loras=_adapters(path / "lora"),
         linear=linear_layers(transformer),
+        vocabulary=read_vocabulary(path),
         defaults=LONGCAT_DEFAULTS | (read_json(generation, path) if generation.exists() else {}),
         layout=layout,
     )
@@ -270,6 +285,11 @@ def _bsa_config(transformer: dict[str, Any], file: Path) -> BSAConfig:
     try:
         if not isinstance(params, dict):
             raise ValueError(f"{params!r} is not an object")
+        if unknown := sorted(set(params) - set(KNOWN_PARAMS)):
+            names = ", ".join(one_line(name)[:80] for name in unknown[:5])
+            said = UNKNOWN_PARAMS.format(names=names, known=", ".join(KNOWN_PARAMS))
+            logger.warning("%s: %s", file, said)
+            params = {name: value for name, value in params.items() if name in KNOWN_PARAMS}
         return BSAConfig.from_bsa_params(params)
     except ValueError as error:
         if not transformer.get("enable_bsa"):

@@ -48,7 +48,7 @@ _VOCABULARIES = frozenset(("tokenizer.json", "vocab.json"))
 
 # Names of the files that are fetched from the Hub.
 _KNOWN = re.compile(
-    r"model_index\.json|generation_config\.json"
+    r"model_index\.json|generation_config\.json|vocabulary\.json"
     r"|(?:transformer|dit|vae|text_encoder)/(?:config\.json|[^/]+\.safetensors(?:\.index\.json)?)"
     r"|scheduler/scheduler_config\.json"
     r"|tokenizer/(?:tokenizer|tokenizer_config|special_tokens_map)\.json"

@@ -1,4 +1,4 @@
-"""Command line: ``python -m pipeline generate``, ``refine``, ``sweep``, ``info`` and ``inspect``.
+"""Command line: ``python -m pipeline generate``, ``refine``, ``sweep``, ``find``, ``info`` and ``inspect``.
 
 Exit codes: 0 done, 1 the work failed, 2 something in the input cannot be used, and as a shell has it for programs that
 a signal ended: 130 interrupted, 143 terminated, 129 the terminal closed, 141 nobody reads the output any more.
@@ -17,7 +17,6 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,8 +24,11 @@ import torch
 from tqdm import tqdm
 
 from pipeline.cli.inspect import run_inspect
+from pipeline.cli.long_command import run_long_command
 from pipeline.cli.options import build_parser, checked_device, open_checkpoint, read_request, read_weights
 from pipeline.cli.sweep_command import run_sweep_command
+from pipeline.cli.tasks import chosen_task
+from pipeline.estimate.choose_attention import choose_attention
 from pipeline.estimate.estimator import FILE_NAME, Estimate, Estimator
 from pipeline.machine.device import choose_device
 from pipeline.machine.memory import available_memory, out_of_memory
@@ -42,16 +44,18 @@ from pipeline.runs.plan import plan, plan_to_load
 
 
 class _Bar:
-    """One tqdm bar per phase, driven by the true steps."""
+    """One tqdm bar per phase, driven by the true steps. prefix: of its labels."""
 
     def __init__(self) -> None:
+        self.prefix = ""
         self._bar: tqdm | None = None
 
     def __call__(self, update: StepUpdate) -> None:
         if update.step == 0 or self._bar is None:
             self.close()
             labels = {"text": "Text", "encode": "Encode", "denoise": "Denoise", "decode": "Decode"}
-            self._bar = tqdm(total=update.total, desc=labels[update.phase], unit="step", file=sys.stderr)
+            label = self.prefix + labels[update.phase]
+            self._bar = tqdm(total=update.total, desc=label, unit="step", file=sys.stderr)
         self._bar.update(update.step - self._bar.n)
         if update.step == update.total:
             self.close()
@@ -63,13 +67,15 @@ class _Bar:
 
 
 def run_generate(args: argparse.Namespace) -> dict[str, Any]:
-    """Make or refine the video (or both) and return the report."""
+    """Make or refine the video (or both, or many in a row) and return the report."""
+    if args.command == "generate" and chosen_task(args) == "long":
+        return _run_long(args)
     weights = read_weights(args)
     weights.check_forward(args.forward)
     info = open_checkpoint(args.model_path, args.device, weights)
     request = read_request(args, info)
     # loading may take minutes: everything that can be found wrong is found before
-    made = [replace(request, bsa=None), request] if args.compare else [request]
+    made = [request.dense, request] if args.compare else [request]
     *_, planned = plan_to_load(info, made, weights, checked_device(args.device, weights), forward=args.forward)
     if args.compare:
         planned.work.check_comparison()
@@ -78,7 +84,7 @@ def run_generate(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--compare makes two videos, and {output} names one file; name a folder for them")
     for file in (output / "dense.mp4", output / "sparse.mp4") if args.compare else (output,):
         prepare_output(file)
-    if request.bsa is None and not args.dense:
+    if request.bsa is None and not args.dense and args.bsa is None:
         config = visible(str(info.path / info.layout.configs["transformer"]))
         print(f"BSA is off: {config} does not set enable_bsa; --sparsity 0.9375 turns it on", file=sys.stderr)
 
@@ -90,6 +96,9 @@ def run_generate(args: argparse.Namespace) -> dict[str, Any]:
         forward=args.forward,
         **weights.arguments,
     )
+    if args.bsa == "auto":
+        request = pipeline.choose_attention(request, Path("outputs") / FILE_NAME)
+        print(f"attention {request.auto}", file=sys.stderr)
     bar = _Bar()
     try:
         if args.compare:
@@ -103,8 +112,16 @@ def run_generate(args: argparse.Namespace) -> dict[str, Any]:
         bar.close()
 
 
+def _run_long(args: argparse.Namespace) -> dict[str, Any]:
+    bar = _Bar()
+    try:
+        return run_long_command(args, bar, args.output or _new_name(args.seed, ""), _report_stream(args.json))
+    finally:
+        bar.close()
+
+
 def run_grid(args: argparse.Namespace) -> dict[str, Any]:
-    """Make the videos of a sweep and return the report."""
+    """Make the videos of a sweep or a search and return the report."""
     bar = _Bar()
     try:
         return run_sweep_command(args, bar, _report_stream(args.json))
@@ -123,6 +140,8 @@ def run_info(args: argparse.Namespace) -> dict[str, Any]:
     info = open_checkpoint(args.model_path, weights=weights)
     request, device, store = read_request(args, info), choose_device("auto"), Path("outputs") / FILE_NAME
     estimator = Estimator(info, device, store, weights)
+    if args.bsa == "auto":
+        request = choose_attention(request, info.sparse, estimator.estimate, available_memory(device))
     # without an estimator: what does not fit here is described all the same, it may be meant for another machine
     work = plan(info, request, weights, device).work
     report: dict[str, Any] = {
@@ -137,6 +156,7 @@ def run_info(args: argparse.Namespace) -> dict[str, Any]:
         **({"conditioning_frames": work.conditioning} if work.conditioning else {}),
         "bsa_active": work.sparse,
         "bsa_reason": work.reason,
+        **({} if request.auto is None else {"attention": request.auto}),
     }
     if work.bsa is not None and work.blocks is not None:
         report |= {
@@ -266,6 +286,7 @@ _COMMANDS = {
     "generate": run_generate,
     "refine": run_generate,
     "sweep": run_grid,
+    "find": run_grid,
     "info": run_info,
     "inspect": lambda args: run_inspect(args, sys.stderr if args.json == "-" else sys.stdout),
 }

@@ -17,15 +17,16 @@ from bsa.selectors import SCORES
 from pipeline.checkpoint.download import Progress, fetch_checkpoint, is_hub_id
 from pipeline.checkpoint.info import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
 from pipeline.cli.inspect import add_inspect
-from pipeline.cli.tasks import add_task, chosen_task, read_refinement, read_task
+from pipeline.cli.tasks import EachPrompt, add_long, add_task, chosen_task, read_refinement, read_task
 from pipeline.estimate.refusal import check_weights_fit
-from pipeline.machine.device import choose_device
+from pipeline.machine.device import rank_devices
 from pipeline.machine.gpus import Device
 from pipeline.request.fields import FIELDS
 from pipeline.request.load_options import AS_STORED, QUANTIZATIONS, LoadOptions
 from pipeline.request.sentences import one_line
 from pipeline.request.values import chunk
 from pipeline.request.video import VideoRequest
+from pipeline.runs.search import MOST
 from pipeline.runs.sweep_axes import LABELS
 
 DESCRIPTION = """\
@@ -34,6 +35,7 @@ LongCat video generation with dense or Block Sparse Attention (BSA), on an NVIDI
 
 GENERATE = """\
 Make a video from a prompt; with --image one that begins with a picture, with --video one that continues a clip.
+With --task long, segments that continue one another: a folder that another run with the same settings goes on with.
 Sizes, steps, guidance and BSA default to what the checkpoint asks for (generation_config.json, and enable_bsa /
 bsa_params in transformer/config.json), and sizes to LongCat's for the shape of the picture or clip; without
 --model-path that is the small embedded checkpoint, which a laptop can run.
@@ -57,17 +59,29 @@ example:
   python -m pipeline sweep --prompt "snow falls" --rows sparsity=0.5,0.75,0.9375 --columns chunk=2x4x4,4x4x4
 """
 
+FIND = """\
+Find the fastest sparsity with which this prompt and seed still come close enough to the dense video. Makes the dense
+video and then a few sparse ones, each halving what is left to try; prints and writes what a sweep does.
+
+example:
+  python -m pipeline find --prompt "snow falls" --floor psnr=32 --selection cells
+"""
+
 EXAMPLES = """\
 examples:
   python -m pipeline generate --prompt "a red circle bounces on a blue gradient"
   python -m pipeline generate --prompt "..." --compare --sparsity 0.875
+  python -m pipeline generate --prompt "..." --bsa auto
   python -m pipeline generate --model-path weights/longcat --task t2v --height 720 --width 1280 \\
       --num-frames 93 --prompt "..." --sparsity 0.9375 --chunk-q 4 4 4 --chunk-k 4 4 4
   python -m pipeline generate --model-path weights/longcat --prompt "..." --lora distill
   python -m pipeline generate --model-path weights/longcat --image photo.jpg --prompt "..."
   python -m pipeline generate --model-path weights/longcat --video clip.mp4 --prompt "..."
+  python -m pipeline generate --model-path weights/longcat --task long --segments 12 --prompt "..." --output walk
+  python -m pipeline generate --model-path weights/longcat --task long --prompt "..." --prompt "... then ..."
   python -m pipeline refine clip.mp4 --model-path weights/longcat
   python -m pipeline sweep --prompt "..." --rows sparsity=0.5,0.75 --columns seed=1,2
+  python -m pipeline find --prompt "..." --floor ssim=0.95
   python -m pipeline info --model-path weights/longcat --height 720 --width 1280
 
 exit codes: 0 done, 1 failed, 2 unusable input, 130 interrupted, 143 terminated
@@ -85,14 +99,15 @@ def build_parser() -> argparse.ArgumentParser:
     """All commands and options."""
     style = argparse.RawDescriptionHelpFormatter
     parser = _Parser(prog="python -m pipeline", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=style)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{generate,refine,sweep,info,inspect}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{generate,refine,sweep,find,info,inspect}")
 
     generate = commands.add_parser(
         "generate", help="make a video", description=GENERATE, epilog=EXAMPLES, formatter_class=style
     )
     _add_checkpoint(generate)
     add_task(generate)
-    _add_video(generate, prompt_required=True)
+    _add_video(generate, prompt_required=True, several=True)
+    add_long(generate)
     _add_attention(generate)
     _add_run(generate)
 
@@ -115,11 +130,25 @@ def build_parser() -> argparse.ArgumentParser:
     swept = ", ".join(name.replace("_", "-") for name in LABELS)
     grid.add_argument("--rows", required=True, metavar="NAME=VALUES", help=f"what to sweep: {swept}")
     grid.add_argument("--columns", metavar="NAME=VALUES", help="a second setting")
-    run = sweep.add_argument_group("run")
-    run.add_argument("--output", type=Path, metavar="FOLDER", help="default: a new name in outputs/")
-    _add_device(run)
-    add_weights(sweep)
-    sweep.set_defaults(compare=True)  # sparse even where the checkpoint does not ask for it
+
+    find = commands.add_parser(
+        "find", help="find the fastest sparsity that keeps a floor of quality", description=FIND, formatter_class=style
+    )
+    _add_checkpoint(find)
+    add_task(find)
+    _add_video(find, prompt_required=True)
+    _add_attention(find)
+    search = find.add_argument_group("search")
+    search.add_argument(
+        "--floor", default="psnr=30", metavar="NAME=VALUE", help="psnr=30, in dB (the default), or ssim=0.95, to dense"
+    )
+    search.add_argument("--most", type=int, default=MOST, metavar="N", help=f"sparse videos at most (default: {MOST})")
+    for grid_command in (sweep, find):
+        run = grid_command.add_argument_group("run")
+        run.add_argument("--output", type=Path, metavar="FOLDER", help="default: a new name in outputs/")
+        _add_device(run)
+        add_weights(grid_command)
+        grid_command.set_defaults(compare=True)  # sparse even where the checkpoint does not ask for it
 
     info = commands.add_parser(
         "info",
@@ -132,7 +161,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_video(info, prompt_required=False)
     _add_attention(info)
     add_weights(info)
-    for command in (generate, refine, sweep, info, add_inspect(commands)):
+    for command in (generate, refine, sweep, find, info, add_inspect(commands)):
         command.add_argument(
             "--json",
             metavar="FILE",
@@ -156,9 +185,14 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_video(parser: argparse.ArgumentParser, *, prompt_required: bool) -> None:
+def _add_video(parser: argparse.ArgumentParser, *, prompt_required: bool, several: bool = False) -> None:
     group = parser.add_argument_group("video")
-    group.add_argument("--prompt", required=prompt_required, default="info", help=_help("prompt"))
+    prompt = group.add_mutually_exclusive_group(required=prompt_required)
+    text = _help("prompt") + (", and with --task long again for what happens next" if several else "")
+    prompt.add_argument("--prompt", action=EachPrompt, default="info", help=text)
+    if several:
+        text = "with --task long: a text file with a prompt for each segment, one on each line"
+        prompt.add_argument("--prompts", type=Path, metavar="FILE", help=text)
     _add_fields(group, "negative_prompt", default="")
     _add_fields(group, "height", "width", metavar="PIXELS")
     _add_fields(group, "num_frames", metavar="N")
@@ -232,7 +266,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="PATH",
-        help="the .mp4 file; with --compare a folder (default: a new name in outputs/)",
+        help="the .mp4 file; with --compare or --task long a folder (default: a new name in outputs/)",
     )
     _add_device(run)
     run.add_argument(
@@ -258,11 +292,26 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="keep blocks and text encoder in host memory, from where they visit the GPU; the same video",
     )
+    several = parser.add_argument_group("several GPUs")
+    several.add_argument(
+        "--gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="GPUs that make each video together, from the chosen one on; the same video up to rounding. Each loads "
+        "the weights, and the fast forward runs",
+    )
 
 
 def _add_attention(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "block sparse attention", "Any of these but --dense turns BSA on, or changes the checkpoint's own setting."
+    )
+    group.add_argument(
+        "--bsa",
+        choices=("auto", "on", "off"),
+        help="auto chooses dense attention or BSA with its sparsity and scores, by what was measured on this machine, "
+        "and says why; on takes the checkpoint's BSA even if it is not enabled there; off is --dense",
     )
     group.add_argument(
         "--sparsity",
@@ -315,12 +364,12 @@ def _chunk(option: str, parts: list[str]) -> Grid:
 
 def read_weights(args: argparse.Namespace) -> LoadOptions:
     """Read the options for loading the model."""
-    return LoadOptions(args.quantization, args.offload)
+    return LoadOptions(args.quantization, args.offload, args.gpus)
 
 
 def checked_device(name: str, weights: LoadOptions) -> Device:
     """The device of that name; ValueError where it does not exist or cannot run such weights."""
-    device = choose_device(name)
+    device = rank_devices(name, weights.gpus)[0]
     if weights.quantization is not None and device.type == "cuda":
         from pipeline.weights.fp8 import check_device  # the page's server reads options too, without PyTorch
 
@@ -328,8 +377,11 @@ def checked_device(name: str, weights: LoadOptions) -> Device:
     return device
 
 
-def read_bsa(args: argparse.Namespace, default: BSAConfig | None) -> BSAConfig | None:
-    """The attention asked for: the options, over the checkpoint's setting, over LongCat's (0.9375, 4x4x4)."""
+def read_bsa(args: argparse.Namespace, info: CheckpointInfo, default: BSAConfig | None) -> BSAConfig | None:
+    """The attention asked for: the options, over `default`, over LongCat's (0.9375, 4x4x4).
+
+    With --bsa=auto it is the checkpoint's sparse attention, for `choose_attention` to start from.
+    """
     changes: dict[str, Any] = {}
     for name in ("sparsity", "cdf_threshold"):
         if getattr(args, name) is not None:
@@ -341,11 +393,20 @@ def read_bsa(args: argparse.Namespace, default: BSAConfig | None) -> BSAConfig |
         if getattr(args, name) is not None:
             changes[name] = getattr(args, name)
     comparing = getattr(args, "compare", False)
-    if args.dense:
-        if changes or comparing:
-            other = "--compare" if comparing else f"--{next(iter(changes)).replace('_', '-')}"
-            raise ValueError(f"--dense and {other} contradict each other; leave one out")
+    given = [f"--{name.replace('_', '-')}" for name in changes]
+    if args.dense or args.bsa == "off":
+        dense, others = "--dense" if args.dense else "--bsa off", ["--compare", *given] if comparing else given
+        if args.dense and args.bsa in ("auto", "on"):
+            others.append(f"--bsa {args.bsa}")
+        if others:
+            raise ValueError(f"{dense} and {others[0]} contradict each other; leave one out")
         return None
+    if args.bsa == "auto":
+        if given:
+            raise ValueError(f"--bsa auto chooses the attention and {given[0]} sets a part of it; leave one out")
+        return info.sparse
+    if args.bsa == "on":
+        return replace(default or info.sparse, **changes)
     if changes or comparing:
         return replace(default or BSAConfig(), **changes)
     return default
@@ -357,8 +418,8 @@ def read_request(args: argparse.Namespace, info: CheckpointInfo) -> VideoRequest
     given = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
     task = "refine" if args.command == "refine" else chosen_task(args)
     if task == "refine":
-        return read_refinement(args, info, read_bsa(args, info.sparse), given)
-    return read_task(task, args, info, read_bsa(args, info.bsa), given)
+        return read_refinement(args, info, read_bsa(args, info, info.sparse), given)
+    return read_task(task, args, info, read_bsa(args, info, info.bsa), given)
 
 
 def open_checkpoint(text: str | Path, device: str = "auto", weights: LoadOptions = AS_STORED) -> CheckpointInfo:
@@ -372,5 +433,5 @@ def open_checkpoint(text: str | Path, device: str = "auto", weights: LoadOptions
             bar.total = progress.total
             bar.update(progress.done - bar.n)
 
-        room = partial(check_weights_fit, device=choose_device(device), weights=weights)
+        room = partial(check_weights_fit, device=rank_devices(device, weights.gpus)[0], weights=weights)
         return inspect_checkpoint(fetch_checkpoint(str(text), room, show))

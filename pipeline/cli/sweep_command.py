@@ -1,53 +1,71 @@
-"""``python -m pipeline sweep``."""
+"""``python -m pipeline sweep`` and ``find``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 import time
+from itertools import count
 from pathlib import Path
 from typing import Any, TextIO
 
 from pipeline.cli.options import checked_device, open_checkpoint, read_request, read_weights
+from pipeline.estimate.estimator import FILE_NAME, Estimator
 from pipeline.media.write import prepare_output
 from pipeline.request.generator import OnStep
 from pipeline.request.sentences import visible
+from pipeline.request.video import VideoRequest
 from pipeline.runs.longcat import LongCatPipeline
 from pipeline.runs.plan import plan_to_load
 from pipeline.runs.run_sweep import run_sweep
+from pipeline.runs.search import Floor, Search
 from pipeline.runs.sweep import Sweep, SweepRun
 from pipeline.runs.sweep_axes import parse_axis
 from pipeline.runs.sweep_result import SweepResult, SweepVideo
 
 
 def run_sweep_command(args: argparse.Namespace, on_step: OnStep, output: TextIO) -> dict[str, Any]:
-    """Make the grid and return the report.
+    """Make the grid of `sweep`, or search as `find` does, and return the report.
 
     on_step: shows the progress. output: where the table goes.
     """
-    if args.dense:
+    if args.dense or args.bsa == "off":
         raise ValueError("--dense leaves nothing to sweep; leave it out, every sweep has its dense videos")
+    if args.bsa == "auto":
+        raise ValueError("--bsa auto leaves nothing to sweep, it chooses one setting; leave it out")
     weights = read_weights(args)
     info = open_checkpoint(args.model_path, args.device, weights)
-    rows = parse_axis(args.rows)
-    columns = None if args.columns is None else parse_axis(args.columns)
-    sweep = Sweep(read_request(args, info), rows, columns)
-    runs = sweep.runs()
-    device = checked_device(args.device, weights)
+    device, request = checked_device(args.device, weights), read_request(args, info)
+    if args.command == "find":
+        sweep: Sweep = _search(args, request, Estimator(info, device, Path("outputs") / FILE_NAME, weights))
+    else:
+        sweep = Sweep(request, parse_axis(args.rows), None if args.columns is None else parse_axis(args.columns))
+    runs = sweep.expected()
     plan_to_load(info, [run.request for run in runs], weights, device)
-    folder = args.output or Path("outputs") / time.strftime("%Y%m%d-%H%M%S-sweep")
+    folder = args.output or Path("outputs") / time.strftime(f"%Y%m%d-%H%M%S-{args.command}")
     prepare_output(folder / runs[0].name)
+    numbers = count(1)
 
     def on_begin(run: SweepRun) -> None:
-        print(f"video {runs.index(run) + 1} of {len(runs)}: {_title(sweep, run)}", file=sys.stderr)
+        at_most = "at most " if args.command == "find" else ""
+        print(f"video {next(numbers)} of {at_most}{len(runs)}: {_title(sweep, run)}", file=sys.stderr)
 
     pipeline = LongCatPipeline.load(
         info.path, args.device, on_message=lambda message: print(visible(message), file=sys.stderr), **weights.arguments
     )
     result = run_sweep(pipeline, sweep, on_step, folder, on_begin=on_begin)
     print(_table(result), file=output)
+    if isinstance(sweep, Search):
+        print(sweep.verdict(tuple(result.videos())), file=output)
     print(f"written to {visible(str(folder))}: sweep.csv, sweep.json and the videos", file=output)
     return result.to_dict()
+
+
+def _search(args: argparse.Namespace, request: VideoRequest, estimator: Estimator) -> Search:
+    if args.sparsity is not None or args.cdf_threshold is not None:
+        given = "--sparsity" if args.sparsity is not None else "--cdf-threshold"
+        raise ValueError(f"{given} is what find searches for; leave it out")
+    return Search.of(request, Floor.parse(args.floor), args.most, estimator.denoising)
 
 
 def _title(sweep: Sweep, made: SweepRun | SweepVideo) -> str:

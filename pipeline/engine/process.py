@@ -107,7 +107,8 @@ class EngineProcess:
     @property
     def weights(self) -> LoadOptions:
         """The options that the model's weights are loaded with."""
-        return LoadOptions(self._arguments.get("quantization"), self._arguments.get("offload", False))
+        given = self._arguments
+        return LoadOptions(given.get("quantization"), given.get("offload", False), given.get("gpus", 1))
 
     def generate_frames(
         self, request: VideoRequest, on_step: Callable[[StepUpdate], None] | None, output: Path

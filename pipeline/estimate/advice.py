@@ -65,6 +65,11 @@ def advise(
     return Advice(kind, tuple(sentences[:2]))
 
 
+def usual_kind(request: VideoRequest) -> str:
+    """What the usual rules say of BSA for a request on a machine that was not measured: "good", "neutral" or "poor"."""
+    return _by_rule(request)[0]
+
+
 def _by_rule(request: VideoRequest) -> tuple[str, list[str]]:
     side = min(request.height, request.width)
     if side >= LARGE_SIDE:
@@ -78,8 +83,7 @@ def _measured(
     request: VideoRequest, expected: float, ratio: Callable[[VideoRequest], float | None]
 ) -> tuple[str, list[str]]:
     if expected >= WORTH:
-        rule, _ = _by_rule(request)
-        return "good", [{"good": PAYS_LARGE, "poor": PAYS_SMALL}.get(rule, PAYS)]
+        return "good", [{"good": PAYS_LARGE, "poor": PAYS_SMALL}.get(usual_kind(request), PAYS)]
     kind, sentence = ("neutral", EVEN) if expected > 1 / WORTH else ("poor", LOSES)
     frames = crossover(request, ratio)
     return kind, [sentence] if frames is None else [sentence, FROM_FRAMES.format(frames=frames)]

@@ -22,6 +22,7 @@ class Rates(NamedTuple):
     cells: operations per pair of cells, if the selection compares them.
     ragged: factor on all of sparse attention if the chunks do not divide the grid.
     launch: seconds per layer, whatever the size.
+    exchange: bytes per second that a rank sends to others.
     """
 
     linear: float
@@ -33,12 +34,14 @@ class Rates(NamedTuple):
     cells: float
     ragged: float
     launch: float
+    exchange: float
 
 
-# Measured once with benchmarks/, on two CPU threads in fp32 and on one H200 in bfloat16. Only their ratios matter.
+# Measured once with benchmarks/, on two CPU threads in fp32 and on one H200 in bfloat16. Only their ratios matter. The
+# exchange is assumed: a third of what NVLink's data sheet says, and shared memory.
 _RATES = {
-    "cpu": Rates(73e9, 155e9, 115e9, 136e9, 530, 500, 250, 1.6, 1.5e-3),
-    "cuda": Rates(350e12, 600e12, 400e12, 50e12, 4000, 20000, 280, 1.3, 1e-3),
+    "cpu": Rates(73e9, 155e9, 115e9, 136e9, 530, 500, 250, 1.6, 1.5e-3, 1e9),
+    "cuda": Rates(350e12, 600e12, 400e12, 50e12, 4000, 20000, 280, 1.3, 1e-3, 150e9),
 }
 
 
@@ -73,6 +76,14 @@ def sparse_seconds(
     layout = rates.layout * grid.volume * shape.hidden
     select = shape.heads * (rates.select * plan.work.block_pairs + rates.cells * plan.work.cell_pairs)
     return (pairs + layout + select) / rates.sparse * (rates.ragged if plan.ragged else 1)
+
+
+def exchange_seconds(shape: ModelShape, tokens: int, size: int, ranks: int, rates: Rates) -> float:
+    """Seconds in which one block sends queries, keys, values and results of one row between ranks that share it.
+
+    size: bytes of a number.
+    """
+    return 4 * tokens * shape.hidden * size * (ranks - 1) / ranks**2 / rates.exchange
 
 
 def decode_seconds(shape: ModelShape, frames: int, height: int, width: int, rates: Rates) -> float:

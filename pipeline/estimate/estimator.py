@@ -27,6 +27,7 @@ from pipeline.estimate.ledger import Ledger
 from pipeline.estimate.refusal import check_cache_fits, check_weights_fit, refuse, smaller_weights
 from pipeline.machine.gpus import Device, gpu_of
 from pipeline.machine.memory import available_memory
+from pipeline.parallel.mesh import mesh_shape, strip_count
 from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.result import VideoResult
 from pipeline.request.video import VideoRequest
@@ -138,6 +139,11 @@ class Estimator:
             basis=self._basis(runs),
         )
 
+    def denoising(self, request: VideoRequest) -> float | None:
+        """Expected seconds of denoising, or None before any measurement."""
+        seconds = self.estimate(request).seconds
+        return None if seconds is None else seconds["denoise"]
+
     def check_load(self) -> None:
         """Raise ValueError with numbers and a remedy if the weights cannot fit. Reads none of them."""
         check_weights_fit(self._shape, self.info.name, self.device, self.weights)
@@ -195,7 +201,8 @@ class Estimator:
         if phase == "file":
             return 2e-8 * math.prod(size) + 0.05
         if phase == "decode":
-            return cost.decode_seconds(self._shape, *size, self._rates) * self._scale("decode", math.prod(size[1:]))
+            decode = cost.decode_seconds(self._shape, *size, self._rates) * self._scale("decode", math.prod(size[1:]))
+            return decode / strip_count(self.weights.gpus, request.latent_shape[1])
         steps, dense = self.info.steps_run(request), 1.0
         if work.bsa is not None:
             dense = work.bsa.dense_share(steps, self._shape.depth)
@@ -205,8 +212,16 @@ class Estimator:
         made = self._layer_seconds(work, work.grid, work.conditioning, dense, density)
         first = self._layer_seconds(work, given, 0, dense, density) if work.conditioning else 0.0
         if work.cached:
-            return self._shape.depth * (steps * work.rows * made + first)
-        return self._shape.depth * steps * work.rows * (made + first)
+            seconds = self._shape.depth * (steps * work.rows * made + first)
+        else:
+            seconds = self._shape.depth * steps * work.rows * (made + first)
+        return seconds / self.weights.gpus + steps * self._exchange_seconds(work)
+
+    def _exchange_seconds(self, work: Workload) -> float:
+        """Seconds of a step in which ranks exchange tokens for heads."""
+        guidance, sharing = mesh_shape(self.weights.gpus, work.rows)
+        size, tokens = footprint.element_size(self.device), work.step_grid.volume * work.rows // guidance
+        return self._shape.depth * cost.exchange_seconds(self._shape, tokens, size, sharing, self._rates)
 
     def _layer_seconds(
         self, work: Workload, grid: Grid, conditioning: int, dense: float, density: float | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipeline.checkpoint.shape import ModelShape
 from pipeline.machine.gpus import Device
+from pipeline.parallel.mesh import mesh_shape, strip_count
 from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.video import VideoRequest
 
@@ -13,6 +14,8 @@ _BLOCK_TENSORS = {"cpu": 13, "cuda": 18}
 # The same for the fast forward on CUDA, which 8-bit and offloaded weights need: input, queries, keys, values, result
 # and a part of the feed-forward. Counted, not measured.
 _FAST_TENSORS = 6
+# And between ranks: queries, keys and values as they are sent, and as they arrive. Counted, not measured.
+_EXCHANGE_TENSORS = 4
 _DECODER_TENSORS = 12  # at the decoder's last level: activations, and frames that its causal convolutions keep
 _PROCESS_BYTES = 900 * 2**20  # Python, PyTorch and FastVideo before any weight (resident set, CPU)
 _CONTEXT_BYTES = 600 * 2**20  # a CUDA context and cuBLAS workspaces, beside what PyTorch allocates
@@ -70,7 +73,8 @@ def host_bytes(shape: ModelShape, device: Device, weights: LoadOptions = AS_STOR
     """Bytes of the weights that stay in host memory, besides those on the device."""
     if not _offloads(device, weights):
         return 0
-    return shape.depth * block_bytes(shape, device, weights) + shape.text_encoder * element_size(device)
+    blocks = weights.gpus * shape.depth * block_bytes(shape, device, weights)  # each rank brings its own
+    return blocks + shape.text_encoder * element_size(device)
 
 
 def fixed_bytes(shape: ModelShape, device: Device, weights: LoadOptions = AS_STORED) -> int:
@@ -91,8 +95,9 @@ def kv_cache_bytes(shape: ModelShape, request: VideoRequest, device: Device) -> 
     return shape.depth * shape.hidden * kept
 
 
-def _kept_on_device(shape: ModelShape, request: VideoRequest, device: Device) -> int:
-    kept = kv_cache_bytes(shape, request, device)
+def _kept_on_device(shape: ModelShape, request: VideoRequest, device: Device, weights: LoadOptions) -> int:
+    sharing = mesh_shape(weights.gpus, request.workload.rows)[1]  # each of them keeps its heads
+    kept = kv_cache_bytes(shape, request, device) // sharing
     # on the CPU, host and device are the same memory
     return kept // shape.depth if request.start.kv_on_host and device.type == "cuda" else kept
 
@@ -103,9 +108,9 @@ def activation_bytes(shape: ModelShape, request: VideoRequest, device: Device, w
     The three are never needed at the same time.
     """
     size, work = element_size(device), request.workload
-    copies = work.rows * work.step_grid.volume * shape.hidden * size
+    copies = work.rows * work.step_grid.volume * shape.hidden * size // weights.gpus
     if weights and device.type == "cuda":
-        block = _FAST_TENSORS * copies
+        block = (_FAST_TENSORS + (_EXCHANGE_TENSORS if weights.gpus > 1 else 0)) * copies
     else:
         block = _BLOCK_TENSORS.get(device.type, _BLOCK_TENSORS["cpu"]) * copies
         if work.blocks is not None:
@@ -113,10 +118,12 @@ def activation_bytes(shape: ModelShape, request: VideoRequest, device: Device, w
             # selection runs before the feed-forward widens the block, so only the excess counts
             block = max(block, 7 * copies + 4 * copies + 4 * scores)
     if work.cached:  # and all keys and values of one layer, those kept and those new
-        block += _kept_on_device(shape, request, device) + 2 * work.rows * work.grid.volume * shape.hidden * size
+        joined = 2 * work.rows * work.grid.volume * shape.hidden * size // weights.gpus
+        block += _kept_on_device(shape, request, device, weights) + joined
     positions = request.height * request.width // shape.decoder_patch**2
     pixels = 3 * request.num_frames * request.height * request.width
-    decode = _DECODER_TENSORS * 4 * positions * shape.decoder_width * size + 3 * 4 * pixels
+    strips = strip_count(weights.gpus, request.latent_shape[1])
+    decode = (_DECODER_TENSORS * 4 * positions * shape.decoder_width * size + 3 * 4 * pixels) // strips
     return max(block, decode, _visiting_bytes(shape, device, weights))
 
 
@@ -128,7 +135,10 @@ def least_bytes(shape: ModelShape, request: VideoRequest, device: Device, weight
     """
     size = element_size(device)
     work = request.workload
-    block = 5 * work.rows * work.step_grid.volume * shape.hidden * size + _kept_on_device(shape, request, device)
-    pixels = 3 * request.num_frames * request.height * request.width
+    block = 5 * work.rows * work.step_grid.volume * shape.hidden * size // weights.gpus
+    block += _kept_on_device(shape, request, device, weights)
+    pixels = 3 * request.num_frames * request.height * request.width // strip_count(
+        weights.gpus, request.latent_shape[1]
+    )
     visiting = _visiting_bytes(shape, device, weights)
     return _resident_bytes(shape, device, weights) + max(block, 2 * 4 * pixels, visiting)

@@ -65,6 +65,7 @@ class Ledger:
         content[self._key] = {"points": self.points, "runs": self.runs}
         content = dict(list(content.items())[-MOST_MACHINES:])
         try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self._file, json.dumps(content, indent=1))
         except OSError as error:
             logger.warning("measurements cannot be kept in %s: %s", self._file, error)

@@ -107,6 +107,11 @@ def check_weights_fit(shape: ModelShape, name: str, device: Device, weights: Loa
 
     held: bytes of the device in use now that will be free by then.
     """
+    if weights.gpus > shape.heads:
+        raise ValueError(
+            f"{weights.gpus} GPUs cannot share {name}, whose transformer has {shape.heads} attention heads, of which "
+            f"each takes one at least; use --gpus {shape.heads} or fewer"
+        )
     available, host = available_memory(device) + held, available_memory(_HOST)
     needed, in_host = footprint.weight_bytes(shape, device, weights), footprint.host_bytes(shape, device, weights)
     if needed <= available and in_host <= host:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-from pipeline.machine.gpus import Device, gpu_of, largest_gpu
+from pipeline.machine.gpus import Device, gpu_of, largest_gpu, visible_gpus
 from pipeline.machine.resources import read_resources
 
 if TYPE_CHECKING:
@@ -31,24 +31,28 @@ class DeviceName:
         return self.type if self.index is None else f"{self.type}:{self.index}"
 
 
-def expected_device(device: str) -> DeviceName:
+def expected_device(device: str, count: int = 1) -> DeviceName:
     """Predict the device that the loading process will get for "auto", "cpu", "cuda" or "cuda:N".
 
-    "auto" is the GPU with the most memory, and the CPU if there is none.
+    "auto" is the GPU with the most memory, and the CPU if there is none. count: of GPUs from this one on; "auto" is the
+    first then.
 
     NVML answers first. If its answer leaves a doubt, PyTorch is imported and asked, which takes seconds. The prediction
     can be wrong only for "auto": when NVML sees a GPU whose driver PyTorch cannot use, or the reverse.
 
     Raises:
-        ValueError: the device does not exist here.
+        ValueError: the device does not exist here, or not so many.
     """
     if device == "cpu" or (device == "auto" and not read_resources().gpus):
         return DeviceName("cpu")
     if (asked := re.fullmatch(r"auto|cuda(?::(\d{1,3}))?", device)) and "+cpu" not in metadata.version("torch"):
-        name = DeviceName("cuda", largest_gpu() if device == "auto" else int(asked[1] or 0))
+        auto = largest_gpu() if count == 1 else 0
+        name = DeviceName("cuda", auto if device == "auto" else int(asked[1] or 0))
         if gpu_of(name) is not None:
+            if count > 1:
+                _check_count(name, count, len(visible_gpus(read_resources().gpus)))
             return name
-    return DeviceName.parse(str(choose_device(device)))
+    return DeviceName.parse(str(choose_device(device) if count == 1 else rank_devices(device, count)[0]))
 
 
 def choose_device(device: str) -> torch.device:
@@ -80,6 +84,30 @@ def choose_device(device: str) -> torch.device:
             raise ValueError(f"device {device!r} does not exist; this machine has {count} GPUs, counted from 0")
         chosen = torch.device("cuda", chosen.index or 0)
     return chosen
+
+
+def rank_devices(device: str, count: int) -> list[torch.device]:
+    """Where `count` ranks compute together: on the GPUs from the chosen one on, and on a CPU all of them.
+
+    Raises:
+        ValueError: there are not so many.
+    """
+    import torch
+
+    first = choose_device("cuda" if device == "auto" and count > 1 and torch.cuda.is_available() else device)
+    if first.type != "cuda":
+        return [first] * count
+    _check_count(first, count, torch.cuda.device_count())
+    return [torch.device("cuda", (first.index or 0) + rank) for rank in range(count)]
+
+
+def _check_count(first: Device, count: int, there: int) -> None:
+    left = there - (first.index or 0)
+    if count > left:
+        raise ValueError(
+            f"{count} GPUs from {first} on were asked for, and this machine has {there}, counted from 0; use --gpus "
+            f"{left} or fewer"
+        )
 
 
 def gpu_name(device: Device) -> str | None:

@@ -30,6 +30,7 @@ from pipeline.model.forward import (
     unpatchify,
 )
 from pipeline.model.kv_cache import KeyValues
+from pipeline.parallel.sequence import ALONE, SequenceParallel
 from pipeline.weights import Net
 from pipeline.weights.fp8 import Quantised, is_fp8
 from pipeline.weights.offload import Offload
@@ -55,6 +56,7 @@ def fast_forward(
     observe: Callable[[Tensor, Tensor, BlockSelection | None], None] | None = None,
     ffn_tokens: int = FFN_TOKENS,
     offload: Offload | None = None,
+    parallel: SequenceParallel = ALONE,
 ) -> Tensor:
     """`longcat_forward` without gradients. Arguments and result are the same, with these additions:
 
@@ -67,6 +69,8 @@ def fast_forward(
         for dense attention.
     ffn_tokens: tokens per part of the feed-forward.
     offload: brings the blocks' weights from the host, for a model that does not fit on the GPU.
+    parallel: the ranks that share the tokens. All of them call this with the same arguments and get the same result;
+        `observe` and the cache have this rank's heads.
 
     Raises ValueError as `longcat_forward` does, and for a config whose chunks share no block order.
     """
@@ -92,8 +96,12 @@ def fast_forward(
         text, text_mask = text * text_mask[..., None].to(dtype), None
 
     rope, frames = _tables(grid, made, own, dim, device)
+    share = parallel.share(made.volume, heads)
+    frames = frames[share.tokens]
+    without_text = share.first_tokens(without_text)
     x = _patches(latents.to(dtype), patch)
-    x = F.linear(x if own is None else x[:, own.order(device)], proj.weight.flatten(1), proj.bias)
+    x = x[:, share.tokens] if own is None else x[:, own.order(device)[share.tokens]]
+    x = F.linear(x, proj.weight.flatten(1), proj.bias)
 
     by_means = config is not None and config.selection == DEFAULT_SCORES
 
@@ -119,7 +127,7 @@ def fast_forward(
     for layer, block in enumerate(model.blocks if offload is None else offload.blocks()):
         pooled = owns if by_means and layer >= dense_layers else None
         run = partial(attend, layer)
-        _block(ops, block, x, t, text, text_mask, rope, frames, pooled, run, without_text, ffn_tokens, fp8)
+        _block(ops, block, x, t, text, text_mask, rope, frames, pooled, run, without_text, ffn_tokens, fp8, share)
     if cache is not None:
         cache.filled = True
 
@@ -129,13 +137,15 @@ def fast_forward(
     for part in _parts(x.shape[1], ffn_tokens):  # fp32 as in the original, but only part of the tokens at a time
         h = ops.residual_norm_(x[:, part].contiguous(), None, None, 1 + scale, shift.contiguous(), frames[part])
         parts.append(_linear_fp32(final.proj, h))
-    x = torch.cat(parts, dim=1)
+    x = share.gather(torch.cat(parts, dim=1))
     x = x if own is None else x[:, own.place_of_token(device)]
     return unpatchify(x, made, patch).float()
 
 
-def _block(ops, block, x, t, text, text_mask, rope, frames, pooled, attend, without_text, ffn_tokens, fp8) -> None:
-    """Run one transformer block in place on x [B, N, E]. With fp8, h and text are `Quantised`.
+def _block(
+    ops, block, x, t, text, text_mask, rope, frames, pooled, attend, without_text, ffn_tokens, fp8, share
+) -> None:
+    """Run one transformer block in place on this rank's tokens, x [B, N, E]. With fp8, h and text are `Quantised`.
 
     pooled: the layouts of queries and keys whose blocks' means the attention selects by, or None.
     without_text: first tokens, which take nothing from the text.
@@ -147,13 +157,20 @@ def _block(ops, block, x, t, text, text_mask, rope, frames, pooled, attend, with
 
     attention = block.self_attn
     h = ops.residual_norm_(x, None, None, gain, shift, frames, fp8)
-    q, k, v = (_heads(_linear(layer, h), attention) for layer in (attention.to_q, attention.to_k, attention.to_v))
+    # Between ranks, each exchange runs while the next projection or norm is computed.
+    arrive_q, arrive_k, arrive_v = (
+        share.heads_from_tokens(_heads(_linear(layer, h), attention))
+        for layer in (attention.to_q, attention.to_k, attention.to_v)
+    )
     del h
     q_layout, k_layout = pooled or (None, None)
+    q = arrive_q()
     q_means = ops.head_norm_(q, attention.q_norm.weight, rope, q_layout)
+    k = arrive_k()
     k_means = ops.head_norm_(k, attention.k_norm.weight, rope, k_layout)
-    attended = attend(q, k, v, None if pooled is None else (q_means, k_means)).flatten(2)
-    del q, k, v
+    v = arrive_v()
+    attended = share.tokens_from_heads(attend(q, k, v, None if pooled is None else (q_means, k_means))).flatten(2)
+    del q, k, v, arrive_q, arrive_k, arrive_v
     branch = _linear(attention.to_out, ops.quantise(attended) if fp8 else attended)
     del attended
 

@@ -29,8 +29,9 @@ from pipeline.checkpoint.view import linked
 from pipeline.machine.quiet import quiet
 from pipeline.model.denoising import check_finite
 from pipeline.model.schedule import longcat_sigmas
+from pipeline.parallel.strips import Strips
 from pipeline.request.load_options import AS_STORED, LoadOptions
-from pipeline.request.video import MAX_PROMPT_TOKENS, VideoRequest
+from pipeline.request.video import LATENT_PIXELS, MAX_PROMPT_TOKENS, VideoRequest
 from pipeline.weights import Net
 from pipeline.weights.lora import LoraSwitch
 from pipeline.weights.offload import LayerByLayer, Offload, place
@@ -67,10 +68,12 @@ class FastVideoLongCat:
         device: torch.device,
         loras: Mapping[str, Path] | None = None,
         weights: LoadOptions = AS_STORED,
+        reads_text: bool = True,
     ) -> None:
         """Load all weights from `path` to `device`: fp32 on the CPU, bfloat16 on CUDA, kept as `weights` says.
 
         loras: adapter name -> file. An adapter is loaded when it is used.
+        reads_text: whether to load the text encoder; only one rank of several needs it.
 
         Raises:
             ValueError: the weights do not fit FastVideo's LongCat classes or cannot be quantised, or this process
@@ -81,12 +84,12 @@ class FastVideoLongCat:
         self._visiting: LayerByLayer | None = None
         with _quiet():
             _prepare_process(device)
-            self._load(path, device, weights)
+            self._load(path, device, weights, reads_text)
         if weights:
             self._place(weights)
         self.lora = LoraSwitch(self.transformer, loras or {})
 
-    def _load(self, path: Path, device: torch.device, weights: LoadOptions) -> None:
+    def _load(self, path: Path, device: torch.device, weights: LoadOptions, reads_text: bool) -> None:
         from fastvideo.configs.pipelines.longcat import LongCatT2V480PConfig
         from fastvideo.fastvideo_args import FastVideoArgs
         from fastvideo.pipelines.basic.longcat.longcat_pipeline import LongCatPipeline
@@ -111,6 +114,8 @@ class FastVideoLongCat:
         try:
             # FastVideo's own tokenizer loader runs Python from the checkpoint's folder.
             ready = {"tokenizer": load_tokenizer(path / "tokenizer")}
+            if not reads_text:
+                ready["text_encoder"] = torch.nn.Identity()
             kind = HostLongCatPipeline if weights else LongCatPipeline
             with linked(path) as view, _reading(layout):
                 self._args = FastVideoArgs.from_kwargs(
@@ -149,7 +154,7 @@ class FastVideoLongCat:
     def _place(self, weights: LoadOptions) -> None:
         """Move the components from host memory to the place where they run."""
         encoder: Net = self._pipeline.modules["text_encoder"]
-        if weights.offload:
+        if weights.offload and hasattr(encoder, "encoder"):
             self._visiting = LayerByLayer(encoder, encoder.encoder.block, self.device)
         else:
             encoder.to(self.device)
@@ -213,10 +218,13 @@ class FastVideoLongCat:
         self.set_timesteps(batch)
         return self._pipeline.latent_preparation_stage(batch, self._args).latents
 
-    def encode(self, pixels: Tensor, generator: torch.Generator, on_frame: Callable[[], None]) -> Tensor:
+    def encode(
+        self, pixels: Tensor, generator: torch.Generator, on_frame: Callable[[], None], strips: Strips | None = None
+    ) -> Tensor:
         """Encode pixels, fp32 [1, 3, 4 n - 3, height, width] in -1 to 1, to normalised latents, fp32 [1, C, n, h, w].
 
         generator: draws from the VAE's posterior, on the CPU. on_frame: called after each latent frame.
+        strips: how ranks divide the rows.
 
         Raises:
             ValueError: the checkpoint's VAE has no encoder.
@@ -228,11 +236,17 @@ class FastVideoLongCat:
         weight = self._vae.quant_conv.weight
         hook = self._vae.encoder.register_forward_hook(lambda *_: on_frame())
         try:
-            posterior = self._vae.encode(pixels.to(weight))
+            if strips is None:
+                posterior = self._vae.encode(pixels.to(weight))
+            else:
+                with strips.divided(self._vae.encoder):
+                    posterior = self._vae.encode(strips.cut(pixels, LATENT_PIXELS).to(weight))
         finally:
             hook.remove()
             self._vae.clear_cache()
         mean, std = posterior.mean.float(), posterior.std.float()
+        if strips is not None:
+            mean, std = strips.gather(mean), strips.gather(std)
         latents = mean + std * torch.randn(mean.shape, generator=generator).to(mean)
         centre, spread = (
             torch.tensor(getattr(self._vae.config, name), device=mean.device).view(1, -1, 1, 1, 1)
@@ -240,21 +254,33 @@ class FastVideoLongCat:
         )
         return (latents - centre) / spread
 
-    def decode(self, batch: Any, latents: Tensor, on_frame: Callable[[], None]) -> Tensor:
+    def decode(
+        self,
+        batch: Any,
+        latents: Tensor,
+        on_frame: Callable[[], None],
+        strips: Strips | None = None,
+        together: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> Tensor:
         """Decode latents [1, C, T, H, W] to pixels, fp32 [1, 3, frames, height, width] in 0 to 1.
 
-        on_frame: called after each latent frame. Raises ValueError if the decoder makes NaN.
+        on_frame: called after each latent frame. strips: how ranks divide the rows; the result is this rank's strip.
+        together: see `Ranks.together`. Raises ValueError if the decoder makes NaN.
         """
 
         def decoded(_: Any, __: Any, out: Tensor) -> None:
-            check_finite(out, "the VAE", self.lora.active)
+            with together():
+                check_finite(out, "the VAE", self.lora.active)
             on_frame()
 
         batch.latents = latents
         # The VAE decodes the latent frames in order and keeps the features that the next one needs.
         hook = self._vae.decoder.register_forward_hook(decoded)
         try:
-            return self._pipeline.decoding_stage(batch, self._args).output
+            if strips is None:
+                return self._pipeline.decoding_stage(batch, self._args).output
+            with strips.divided(self._vae.decoder):
+                return self._pipeline.decoding_stage.decode(strips.cut(latents), self._args)
         finally:
             hook.remove()
             self._vae.clear_cache()
@@ -283,7 +309,7 @@ def _prepare_process(device: torch.device) -> None:
     os.environ.setdefault("FASTVIDEO_CONFIGURE_LOGGING", "0")
     # Even at ERROR it reports a missing NPU. Anything important is raised, not logged.
     logging.getLogger("fastvideo").setLevel(os.environ.get("FASTVIDEO_LOGGING_LEVEL", "CRITICAL"))
-    # FastVideo's device is "cuda:" + LOCAL_RANK. One process uses one device: there are no other ranks.
+    # FastVideo's device is "cuda:" + LOCAL_RANK. It knows of no other ranks: they share work that it does not do.
     os.environ.update(LOCAL_RANK=str(device.index or 0), RANK="0", WORLD_SIZE="1")
     try:
         import fastvideo  # noqa: F401
@@ -301,8 +327,13 @@ def _prepare_process(device: torch.device) -> None:
                 raise
             # gloo binds to the host's address even if there is no other rank
             raise RuntimeError(NO_LOOPBACK) from error
-        atexit.register(torch.distributed.destroy_process_group)
+        atexit.register(_leave_group)
     _device_in_use = str(device)
+
+
+def _leave_group() -> None:
+    if torch.distributed.is_initialized():  # a group of several ranks may have taken its place, and ended
+        torch.distributed.destroy_process_group()
 
 
 def _support_cpu() -> None:

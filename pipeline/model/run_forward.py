@@ -16,6 +16,7 @@ from pipeline.model.fast_forward import fast_forward
 from pipeline.model.forward import Attend, longcat_forward
 from pipeline.model.kv_cache import KeyValues
 from pipeline.model.self_attention import DenseAttention, SparseAttention, attention_for
+from pipeline.parallel.ranks import ONE_RANK, Ranks
 from pipeline.request.choose_forward import ForwardChoice
 from pipeline.request.workload import Workload
 
@@ -26,10 +27,12 @@ def forward_for(
     work: Workload,
     attention: DenseAttention | SparseAttention,
     cache: KeyValues | None = None,
+    ranks: Ranks = ONE_RANK,
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]:
     """Return the velocity function for `denoise`, which calls it once per step. model: a loaded `FastVideoLongCat`.
 
     cache: of the conditioning frames of `work.cached`, from `keep_conditioning`.
+    ranks: those that share the work; only the fast forward can be shared.
     """
     transformer, padding = model.transformer, model.zero_text_padding
     depth, steps = len(transformer.blocks), itertools.count()
@@ -50,19 +53,32 @@ def forward_for(
         return plain
     observe = attention.observe if isinstance(attention, SparseAttention) else None
     options: dict[str, Any] = {**given, "observe": observe, "offload": model.offload}
-    return lambda latents, timestep, text, mask: fast_forward(
-        transformer, latents, timestep, text, mask, work.bsa, dense_layers=dense_layers(), **options
-    )
+    options["parallel"] = ranks.sequence(work.rows)
+
+    def fast(latents: Tensor, timestep: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
+        return fast_forward(
+            transformer, latents, timestep, text, mask, work.bsa, dense_layers=dense_layers(), **options
+        )
+
+    # A cache is filled by one row, which ranks of every row of guidance need.
+    return fast if cache is not None and not cache.filled else ranks.divide(fast, work.rows)
 
 
 def keep_conditioning(
-    choice: ForwardChoice, model: Any, work: Workload, latents: Tensor, text: Tensor, mask: Tensor | None, on_host: bool
+    choice: ForwardChoice,
+    model: Any,
+    work: Workload,
+    latents: Tensor,
+    text: Tensor,
+    mask: Tensor | None,
+    on_host: bool,
+    ranks: Ranks = ONE_RANK,
 ) -> KeyValues:
     """Run the conditioning frames alone and keep their keys and values for all steps.
 
     They attend as in the steps after the first dense ones of `work.bsa`.
     latents: clean, [1, C, frames, H, W], in the model's dtype. text, mask: any, for a shape: these frames read no text.
-    on_host: see `KeyValues`.
+    on_host: see `KeyValues`. ranks: as in `forward_for`; each keeps those of its heads.
     """
     cache, grid, bsa = KeyValues(on_host), work.grid._replace(t=work.conditioning), work.bsa
     if bsa is None:
@@ -70,17 +86,19 @@ def keep_conditioning(
     else:
         bsa = replace(bsa, dense_steps=0)
         alone = replace(work, grid=grid, cached=False, bsa=bsa, blocks=bsa.blocks(grid))
-    run = forward_for(choice, model, alone, attention_for(alone), cache)
+    run = forward_for(choice, model, alone, attention_for(alone), cache, ranks)
     run(latents, latents.new_zeros(1), text[:1], None if mask is None else mask[:1])
     return cache
 
 
-def warm_up(choice: ForwardChoice, model: Any, work: Workload, device: torch.device) -> None:
+def warm_up(
+    choice: ForwardChoice, model: Any, work: Workload, device: torch.device, ranks: Ranks = ONE_RANK
+) -> None:
     """Run what is new about a generation once: Triton compiles it, libraries make their plans."""
     transformer, rows = model.transformer, work.rows
     if work.bsa is not None and (work.bsa.dense_steps or work.bsa.dense_layers):
         # both kinds of layers, each in a workload of its own
-        warm_up(choice, model, replace(work, bsa=None), device)
+        warm_up(choice, model, replace(work, bsa=None), device, ranks)
         work = replace(work, bsa=replace(work.bsa, dense_steps=0, dense_layers=0))
     attention = attention_for(work)
     if choice.name == "plain":
@@ -96,9 +114,10 @@ def warm_up(choice: ForwardChoice, model: Any, work: Workload, device: torch.dev
     mask = torch.ones(rows, 16, dtype=torch.long, device=device)
     first, cache = _FirstBlock(model), None
     if work.cached:
-        cache = keep_conditioning(choice, first, work, latents[:1, :, : work.conditioning], text, mask, on_host=False)
+        given = latents[:1, :, : work.conditioning]
+        cache = keep_conditioning(choice, first, work, given, text, mask, on_host=False, ranks=ranks)
         latents = latents[:, :, work.conditioning :]
-    run = forward_for(choice, first, work, attention, cache)
+    run = forward_for(choice, first, work, attention, cache, ranks)
     run(latents, torch.full((rows,), 500.0, device=device), text, mask)
 
 

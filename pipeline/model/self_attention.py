@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bsa import BlockLayout, BlockSelection, BSAConfig, Grid, block_sparse_attention
 from pipeline.model.forward import attend_dense
+from pipeline.parallel.ranks import Ranks
 from pipeline.request.workload import Workload
 
 # (q, k, selection) of every call; the tensors are those that `block_sparse_attention` takes and returns
@@ -20,6 +21,9 @@ class DenseAttention:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, conditioning: int = 0) -> Tensor:
         return attend_dense(q, k, v, grid, conditioning)
+
+    def share(self, ranks: Ranks) -> None:
+        """Every rank attends to everything."""
 
     def density(self) -> float:
         return 1.0
@@ -51,6 +55,7 @@ class SparseAttention:
         self._observer = observer
         self._calls = 0
         self._dense_calls = 0
+        self._heads = 0  # of all rows of the batch that a call sees
         self._sums: Tensor | float = 0.0  # fp64 [2] on the device: density and blocks kept, summed over sparse calls
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, conditioning: int = 0) -> Tensor:
@@ -72,12 +77,18 @@ class SparseAttention:
             self._dense_calls += 1
         else:
             self._calls += 1
+            self._heads = selection.counts[..., 0].numel()
             if self._measured:
                 density = token_density(selection, *self._layouts).mean()
                 kept = selection.counts[..., -self._plan.q_blocks.volume :]  # of the frames that are made
                 self._sums = self._sums + torch.stack([density, kept.double().mean()])
         if self._observer is not None:
             self._observer(q, k, self._everything(q) if selection is None else selection)
+
+    def share(self, ranks: Ranks) -> None:
+        """Make what was measured that of all ranks. All of them call it after the last step."""
+        if self._measured and self._calls:
+            self._sums = ranks.mean(torch.as_tensor(self._sums), self._heads)
 
     def _everything(self, q: Tensor) -> BlockSelection:
         """All key blocks that a query block may see for each of them, without the memory for it."""

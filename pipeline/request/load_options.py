@@ -1,12 +1,13 @@
-"""Options for loading a model: the precision of its weights, and where they are kept."""
+"""Options for loading a model: the precision of its weights, where they are kept, and how many GPUs share the work."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 QUANTIZATIONS = ("fp8",)
+_LEAST: dict[str, Any] = {"quantization": "fp8", "offload": True}
 
 
 @dataclass(frozen=True)
@@ -17,24 +18,29 @@ class LoadOptions:
         checkpoint's own.
     offload: whether blocks (`pipeline.weights.offload`) and text encoder stay in host memory and visit the GPU for
         their turn.
+    gpus: number of GPUs that make one video together, each with weights of its own (`pipeline.parallel`).
 
-    Raises ValueError for a quantization that there is not.
+    Raises ValueError for a quantization that there is not, or a number of GPUs below one.
     """
 
     quantization: str | None = None
     offload: bool = False
+    gpus: int = 1
 
     def __post_init__(self) -> None:
         if self.quantization not in (None, *QUANTIZATIONS):
             raise ValueError(
                 f"unknown quantization {self.quantization!r}; use {', '.join(QUANTIZATIONS)}, or leave it out"
             )
+        if self.gpus < 1:
+            raise ValueError(f"gpus is {self.gpus}; use 1 or more")
 
     @property
     def options(self) -> tuple[str, ...]:
         """As words of a command line."""
         quantization = (f"--quantization {self.quantization}",) if self.quantization else ()
-        return quantization + (("--offload",) if self.offload else ())
+        gpus = (f"--gpus {self.gpus}",) if self.gpus > 1 else ()
+        return quantization + (("--offload",) if self.offload else ()) + gpus
 
     def __bool__(self) -> bool:
         return bool(self.options)
@@ -43,25 +49,35 @@ class LoadOptions:
         return " ".join(self.options)
 
     @property
+    def of_one(self) -> LoadOptions:
+        """How each of the GPUs keeps its weights."""
+        return replace(self, gpus=1)
+
+    @property
     def arguments(self) -> dict[str, Any]:
         """The arguments of `LongCatPipeline.load` that differ from its defaults."""
         given = {"quantization": self.quantization, "offload": self.offload}
-        return {name: value for name, value in given.items() if value}
+        gpus = {"gpus": self.gpus} if self.gpus > 1 else {}
+        return {name: value for name, value in given.items() if value} | gpus
 
     @property
     def versions(self) -> dict[str, str]:
         """The entry in a video's metadata; `from_versions` reads it."""
-        return {name: "yes" if value is True else value for name, value in self.arguments.items()}
+        return {name: "yes" if value is True else str(value) for name, value in self.arguments.items()}
 
     @classmethod
     def from_versions(cls, versions: Mapping[str, str]) -> LoadOptions:
         """From what a video says, in which anything may stand."""
-        quantization = versions.get("quantization")
-        return cls(quantization if quantization in QUANTIZATIONS else None, versions.get("offload") == "yes")
+        quantization, gpus = versions.get("quantization"), str(versions.get("gpus"))
+        return cls(
+            quantization if quantization in QUANTIZATIONS else None,
+            versions.get("offload") == "yes",
+            int(gpus) if gpus.isdecimal() and len(gpus) < 4 and int(gpus) else 1,
+        )
 
     def smaller(self) -> list[LoadOptions]:
-        """The options that take less GPU memory, the smallest change first."""
-        less = [LoadOptions("fp8"), LoadOptions(None, True), LoadOptions("fp8", True)]
+        """The options that take less memory of each GPU, the smallest change first."""
+        less = [replace(self, **given) for given in ({"quantization": "fp8"}, {"offload": True}, _LEAST)]
         return [options for options in less if options != self and set(self.options) <= set(options.options)]
 
     def check_forward(self, forward: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -51,6 +51,7 @@ class VideoRequest:
         start: how it begins: `FromNoise`, `FromImage`, `FromFrames` to continue a clip, or `FromClip` to refine a clip
             into this size. `steps` are then those of the whole schedule, of which the part below the clip's noise level
             runs.
+        auto: why the program chose this attention (see `choose_attention`), or None if it was asked for.
 
     Raises:
         ValueError: a value cannot be used; the message says what can.
@@ -69,6 +70,7 @@ class VideoRequest:
     use_distill: bool = False
     lora: str | None = None
     start: Start = FromNoise()
+    auto: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompt", "negative_prompt"):
@@ -107,6 +109,8 @@ class VideoRequest:
         if self.lora is not None and not (isinstance(self.lora, str) and self.lora and _is_text(self.lora)):
             raise ValueError(f"lora {self.lora!r} is not the name of an adapter; pass one such as 'distill', or None")
         read_adapters(self.lora)
+        if self.auto is not None:
+            _check_text("auto", self.auto)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -123,12 +127,19 @@ class VideoRequest:
     def workload(self) -> Workload:
         """The work that it means for the transformer; see `Workload`."""
         given, cached = self.start.conditioning, self.start.cached
-        return Workload.of(self.grid, self.guidance_scale, self.bsa, self.num_frames, given, cached)
+        return Workload.of(self.grid, self.guidance_scale, self.bsa, self.num_frames, given, cached, self.auto)
+
+    @property
+    def dense(self) -> VideoRequest:
+        """The same with dense attention, asked for as what the video is compared with."""
+        return replace(self, bsa=None, auto=None)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; `from_dict` reads them back."""
         values = {name: getattr(self, name) for name in self.__slots__ if name != "start"}
         values["bsa"] = None if self.bsa is None else self.bsa.to_bsa_params()
+        if self.auto is None:
+            del values["auto"]  # so that earlier versions read the settings, too
         return values | self.start.to_dict()
 
     @classmethod

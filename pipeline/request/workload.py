@@ -45,11 +45,12 @@ class Workload:
         num_frames: int,
         conditioning: int = 0,
         cached: bool = False,
+        auto: str | None = None,
     ) -> Workload:
-        """From the values of a request; `VideoRequest.workload` calls it."""
+        """From the values of a request; `VideoRequest.workload` calls it. auto: why dense attention was chosen."""
         make = partial(cls, grid, 2 if guidance_scale > 1 else 1, conditioning=conditioning, cached=cached)
         if bsa is None:
-            return make(bsa=None, blocks=None, reason=DENSE)
+            return make(bsa=None, blocks=None, reason=auto or DENSE)
         if grid.t == 1:
             return make(bsa=None, blocks=None, reason=ONE_FRAME.format(frames=num_frames))
         blocks = bsa.blocks(grid, conditioning)

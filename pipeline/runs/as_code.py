@@ -42,6 +42,8 @@ def cli_command(
     names: tuple[str, ...] = ("height", "width", "num_frames", "steps", "guidance_scale", "seed", "fps")
     words = ["python", "-m", "pipeline", "generate"]
     if isinstance(start, FromClip):  # the clip says how many frames there are, and there is no guidance
+        if start.refined is not None:
+            raise ValueError("a piece of a long video is refined after the pieces before it; use the Python code")
         words = [*words[:-1], "refine", _quote(start.video)]
         names = ("height", "width", "steps", "seed", "fps")
         options.append(("t-thresh", repr(start.t_thresh)))
@@ -106,7 +108,8 @@ def python_code(
     """A Python program that makes `request` again, bit for bit on the same kind of device."""
     path = "" if model_path == EMBEDDED_CHECKPOINT else f"{str(model_path)!r}, "
     kept = "".join(f", {name}={value!r}" for name, value in weights.arguments.items())
-    values = ((field.name, getattr(request, field.name)) for field in fields(request))
+    # the attention is named, so who chose it is of no account
+    values = ((field.name, getattr(request, field.name)) for field in fields(request) if field.name != "auto")
     settings = "".join(f"    {name}={_literal(value)},\n" for name, value in values)
     if compare:
         run, name = (

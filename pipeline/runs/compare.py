@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from pipeline.machine.memory import release_memory
@@ -31,7 +30,7 @@ def compare(
     folder = temporary_folder() if output_dir is None else Path(output_dir)
     outputs = [prepare_output(folder / name) for name in ("dense.mp4", "sparse.mp4")]
 
-    dense, dense_frames = pipeline.generate_frames(replace(request, bsa=None), on_step, outputs[0])
+    dense, dense_frames = pipeline.generate_frames(request.dense, on_step, outputs[0])
     release_memory()  # what the first run left in the allocator's cache must not help or burden the second
     sparse, sparse_frames = pipeline.generate_frames(request, on_step, outputs[1])
     return Comparison(

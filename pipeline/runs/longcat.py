@@ -7,6 +7,7 @@ import platform
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -17,26 +18,31 @@ import torch
 from torch import Tensor
 
 from pipeline.checkpoint.info import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
+from pipeline.estimate.calibrate import measure
+from pipeline.estimate.choose_attention import choose_attention
 from pipeline.estimate.estimator import Estimator
-from pipeline.machine.device import choose_device
+from pipeline.machine.device import rank_devices
 from pipeline.machine.measure import Clock, PeakMemory
 from pipeline.machine.memory import available_memory, held_memory
-from pipeline.media.attention_record import record_path
+from pipeline.media.attention_record import AttentionRecord, record_path
 from pipeline.media.comment import describe
 from pipeline.media.write import prepare_output, write_video
 from pipeline.model.begin import begin
 from pipeline.model.denoising import check_finite, denoise
 from pipeline.model.forward import trim_text
 from pipeline.model.preview import LatentColours
-from pipeline.model.recorder import AttentionRecorder
+from pipeline.model.recorder import AttentionRecorder, joined
 from pipeline.model.run_forward import forward_for, keep_conditioning, warm_up
 from pipeline.model.self_attention import attention_for
+from pipeline.parallel.launch import Place
+from pipeline.parallel.ranks import Ranks
 from pipeline.request.choose_forward import checked_forward
 from pipeline.request.generator import OnStep
 from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.result import VideoResult
-from pipeline.request.video import MAX_PROMPT_TOKENS, StepUpdate, VideoRequest
+from pipeline.request.video import LATENT_PIXELS, MAX_PROMPT_TOKENS, StepUpdate, VideoRequest
 from pipeline.runs.plan import Plan, plan
+from pipeline.runs.team import Team
 from pipeline.weights.fp8 import check_device
 
 logger = logging.getLogger("pipeline")
@@ -49,6 +55,7 @@ class LongCatPipeline:
         (see `pipeline.media.attention_record`). May be set at any time; changes no video, and its time is not counted.
     forward: "plain", "fast" or "auto", see `choose_forward`. May be set at any time.
     weights: how those of the model are kept.
+    team: the ranks that make each video together.
     """
 
     def __init__(
@@ -60,6 +67,7 @@ class LongCatPipeline:
         record: bool = False,
         forward: str = "auto",
         weights: LoadOptions = AS_STORED,
+        team: Team | None = None,
     ) -> None:
         self.info = info
         self.device = device
@@ -68,6 +76,7 @@ class LongCatPipeline:
         self.weights = weights
         self._model = model
         self._colours = colours
+        self._team = team or Team()
         self._lock = threading.Lock()
         self._warm: set[tuple] = set()
         self._estimator = Estimator(info, device, weights=weights)
@@ -82,8 +91,11 @@ class LongCatPipeline:
         forward: str = "auto",
         quantization: str | None = None,
         offload: bool = False,
+        gpus: int = 1,
     ) -> LongCatPipeline:
         """Load the checkpoint folder `path`.
+
+        Under torchrun this returns on rank 0 only; the others serve it until it ends, and then leave the program.
 
         Args:
             device: "auto" (CUDA where there is a GPU), "cpu", "cuda" or "cuda:N".
@@ -93,19 +105,27 @@ class LongCatPipeline:
                 changes the videos; on CUDA from compute capability 8.9 on.
             offload: keep the transformer's blocks and the text encoder in host memory, from where they visit the GPU
                 for their turn; changes no video. On the CPU it saves nothing.
-                Both need the fast forward.
+            gpus: number of GPUs that make each video together, from the chosen one on; under torchrun its processes.
+                Each loads the weights.
+                These three need the fast forward.
 
         Raises:
             ValueError: the folder is not a complete LongCat checkpoint, the device does not exist or cannot run such
                 weights, or its memory or the host's cannot hold them.
-            RuntimeError: the installed FastVideo is not the expected one.
+            RuntimeError: the installed FastVideo is not the expected one, or another rank could not load.
         """
         say = on_message or (lambda message: None)
-        weights = LoadOptions(quantization, offload)
+        place = Place.given()
+        if place is not None and place.rank > 0:
+            say = logger.debug  # rank 0 says the same
+            logger.setLevel(logging.WARNING)
+        if place is not None and gpus not in (1, place.size):
+            raise ValueError(f"{place.size} processes were started, and gpus is {gpus}; leave gpus out")
+        weights = LoadOptions(quantization, offload, gpus if place is None else place.size)
         weights.check_forward(checked_forward(forward))
         info = inspect_checkpoint(path)
         colours = LatentColours.from_config(info.defaults)
-        chosen = choose_device(device)
+        chosen = rank_devices(device, weights.gpus)[0 if place is None else place.rank]
         if weights.quantization is not None and chosen.type == "cuda":
             check_device(chosen)
         Estimator(info, chosen, weights=weights).check_load()
@@ -114,14 +134,22 @@ class LongCatPipeline:
 
         kept = f" with {weights}" if weights else ""
         say(f"Loading {info.name} ({info.parameters / 1e6:,.1f} M parameters) to {chosen}{kept}")
-        model = FastVideoLongCat(info.path.resolve(), chosen, info.loras, weights)
-        if colours is None:
-            # no colours stored with the checkpoint: measure them on its own VAE
-            colours = LatentColours.fit(model.decode_frame, model.transformer.in_channels, chosen)
+        arguments = {"path": str(info.path.resolve()), "device": device, **weights.of_one.arguments}
+        team = Team(place, weights.gpus, f"{__name__}:{load_rank.__name__}", arguments)
+        with team.loading():
+            model = FastVideoLongCat(info.path.resolve(), chosen, info.loras, weights.of_one, reads_text=team.rank == 0)
+            if colours is None:
+                # no colours stored with the checkpoint: measure them on its own VAE
+                colours = LatentColours.fit(model.decode_frame, model.transformer.in_channels, chosen)
         logger.info("Loaded %s (%s transformer parameters) to %s", info.name, f"{info.parameters:,}", chosen)
         padding = "attended to, as zeros" if model.zero_text_padding else "masked"
         logger.info("The padding of prompts is %s (text_tokens_zero_pad)", padding)
-        return cls(info, chosen, model, colours, record, forward, weights)
+        pipeline = cls(info, chosen, model, colours, record, forward, weights, team)
+        if team.rank > 0:
+            team.follow(chosen, pipeline._follow)
+            raise SystemExit(0)
+        team.form(chosen)
+        return pipeline
 
     def generate(
         self, request: VideoRequest, on_step: OnStep | None = None, output: Path | str | None = None
@@ -147,18 +175,40 @@ class LongCatPipeline:
         """Like `generate`, with the decoded frames as well: uint8 [frames, height, width, 3], before compression."""
         output = prepare_output(output)
         with self._lock:
-            self._check_tokens(request)
-            return self._generate(self.plan(request), on_step or (lambda update: None), output)
+            self.check_tokens(request)
+            plan = self.plan(request)
+            warm = self._kind(plan) in self._warm
+            with self._team.job(self.device, (plan, self.record, warm)) as ranks:
+                made = self._generate(plan, on_step or (lambda update: None), output, ranks, self.record, warm)
+            assert made is not None  # this is rank 0
+            return made
+
+    def _follow(self, ranks: Ranks, job: tuple[Plan, bool, bool]) -> None:
+        """Do this rank's part of a job of rank 0."""
+        plan, record, warm = job
+        self._generate(plan, lambda update: None, Path(), ranks, record, warm)
 
     def plan(self, request: VideoRequest) -> Plan:
         """The plan that `generate` will follow. Raises ValueError if it would refuse the request."""
         room = available_memory(self.device) + held_memory(self.device)
         estimator, forward = self._estimator, self.forward
-        return plan(
-            self.info, request, self.weights, self.device, forward=forward, estimator=estimator, available=room
-        )
+        return plan(self.info, request, self.weights, self.device, forward=forward, estimator=estimator, available=room)
 
-    def _check_tokens(self, request: VideoRequest) -> None:
+    def choose_attention(self, request: VideoRequest, store: Path | None = None) -> VideoRequest:
+        """The request with the attention that suits it on this machine, dense or sparse; its `auto` says why.
+
+        A machine that was never measured is measured first, for about three seconds.
+
+        store: JSON file with the measurements of earlier runs; None for those of this pipeline alone.
+        """
+        estimator = self._estimator if store is None else Estimator(self.info, self.device, store, self.weights)
+        if not estimator.calibrated:
+            estimator.calibrate(measure(self))
+        room = available_memory(self.device) + held_memory(self.device)
+        return choose_attention(request, self.info.sparse, estimator.estimate, room)
+
+    def check_tokens(self, request: VideoRequest) -> None:
+        """ValueError for a prompt that is too long for the text encoder. `generate` checks this too."""
         for label, text in (("prompt", request.prompt), ("negative prompt", request.negative_prompt)):
             count = self._model.count_tokens(text)
             if count > MAX_PROMPT_TOKENS:
@@ -173,7 +223,15 @@ class LongCatPipeline:
         with self._lock:
             yield self._model
 
-    def _generate(self, plan: Plan, on_step: OnStep, output: Path) -> tuple[VideoResult, np.ndarray]:
+    def _generate(
+        self, plan: Plan, told: OnStep, output: Path, ranks: Ranks, record: bool, warm: bool
+    ) -> tuple[VideoResult, np.ndarray] | None:
+        """Make the video together with the other ranks. Rank 0 writes it and returns it. warm: whether its like ran."""
+
+        def on_step(update: StepUpdate) -> None:
+            with ranks.together():
+                told(update)
+
         model, request, work = self._model, plan.request, plan.work
         if work.bsa is not None:
             logger.info("Enabling Block Sparse Attention (BSA) for LongCat transformer")
@@ -181,39 +239,50 @@ class LongCatPipeline:
         else:
             logger.info("Block Sparse Attention (BSA) is not used: %s", work.reason)
         logger.info("The %s forward runs because %s", *plan.forward)
-        model.lora.use(request.lora)
-        self._warm_up(plan)
+        with ranks.together():
+            model.lora.use(request.lora)
+        if not warm:
+            self._warm_up(plan, ranks)
         clock = Clock(self.device)
         with PeakMemory(self.device) as peak, torch.no_grad():
             with clock.phase("text") as elapsed:
                 on_step(StepUpdate("text", 0, 1, elapsed()))
                 batch = model.start(request)
-                encoded = model.encode_text(batch)
-                text, mask = encoded.states, encoded.mask
-                if not model.zero_text_padding:
-                    text, mask = trim_text(text, mask)
+
+                def encode() -> tuple[Tensor, Tensor | None]:
+                    encoded = model.encode_text(batch)
+                    text, mask = encoded.states, encoded.mask
+                    return (text, mask) if model.zero_text_padding else trim_text(text, mask)
+
+                text, mask = ranks.once(encode)
+                assert text is not None  # only the mask may be
                 on_step(StepUpdate("text", 1, 1, elapsed()))
 
-            latents, schedule = begin(model, request, batch, on_step, clock)
+            latents, schedule = begin(model, request, batch, on_step, clock, ranks)
             latents, cache = latents.to(self.device), None
-            check_finite(latents, "the start", request.lora)
+            with ranks.together():
+                check_finite(latents, "the start", request.lora)
             layers, steps = len(model.transformer.blocks), len(schedule.timesteps)
             recorder = None
-            if self.record and work.sparse:
-                recorder = AttentionRecorder(request, layers, steps=steps, block_order=plan.forward.name == "fast")
+            if record and work.sparse and ranks.has_last_row(work.rows):
+                heads = model.transformer.blocks[0].self_attn.num_heads
+                own = heads, ranks.sequence(work.rows).share(work.grid.volume, heads).heads
+                ordered = plan.forward.name == "fast"
+                recorder = AttentionRecorder(request, layers, steps=steps, block_order=ordered, heads=own)
             attention = attention_for(work, recorder)
             with clock.phase("denoise") as elapsed:
 
                 def on_denoise(done: int, total: int, clean: Tensor | None) -> None:
-                    if clean is not None:
-                        check_finite(clean, f"step {done} of {total}", request.lora)
-                    on_step(StepUpdate("denoise", done, total, elapsed(), self._preview(clean)))
+                    with ranks.together():
+                        if clean is not None:
+                            check_finite(clean, f"step {done} of {total}", request.lora)
+                        told(StepUpdate("denoise", done, total, elapsed(), self._preview(clean)))
 
                 if work.cached:
                     given, on_host = latents[:, :, : work.conditioning].to(model.dtype), request.start.kv_on_host
-                    cache = keep_conditioning(plan.forward, model, work, given, text, mask, on_host)
+                    cache = keep_conditioning(plan.forward, model, work, given, text, mask, on_host, ranks)
                 latents = denoise(
-                    forward_for(plan.forward, model, work, attention, cache),
+                    forward_for(plan.forward, model, work, attention, cache, ranks),
                     schedule,
                     latents,
                     text,
@@ -226,22 +295,29 @@ class LongCatPipeline:
                 )
             del cache
 
-            if recorder is not None:
-                clock.leave_out("denoise", recorder.seconds())
+            if record and work.sparse:
+                clock.leave_out("denoise", ranks.largest(0.0 if recorder is None else recorder.seconds()))
 
             with clock.phase("decode") as elapsed:
-                frames = self._decode(batch, latents, on_step, elapsed)
+                frames = self._decode(batch, latents, on_step, elapsed, ranks)
 
+        attention.share(ranks)
+        peak_memory = int(ranks.largest(peak.bytes))
+        records = ranks.collect(None if recorder is None else recorder.record({}))
+        ranks.done()
+        if ranks.rank > 0:
+            return None
         density, versions = attention.density(), _versions(self.device) | self.weights.versions
         if plan.forward.name != "plain":
             versions["forward"] = plan.forward.name  # the same video up to rounding, but not bit for bit
-        frames = frames[: request.num_frames]  # without the padding of a refinement
+        front = request.start.front
+        frames = frames[front : front + request.num_frames]  # without the padding of a refinement
         write_video(output, frames, request.fps, describe(request, versions, self.info.name))
         result = VideoResult(
             request=request,
             video=output,
             seconds=clock.seconds(),
-            peak_memory=peak.bytes,
+            peak_memory=peak_memory,
             peak_memory_label=peak.label,
             density=density,
             blocks_kept=attention.blocks_kept(),
@@ -250,31 +326,35 @@ class LongCatPipeline:
             bsa_reason=work.reason,
             versions=versions,
         )
-        if recorder is not None:
-            self._write_record(recorder, output, versions)
+        if parts := [part for part in records if part is not None]:
+            self._write_record(replace(joined(parts), versions=versions), output)
         return result, frames
 
     @staticmethod
-    def _write_record(recorder: AttentionRecorder, output: Path, versions: dict[str, str]) -> None:
+    def _write_record(record: AttentionRecord, output: Path) -> None:
         path = record_path(output)
         try:
-            recorder.record(versions).save(path)
+            record.save(path)
         except OSError as error:
             # the video is made and written: a disk that filled up now is no reason to lose it
             logger.warning("The attention record %s could not be written: %s", path, error)
 
-    def _warm_up(self, plan: Plan) -> None:
+    @staticmethod
+    def _kind(plan: Plan) -> tuple:
+        work = plan.work
+        return work.grid, work.conditioning, work.cached, work.bsa, work.rows, plan.forward.name
+
+    def _warm_up(self, plan: Plan, ranks: Ranks) -> None:
         """Run what is new about a request once before the clock starts.
 
         Otherwise the first of two compared runs would carry a cost that none after it has.
         """
-        work = plan.work
-        kind = (work.grid, work.conditioning, work.cached, work.bsa, work.rows, plan.forward.name)
-        if kind not in self._warm:
-            warm_up(plan.forward, self._model, work, self.device)
-            self._warm.add(kind)
+        warm_up(plan.forward, self._model, plan.work, self.device, ranks)
+        self._warm.add(self._kind(plan))
 
-    def _decode(self, batch: Any, latents: Tensor, on_step: OnStep, elapsed: Callable[[], float]) -> np.ndarray:
+    def _decode(
+        self, batch: Any, latents: Tensor, on_step: OnStep, elapsed: Callable[[], float], ranks: Ranks
+    ) -> np.ndarray:
         total = latents.shape[2]
         done = 0
 
@@ -284,11 +364,18 @@ class LongCatPipeline:
             on_step(StepUpdate("decode", done, total, elapsed()))
 
         on_step(StepUpdate("decode", 0, total, elapsed()))
-        pixels = self._model.decode(batch, latents, on_frame)[0]
-        return (pixels * 255).round().byte().permute(1, 2, 3, 0).cpu().numpy()
+        strips = ranks.strips(latents.shape[3])
+        pixels = self._model.decode(batch, latents, on_frame, strips, ranks.together)[0]
+        frames = (pixels * 255).round().byte().permute(1, 2, 3, 0)
+        return (frames if strips is None else strips.gather(frames, LATENT_PIXELS, axis=1)).cpu().numpy()
 
     def _preview(self, clean: Tensor | None) -> Callable[[], np.ndarray] | None:
         return None if clean is None else partial(self._colours, clean)
+
+
+def load_rank(**arguments: Any) -> None:
+    """The program of a process that `Team` starts: load the checkpoint, and serve rank 0 until it ends."""
+    LongCatPipeline.load(**arguments)
 
 
 def _versions(device: torch.device) -> dict[str, str]:

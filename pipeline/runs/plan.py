@@ -62,6 +62,11 @@ def plan(
     info.check_lora(request.lora)
     work = request.workload
     choice = choose_forward(forward, work, device, weights)
+    if weights.gpus > work.step_grid.volume:
+        raise ValueError(
+            f"{weights.gpus} GPUs cannot share {work.step_grid.volume} tokens; use a larger size, or --gpus "
+            f"{work.step_grid.volume} or fewer"
+        )
     estimate = None if estimator is None else estimator.check(request, available)
     return Plan(request, work, info.steps_run(request), choice, estimate)
 

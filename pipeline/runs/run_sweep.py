@@ -65,11 +65,10 @@ def sweep_videos(
     until those that are measured against it are made.
     """
     folder = Path(tempfile.mkdtemp(prefix="longcat-sweep-") if output_dir is None else output_dir)
-    runs = sweep.runs()
-    prepare_output(folder / runs[0].name)
+    prepare_output(folder / sweep.expected()[0].name)
     result = SweepResult(sweep, (), ())
     reference: tuple[VideoResult, np.ndarray] | None = None
-    for run in runs:
+    while (run := sweep.next_run(tuple(result.videos()))) is not None:
         if on_begin is not None:
             on_begin(run)
         video = SweepVideo(run.row, run.column, run.request)
@@ -86,9 +85,9 @@ def sweep_videos(
         result = result.add(video)
         result.write(folder)
         yield result
-    first = next(result.videos())
-    if all(video.result is None for video in result.videos()):
-        raise ValueError(f"none of the {len(runs)} videos could be made: {first.error}")
+    videos = list(result.videos())
+    if all(video.result is None for video in videos):
+        raise ValueError(f"none of the {len(videos)} videos could be made: {videos[0].error}")
 
 
 def _make(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol
 
 from bsa import Grid
 from bsa.config import SCHEDULE
@@ -30,6 +32,21 @@ class SweepRun:
         if self.row is None or self.column is None:
             return f"dense-seed{self.request.seed}-steps{self.request.steps}.mp4"
         return f"sparse-row{self.row + 1}-column{self.column + 1}.mp4"
+
+
+class Made(Protocol):
+    """A video of a sweep, made or failed: what a sweep reads of a `SweepVideo` to go on."""
+
+    @property
+    def row(self) -> int | None: ...
+    @property
+    def result(self) -> object | None: ...
+    @property
+    def speedup(self) -> float | None: ...
+    @property
+    def psnr(self) -> float | None: ...
+    @property
+    def ssim(self) -> float | None: ...
 
 
 @dataclass(frozen=True)
@@ -86,15 +103,32 @@ class Sweep:
 
     def runs(self) -> list[SweepRun]:
         """All videos in the order in which they are made: each dense reference, then the cells that it is for."""
+        return list(self._runs)
+
+    @cached_property
+    def _runs(self) -> tuple[SweepRun, ...]:
         groups: dict[tuple[int, int], list[SweepRun]] = {}
         height, width = self.shape
         for row in range(height):
             for column in range(width):
                 request = self._cell(row, column)
-                dense = SweepRun(None, None, replace(request, bsa=None))
+                dense = SweepRun(None, None, request.dense)
                 group = groups.setdefault((request.seed, request.steps), [dense])
                 group.append(SweepRun(row, column, request))
-        return [run for group in groups.values() for run in group]
+        return tuple(run for group in groups.values() for run in group)
+
+    def next_run(self, made: Sequence[Made]) -> SweepRun | None:
+        """The video to make after those in ``made``, the dense ones first; None at the end."""
+        runs = self.runs()
+        return runs[len(made)] if len(made) < len(runs) else None
+
+    def expected(self) -> list[SweepRun]:
+        """The videos that will be made, as far as that is known before."""
+        return self.runs()
+
+    def summary(self, made: Sequence[Made]) -> dict[str, Any]:
+        """What the report says besides the videos, ready for JSON."""
+        return {}
 
     def _cell(self, row: int, column: int) -> VideoRequest:
         swept = {axis.name: axis.values[index] for axis, index in zip(self.axes, (row, column))}

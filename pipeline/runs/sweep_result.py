@@ -144,6 +144,7 @@ class SweepResult:
                 ]
                 for quality in QUALITIES
             },
+            **self.sweep.summary(tuple(self.videos())),
         }
 
     def to_csv(self) -> str:

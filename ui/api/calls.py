@@ -25,7 +25,7 @@ GRACE_SECONDS = 120.0  # that a job goes on without its caller
 ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 BAD_ID = "job_id {name!r} cannot be used; take 1 to 64 letters, digits, - and _"
-TAKEN = "job_id {name!r} is the id of a job that is not over; choose another"
+TAKEN = "job_id {name!r} was given to another job of yours, which is {state}; choose another, or null to have one drawn"
 UNKNOWN = (
     "job_id {name!r} is not a job of yours; use the one that you gave to the call, or its report's. Over another "
     "connection an id of your own must have 32 characters or more"
@@ -63,7 +63,7 @@ class Calls:
     def submit(self, job: Job, name: str | None) -> str:
         """Queue a job under the caller's id `name`, or under its own. Returns the id.
 
-        Raises ValueError for an unusable id, for the id of an unfinished job, or if the worker refuses the job.
+        Raises ValueError for an unusable id, for one that was used before, or if the worker refuses the job.
         """
         name = job.id if name is None else name
         if not isinstance(name, str) or not ID.fullmatch(name):
@@ -71,8 +71,8 @@ class Calls:
         request = self.request
         key = self.site.owner(request), name
         with self._lock:
-            if key in self._jobs and not self._jobs[key].over:
-                raise ValueError(TAKEN.format(name=name))
+            if key in self._jobs:
+                raise ValueError(TAKEN.format(name=name, state=self._jobs[key].state))
             self.site.submit(job, request)
             self._jobs[key] = job
             self._jobs.move_to_end(key)

@@ -1,5 +1,5 @@
-"""The named endpoints for `gradio_client`: /generate, /compare, /refine, /sweep, /estimate, /inspect, /resources,
-/result and /cancel.
+"""The named endpoints for `gradio_client`: /generate, /compare, /refine, /sweep, /find, /estimate, /inspect,
+/resources, /result and /cancel.
 
 They share one table of parameters, from which the documented signature is made, and the page's worker, so a call
 and a press of the button wait for each other.
@@ -8,18 +8,19 @@ and a press of the button wait for each other.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
 
 from bsa import BSAConfig
 from bsa.selectors import SCORES
-from pipeline import Axis, CheckpointInfo, Sweep, VideoRequest, read_resources
+from pipeline import Axis, CheckpointInfo, Floor, Search, Sweep, VideoRequest, read_resources
 from pipeline.estimate.estimator import Estimate
 from pipeline.media.attention_record import AttentionRecord, record_path
 from pipeline.media.clip import inspect_clip
 from pipeline.request.fields import FIELDS
+from pipeline.runs.search import MOST
 from pipeline.runs.sweep_axes import LABELS
 from ui.api.calls import Calls
 from ui.api.publish import REQUIRED, Page, publish
@@ -71,6 +72,11 @@ JOB_ID = (
     "Your own name for the job, for /result, /cancel and /inspect; one of 32 characters or more works over any "
     "connection; null draws one",
 )
+ATTENTION = Literal["sparse", "dense", "auto"]
+ATTENTION_HELP = (
+    "Block sparse attention (BSA) or dense attention; auto chooses between them, with BSA's sparsity and scores, by "
+    "what was measured on this machine, and the report's request says why"
+)
 KNOWN_ID = ("job_id", str, REQUIRED, "What you named the job, or what its report says")
 SCORED_BY = Literal[tuple(SCORES)]  # type: ignore[valid-type]  # made from the table
 SETTINGS = Literal[tuple(LABELS)]  # type: ignore[valid-type]  # made from the table
@@ -81,16 +87,15 @@ NOT_ESTIMATED = "the model that runs here does not say how large it is, so nothi
 def add_api(page: Page, site: Site) -> None:
     """Add the endpoints to the page, which is still being built."""
     calls, shared = Calls(site, page.presence), parameters(site.checkpoint)
-    attention = ("attention", Literal["sparse", "dense"], "sparse", "Block sparse attention (BSA) or dense attention")
+    attention = ("attention", ATTENTION, "sparse", ATTENTION_HELP)
 
     async def generate(attention: str, job_id: str | None, **values: Any) -> tuple[Any, ...]:
         """Make one video. Returns the video (MP4, H.264) and a report: the request with its seed, seconds for text,
         denoising, decoding and in total, peak memory, key blocks kept, and whether BSA was active and why."""
-        _check_attention(attention)
-        job = VideoJob(_request(site, values, sparse=attention == "sparse"), side_by_side=False)
+        job = VideoJob(_request(site, values, attention), side_by_side=False)
         name = calls.submit(job, job_id)
         await calls.follow(job)
-        return video_file(job.results[attention].video), job.report() | {"job_id": name}
+        return video_file(job.results[job.arms[0]].video), job.report() | {"job_id": name}
 
     async def compare(job_id: str | None, **values: Any) -> tuple[Any, ...]:
         """Make the same clip from the same seed twice, with dense and with block sparse attention. Returns both videos
@@ -106,25 +111,24 @@ def add_api(page: Page, site: Site) -> None:
     ) -> tuple[Any, ...]:
         """Make a larger, finer version of a clip from /generate, /compare or /refine, as LongCat goes from 480p to
         720p. Needs the checkpoint's refinement adapter. Returns the video (MP4, H.264) and a report like /generate."""
-        _check_attention(attention)
         made = calls.find(clip)
         results = made.results if isinstance(made, VideoJob) else {}
         if not results:
             raise ValueError(f"job_id {clip!r} has no finished video of /generate, /compare or /refine")
         source = results.get("dense") or results["sparse"]
-        job_id, seed, rule = values.pop("job_id"), values.pop("seed"), bsa_config(**values)
+        job_id, seed, bsa = values.pop("job_id"), values.pop("seed"), _bsa(site, values, attention)
         request = site.checkpoint.refinement(
             source.request.prompt if prompt is None else prompt,
             await site.clips.read(source.video, inspect_clip, source.video),
             t_thresh=t_thresh,
             double_frames=double_frames,
             seed=new_seed() if seed is None else seed,
-            bsa=rule if attention == "sparse" else None,
+            bsa=bsa,
         )
-        job = VideoJob(request, side_by_side=False)
+        job = VideoJob(site.estimates.choose(request) if attention == "auto" else request, side_by_side=False)
         name = calls.submit(job, job_id)
         await calls.follow(job)
-        return video_file(job.results[attention].video), job.report() | {"job_id": name}
+        return video_file(job.results[job.arms[0]].video), job.report() | {"job_id": name}
 
     async def sweep(
         rows: str, row_values: list, columns: str | None, column_values: list | None, job_id: str | None, **values: Any
@@ -140,14 +144,26 @@ def add_api(page: Page, site: Site) -> None:
         await calls.follow(job)
         return sweep_report(job) | {"job_id": name, "state": job.state}, table_file(job)
 
+    async def find(quality: str, floor: float, most_videos: int, job_id: str | None, **values: Any) -> tuple[Any, ...]:
+        """Find the fastest sparsity with which this prompt and seed come close enough to the dense video. Makes the
+        dense video, then a few sparse ones, each halving the sparsities that are left. Returns the report of /sweep,
+        whose "search" says which cell was found, or null if none is close enough and faster; and the same as CSV."""
+        request = _request(site, values | {"sparsity": 0.0, "cdf_threshold": None})
+        job = SweepJob(Search.of(request, Floor(quality, floor), most_videos, site.estimates.denoising))
+        name = calls.submit(job, job_id)
+        await calls.follow(job)
+        return sweep_report(job) | {"job_id": name, "state": job.state}, table_file(job)
+
     async def estimate(**values: Any) -> dict[str, Any]:
         """Estimate a video on this machine, dense and sparse: seconds by phase, peak memory in bytes, and the basis of
-        these numbers. Makes nothing. Fails with the numbers if the video cannot fit."""
+        these numbers; and what attention "auto" would choose, and why. Makes nothing. Fails with the numbers if the
+        video cannot fit."""
         request = _request(site, {"prompt": "-", "negative_prompt": "", "seed": 0} | values)
-        plans = {"dense": site.estimates.plan(replace(request, bsa=None)), "sparse": site.estimates.plan(request)}
+        plans = {"dense": site.estimates.plan(request.dense), "sparse": site.estimates.plan(request)}
         dense, sparse = plans["dense"].estimate, plans["sparse"].estimate
         if sparse is None or dense is None:
             raise ValueError(NOT_ESTIMATED)
+        chosen = site.estimates.choose(request)
         return {
             "dense": _estimate(dense),
             "sparse": _estimate(sparse),
@@ -155,12 +171,14 @@ def add_api(page: Page, site: Site) -> None:
             "available_memory": site.estimates.available(),
             "bsa_active": plans["sparse"].work.sparse,
             "bsa_reason": plans["sparse"].work.reason,
+            "auto": {"bsa": None if chosen.bsa is None else chosen.bsa.to_bsa_params(), "why": chosen.auto},
         }
 
     async def inspect_(job_id: str, step: int, layer: int, head: int, query_block: int) -> dict[str, Any]:
         """Inspect the sparse attention of a finished /generate or /compare. Returns its mean recall (share of the
-        softmax mass inside the kept blocks) and density, by layer and by step; and the key blocks that one query block
-        of one step, layer and head keeps, as [frame, row, column] in the grid of key blocks."""
+        softmax mass inside the kept blocks) and density, by layer, by step and as [layers][steps]; and the key blocks
+        that one query block of one step, layer and head keeps, as [frame, row, column] in the grid of key blocks, with
+        the recall of one of its tokens. A job_id that nobody guesses may be inspected by whoever has it."""
         job = calls.find(job_id)
         result = job.results.get("sparse") if isinstance(job, VideoJob) else None
         if result is None:
@@ -195,10 +213,22 @@ def add_api(page: Page, site: Site) -> None:
     sizes = [entry for entry in shared if entry[0] not in ("prompt", "negative_prompt", "seed")]
     grid = [
         ("rows", SETTINGS, "sparsity", "What varies from row to row"),
-        ("row_values", list, [0.5, 0.75, 0.9375], "Its values; a chunk is written 4x4x4, or 4x4x4/4x4x8 for query/key"),
+        (
+            "row_values",
+            list,
+            [0, 0.5, 0.75, 0.9375],
+            "Its values; sparsity 0 keeps every block and is the noise floor; a "
+            "chunk is written 4x4x4, or 4x4x4/4x4x8 for query/key",
+        ),
         ("columns", SETTINGS | None, None, "What varies from column to column, or null"),
         ("column_values", list | None, None, "Its values"),
     ]
+    goal = [
+        ("quality", Literal["psnr", "ssim"], "psnr", "Likeness to the dense video"),
+        ("floor", float, 30.0, "The least of it: decibels of PSNR, or SSIM up to 1"),
+        ("most_videos", int, MOST, "Sparse videos that are made at most"),
+    ]
+    searched = [entry for entry in shared if entry[0] not in ("sparsity", "cdf_threshold")]
     place = [
         ("step", int, 0, "Denoising step, counted from 0"),
         ("layer", int, 0, "Transformer layer, counted from 0"),
@@ -217,6 +247,7 @@ def add_api(page: Page, site: Site) -> None:
     publish(page, compare, [*shared, JOB_ID], [("dense video", str), ("sparse video", str), report])
     publish(page, refine, [*clip, *attention_parameters(site.checkpoint.sparse), attention, JOB_ID], made)
     publish(page, sweep, [*shared, *grid, JOB_ID], [report, ("CSV file", str)])
+    publish(page, find, [*searched, *goal, JOB_ID], [report, ("CSV file", str)])
     publish(page, estimate, sizes, [("estimate", dict)])
     publish(page, inspect_, [KNOWN_ID, *place], [("attention", dict)])
     publish(page, resources, [], [("resources", dict)])
@@ -224,17 +255,22 @@ def add_api(page: Page, site: Site) -> None:
     publish(page, cancel, [KNOWN_ID], [("job", dict)])
 
 
-def _request(site: Site, values: dict[str, Any], *, sparse: bool = True) -> VideoRequest:
+def _request(site: Site, values: dict[str, Any], attention: str = "sparse") -> VideoRequest:
     values = dict(values)
     rule = {name: values.pop(name) for name, *_ in attention_parameters(site.checkpoint.sparse)}
     if values["seed"] is None:
         values["seed"] = new_seed()
-    return video_request(site.checkpoint, **values, bsa=bsa_config(**rule) if sparse else None)
+    request = video_request(site.checkpoint, **values, bsa=_bsa(site, rule, attention))
+    return site.estimates.choose(request) if attention == "auto" else request
 
 
-def _check_attention(attention: str) -> None:
-    if attention not in ("sparse", "dense"):
-        raise ValueError(f"attention {attention!r} is unknown; use 'sparse' or 'dense'")
+def _bsa(site: Site, rule: dict[str, Any], attention: str) -> BSAConfig | None:
+    """The attention asked for. rule: values of `attention_parameters`, which only "sparse" reads."""
+    if attention not in ("sparse", "dense", "auto"):
+        raise ValueError(f"attention {attention!r} is unknown; use 'sparse', 'dense' or 'auto'")
+    if attention == "sparse":
+        return bsa_config(**rule)
+    return site.checkpoint.sparse if attention == "auto" else None
 
 
 def _estimate(estimate: Estimate) -> dict[str, Any]:
@@ -258,6 +294,6 @@ def _selection(record: AttentionRecord, step: int, layer: int, head: int, query_
         | {
             "query_blocks": list(record.q_blocks),
             "stored": {name: list(numbers) for name, numbers in record.sampled._asdict().items()},
-            "block": {"kept": blocks.tolist(), "recall": recall},
+            "block": {"kept": blocks.tolist(), "recall": recall, "recall_tokens": 1},
         }
     )

@@ -9,26 +9,25 @@ import gradio as gr
 from bsa import BSAConfig
 from bsa.selectors import CELLS, DEFAULT_SCORES
 from pipeline import CheckpointInfo
-from ui.form.read import DENSE_ONLY, MASS, SIDE_BY_SIDE, SPARSE_ONLY, TOP_K, TOP_K_AND_MASS, keep_by
+from ui.form.read import AUTOMATIC, DENSE_ONLY, MASS, SIDE_BY_SIDE, SPARSE_ONLY, TOP_K, TOP_K_AND_MASS, keep_by
 
-# Prompts like those of the embedded checkpoint's training: shapes moving before a backdrop, and landscapes.
+# For checkpoints that understand language in general. Those with a vocabulary have a palette of their own words.
 EXAMPLES = {
-    "Bouncing ball": "a red ball bounces over green hills at sunset",
-    "Spinning star": "a yellow star spins over a city at night",
-    "Beating heart": "a large pink heart beats like a heart on a navy background",
-    "Ring over the sea": "a white ring moves from left to right over the sea",
-    "Two shapes": "a blue square rises and an orange triangle falls on a cream background",
-    "Fireworks": "colourful fireworks explode over a city skyline",
-    "Snow": "snow falls on a mountain range in the evening light",
-    "Sunrise": "the sun rises over rolling green hills",
+    "Cat at the window": "A ginger cat sits at a rainy window and turns its head to the camera, soft evening light",
+    "Fireworks": "Colourful fireworks explode over a city skyline and are mirrored in the river below",
+    "Surfer": "A surfer rides along a turquoise wave, the camera follows from the side, spray in the sunlight",
+    "Snow": "Snow falls on a mountain range in the evening light while clouds drift past the peaks",
+    "Tea": "Steam rises from a cup of tea on a wooden table, close-up, shallow depth of field",
+    "Old street": "A red bicycle passes through a narrow old street in the morning, tracking shot",
 }
 
 Fields = dict[str, Any]  # component by field name; Any, because Gradio adds a component's events only at run time
 
 
-def prompt_field() -> gr.Textbox:
+def prompt_field(checkpoint: CheckpointInfo) -> gr.Textbox:
+    known = checkpoint.vocabulary
     return gr.Textbox(
-        next(iter(EXAMPLES.values())),
+        next(iter(EXAMPLES.values())) if known is None else known.default,
         label="Prompt",
         placeholder="Describe the video in a sentence",
         lines=3,
@@ -48,14 +47,8 @@ def examples(prompt: gr.Textbox) -> None:
     )
 
 
-def attention_fields(default: BSAConfig) -> Fields:
+def sparsity_field(default: BSAConfig) -> Fields:
     return {
-        "mode": gr.Radio(
-            [("Dense and sparse side by side", SIDE_BY_SIDE), ("Sparse only", SPARSE_ONLY), ("Dense only", DENSE_ONLY)],
-            value=SIDE_BY_SIDE,
-            label="What to make",
-            elem_id="mode",
-        ),
         "sparsity": gr.Slider(
             0,
             0.9875,
@@ -65,6 +58,23 @@ def attention_fields(default: BSAConfig) -> Fields:
             info="Share of key blocks that each block of the video skips. 0 reads all of them, 0.9375 one in sixteen.",
             buttons=["reset"],
             elem_id="sparsity",
+        ),
+    }
+
+
+def mode_field() -> Fields:
+    return {
+        "mode": gr.Radio(
+            [
+                ("Dense and sparse side by side", SIDE_BY_SIDE),
+                ("Sparse only", SPARSE_ONLY),
+                ("Dense only", DENSE_ONLY),
+                ("Automatic", AUTOMATIC),
+            ],
+            value=SIDE_BY_SIDE,
+            label="What to make",
+            info="Automatic makes one video, and chooses its attention by what was measured on this machine.",
+            elem_id="mode",
         ),
     }
 

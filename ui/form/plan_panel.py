@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from html import escape
 from typing import Any
 
 from bsa import BlockPlan, BSAConfig, Grid
 from pipeline import CheckpointInfo, VideoRequest
 from pipeline.estimate.estimator import Estimate
-from ui.form.read import SIDE_BY_SIDE, SPARSE_ONLY, form_request, page_sentence
+from ui.form.read import AUTOMATIC, DENSE_ONLY, SIDE_BY_SIDE, SPARSE_ONLY, form_request, page_sentence
 from ui.jobs.estimates import Estimates
 from ui.jobs.eta import duration_text
 
@@ -25,7 +24,7 @@ def plan_panel(checkpoint: CheckpointInfo, values: Mapping[str, Any], estimates:
     # blocks can be counted without a prompt, so an empty prompt does not hide the plan
     values = {**values, "prompt": "-", "negative_prompt": ""}
     try:
-        request = form_request(checkpoint, values)
+        request = form_request(checkpoint, values, None if estimates is None else estimates.choose)
         expected = "" if estimates is None else _expected(checkpoint, values, request, estimates)
     except ValueError as error:
         return plan_error(error)
@@ -43,7 +42,10 @@ def _expected(
     sparse = request
     if request.bsa is None:
         sparse = form_request(checkpoint, {**values, "mode": SPARSE_ONLY, "sparsity": values["sparsity"] or 0})
-    return outlook(estimates, request, sparse, values["mode"])
+    mode = values["mode"]
+    if mode == AUTOMATIC:
+        mode = DENSE_ONLY if request.bsa is None else SPARSE_ONLY
+    return outlook(estimates, request, sparse, mode)
 
 
 def _describe(request: VideoRequest, expected: str) -> str:
@@ -67,8 +69,9 @@ def _describe(request: VideoRequest, expected: str) -> str:
     elif request.bsa is None:
         rows.append(("Kept", "every token attends to every token (100%)"))
     table = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in rows)
-    # the table already has the kept count, so the reason is needed only if BSA stays off
-    why = "" if active else f'<p class="why">{escape(page_sentence(work.reason))}</p>'
+    # the table already has the kept count, so the reason is needed only if BSA stays off, or if nobody asked for it
+    reason = request.auto or ("" if active else work.reason)
+    why = f'<p class="why">{escape(page_sentence(reason))}</p>' if reason else ""
     return (
         f'<div class="plan" data-active="{str(active).lower()}">'
         f'<p class="verdict"><span class="dot"></span>{verdict}</p>{why}<dl>{table}</dl>{picture}{expected}</div>'
@@ -128,12 +131,12 @@ def outlook(estimates: Estimates, request: VideoRequest, sparse: VideoRequest, m
     estimate, available = estimates.of(request), estimates.available()
     if estimate is None or available is None:
         return ""
-    both = {"dense": estimates.of(replace(sparse, bsa=None)), "sparse": estimates.of(sparse)}
+    both = {"dense": estimates.of(sparse.dense), "sparse": estimates.of(sparse)}
     arms = {name: arm for name, arm in both.items() if arm is not None}  # all or none
     made = [arm for name, arm in arms.items() if mode in (name, SIDE_BY_SIDE)]
     rows = [(TIME, _time(arms, sparse, mode)), (MEMORY, _memory(max(made, key=_peak), available))]
     table = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in rows)
-    advice = estimates.advice(sparse)
+    advice = None if request.auto else estimates.advice(sparse)  # an automatic choice has its own reason
     said = ""
     if advice is not None:
         said = f'<p class="advice" data-kind="{advice.kind}">{escape(" ".join(advice.sentences))}</p>'

@@ -79,4 +79,4 @@ def _filler(site: Site, fields: Fields, preset: Preset):
 def _text(preset: Preset, missing: tuple[str, ...], here: Situation) -> str:
     absent = f"<b>{escape(MISSING.format(missing=', '.join(missing)))}</b>" if missing else ""
     needs = escape(NEEDS.format(needs=preset.needs(here)))
-    return f'<p class="preset-text">{escape(preset.about)} <span>{needs}</span> {absent}</p>'
+    return f'<p class="preset-text">{escape(preset.about)} {escape(preset.why)} <span>{needs}</span> {absent}</p>'

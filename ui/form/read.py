@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bsa import BSAConfig, Grid, selectors
@@ -13,7 +13,7 @@ from pipeline.request.fields import FIELDS
 from pipeline.request.sentences import one_line
 from pipeline.request.values import real, whole
 
-SIDE_BY_SIDE, SPARSE_ONLY, DENSE_ONLY = "both", "sparse", "dense"
+SIDE_BY_SIDE, SPARSE_ONLY, DENSE_ONLY, AUTOMATIC = "both", "sparse", "dense", "auto"
 TOP_K, MASS, TOP_K_AND_MASS = selectors.TOP_K, selectors.MASS, selectors.TOP_K_AND_MASS
 
 
@@ -22,14 +22,21 @@ def new_seed() -> int:
     return random.randrange(2**31)
 
 
-def form_request(checkpoint: CheckpointInfo, values: Mapping[str, Any]) -> VideoRequest:
+def form_request(
+    checkpoint: CheckpointInfo,
+    values: Mapping[str, Any],
+    choose: Callable[[VideoRequest], VideoRequest] | None = None,
+) -> VideoRequest:
     """The request that the form describes, without drawing a seed.
 
     values: the form's values by field name, as `ui.form.inputs` names them.
+    choose: returns a request with the attention that suits it, for the mode `AUTOMATIC`; without it that mode takes the
+        checkpoint's sparse attention.
     Raises ValueError with one sentence for the first value that cannot be used.
     """
-    bsa = None
-    if values["mode"] != DENSE_ONLY:
+    automatic = values["mode"] == AUTOMATIC
+    bsa = checkpoint.sparse if automatic else None
+    if values["mode"] in (SIDE_BY_SIDE, SPARSE_ONLY):
         bsa = bsa_config(
             sparsity=values["sparsity"] if values["keep_by"] != MASS else None,
             cdf_threshold=values["cdf_threshold"] if values["keep_by"] != TOP_K else None,
@@ -39,7 +46,7 @@ def form_request(checkpoint: CheckpointInfo, values: Mapping[str, Any]) -> Video
             dense_steps=values["dense_steps"],
             dense_layers=values["dense_layers"],
         )
-    return video_request(
+    request = video_request(
         checkpoint,
         prompt=values["prompt"] or "",
         negative_prompt=values["negative_prompt"] or "",
@@ -56,6 +63,7 @@ def form_request(checkpoint: CheckpointInfo, values: Mapping[str, Any]) -> Video
         double_frames=values.get("double_frames", True),
         t_thresh=values.get("t_thresh", 0.5),
     )
+    return choose(request) if automatic and choose is not None else request
 
 
 def keep_by(bsa: BSAConfig) -> str:

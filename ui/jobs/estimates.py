@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import replace
 
 from pipeline import CheckpointInfo, VideoRequest, VideoResult
 from pipeline.estimate.advice import Advice, advise
+from pipeline.estimate.choose_attention import choose_attention
 from pipeline.estimate.estimator import FILE_NAME, Estimate, Estimator
 from pipeline.machine.device import expected_device
 from pipeline.machine.gpus import Device
@@ -90,7 +90,7 @@ class Estimates:
 
     def ratio(self, request: VideoRequest) -> float | None:
         """Expected denoising time with dense attention, divided by the request's own."""
-        sparse, dense = self.of(request), self.of(replace(request, bsa=None))
+        sparse, dense = self.of(request), self.of(request.dense)
         if sparse is None or dense is None or not sparse.seconds or not dense.seconds:
             return None
         return dense.seconds["denoise"] / sparse.seconds["denoise"]
@@ -98,6 +98,14 @@ class Estimates:
     def advice(self, request: VideoRequest) -> Advice | None:
         estimate = self.of(request)
         return advise(request, self.ratio, None if estimate is None else estimate.memory, self.available())
+
+    def denoising(self, request: VideoRequest) -> float | None:
+        """Expected seconds of denoising, or None if unknown."""
+        return None if self._estimator is None else self._estimator.denoising(request)
+
+    def choose(self, request: VideoRequest) -> VideoRequest:
+        """The request with the attention that suits it on this machine; its `auto` says why."""
+        return choose_attention(request, self._checkpoint.sparse, self.of, self.available())
 
     def seconds(self, job: Job) -> float | None:
         """Expected seconds of a job, or None if unknown."""
@@ -157,4 +165,4 @@ def job_requests(job: Job) -> list[VideoRequest]:
     request = getattr(job, "request", None)
     if request is None:
         return []
-    return [replace(request, bsa=None), request] if getattr(job, "side_by_side", False) else [request]
+    return [request.dense, request] if getattr(job, "side_by_side", False) else [request]

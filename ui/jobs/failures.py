@@ -21,11 +21,11 @@ def sentence(error: Exception, system: str = NOT_WRITTEN) -> str:
     system: what an error of the operating system means here.
     """
     text = one_line(error)
-    if isinstance(error, (ValueError, EngineDied)):
+    kind = getattr(error, "kind", type(error).__name__)  # of an error in the engine's process
+    if isinstance(error, (ValueError, EngineDied)) or kind == "RankLost":
         return text
     if out_of_memory(error):
         return NO_MEMORY
     if isinstance(error, OSError):
         return (NO_HANDLES if error.errno in (errno.EMFILE, errno.ENFILE) else system).format(reason=text)
-    kind = getattr(error, "kind", type(error).__name__)  # of an error in the engine's process
     return UNEXPECTED.format(kind=kind, reason=text or "no message")

@@ -156,9 +156,31 @@ class JobQueue:
         return self._jobs.get(job_id)
 
     def live(self, owner: str) -> list[Job]:
-        """The owner's waiting and running jobs, oldest first."""
+        """The owner's running and waiting jobs, in the order in which they run."""
         with self.changed:
-            return [job for job in self._jobs.values() if job.owner == owner and not job.over and not job.errand]
+            places = {job: place for place, job in enumerate(self._waiting)}
+            jobs = [job for job in self._jobs.values() if job.owner == owner and not job.over and not job.errand]
+        return sorted(jobs, key=lambda job: places.get(job, -1))
+
+    def move(self, job: Job, places: int) -> bool:
+        """Let a waiting job change places with one of the same owner: `places` of them further on, or back if negative.
+
+        Jobs of others keep their turns. Returns False where there is no such job, or a barrier between the two.
+        """
+        with self.changed:
+            waiting = list(self._waiting)
+            own = [at for at, other in enumerate(waiting) if other.owner == job.owner and not other.errand]
+            if job not in waiting or not 0 <= (to := own.index(waiting.index(job)) + places) < len(own):
+                return False
+            one, two = sorted((waiting.index(job), own[to]))
+            if any(other.barrier for other in waiting[one:two]):
+                return False
+            waiting[one], waiting[two] = waiting[two], waiting[one]
+            self._waiting = deque(waiting)
+            self._outlook = None
+            for moved in (waiting[one], waiting[two]):
+                moved.version += 1
+            return True
 
     def before(self, job: Job) -> list[Job]:
         """Jobs that run before this one does, the running one included."""

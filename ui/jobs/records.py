@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import Axis, Comparison, Sweep, SweepVideo, VideoRequest, VideoResult
+from pipeline import Axis, Comparison, Floor, Search, Sweep, SweepVideo, VideoRequest, VideoResult
 from ui.jobs.job import Job, VideoJob, plain
 from ui.jobs.sweep_job import SweepJob
 from ui.storage.files import job_folder, poster
@@ -84,7 +84,7 @@ def _restore_video(record: Record, folder: Path) -> VideoJob:
     job = VideoJob(VideoRequest.from_dict(values), side_by_side)
     present = job_folder(folder.parent, folder.name) is not None
     for arm in job.arms:
-        result = _result(report.get(arm), folder) if present else None
+        result = stored_result(report.get(arm), folder) if present else None
         if result is not None:
             job.results[arm] = result
     if len(job.results) == 2 and "speedup" in report:
@@ -98,10 +98,14 @@ def _restore_sweep(record: Record, folder: Path) -> SweepJob:
     values = {name: value for name, value in (record.request or {}).items() if name != "side_by_side"}
     report = record.report or {}
     axes = [Axis.of(axis["name"], axis["values"]) for axis in report["axes"]]
-    job = SweepJob(Sweep(VideoRequest.from_dict(values), *axes))
+    search, sweep = report.get("search"), Sweep(VideoRequest.from_dict(values), *axes)
+    if search is not None:
+        floor = Floor(search["quality"], search["floor"])
+        sweep = Search(sweep.request, sweep.rows, floor=floor, most=search["most"])
+    job = SweepJob(sweep)
     present = job_folder(folder.parent, folder.name) is not None
     for made in report["videos"]:
-        result = _result(made["result"], folder) if present else None
+        result = stored_result(made["result"], folder) if present else None
         measures = {name: made[name] for name in MEASURES}
         if measures["speedup"] is not None and measures["psnr"] is None:
             measures["psnr"] = float("inf")  # JSON has no infinity
@@ -115,7 +119,7 @@ RESTORE["video"] = _restore_video
 RESTORE["sweep"] = _restore_sweep
 
 
-def _result(values: dict[str, Any] | None, folder: Path) -> VideoResult | None:
+def stored_result(values: dict[str, Any] | None, folder: Path) -> VideoResult | None:
     """A finished video from its record, or None if its file is gone."""
     if not values or not (video := folder / Path(values["video"]).name).is_file():
         return None
@@ -142,7 +146,7 @@ def _sweep_report(job: SweepJob) -> dict[str, Any]:
         | {"request": video.request.to_dict(), "result": None if video.result is None else video.result.to_dict()}
         for video in job.result.videos()
     ]
-    return {"axes": job.report()["axes"], "videos": videos}
+    return {"axes": job.report()["axes"], "videos": videos} | job.sweep.summary(tuple(job.result.videos()))
 
 
 def _posters(job: Job) -> dict[str, str]:

@@ -26,15 +26,13 @@ class SweepJob(Job):
     result: SweepResult = field(init=False)
     current: SweepRun | None = field(default=None, init=False)
     requests: list[VideoRequest] = field(init=False)
-    _runs: list[SweepRun] = field(init=False)
     _engine: _RestartedPipeline | None = field(default=None, init=False)
     _videos: Iterator[SweepResult] | None = field(default=None, init=False)
     _cells: dict[tuple[int, int], VideoJob] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.result = SweepResult(self.sweep, (), ())
-        self._runs = self.sweep.runs()
-        self.requests = [run.request for run in self._runs]
+        self.requests = [run.request for run in self.sweep.expected()]
 
     @property
     def request(self) -> VideoRequest:
@@ -49,7 +47,8 @@ class SweepJob(Job):
 
     @property
     def total(self) -> int:
-        return len(self._runs)
+        """Number of videos: of those expected before the end, of those made or failed then."""
+        return max(self.tried, len(self.requests)) if self.unfinished else self.tried
 
     @property
     def tried(self) -> int:
@@ -62,7 +61,7 @@ class SweepJob(Job):
 
     @property
     def unfinished(self) -> bool:
-        return self.tried < self.total
+        return self.sweep.next_run(tuple(self.result.videos())) is not None
 
     @property
     def parts(self) -> float:

@@ -63,6 +63,7 @@ class Worker:
     listeners: each is called with every job that has ended, by whichever thread ended it. What it raises is logged.
     on_close: each is called when all jobs have ended because the server does.
     archive: finds jobs by id that this worker does not remember.
+    public: jobs by id that everybody may see; nobody may delete or stop them.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Worker:
         self.listeners: list[Callable[[Job], None]] = []
         self.on_close: list[Callable[[], None]] = []
         self.archive: Callable[[str], Job | None] = lambda job_id: None
+        self.public: dict[str, Job] = {}
         self.queue = JobQueue(max_waiting, max_waiting_of_one, kept_jobs)
         self._engine = engine if isinstance(engine, EngineProcess) else InProcess(engine)
         self._engine.on_exit = self._notice
@@ -157,16 +159,16 @@ class Worker:
         return errand.points
 
     def find(self, job_id: str, owner: str) -> Job | None:
-        """The job with this id if it belongs to the owner. None for a job of others, or a forgotten one."""
+        """The job with this id if it belongs to the owner, or to all. None for a job of others, or a forgotten one."""
         job = self.find_any(job_id)
-        return job if job is not None and job.owner == owner else None
+        return job if job is not None and (job.owner == owner or job_id in self.public) else None
 
     def find_any(self, job_id: str) -> Job | None:
         """The job with this id, whoever owns it. None for a forgotten one."""
-        return self.queue.get(job_id) or self.archive(job_id)
+        return self.public.get(job_id) or self.queue.get(job_id) or self.archive(job_id)
 
     def live(self, owner: str) -> list[Job]:
-        """The owner's waiting and running jobs, oldest first."""
+        """The owner's running and waiting jobs, in the order in which they run."""
         return self.queue.live(owner)
 
     def forget(self, job_id: str) -> None:

@@ -15,6 +15,8 @@ const TEXT = {
     `Each of the ${heads} heads reads ${kept} of ${total} blocks for this block, together ${union} different ones.`,
   chance: (share) => `As many tokens drawn by chance would hold ${share}.`,
   keptShort: (mass) => `${mass} of its attention kept`,
+  basis: 'That is measured on one token of the block in each head.',
+  oneToken: 'measured on one of its tokens',
   chanceShort: (share) => `▲ ${share} by chance`,
   between: (low, high) => (low === high ? `${low}` : `${low} to ${high}`),
   everyHead: (number) => (number === 1 ? 'the only head' : `all ${number} heads`),
@@ -201,12 +203,12 @@ function verdict(counts, chance, mass, union) {
       ? many(heads.length, kept, grouped(run.k.total), percent(mass ?? 0), grouped(union))
       : one((choice.head < 0 ? heads[0] : choice.head) + 1, kept, grouped(run.k.total), percent(mass ?? 0));
   const text = mass === null ? say(TEXT.oneHeadUnknown, TEXT.manyHeadsUnknown) : say(TEXT.oneHead, TEXT.manyHeads);
-  find('.inside-sentence').textContent = `${text} ${TEXT.chance(percent(chance))}`;
+  find('.inside-sentence').textContent = [text, ...(mass === null ? [] : [TEXT.basis]), TEXT.chance(percent(chance))].join(' ');
   const bar = find('.inside-verdict');
   bar.style.setProperty('--kept', mass ?? 0);
   bar.style.setProperty('--chance', chance);
   bar.dataset.measured = mass !== null;
-  find('.kept-text').textContent = mass === null ? '' : TEXT.keptShort(percent(mass));
+  find('.kept-text').textContent = mass === null ? '' : `${TEXT.keptShort(percent(mass))} · ${TEXT.oneToken}`;
   find('.chance-text span').textContent = TEXT.chanceShort(percent(chance));
 }
 
@@ -225,6 +227,33 @@ function tellHovered(block) {
   output.textContent =
     root.dataset.heads === 'all' ? TEXT.readBy(where, readers, seen.kept.length) : TEXT.isRead(where, seen.kept[one][block]);
 }
+
+function download(name, content, type) {
+  const copy = URL.createObjectURL(content instanceof Blob ? content : new Blob([content], { type }));
+  Object.assign(document.createElement('a'), { href: copy, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(copy), 60000);
+}
+
+// One line for every step and layer, counted from 1 as on the page.
+function table() {
+  const line = (layer, step) => [step + 1, layer + 1, run.recall[layer][step] ?? '', run.density[layer][step]].join(',');
+  const lines = run.recall.flatMap((steps, layer) => steps.map((_, step) => line(layer, step)));
+  return ['step,layer,recall,density', ...lines, ''].join('\n');
+}
+
+find('.inside-files').addEventListener('click', async ({ target }) => {
+  const { file } = target.dataset;
+  if (!run || !file) return;
+  if (file === 'csv') download('attention.csv', table(), 'text/csv');
+  else if (file === 'npz') {
+    const answer = await server.record(key).catch(() => ({ why: TEXT.lost }));
+    if (answer.why) find('.inside-note').textContent = answer.why;
+    else download('attention.npz', Uint8Array.from(atob(answer.npz), (letter) => letter.charCodeAt(0)), 'application/octet-stream');
+  } else {
+    const picture = await new Promise((done) => root.querySelector(`[data-map="${file}"] canvas`).toBlob(done));
+    if (picture) download(`attention-${file}.png`, picture);
+  }
+});
 
 for (const name of ['step', 'layer']) {
   find(`.at-${name}`).addEventListener('input', ({ target }) => {

@@ -103,6 +103,7 @@ function render() {
   timeAt = drawChart(chart, view);
   drawPlaces(all, place);
   drawValues(lines, job);
+  drawShort(place, job);
   describe(view, place, lines, job);
 }
 
@@ -156,6 +157,23 @@ function drawPlaces(all, chosen) {
     }
     button.querySelector('small').textContent = facts.join(' · ');
   });
+}
+
+// The one line that stands for all while the panel is folded.
+function drawShort(place, job) {
+  const key = place.key === 'host' ? 'process.rss' : `${place.key}.used`;
+  const peaks = Object.entries((job && job.peaks) || {}).filter(([, found]) => found[key]);
+  const { values } = page.reading.machine;
+  const texts = peaks.map(([arm, found]) => `${ARM_NAMES[arm] || arm} peak ${gib(found[key][0])} GiB`);
+  if (!texts.length && present(values[key])) texts.push(`${place.key === 'host' ? 'this process' : 'used'} ${gib(values[key])} GiB`);
+  put(find('.live-short'), texts.join(' · '));
+}
+
+function fold(open) {
+  find('.live').dataset.open = open;
+  find('#live_inside').hidden = !open;
+  find('.live-fold').setAttribute('aria-expanded', open);
+  if (open) render();
 }
 
 function valueAt(key, time) {
@@ -251,6 +269,21 @@ for (const button of element.querySelectorAll('.live-windows button')) {
     for (const other of element.querySelectorAll('.live-windows button')) other.setAttribute('aria-pressed', other === button);
     poll();
   });
+}
+const OPEN = 'bsa-memory-open';
+find('.live-fold').addEventListener('click', () => {
+  const open = find('.live').dataset.open !== 'true';
+  fold(open);
+  try {
+    localStorage.setItem(OPEN, open);
+  } catch (error) {
+    // a browser that keeps nothing begins folded
+  }
+});
+try {
+  fold(localStorage.getItem(OPEN) === 'true');
+} catch (error) {
+  fold(false);
 }
 new ResizeObserver(render).observe(chart);
 

@@ -1,5 +1,6 @@
 // A plot of speed-up against likeness as SVG, redrawn at the size it has. Texts are set through textContent only.
-// points: [{ x, y, name, dense, front }], y may be Infinity; labels: of the axes.
+// points: [{ x, y, name, dense, front }], y may be Infinity; labels: of the axes. useful: the largest y whose differences
+// anybody sees; larger ones stand on a line of their own, so that they do not press the others together.
 function paretoPlot(root, choose) {
   const NS = 'http://www.w3.org/2000/svg';
   const HEIGHT = 320;
@@ -42,18 +43,20 @@ function paretoPlot(root, choose) {
     const width = root.clientWidth;
     if (!shown || !shown.points.length || width < 120) return;
     const { points, labels } = shown;
-    const finite = points.filter((p) => Number.isFinite(p.y));
+    const finite = points.filter((p) => p.y <= shown.useful);
+    const beyond = points.some((p) => p.y > shown.useful && Number.isFinite(p.y));
     const xs = ticks(...spread(points.map((p) => p.x), 0.05), width < 480 ? 4 : 7);
     const yRange = finite.length ? spread(finite.map((p) => p.y), shown.least) : [0, 1];
     if (shown.most !== null) yRange[1] = Math.min(yRange[1], shown.most);
     const ys = ticks(...yRange, 5);
     const box = { left: MARGIN.left, right: width - MARGIN.right, top: MARGIN.top, bottom: HEIGHT - MARGIN.bottom };
     // copies without any difference have no finite PSNR; they stand on a line of their own above the scale
-    const endless = finite.length < points.length;
-    const top = endless ? box.top + 26 : box.top;
+    const endless = points.some((p) => !Number.isFinite(p.y));
+    const lane = box.top + (endless ? 26 : 0); // of those beyond what is useful
+    const top = lane + (beyond ? 26 : 0);
     const scale = (value, from, to, low, high) => low + ((value - from) / (to - from)) * (high - low);
     const x = (value) => scale(value, xs[0].at, xs[xs.length - 1].at, box.left, box.right);
-    const y = (value) => (Number.isFinite(value) ? scale(value, ys[0].at, ys[ys.length - 1].at, box.bottom, top) : box.top);
+    const y = (value) => (value > shown.useful ? (Number.isFinite(value) ? lane : box.top) : scale(value, ys[0].at, ys[ys.length - 1].at, box.bottom, top));
 
     const svg = make(root, 'svg', { width, height: HEIGHT, role: 'group', 'aria-label': `${labels.y} over ${labels.x}` });
     for (const tick of ys) {
@@ -63,6 +66,10 @@ function paretoPlot(root, choose) {
     if (endless) {
       make(svg, 'line', { class: 'rule broken', x1: box.left, x2: box.right, y1: box.top, y2: box.top });
       make(svg, 'text', { class: 'tick', x: box.left - 8, y: box.top + 4, 'text-anchor': 'end' }, '∞');
+    }
+    if (beyond) {
+      make(svg, 'line', { class: 'rule broken', x1: box.left, x2: box.right, y1: lane, y2: lane });
+      make(svg, 'text', { class: 'tick beyond', x: box.left - 8, y: lane + 4, 'text-anchor': 'end' }, `> ${shown.useful}`);
     }
     for (const tick of xs) {
       make(svg, 'line', { class: 'rule', x1: x(tick.at), x2: x(tick.at), y1: box.bottom, y2: box.bottom + 5 });

@@ -1,6 +1,6 @@
 // The controls over a pair of clips, and the four ways of looking at it. Without a pair the tiles stand for
 // themselves, each with the browser's own controls.
-function comparePlayer(root, tiles) {
+function comparePlayer(root, tiles, server) {
   const find = (selector) => root.querySelector(selector);
   const all = (selector) => [...root.querySelectorAll(selector)];
   const clips = [tiles.dense, tiles.sparse].map((tile) => tile.querySelector('video'));
@@ -17,6 +17,9 @@ function comparePlayer(root, tiles) {
     find('.scale-end').textContent = `${Math.round(255 / gain)} or more, of 255`;
   });
 
+  const lens = playerLens(root);
+  const overlay = attentionOverlay(tiles.sparse.querySelector('.frame'), find('.look-bar'), sync, server);
+
   function show() {
     const frame = sync.position();
     root.dataset.playing = sync.playing;
@@ -30,6 +33,7 @@ function comparePlayer(root, tiles) {
       scrub.setAttribute('aria-valuetext', `frame ${frame + 1} of ${sync.frames}`);
     }
     if (!sync.playing) heat.refresh();
+    overlay.draw();
   }
 
   function look() {
@@ -40,6 +44,7 @@ function comparePlayer(root, tiles) {
     root.dataset.stacked = now === 'wipe' || now === 'heat';
     press(all('.modes button'), (button) => button.dataset.mode === now);
     heat.turn(now === 'heat');
+    if (now !== 'side') overlay.clear();
   }
 
   function press(buttons, chosen) {
@@ -92,16 +97,32 @@ function comparePlayer(root, tiles) {
     root.style.setProperty('--wipe', `${target.value}%`);
     target.setAttribute('aria-valuetext', `${target.value}% dense, ${100 - target.value}% sparse`);
   });
-  all('.frame, .overlay.heat').forEach((frame) => frame.addEventListener('click', () => sync.active && toggle()));
+  all('.frame, .overlay.heat').forEach((frame) =>
+    frame.addEventListener('click', (event) => {
+      if (!sync.active) return;
+      if (root.dataset.mode === 'side' && tiles.sparse.contains(frame) && root.dataset.inside === 'true') overlay.pick(event);
+      else toggle();
+    }),
+  );
 
   root.addEventListener('keydown', (event) => {
     if (!sync.active || event.ctrlKey || event.metaKey || event.altKey) return;
     const range = event.target.matches('input');
-    const button = event.target.matches('button, a');
-    const keys = { ',': () => step(-1), '.': () => step(1) };
+    const button = event.target.matches('button, a, summary');
+    if (event.shiftKey && !range && (overlay.on || lens.level > 1)) {
+      const [x, y] = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key] || [0, 0];
+      if (!x && !y) return;
+      event.preventDefault();
+      if (overlay.on) overlay.move([0, y, x]);
+      else lens.move(10 * x, 10 * y);
+      return;
+    }
+    const keys = { ',': () => step(-1), '.': () => step(1), z: lens.turn, f: lens.toggle, l: () => !find('.look-bar').hidden && find('.look-start').click() };
+    if (overlay.on) keys.Escape = overlay.clear;
+    all('.modes button').forEach((mode, i) => (keys[i + 1] = () => mode.click()));
     if (!range) Object.assign(keys, { ArrowLeft: keys[','], ArrowRight: keys['.'], Home: () => sync.goTo(0), End: () => step(sync.frames) });
     if (!button) keys[' '] = toggle;
-    const act = keys[event.key];
+    const act = keys[event.key] || keys[event.key.toLowerCase()];
     if (!act) return;
     event.preventDefault();
     act();
@@ -109,7 +130,10 @@ function comparePlayer(root, tiles) {
 
   return {
     // clip: { fps, frames } of a pair made by one job, which starts from its first frame; null for no pair
-    set(job, clip, calm) {
+    // key: of the pair's attention record, '' without one
+    set(job, clip, calm, key) {
+      root.dataset.inside = Boolean(clip && key);
+      overlay.set(clip ? key : '');
       if (Boolean(clip) === sync.active && (!clip || job === opened)) return;
       clips.forEach((video) => {
         video.controls = !clip;

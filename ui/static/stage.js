@@ -4,7 +4,7 @@ const stage = element.querySelector('.stage');
 const tiles = Object.fromEntries([...element.querySelectorAll('.tile')].map((t) => [t.dataset.arm, t]));
 const calm = matchMedia('(prefers-reduced-motion: reduce)').matches;
 const preview = { arm: '', strip: null, image: new Image(), fps: 4, frame: 0 };
-const player = comparePlayer(element.querySelector('.player'), tiles);
+const player = comparePlayer(element.querySelector('.player'), tiles, server);
 let job = '';
 let clips = null; // frame rate and length of the newest pair
 
@@ -39,6 +39,33 @@ function show(tile, file, caption) {
   tile.dataset.video = job;
 }
 
+// What the two come to, under the videos, and where a pair is from that nobody made here.
+function tell({ figures, about }) {
+  const list = element.querySelector('.figures');
+  list.hidden = !figures.length;
+  list.replaceChildren(
+    ...figures.map((texts) => {
+      const item = document.createElement('li');
+      item.append(...['b', 'span'].map((name, i) => Object.assign(document.createElement(name), { textContent: texts[i] })));
+      item.title = texts[2];
+      return item;
+    }),
+  );
+  const label = element.querySelector('.about');
+  label.hidden = !about;
+  label.textContent = about;
+}
+
+// The server's answer has a name of its own for each file, which a browser prefers to the link's; a copy has none.
+async function save(event) {
+  const { href, download } = event.currentTarget;
+  event.preventDefault();
+  const copy = URL.createObjectURL(await (await fetch(href)).blob());
+  Object.assign(document.createElement('a'), { href: copy, download }).click();
+  setTimeout(() => URL.revokeObjectURL(copy), 60000);
+}
+element.querySelectorAll('.save').forEach((link) => link.addEventListener('click', save));
+
 function draw(view) {
   job = view.job;
   stage.dataset.arms = view.arms.join(' ');
@@ -72,8 +99,13 @@ function draw(view) {
   const still = view.over || view.arms.every((arm) => view.videos[arm]);
   const pair = still && view.arms.length === 2 && dense.dataset.video && dense.dataset.video === sparse.dataset.video;
   if (Object.keys(view.videos).length === 2) clips = view.clip;
-  player.set(pair ? dense.dataset.video : '', pair ? clips : null, calm);
+  tell(pair ? view : { figures: [], about: '' });
+  player.set(pair ? dense.dataset.video : '', pair ? clips : null, calm, view.inside || '');
 }
+
+document.addEventListener('keydown', (event) => {
+  if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) document.querySelector('#generate')?.click();
+});
 
 watch('value', () => {
   if (props.value && props.value.job) draw(props.value);

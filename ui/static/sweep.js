@@ -3,9 +3,9 @@ const root = element.querySelector('.sweep');
 const find = (selector) => root.querySelector(selector);
 const calm = matchMedia('(prefers-reduced-motion: reduce)').matches;
 const METRICS = {
-  psnr: { label: 'PSNR to dense [dB]', least: 0.5, most: null, text: (v) => (v === 'inf' ? '∞ dB' : `${v.toFixed(1)} dB`) },
-  ssim: { label: 'SSIM to dense', least: 0.005, most: 1, text: (v) => v.toFixed(3) },
-  recall: { label: 'Attention mass kept (recall)', least: 0.005, most: 1, text: (v) => v.toFixed(3) },
+  psnr: { label: 'PSNR to dense [dB]', least: 0.5, most: null, useful: 50, text: (v) => (v === 'inf' ? '∞ dB' : `${v.toFixed(1)} dB`) },
+  ssim: { label: 'SSIM to dense', least: 0.005, most: 1, useful: 1, text: (v) => v.toFixed(3) },
+  recall: { label: 'Attention mass kept (recall)', least: 0.005, most: 1, useful: 1, text: (v) => v.toFixed(3) },
 };
 const NAMES = { psnr: 'PSNR', ssim: 'SSIM', recall: 'recall' };
 const clips = syncedClips(root, calm);
@@ -41,27 +41,41 @@ function build() {
   const table = find('.sweep-grid');
   table.replaceChildren();
   const [rows, columns] = view.axes;
+  root.dataset.axes = view.axes.length;
+  root.style.setProperty('--aspect', view.aspect);
+  if (!columns) return buildRow(table, rows);
   const head = add(add(table, 'thead'), 'tr');
-  const corner = add(head, 'th', 'corner', columns ? `${columns.label} →\n${rows.label} ↓` : rows.label);
+  const corner = add(head, 'th', 'corner', `${columns.label} →\n${rows.label} ↓`);
   corner.scope = 'col';
-  (columns ? columns.values : ['']).forEach((text) => {
-    add(head, 'th', '', columns ? text : 'video').scope = 'col';
+  columns.values.forEach((text) => {
+    add(head, 'th', '', text).scope = 'col';
   });
   const body = add(table, 'tbody');
   rows.values.forEach((text, row) => {
     const line = add(body, 'tr');
     add(line, 'th', '', text).scope = 'row';
-    (columns ? columns.values : ['']).forEach((_, column) => {
-      const tile = add(add(line, 'td'), 'button', 'clip');
-      tile.type = 'button';
-      tile.dataset.place = `${row} ${column}`;
-      tile.dataset.state = 'waiting';
-      tile.disabled = true;
-      frame(tile, cellName(row, column));
-      tile.addEventListener('click', () => open({ row, column }));
-    });
+    columns.values.forEach((_, column) => tileFor(add(line, 'td'), row, column));
   });
-  root.style.setProperty('--aspect', view.aspect);
+}
+
+// One setting alone runs from left to right, with its plot beside it.
+function buildRow(table, axis) {
+  const head = add(add(table, 'thead'), 'tr');
+  const line = add(add(table, 'tbody'), 'tr');
+  axis.values.forEach((text, row) => {
+    add(head, 'th', '', `${axis.label} ${text}`).scope = 'col';
+    tileFor(add(line, 'td'), row, 0);
+  });
+}
+
+function tileFor(cell, row, column) {
+  const tile = add(cell, 'button', 'clip');
+  tile.type = 'button';
+  tile.dataset.place = `${row} ${column}`;
+  tile.dataset.state = 'waiting';
+  tile.disabled = true;
+  frame(tile, cellName(row, column));
+  tile.addEventListener('click', () => open({ row, column }));
 }
 
 function frame(tile, name) {
@@ -148,7 +162,7 @@ function drawPlot() {
       text: metric === 'psnr' ? '1× · ∞ dB, the reference itself' : '1× · 1, the reference itself',
     });
   }
-  plot.set({ points, labels: { x: 'denoising speed-up (dense ÷ sparse seconds)', y: scale.label }, least: scale.least, most: scale.most });
+  plot.set({ points, labels: { x: 'denoising speed-up (dense ÷ sparse seconds)', y: scale.label }, least: scale.least, most: scale.most, useful: scale.useful });
   const front = points.filter((p) => p.front && !p.dense).length;
   find('.sweep-note').textContent = !points.length
     ? `No ${NAMES[metric]} was measured in this sweep.`
@@ -158,6 +172,13 @@ function drawPlot() {
   for (const button of root.querySelectorAll('.sweep-metrics button')) {
     button.setAttribute('aria-pressed', button.dataset.metric === metric);
     button.disabled = !view.cells.some((cell) => cell[button.dataset.metric] !== null);
+  }
+}
+
+// A search tries few of its sparsities; the others take no place in the grid.
+function hideUntried() {
+  for (const line of root.querySelectorAll('.sweep-grid tbody tr')) {
+    line.hidden = view.search && !line.querySelector('.clip:not([data-state="waiting"])');
   }
 }
 
@@ -175,6 +196,7 @@ function draw() {
   view.cells.forEach(fillCell);
   link(find('.sweep-csv'), view.files.csv);
   link(find('.sweep-json'), view.files.json);
+  hideUntried();
   drawPlot();
 }
 
@@ -194,6 +216,7 @@ function progress(now) {
     tile.dataset.state = tile.dataset.place === place ? 'busy' : 'waiting';
     tile.querySelector('.hint-text').textContent = tile.dataset.state === 'busy' ? 'Making…' : over ? 'Not made' : 'Waiting';
   }
+  hideUntried();
 }
 
 let timer = 0;

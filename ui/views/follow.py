@@ -16,12 +16,13 @@ from typing import Any
 import gradio as gr
 
 from ui.form.read import page_sentence
+from ui.form.words import unknown_sentence
 from ui.jobs.job import Job, VideoJob
 from ui.look.parts import Drawn, notice_html
 from ui.site import Site
 from ui.storage.store import Store
 from ui.views.report import report_panel
-from ui.views.stage import stage_view
+from ui.views.stage import StageViews
 
 POLL_SECONDS = 0.1
 GONE = "This run is gone."
@@ -55,7 +56,7 @@ def seen_from(site: Site, ask: Any) -> dict[str, Any]:
 
 
 def job_to_follow(site: Site, owner: str, named: Any) -> VideoJob | None:
-    """The job with the id `named` if it is not over, else the owner's oldest live job."""
+    """The job with the id `named` if it is not over, else the owner's next one."""
     live = live_videos(site, owner)
     return next((job for job in live if job.id == named), live[0] if live else None)
 
@@ -68,7 +69,8 @@ def live_videos(site: Site, owner: str) -> list[VideoJob]:
 class Follower:
     """Updates the parts of the page that show a job while it waits, runs and ends.
 
-    visitor: the ticket in the browser. shown: id of the finished job whose videos are on the stage.
+    visitor: the ticket in the browser. shown: id of the finished job whose videos are on the stage. views: makes the
+    stage's values.
     """
 
     site: Site
@@ -81,6 +83,7 @@ class Follower:
     generate: gr.Button
     stop: gr.Button
     shown: gr.State
+    views: StageViews
     _aside: set[str] = field(default_factory=set)  # sessions that look at an older run while a job is being made
     _streaming: set[str] = field(default_factory=set)  # owners of whom a page gets the news on a stream
 
@@ -118,6 +121,8 @@ class Follower:
             changes |= self.ended(request, found)
         elif fresh and (job := await asyncio.to_thread(self.last, owner)) is not None:
             changes |= fill(job) | self.show(job)
+        elif fresh and (first := self.site.shown_first.job) is not None:
+            changes |= self.show(first)
         yield changes
 
     def last(self, owner: str) -> VideoJob | None:
@@ -145,7 +150,7 @@ class Follower:
         session, worker = str(request.session_hash), self.site.worker
         if not again:
             self._aside.discard(session)
-        buttons = {self.generate: gr.update(interactive=False), self.stop: gr.update(interactive=True)}
+        buttons = {self.generate: gr.update(interactive=True), self.stop: gr.update(interactive=True)}
         yield self._now(request, job) | buttons
         if job.owner in self._streaming:
             yield {self.watch: self._watch(request, job, streams=False)}
@@ -154,7 +159,9 @@ class Follower:
         try:
             told, seen, made = "", -1, 0
             while not job.over:
-                if job.state == "waiting" and worker.waiting_text(job) != told:
+                if job.state == "waiting" and (first := job_to_follow(self.site, job.owner, "")) not in (job, None):
+                    job, told, seen, made = first, "", -1, 0  # another of the owner's has got the earlier turn
+                elif job.state == "waiting" and worker.waiting_text(job) != told:
                     told = worker.waiting_text(job)
                     yield {self.notice: notice_html(told), self.watch: self._watch(request, job)}
                 elif job.state == "running" and (job.version != seen or len(job.results) != made):
@@ -167,6 +174,9 @@ class Follower:
             self._streaming.discard(job.owner)
         self._aside.discard(session)
         yield self.ended(request, job)
+        if (following := job_to_follow(self.site, job.owner, "")) is not None:
+            async for changes in self.follow(request, following):
+                yield changes
 
     def peek(self, request: gr.Request, watched: Any) -> Changes:
         """How the job is now that a page follows without a stream; once its owner has none, the page may get it."""
@@ -178,30 +188,33 @@ class Follower:
         return self._now(request, job, report=True, streams=owner not in self._streaming)
 
     def _now(self, request: gr.Request, job: VideoJob, report: bool = False, streams: bool = True) -> Changes:
-        """A job that waits or runs, except on the stage of a page that shows an older run. report: with the figures."""
+        """A job that waits or runs, except on the stage of a page that shows an older run. report: with the table.
+
+        A job that waits leaves the stage to what was finished before.
+        """
         text = running_text(job) if job.state == "running" else self.site.worker.waiting_text(job)
         changes = {self.notice: notice_html(text), self.watch: self._watch(request, job, streams)}
-        if request.session_hash not in self._aside:
-            changes[self.stage] = stage_view(job)
+        if request.session_hash not in self._aside and job.state == "running":
+            changes[self.stage] = self.views.of(job)
             if report:
-                changes[self.report] = report_panel(job.results, job.comparison)
+                changes[self.report] = report_panel(job.results)
         return changes
 
     def ended(self, request: gr.Request, job: VideoJob) -> Changes:
         """Changes of the page at the end of the job that it followed."""
         changes = {
-            self.notice: ended_notice(job),
+            self.notice: ended_notice(job, unknown_sentence(self.site.checkpoint, job.request.prompt)),
             self.watch: self._watch(request),
             self.generate: gr.update(interactive=True),
             self.stop: gr.update(interactive=False),
         }
-        return changes | (self.show(job) if job.results else {self.stage: stage_view(job)})
+        return changes | (self.show(job) if job.results else {self.stage: self.views.of(job)})
 
     def show(self, job: VideoJob) -> Changes:
         """Changes that put a finished job on the stage."""
         return {
-            self.stage: stage_view(job),
-            self.report: report_panel(job.results, job.comparison),
+            self.stage: self.views.of(job),
+            self.report: report_panel(job.results),
             self.shown: job.id,
         }
 
@@ -212,7 +225,7 @@ class Follower:
             return {self.notice: notice_html(GONE, "error")}
         if not job.over:
             self._aside.discard(str(request.session_hash))
-            return {self.stage: stage_view(job)}
+            return {self.stage: self.views.of(job)}
         if not job.results:
             return {self.notice: notice_html("The videos of this run are gone; its settings are still here.", "error")}
         if live_videos(self.site, job.owner):
@@ -247,9 +260,10 @@ def running_text(job: VideoJob) -> str:
     return f"Making video {len(job.results) + 1} of 2, the {job.arm} one…"
 
 
-def ended_notice(job: VideoJob) -> str:
+def ended_notice(job: VideoJob, more: str = "") -> str:
+    """The sentence about a job's end. more: a further one, about a video that was made."""
     if job.state == "failed":
         return notice_html(page_sentence(job.error), "error")
     if job.state == "stopped":
         return notice_html("Stopped. Finished videos are kept.")
-    return notice_html(f"Done with seed {job.request.seed}.", "done")
+    return notice_html(f"Done with seed {job.request.seed}. {more}".strip(), "done")

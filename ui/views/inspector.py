@@ -47,11 +47,12 @@ class Keys:
         self._lock = threading.Lock()
 
     def invite(self, job_id: str, request: gr.Request) -> dict[str, str]:
-        """The panel's value for a run on the stage: a new key if the visitor owns it and it has a record."""
-        owner = self._site.owner(request)
-        job = self._site.worker.find(job_id, owner)
-        if not isinstance(job, VideoJob):
-            return {"key": "", "why": GONE}
+        """The panel's value for a run on the stage: a new key if the visitor may see it and it has a record."""
+        job = self._site.worker.find(job_id, self._site.owner(request))
+        return self.issue(job) if isinstance(job, VideoJob) else {"key": "", "why": GONE}
+
+    def issue(self, job: VideoJob) -> dict[str, str]:
+        """A new key for a run, as {"key"}, or {"key": "", "why"} without a record. For those who may see the run."""
         if "sparse" not in job.results:
             return {"key": "", "why": DENSE_ONLY}
         if not job.results["sparse"].bsa_active:
@@ -60,7 +61,7 @@ class Keys:
             return {"key": "", "why": NO_RECORD}
         key = secrets.token_urlsafe(16)
         with self._lock:
-            self._keys[key] = job_id, owner
+            self._keys[key] = job.id, job.owner
             while len(self._keys) > MOST_KEYS:
                 self._keys.popitem(last=False)
         return {"key": key}
@@ -79,27 +80,43 @@ class Inspector(Drawn):
     """The panel. Its value is {"key"} of a run, or {"key": "", "why"} with a sentence why there is none."""
 
     def __init__(self, keys: Keys, **kwargs: Any) -> None:
-        def overview(key: Any) -> dict[str, Any]:
-            try:
-                job = keys.job(key)
-                return run_overview(job, read_record(job))
-            except ValueError as error:
-                return {"why": str(error)}
-
-        def look(ask: Any) -> dict[str, Any]:
-            try:
-                ask = ask if isinstance(ask, dict) else {}
-                place = (ask.get(name) for name in ("step", "layer", "block"))
-                return block_view(read_record(keys.job(ask.get("key"))), *place)
-            except ValueError as error:
-                return {"why": str(error)}
-
-        super().__init__("inspector", SCRIPTS, {}, [overview, look], **kwargs)
+        super().__init__("inspector", SCRIPTS, {}, server_functions(keys), **kwargs)
 
 
-def inspector_panel(site: Site, shown: gr.State) -> None:
+def server_functions(keys: Keys, pictures: bool = True) -> list[Any]:
+    """The functions with which a page asks about the run of a key: `overview(key)`, `look({"key", "step", "layer",
+    "block"})`, and `record(key)` for the whole file as {"npz": base64}. Where there is nothing to tell, they answer
+    {"why"}. pictures: with frames of the video in the overview.
+    """
+
+    def overview(key: Any) -> dict[str, Any]:
+        try:
+            job = keys.job(key)
+            return run_overview(job, read_record(job), pictures)
+        except ValueError as error:
+            return {"why": str(error)}
+
+    def look(ask: Any) -> dict[str, Any]:
+        try:
+            ask = ask if isinstance(ask, dict) else {}
+            place = (ask.get(name) for name in ("step", "layer", "block"))
+            return block_view(read_record(keys.job(ask.get("key"))), *place)
+        except ValueError as error:
+            return {"why": str(error)}
+
+    def record(key: Any) -> dict[str, str]:
+        try:
+            job = keys.job(key)
+            read_record(job)  # a damaged one is not handed out
+            return {"npz": base64.b64encode(record_path(job.results["sparse"].video).read_bytes()).decode()}
+        except ValueError as error:
+            return {"why": str(error)}
+
+    return [overview, look, record]
+
+
+def inspector_panel(keys: Keys, shown: gr.State) -> None:
     """Add a tab for the run whose id is in `shown`. Call it inside `gr.Tabs`."""
-    keys = Keys(site)
     with gr.Tab(TAB, id="inspector"):
         view = Inspector(keys)
     shown.change(keys.invite, shown, view, **QUIET)
@@ -120,15 +137,16 @@ def _read(path: Path, changed: int) -> AttentionRecord:
     return AttentionRecord.load(path)
 
 
-def run_overview(job: VideoJob, record: AttentionRecord) -> dict[str, Any]:
+def run_overview(job: VideoJob, record: AttentionRecord, pictures: bool = True) -> dict[str, Any]:
     """Grid, chunks, pictures and maps of one run, ready for JSON. Steps, layers and heads count from 0.
 
     recall, density: [layers][steps], means over heads; null if recall was not sampled.
+    lead: latent frames that the video begins with, whose blocks are cut apart from the rest.
     segments: {"t": latent frame, "first", "last": frames}, one per picture. Time is cut at the start of every query
         block and every key block, so that each picture belongs to exactly one of each.
     """
-    frames, chunks = record.grid.t, (record.chunk_q.t, record.chunk_k.t)
-    starts = sorted({start for chunk in chunks for start in range(0, frames, chunk)})
+    frames, lead, chunks = record.grid.t, record.conditioning, (record.chunk_q.t, record.chunk_k.t)
+    starts = sorted({start for step in chunks for start in (*range(0, lead, step), *range(lead, frames, step))})
     segments = [
         {"t": start, "first": first_frame(start), "last": first_frame(end) - 1}
         for start, end in zip(starts, [*starts[1:], frames], strict=True)
@@ -141,9 +159,10 @@ def run_overview(job: VideoJob, record: AttentionRecord) -> dict[str, Any]:
         "grid": record.grid,
         "chunk_q": record.chunk_q,
         "chunk_k": record.chunk_k,
+        "lead": lead,
         "aspect": request.width / request.height,
         "segments": segments,
-        "pictures": picture_strip(job.results["sparse"].video, middles, width),
+        "pictures": picture_strip(job.results["sparse"].video, middles, width) if pictures else "",
         "steps": steps,
         "layers": layers,
         "heads": heads,

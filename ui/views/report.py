@@ -1,4 +1,4 @@
-"""Shows the measurements of a run as headline figures and a table."""
+"""Words for the measurements of a run: the figures under its two videos, and a table."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections.abc import Mapping
 from html import escape
 
 from pipeline import Comparison, FromClip, VideoResult
+from ui.form.read import page_sentence
 
 TITLES = {"dense": "Dense", "sparse": "Sparse (BSA)"}
 
 REFINED = "{clip}, from noise level {level:g} of a schedule of {steps} steps"
-NOTHING_YET = '<p class="report-empty">Times, memory, kept blocks and the similarity of the two videos appear here.</p>'
+NOTHING_YET = '<p class="report-empty">Times, memory and kept blocks appear here.</p>'
 
 
-def report_panel(results: Mapping[str, VideoResult], comparison: Comparison | None) -> str:
-    """HTML with the figures of the comparison and, below them, a table with one column per finished video."""
+def report_panel(results: Mapping[str, VideoResult]) -> str:
+    """HTML of a table with one column per finished video."""
     if not results:
         return NOTHING_YET
     head = "".join(f'<th scope="col" data-arm="{arm}"><span class="dot"></span>{TITLES[arm]}</th>' for arm in results)
@@ -23,9 +24,8 @@ def report_panel(results: Mapping[str, VideoResult], comparison: Comparison | No
         f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>'
         for name, cells in table_rows(results)
     )
-    figures = "" if comparison is None else _figures(comparison)
     head = f'<tr><th scope="col"><span class="sr">Measure</span></th>{head}</tr>'
-    return f'<div class="report">{figures}<table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="report"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
 
 
 def table_rows(results: Mapping[str, VideoResult]) -> list[tuple[str, list[str]]]:
@@ -36,6 +36,7 @@ def table_rows(results: Mapping[str, VideoResult]) -> list[tuple[str, list[str]]
     encoded = [video.seconds["encode"] for video in videos if "encode" in video.seconds]
     adapters = [video.request.lora for video in videos if video.request.lora]
     refined = [text for text in map(_refined, videos) if text]
+    chosen = [page_sentence(video.request.auto) for video in videos if video.request.auto]
     return [
         ("Text encoding", [seconds(video.seconds["text"]) for video in videos]),
         *([("Clip encoding", list(map(seconds, encoded)))] if encoded else []),
@@ -46,6 +47,7 @@ def table_rows(results: Mapping[str, VideoResult]) -> list[tuple[str, list[str]]
         ("Key blocks kept per query block", [_kept(video) for video in videos]),
         ("Share of query-key pairs computed", [f"{video.density:.1%}" for video in videos]),
         ("BSA active", [f"{'yes' if video.bsa_active else 'no'}: {video.bsa_reason}" for video in videos]),
+        *([("Attention chosen", chosen)] if chosen else []),
         ("Video", [_clip(video) for video in videos]),
         ("Seed", [str(video.request.seed) for video in videos]),
         *([("Adapter (LoRA)", adapters)] if adapters else []),
@@ -53,21 +55,14 @@ def table_rows(results: Mapping[str, VideoResult]) -> list[tuple[str, list[str]]
     ]
 
 
-def _figures(comparison: Comparison) -> str:
-    figures = [
+def figures(comparison: Comparison) -> list[tuple[str, str, str]]:
+    """(value, name, hint) of each figure that compares two videos, most telling first."""
+    return [
         (f"{comparison.speedup:.2f}×", "denoising speed-up", "dense seconds ÷ sparse seconds"),
         (decibels(comparison.psnr), "PSNR", "sparse against dense, higher is closer"),
         (f"{comparison.ssim:.3f}", "SSIM", "1 means the same picture"),
         (f"{comparison.sparse.density:.1%}", "of attention computed", "query-key pairs, sparse against dense"),
     ]
-    return (
-        '<ul class="figures">'
-        + "".join(
-            f"<li><b>{escape(value)}</b><span>{escape(name)}</span><small>{escape(hint)}</small></li>"
-            for value, name, hint in figures
-        )
-        + "</ul>"
-    )
 
 
 def _kept(video: VideoResult) -> str:

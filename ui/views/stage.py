@@ -1,29 +1,53 @@
-"""Shows both videos in one player, with the latent preview and the progress of the video being made."""
+"""Shows both videos in one player, with the latent preview, the progress of the video being made, and the figures."""
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
+from pipeline import VideoRequest
+from ui.jobs.eta import duration_text
 from ui.jobs.job import VideoJob
 from ui.look.parts import Drawn
+from ui.site import Site
+from ui.views.inspector import Keys, server_functions
 from ui.views.preview_strip import preview_strip
-from ui.views.report import seconds
+from ui.views.report import figures, seconds
 
 PHASES = {"text": "Reading the prompt", "encode": "Encoding the clip", "denoise": "Denoising", "decode": "Decoding"}
-SCRIPTS = ("sync.js", "heat.js", "blind.js", "player.js", "stage.js")
+LEFT = "about {time} left"
+SCRIPTS = ("sync.js", "heat.js", "blind.js", "blocks.js", "overlay.js", "lens.js", "player.js", "stage.js")
+NAME_LENGTH = 60  # letters of the prompt in the name of a download
 
 
 class Stage(Drawn):
-    """The player. Its value is `stage_view` of a job. The page keeps a video until a new one replaces it."""
+    """The player. Its value is `StageViews.of` a job. The page keeps a video until a new one replaces it."""
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__("stage", SCRIPTS, **kwargs)
+    def __init__(self, keys: Keys, **kwargs: Any) -> None:
+        super().__init__("stage", SCRIPTS, None, server_functions(keys, pictures=False), **kwargs)
 
 
-def stage_view(job: VideoJob) -> dict[str, Any]:
-    """The data with which the page draws the job in its present state."""
+@dataclass(frozen=True)
+class StageViews:
+    """Makes the stage's values: what a job is, and what the site adds to it."""
+
+    site: Site
+    keys: Keys
+
+    def of(self, job: VideoJob) -> dict[str, Any]:
+        """`stage_view` of the job with the time that is left, and a key to its attention record when it is over."""
+        left = None if job.over else self.site.worker.queue.seconds_left(job)
+        return stage_view(job, left) | {
+            "inside": self.keys.issue(job).get("key", "") if job.over else "",
+            "about": self.site.shown_first.about if job is self.site.shown_first.job else "",
+        }
+
+
+def stage_view(job: VideoJob, left: float | None = None) -> dict[str, Any]:
+    """The data with which the page draws the job in its present state. left: seconds until it is done, if known."""
     request = job.request
     return {
         "job": job.id,
@@ -34,26 +58,39 @@ def stage_view(job: VideoJob) -> dict[str, Any]:
         "fps": request.fps * max(1, (request.num_frames - 1) // 4) / request.num_frames,
         "clip": {"fps": request.fps, "frames": request.num_frames},
         "preview": preview_strip(job.preview) if job.state == "running" else None,
-        **progress(job),
-        "videos": {arm: video_file(result.video) for arm, result in job.results.items()},
+        **progress(job, left),
+        "videos": {arm: video_file(result.video, download_name(result.request)) for arm, result in job.results.items()},
         "captions": {arm: caption(result) for arm, result in job.results.items()},
+        "figures": [] if job.comparison is None else figures(job.comparison),
     }
 
 
-def video_file(path: Any) -> dict[str, Any]:
-    """A file of a job, which is served where it is; its path must be absolute."""
-    return gr.FileData(path=str(path), mime_type="video/mp4", orig_name=path.name).model_dump()
+def video_file(path: Any, name: str = "") -> dict[str, Any]:
+    """A file of a job, which is served where it is; its path must be absolute. name: what a download is called."""
+    return gr.FileData(path=str(path), mime_type="video/mp4", orig_name=name or path.name).model_dump()
 
 
-def progress(job: VideoJob) -> dict[str, Any]:
+def download_name(request: VideoRequest) -> str:
+    """A file name that says what the video is: a-red-ball-bounces-seed7-sparsity0.75.mp4, or -dense.mp4."""
+    words = re.sub(r"[^\w]+", "-", request.prompt.lower()).strip("-_")
+    words = words[:NAME_LENGTH].rpartition("-")[0] or words[:NAME_LENGTH] if len(words) > NAME_LENGTH else words
+    rule = "dense"
+    if request.bsa is not None:
+        given = {"sparsity": request.bsa.sparsity, "cdf": request.bsa.cdf_threshold}
+        rule = "-".join(f"{name}{value:g}" for name, value in given.items() if value is not None)
+    return f"{words or 'video'}-seed{request.seed}-{rule}.mp4"
+
+
+def progress(job: VideoJob, left: float | None = None) -> dict[str, Any]:
     """Progress of the video being made: {"label", "step", "total"}. total is 0 in a phase without steps."""
     update = job.update
+    more = "" if left is None else f" · {LEFT.format(time=duration_text(left))}"
     if update is None:
-        return {"label": "Starting", "step": 0, "total": 0}
+        return {"label": f"Starting{more}", "step": 0, "total": 0}
     name = PHASES.get(update.phase, update.phase)
     if update.phase == "text" or update.total < 2:
-        return {"label": name, "step": 0, "total": 0}
-    label = f"{name}, step {update.step} of {update.total} · {seconds(update.seconds)}"
+        return {"label": f"{name}{more}", "step": 0, "total": 0}
+    label = f"{name}, step {update.step} of {update.total} · {seconds(update.seconds)}{more}"
     return {"label": label, "step": update.step, "total": update.total}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -13,10 +14,20 @@ from ui.jobs.sweep_job import SweepJob
 from ui.look.parts import QUIET, Drawn, box
 from ui.site import Site
 from ui.storage.store import Store
+from ui.views.find_row import FindRow
 from ui.views.follow import GONE
 from ui.views.report import report_panel
-from ui.views.stage import stage_view
-from ui.views.sweep_view import NONE, default_values, plan_html, problem, progress_view, read_sweep, sweep_view
+from ui.views.stage import StageViews
+from ui.views.sweep_view import (
+    NONE,
+    default_values,
+    plan_html,
+    problem,
+    progress_view,
+    read_search,
+    read_sweep,
+    sweep_view,
+)
 
 SWEEP_TAB = "sweep_tab"
 NAMES = {
@@ -76,6 +87,7 @@ class SweepPanel:
         with gr.Row(elem_id="sweep_buttons"):
             self.run = gr.Button("Run sweep", variant="primary", elem_id="sweep_run")
             self.stop = gr.Button("Stop sweep", variant="stop", interactive=False, elem_id="sweep_stop")
+        self.find = FindRow()
         self.grid = SweepGrid(self._look_function())
         for name, values in ((self.row_name, self.row_values), (self.column_name, self.column_values)):
             name.change(  # not `input`, which also fires when the field loses focus and would undo the typing
@@ -86,11 +98,18 @@ class SweepPanel:
             )
 
     def connect(
-        self, fields: dict[str, Any], visitor: Any, stage: gr.HTML, report: gr.HTML, shown: gr.State, page: gr.Blocks
+        self,
+        fields: dict[str, Any],
+        visitor: Any,
+        stage: gr.HTML,
+        report: gr.HTML,
+        shown: gr.State,
+        page: gr.Blocks,
+        views: StageViews,
     ) -> None:
         """Connect the events. fields: the form's by name. visitor: the browser's ticket.
 
-        stage, report, shown: the components that show a clip when it is opened.
+        stage, report, shown: the components that show a clip when it is opened. views: makes the stage's values.
         """
         axes = [self.row_name, self.row_values, self.column_name, self.column_values]
         inputs, names = [*axes, *fields.values()], list(fields)
@@ -102,18 +121,28 @@ class SweepPanel:
             except ValueError as error:
                 return problem(error)
 
-        async def press(request: gr.Request, ticket: Any, *values: Any) -> tuple:
-            form = dict(zip(names, values[4:], strict=True))
+        async def submit(request: gr.Request, ticket: Any, form: dict[str, Any], read: Any, *values: Any) -> tuple:
+            """Submit the sweep that `read(site, *values, form)` describes: changes of the parts, and what is wrong."""
             if form["randomise"]:
                 form["seed"] = new_seed()
             self._greet(request, ticket)
             try:
-                sweep = await self.site.clips.read(form["refine"], read_sweep, self.site, values[:4], form)
+                sweep = await self.site.clips.read(form["refine"], partial(read, self.site, *values, form))
                 job = self.site.submit(SweepJob(sweep), request)
             except ValueError as error:
-                return gr.skip(), gr.skip(), gr.skip(), problem(error)
+                return *[gr.skip()] * len(self.parts), problem(error)
             self._chosen[job.owner] = job.id
-            return *self._follow(request, job), await plan(*values)
+            return *self._follow(request, job), ""
+
+        async def press(request: gr.Request, ticket: Any, *values: Any) -> tuple:
+            form = dict(zip(names, values[4:], strict=True))
+            *changes, wrong = await submit(request, ticket, form, read_sweep, values[:4])
+            return *changes, wrong or await plan(*values)
+
+        async def press_find(request: gr.Request, ticket: Any, quality: str, floor: Any, *values: Any) -> tuple:
+            form = dict(zip(names, values, strict=True))
+            *changes, wrong = await submit(request, ticket, form, read_search, quality, floor)
+            return *changes, wrong or gr.skip()
 
         def press_stop(request: gr.Request) -> tuple:
             job = self._job(self.site.owner(request))
@@ -129,7 +158,7 @@ class SweepPanel:
             job = self._opened(self.site.owner(request), event._data)
             if job is None:
                 return gr.skip(), gr.skip(), gr.skip()
-            return stage_view(job), report_panel(job.results, job.comparison), job.id
+            return views.of(job), report_panel(job.results), job.id
 
         start = [field.value for field in inputs]
         self.plan.value = plan_html(self.site, tuple(start[:4]), dict(zip(names, start[4:], strict=True)))
@@ -137,6 +166,8 @@ class SweepPanel:
         changes = [*(field.change for field in watched), shown.change]
         gr.on(changes, plan, inputs, self.plan, trigger_mode="always_last", **QUIET)
         self.run.click(press, [visitor, *inputs], [*self.parts, self.plan], **QUIET)
+        goal = [self.find.quality, self.find.floor]
+        self.find.button.click(press_find, [visitor, *goal, *fields.values()], [*self.parts, self.plan], **QUIET)
         self.stop.click(press_stop, None, self.parts, **QUIET)
         self.grid.retry(refresh, visitor, self.parts, **QUIET)
         self.grid.select(open_cell, None, [stage, report, shown], **QUIET)
@@ -145,7 +176,7 @@ class SweepPanel:
     @property
     def parts(self) -> list[Any]:
         """The components of the tab that change with the sweep."""
-        return [self.grid, self.run, self.stop]
+        return [self.grid, self.run, self.find.button, self.stop]
 
     def open(self, request: gr.Request, job_id: str) -> dict[Any, Any]:
         """Changes that show an earlier sweep of this visitor in the tab.
@@ -171,7 +202,7 @@ class SweepPanel:
     def _follow(self, request: gr.Request, job: SweepJob | None) -> tuple:
         live = job is not None and not job.over
         view = {"ticket": self.site.visitors.ticket(request)} | ({} if job is None else sweep_view(job))
-        return view, gr.update(interactive=not live), gr.update(interactive=live)
+        return view, *[gr.update(interactive=not live)] * 2, gr.update(interactive=live)
 
     def _job(self, owner: str, named: Any = "") -> SweepJob | None:
         """The owner's sweep with this id, or the sweep in the tab, even if an earlier server made it."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import gradio as gr
 
-from pipeline import Axis, Sweep, SweepResult, SweepVideo
-from ui.form.read import DENSE_ONLY, SIDE_BY_SIDE, form_request, page_sentence
+from pipeline import Axis, Floor, Search, Sweep, SweepResult, SweepVideo, VideoRequest
+from ui.form.read import AUTOMATIC, DENSE_ONLY, SIDE_BY_SIDE, form_request, page_sentence
 from ui.jobs.eta import duration_text
 from ui.jobs.job import Job
 from ui.jobs.sweep_job import SweepJob
@@ -38,7 +38,7 @@ def default_values(steps: int) -> dict[str, str]:
     """The default values of each setting that can be swept, as text."""
     fewer = max(1, steps // 2)
     return {
-        "sparsity": "0.5, 0.75, 0.9375",
+        "sparsity": "0, 0.5, 0.75, 0.9375",  # 0 keeps every block: the noise floor of the comparison
         "cdf_threshold": "0.7, 0.8, 0.9",
         "chunk": "2x4x4, 4x4x4",
         "selection": "mean, cells",
@@ -54,9 +54,19 @@ def read_sweep(site: Site, axes: tuple, form: dict[str, Any]) -> Sweep:
     row_name, row_values, column_name, column_values = axes
     rows = Axis.of(row_name, row_values or "")
     columns = None if column_name in (NONE, None) else Axis.of(column_name, column_values or "")
-    if form["mode"] == DENSE_ONLY:
-        form = {**form, "mode": SIDE_BY_SIDE}  # the sweep itself decides which videos to make
-    return Sweep(form_request(site.checkpoint, form), rows, columns)
+    return Sweep(sparse_request(site, form), rows, columns)
+
+
+def read_search(site: Site, quality: str, least: Any, form: dict[str, Any]) -> Search:
+    """The search for the fastest sparsity that keeps a floor. Raises ValueError as `read_sweep` does."""
+    return Search.of(sparse_request(site, form), Floor(quality, least), seconds=site.estimates.denoising)
+
+
+def sparse_request(site: Site, form: dict[str, Any]) -> VideoRequest:
+    """The form's request with its block sparse attention, also where the form asks for none."""
+    if form["mode"] in (DENSE_ONLY, AUTOMATIC):
+        form = {**form, "mode": SIDE_BY_SIDE}
+    return form_request(site.checkpoint, form)
 
 
 def plan_html(site: Site, axes: tuple, form: dict[str, Any]) -> str:
@@ -89,6 +99,7 @@ def sweep_view(job: SweepJob) -> dict[str, Any]:
         "job": job.id,
         "tried": job.tried,
         "state": state_of(job),
+        "search": isinstance(job.sweep, Search),
         "axes": [
             {"label": axis.label, "values": [axis.text(index) for index in range(len(axis.values))]}
             for axis in job.sweep.axes
@@ -153,6 +164,9 @@ def ended_text(job: SweepJob) -> str:
     if job.state == "failed":
         return FAILED.format(made=made, total=job.total, error=page_sentence(job.error))
     time = duration_text(job.ended - job.started)
+    if isinstance(job.sweep, Search):
+        verdict = page_sentence(job.sweep.verdict(tuple(job.result.videos())))
+        return f"{verdict} {DONE.format(made=made, time=time)}"
     failed = job.total - made
     return DONE_FAILED.format(made=made, time=time, failed=failed) if failed else DONE.format(made=made, time=time)
 

@@ -1,0 +1,61 @@
+"""What a small checkpoint knows: a palette of words that builds a prompt, and the words of a prompt that are not in it.
+
+A checkpoint that understands language in general has no vocabulary, and the panel stays away.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from pipeline import CheckpointInfo
+from ui.look.parts import QUIET, Drawn
+from ui.site import Site
+
+UNKNOWN = "Words that {name} does not know: {words}."
+LONGEST = 5000  # letters of a prompt that are looked at while somebody types
+
+
+class WordPalette(Drawn):
+    """The panel. Its value is `palette_view` of the checkpoint."""
+
+    def __init__(self, site: Site, **kwargs: Any) -> None:
+        def unknown(prompt: Any) -> list[str]:
+            return unknown_words(site.checkpoint, prompt[:LONGEST] if isinstance(prompt, str) else "")
+
+        super().__init__("words", ["words.js"], palette_view(site.checkpoint), [unknown], **kwargs)
+
+
+def word_palette(site: Site, page: gr.Blocks, shown: gr.State) -> None:
+    """Add the panel. It follows the model: another one may be loaded in any tab."""
+    palette = WordPalette(site)
+    gr.on([page.load, shown.change], lambda: palette_view(site.checkpoint), None, palette, **QUIET)
+
+
+def palette_view(checkpoint: CheckpointInfo) -> dict[str, Any]:
+    """The data that the page draws; {} without a vocabulary."""
+    known = checkpoint.vocabulary
+    if known is None:
+        return {}
+    return {
+        "name": checkpoint.name,
+        "millions": round(checkpoint.parameters / 1e6, 1),
+        "about": known.about,
+        "template": known.template,
+        "groups": [[name, list(phrases)] for name, phrases in known.groups.items()],
+        "optional": list(known.optional),
+        "avoid": [list(phrases) for phrases in known.avoid],
+        "sentences": list(known.sentences),
+    }
+
+
+def unknown_words(checkpoint: CheckpointInfo, prompt: str) -> list[str]:
+    """The words of a prompt that the checkpoint was never shown; none for one without a vocabulary."""
+    return [] if checkpoint.vocabulary is None else checkpoint.vocabulary.unknown(prompt)
+
+
+def unknown_sentence(checkpoint: CheckpointInfo, prompt: str) -> str:
+    """A sentence about these words, "" if there are none."""
+    words = unknown_words(checkpoint, prompt)
+    return UNKNOWN.format(name=checkpoint.name, words=", ".join(words[:12])) if words else ""
