@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from transformers import UMT5Config, UMT5EncoderModel
 
 from pipeline import EMBEDDED_CHECKPOINT
+from pipeline.model.content import Judge
 from pipeline.model.forward import attend_dense
 from training import scores
 from training.captions import UNKNOWN, as_prompt, unknown_word
@@ -18,7 +19,7 @@ from training.data import GIVEN, Pool, draw_start, held_out_scenes
 from training.dit import DiTConfig, LongCatDiT
 from training.export import export_transformer, settle_posterior
 from training.finetune import learn
-from training.judge import NAMES, Judge
+from training.judge import NAMES
 from training.manifest import faults, read_manifest
 from training.render import pack, render
 from training.sampling import TextToVideo, sample
@@ -213,7 +214,7 @@ def test_each_task_is_scored_dense_and_sparse(tiny, tokenizer):
     torch.manual_seed(1)
     vae, scenes = VideoVAE(VAEConfig(base_dim=4)).eval(), held_out_scenes(3)
     studio = Studio(tiny, vae, (torch.zeros(16), torch.ones(16)), tokenizer, (21, 32, 32), batch=2)
-    report, made = score(studio, Judge().eval(), scenes, tuple(TASKS), (None, 0.5))
+    report, made = score(studio, Judge(NAMES).eval(), scenes, tuple(TASKS), (None, 0.5))
     assert set(report) == {"render"} | {f"{task} {how}" for task in TASKS for how in ("dense", "0.5")}
     assert all(report[name]["clips"] == 3 and set(NAMES) < set(report[name]) for name in report)
     # the first frame of a causal VAE is the first latent's alone, so what is given comes back as the VAE draws it

@@ -145,8 +145,8 @@ def make_pool(
     order = torch.tensor(least).argsort(stable=True)
     z = torch.cat(latents)
     del latents
-    tokens, mask = (torch.cat(rows)[order].to(device) for rows in (ids, masks))
-    return Pool(z[order.to(device)], tokens, mask, torch.tensor(least)[order])
+    all_ids, all_masks = (torch.cat(rows)[order].to(device) for rows in (ids, masks))
+    return Pool(z[order.to(device)], all_ids, all_masks, torch.tensor(least)[order])
 
 
 def open_pool(args, tokenizer) -> Pool:

@@ -26,11 +26,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pipeline import EMBEDDED_CHECKPOINT
+from pipeline.model.content import Judge
 from pipeline.model.forward import EAGER
 from training.data import Pool, add_pool_arguments, held_out_scenes, open_pool
 from training.distill import STEPS, distill_loss
 from training.export import export_transformer
-from training.judge import Judge, train
+from training.judge import NAMES, train
 from training.optim import Optimiser, trapezoid
 from training.parallel import is_first, join, leave
 from training.run import Run
@@ -67,7 +68,7 @@ def judged(model: TextToVideo, args: argparse.Namespace, tokenizer) -> dict[str,
     """Scores of the model and of the checkpoint it came from, by the same classifier; writes the sheets."""
     device, output = args.device, args.output
     if args.judge:
-        judge = Judge().to(device).eval()
+        judge = Judge(NAMES).to(device).eval()
         judge.load_state_dict(load_file(args.judge))
     else:
         judge, _ = train(args.judge_seconds / 60, device, batch=128, clips=args.judge_clips)
