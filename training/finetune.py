@@ -5,8 +5,8 @@
 
 Writes a whole checkpoint into a folder of --output that has the name of the one it began with. Beside it go the curves
 (`flow.json`, `distill.json`), the scores of the checkpoint before and after on held-out prompts (`scores.json`), and
-sheets of the first clips (`*.png`). The classifier that gives the scores is trained anew on the grammar of now, and goes
-into the checkpoint. The text encoder stays as it is. FastVideo and ffmpeg are not used.
+sheets of the first clips (`*.png`). The classifier that gives the scores is trained anew on the present grammar, and
+goes into the checkpoint. The text encoder stays as it is. FastVideo and ffmpeg are not used.
 
 The clips take about a fifth of the time. --flow divides what is left between learning from the clips and distillation,
 which turns the flow back into one of 8 steps without guidance. --reserve keeps seconds for the scores.
