@@ -263,6 +263,9 @@ def cost_curve() -> str:
     return f"{words}\n\n![Seconds of one forward against frames](images/{plot.name})\n\n{table}"
 
 
+LARGE_AND_SMALL = ("4x4x4 / 4x4x4", "2x2x4 / 2x2x4")
+
+
 def _quality_rows() -> list[dict]:
     """Every setting of the study, with its words in place of its name."""
     found = []
@@ -279,10 +282,17 @@ def _quality_rows() -> list[dict]:
 def _quality_intro() -> str:
     d = load("quality")
     floor = next(row for row in d["rows"] if "bsa" not in row)
+    judged = ""
+    if "flips" in floor:
+        judged = (
+            f" {floor['judged']} prompts have one object and are judged: {d['dense']['follows']:.0%} of the dense "
+            f"videos follow them, and rounding alone flips {floor['flips']}. The classifier itself is right in "
+            f"{d['judge']['all three']:.1%} of {d['judge']['clips']} renders."
+        )
     return (
         f"{d['device']}, {d['date'][:10]}, torch {d['torch']}, {d['dtype']}, {d['prompts']} prompts. Noise floor "
         f"(dense attention by another kernel): {floor['psnr']:.1f} dB, worst clip {floor['worst_psnr']:.1f} dB, SSIM "
-        f"{floor['ssim']:.4f}.\n\n"
+        f"{floor['ssim']:.4f}.{judged}\n\n"
     )
 
 
@@ -299,21 +309,42 @@ def quality() -> str:
 
 
 def quality_details() -> str:
-    """All figures at the two sparsities that people use."""
-    lines = []
+    """All figures at the two sparsities that people use. Those of the judge are there if it was asked."""
+    lines, judged = [], any("flips" in row for row in _quality_rows())
     for row in _quality_rows():
         if row["sparsity"] in (0.75, 0.9375):
             low, high = row["gain_interval"]
+            meaning = f" {row['flips']} of {row['judged']} | {row['follows']:.0%} |" if judged else ""
             lines.append(
                 f"| {row['sparsity']} | {row['scores']} | {row['blocks']} | {row['first']} | {row['density']:.1%} "
                 f"| {row['psnr']:.1f} dB | {row['gain']:+.1f} ({low:+.1f} to {high:+.1f}) | {row['worst_psnr']:.1f} dB "
-                f"| {row['worst_frame']:.1f} dB | {row['ssim']:.3f} | {row['flicker']:.2f} |"
+                f"| {row['worst_frame']:.1f} dB | {row['ssim']:.3f} | {row['flicker']:.2f} |{meaning}"
             )
     head = (
         "| sparsity | scores | query / key chunk | dense first | pairs computed | PSNR | gain over LongCat's (95%) "
-        "| worst clip | worst frame, mean | SSIM | flicker |"
+        "| worst clip | worst frame, mean | SSIM | flicker |" + " flips of meaning | follows the prompt |" * judged
     )
     return _quality_intro() + rows(head, lines)
+
+
+def quality_layers() -> str:
+    """Recall and output error of each layer at the same two sparsities, for the largest and the smallest blocks."""
+    shown = [
+        row
+        for row in _quality_rows()
+        if "layers" in row and row["sparsity"] in (0.75, 0.9375) and row["blocks"] in LARGE_AND_SMALL
+    ]
+    if not shown:
+        return "Not measured yet."
+    lines = [
+        f"| {label} | {row['sparsity']} | {row['scores']} | {row['blocks']} | "
+        f"{' | '.join(f'{value:.2f}' for value in row['layers'][what])} |"
+        for what, label in (("recall", "mass kept"), ("error", "output error"))
+        for row in shown
+    ]
+    layers = " | ".join(str(layer + 1) for layer in range(len(shown[0]["layers"]["recall"])))
+    head = f"| in layer | sparsity | scores | query / key chunk | {layers} |"
+    return f"Along the dense videos of {load('quality')['probed']} prompts.\n\n" + rows(head, lines)
 
 
 def selection_times() -> str:
@@ -362,7 +393,7 @@ def pictures() -> dict[Path, str]:
 MEASURED = (kernel_correctness, attention_cpu, embedded_checkpoint, page_start, page_load, soak)
 ATTENTION = (attention_peers, attention_variants, attention_sweep, kernel_limits)
 GPU = (fused, forward, forward_profile, numerics, memory, cost_curve, multi_gpu)
-QUALITY = (quality, quality_details, selection_times, selection_forward)
+QUALITY = (quality, quality_details, quality_layers, selection_times, selection_forward)
 TABLES = {f.__name__: f for f in (*MEASURED, *ATTENTION, *GPU, *QUALITY)}
 
 

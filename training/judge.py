@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -108,29 +109,37 @@ def one_shape_scenes(rng: random.Random) -> Iterator[Scene]:
         yield from (s for s in sample_training_scenes(rng, 64) if s.attributes["kind"] == "shapes1")
 
 
-def draw(scenes: list[Scene], frames: int, device: str, start: Tensor | None = None) -> Tensor:
-    """Render whole scenes, or their moments `start` [B]: [B, frames, 3, 112, 112]. Fast when neighbours are alike."""
-    parts = []
-    for i in range(0, len(scenes), 8):
-        when = (0.0, 1.0) if start is None else (start[i : i + 8], 0.0)
-        parts.append(render(pack(scenes[i : i + 8], device), frames, *VIEW[1:], *when))
-    return torch.cat(parts).transpose(1, 2)
+def draw(scenes: list[Scene], frames: int, device: str) -> Tensor:
+    """Render whole scenes: [B, frames, 3, 112, 112]. Fast when they are alike."""
+    return render(pack(scenes, device), frames, *VIEW[1:]).transpose(1, 2)
 
 
-def train(minutes: float, device: str, batch: int, seed: int = 3) -> tuple[Judge, Run]:
-    """Train on renders. Random blur and noise keep the classifier from relying on sharp edges.
+class Album:
+    """Clips of one object each, as the classifier sees them, with what they show. Neighbours in drawing are alike."""
+
+    def __init__(self, rng: random.Random, count: int, device: str) -> None:
+        scenes = list(islice(one_shape_scenes(rng), count))
+        scenes.sort(key=lambda scene: (scene.attributes.get("ground", ""), scene.attributes["shape0"]))
+        parts = [draw(scenes[i : i + 8], VIEW[0], device) for i in range(0, count, 8)]
+        self._clips = torch.cat([((part + 1) * 127.5).round().byte() for part in parts])  # [count, 12, 3, 112, 112]
+        self._labels = labels(scenes, device)
+
+    def pick(self, count: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Random clips [count, 12, 3, 112, 112] in [-1, 1], and their labels."""
+        index = torch.randint(len(self._clips), (count,), device=self._clips.device)
+        return self._clips[index].float() / 127.5 - 1, {name: values[index] for name, values in self._labels.items()}
+
+
+def train(minutes: float, device: str, batch: int, clips: int, seed: int = 3) -> tuple[Judge, Run]:
+    """Train on `clips` renders. Random blur and noise keep the classifier from relying on sharp edges.
 
     It learns colour and shape from single frames of many scenes, because these differ more than the frames of one
     scene. It learns motion from clips.
     """
     torch.manual_seed(seed)
-    rng, net = random.Random(seed), Judge().to(device)
+    net = Judge().to(device)
     optimiser = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.02)
-    run, scenes = Run(device, 50), one_shape_scenes(rng)
-
-    def alike(count: int) -> list[Scene]:
-        picked = [next(scenes) for _ in range(count)]
-        return sorted(picked, key=lambda scene: (scene.attributes.get("ground", ""), scene.attributes["shape0"]))
+    run, album = Run(device, 50), Album(random.Random(seed), clips, device)
 
     def spoil(x: Tensor) -> Tensor:
         soft = F.avg_pool2d(x.flatten(0, 1), 3, 1, 1).view_as(x)
@@ -138,15 +147,14 @@ def train(minutes: float, device: str, batch: int, seed: int = 3) -> tuple[Judge
         return x + 0.08 * torch.rand(len(x), 1, 1, 1, 1, device=device) * torch.randn_like(x)
 
     for progress in run.steps(minutes):
-        stills, clips = alike(batch), alike(max(8, batch // 8))
-        with torch.no_grad():
-            x = spoil(draw(stills, 1, device, torch.rand(len(stills), device=device)))
-            y = spoil(draw(clips, VIEW[0], device))
+        whole, truth = album.pick(batch)
+        moment = torch.randint(VIEW[0], (batch,), device=device)
+        x = spoil(whole[torch.arange(batch, device=device), moment].unsqueeze(1))
+        moving, moved = album.pick(max(8, batch // 8))
         with torch.autocast(device, torch.bfloat16):
-            look, moves = net(x), net(y)
-        truth, motion = labels(stills, device), labels(clips, device)["motion"]
+            look, moves = net(x), net(spoil(moving))
         losses = [F.cross_entropy(look[name].float(), truth[name]) for name in ("colour", "shape")]
-        losses.append(F.cross_entropy(moves["motion"].float(), motion))
+        losses.append(F.cross_entropy(moves["motion"].float(), moved["motion"]))
         for group in optimiser.param_groups:
             group["lr"] = 2e-3 * trapezoid(progress, 0.03, 0.6)
         torch.stack(losses).sum().backward()
@@ -162,10 +170,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="the weights; a .json of the run goes beside them")
     parser.add_argument("--minutes", type=float, default=40.0)
     parser.add_argument("--batch", type=int, default=64, help="single frames in a step; an eighth as many clips")
+    parser.add_argument("--clips", type=int, default=4000, help="renders to learn from")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seed", type=int, default=3)
     args = parser.parse_args()
-    net, run = train(args.minutes, args.device, args.batch, args.seed)
+    net, run = train(args.minutes, args.device, args.batch, args.clips, args.seed)
     save_file({name: tensor.cpu() for name, tensor in net.state_dict().items()}, args.output)
     run.report(args.output.with_suffix(".json"), args, curve_columns=["step", "seconds", *NAMES])
 

@@ -24,8 +24,10 @@ import torch
 from tqdm import tqdm
 
 from pipeline.cli.inspect import run_inspect
+from pipeline.cli.long_command import run_long_command
 from pipeline.cli.options import build_parser, checked_device, open_checkpoint, read_request, read_weights
 from pipeline.cli.sweep_command import run_sweep_command
+from pipeline.cli.tasks import chosen_task
 from pipeline.estimate.choose_attention import choose_attention
 from pipeline.estimate.estimator import FILE_NAME, Estimate, Estimator
 from pipeline.machine.device import choose_device
@@ -42,16 +44,18 @@ from pipeline.runs.plan import plan, plan_to_load
 
 
 class _Bar:
-    """One tqdm bar per phase, driven by the true steps."""
+    """One tqdm bar per phase, driven by the true steps. prefix: of its labels."""
 
     def __init__(self) -> None:
+        self.prefix = ""
         self._bar: tqdm | None = None
 
     def __call__(self, update: StepUpdate) -> None:
         if update.step == 0 or self._bar is None:
             self.close()
             labels = {"text": "Text", "encode": "Encode", "denoise": "Denoise", "decode": "Decode"}
-            self._bar = tqdm(total=update.total, desc=labels[update.phase], unit="step", file=sys.stderr)
+            label = self.prefix + labels[update.phase]
+            self._bar = tqdm(total=update.total, desc=label, unit="step", file=sys.stderr)
         self._bar.update(update.step - self._bar.n)
         if update.step == update.total:
             self.close()
@@ -63,7 +67,9 @@ class _Bar:
 
 
 def run_generate(args: argparse.Namespace) -> dict[str, Any]:
-    """Make or refine the video (or both) and return the report."""
+    """Make or refine the video (or both, or many in a row) and return the report."""
+    if args.command == "generate" and chosen_task(args) == "long":
+        return _run_long(args)
     weights = read_weights(args)
     weights.check_forward(args.forward)
     info = open_checkpoint(args.model_path, args.device, weights)
@@ -102,6 +108,14 @@ def run_generate(args: argparse.Namespace) -> dict[str, Any]:
         result = pipeline.generate(request, bar, output)
         _print_result(result, args.json)
         return result.to_dict()
+    finally:
+        bar.close()
+
+
+def _run_long(args: argparse.Namespace) -> dict[str, Any]:
+    bar = _Bar()
+    try:
+        return run_long_command(args, bar, args.output or _new_name(args.seed, ""), _report_stream(args.json))
     finally:
         bar.close()
 

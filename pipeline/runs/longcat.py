@@ -175,7 +175,7 @@ class LongCatPipeline:
         """Like `generate`, with the decoded frames as well: uint8 [frames, height, width, 3], before compression."""
         output = prepare_output(output)
         with self._lock:
-            self._check_tokens(request)
+            self.check_tokens(request)
             plan = self.plan(request)
             warm = self._kind(plan) in self._warm
             with self._team.job(self.device, (plan, self.record, warm)) as ranks:
@@ -207,7 +207,8 @@ class LongCatPipeline:
         room = available_memory(self.device) + held_memory(self.device)
         return choose_attention(request, self.info.sparse, estimator.estimate, room)
 
-    def _check_tokens(self, request: VideoRequest) -> None:
+    def check_tokens(self, request: VideoRequest) -> None:
+        """ValueError for a prompt that is too long for the text encoder. `generate` checks this too."""
         for label, text in (("prompt", request.prompt), ("negative prompt", request.negative_prompt)):
             count = self._model.count_tokens(text)
             if count > MAX_PROMPT_TOKENS:
@@ -309,7 +310,8 @@ class LongCatPipeline:
         density, versions = attention.density(), _versions(self.device) | self.weights.versions
         if plan.forward.name != "plain":
             versions["forward"] = plan.forward.name  # the same video up to rounding, but not bit for bit
-        frames = frames[: request.num_frames]  # without the padding of a refinement
+        front = request.start.front
+        frames = frames[front : front + request.num_frames]  # without the padding of a refinement
         write_video(output, frames, request.fps, describe(request, versions, self.info.name))
         result = VideoResult(
             request=request,
