@@ -37,7 +37,7 @@ class Rates(NamedTuple):
     exchange: float
 
 
-# Measured once with benchmarks/, on two CPU threads in fp32 and on one H200 in bfloat16, the exchange on four. Only their
+# Measured once with benchmarks/, on two CPU threads in fp32 and on one H200 in bfloat16, the exchange on four. Only the
 # ratios matter. The CPU's exchange, through shared memory, is assumed.
 _RATES = {
     "cpu": Rates(73e9, 155e9, 115e9, 136e9, 530, 500, 250, 1.6, 1.5e-3, 1e9),
