@@ -1,7 +1,9 @@
 """Measures the quality of block sparse attention: methods, blocks and schedules against dense attention.
 
-    python benchmarks/quality.py --prompts 100 --device cuda      # the study of docs/quality.md
-    python benchmarks/quality.py --reduced                        # minutes on a CPU; `make quality`
+    python -m training.judge --minutes 8 --output run/judge.safetensors                        # what clips show
+    python benchmarks/quality.py --prompts 100 --device cuda --judge run/judge.safetensors     # docs/quality.md
+    python benchmarks/quality.py --reduced                          # minutes on a CPU; `make quality`
+    python benchmarks/quality.py --smoke                            # that everything runs, on tiny clips
 
 Makes held-out prompts with the embedded checkpoint, each with one seed, dense and with every setting, and compares the
 frames before compression. The noise floor is dense attention by another kernel: no setting needs to be better. Writes
@@ -21,6 +23,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +31,19 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
-from benchmarks.quality_metrics import compare, interval
+from benchmarks.quality_layers import probe
+from benchmarks.quality_metrics import agreement, compare, interval, said, shown
 from bsa import BSAConfig, Grid, block_sparse_attention
 from bsa.config import SCHEDULE
 from pipeline import EMBEDDED_CHECKPOINT
+from pipeline.model.content import Judge
 from pipeline.model.forward import Attend, attend_dense
 from training.data import sample_held_out_scenes
+from training.evaluate import score_judge
+from training.judge import NAMES
 from training.sampling import TextToVideo, sample
 from training.scenes import Scene
 from training.tokenizer import encode, load_tokenizer
@@ -50,16 +58,15 @@ C444, C224, C448, C244 = Grid(4, 4, 4), Grid(2, 2, 4), Grid(4, 4, 8), Grid(2, 4,
 # (query chunk, key chunk), and what is done with them
 SHAPES = ((C444, C444), (C444, C224), (C448, C224), (C244, C244), (C224, C224))
 SCHEDULES = ({}, {"dense_steps": 1}, {"dense_layers": 2}, {"dense_steps": 1, "dense_layers": 2})
-FLOOR = "dense, another kernel"
+FLOOR, DENSE = "dense, another kernel", "dense"
+SMOKE = (16, 4, 16, 16)  # latents of 13 frames of 128x128
 
 
 def study() -> dict[str, BSAConfig]:
     """Every setting by a name that says what it is."""
     configs = []
     for sparsity in SPARSITIES:
-        configs += [
-            BSAConfig(sparsity, None, q, k, selection) for q, k in SHAPES for selection in ("mean", "cells")
-        ]
+        configs += [BSAConfig(sparsity, None, q, k, selection) for q, k in SHAPES for selection in ("mean", "cells")]
         configs += [
             BSAConfig(sparsity, None, q, k, selection, **schedule)
             for selection, (q, k) in (("mean", SHAPES[0]), *(("cells", shape) for shape in SHAPES[:3] + SHAPES[4:]))
@@ -95,7 +102,8 @@ def held_out_scenes(count: int) -> list[Scene]:
 class Maker:
     """The embedded checkpoint on one device, in the precision that the pipeline has there."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, latents: tuple[int, int, int, int] = LATENTS, steps: int | None = None) -> None:
+        self.latents, self.steps = latents, STEPS if steps is None else steps
         self.device = torch.device(device)
         self.tokenizer = load_tokenizer()
         self.model: TextToVideo = build(len(self.tokenizer), device, EMBEDDED_CHECKPOINT, compiled=False).eval()
@@ -104,10 +112,18 @@ class Maker:
         self.model.transformer.to(self.dtype)
         self.vae, (self.mean, self.std) = load_vae(EMBEDDED_CHECKPOINT, device)
 
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.latents[1], self.latents[2] // 2, self.latents[3] // 2)
+
+    @property
+    def depth(self) -> int:
+        return len(self.model.transformer.blocks)
+
     @torch.no_grad()
-    def frames(self, captions: list[str], seeds: list[int], attention: BSAConfig | Attend) -> Tensor:
-        """8-bit levels, uint8 [B, 3, T, H, W]."""
-        noise = [torch.randn(LATENTS, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    def frames(self, captions: list[str], seeds: list[int], attention: BSAConfig | Attend | list[Attend]) -> Tensor:
+        """8-bit levels, uint8 [B, 3, T, H, W]. attention: of all layers, or of each."""
+        noise = [torch.randn(self.latents, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         ids, mask = (x.to(self.device) for x in encode(self.tokenizer, captions))
         text = self.model.encode(ids, mask).to(self.dtype)
         step = 0
@@ -118,15 +134,15 @@ class Maker:
             step += 1
             return self.model.velocity(x.to(self.dtype), sigma, text, mask, each)
 
-        latents = sample(predict, torch.stack(noise).to(self.device), STEPS)
+        latents = sample(predict, torch.stack(noise).to(self.device), self.steps)
         latents = latents * self.std.view(1, -1, 1, 1, 1) + self.mean.view(1, -1, 1, 1, 1)
         video = torch.cat([self.vae.decode(one) for one in latents.split(2)])
         return ((video.clamp(-1, 1) + 1) * 127.5).round().byte()
 
-    def _attention(self, attention: BSAConfig | Attend, step: int) -> list[Attend]:
-        depth = len(self.model.transformer.blocks)
+    def _attention(self, attention: BSAConfig | Attend | list[Attend], step: int) -> list[Attend]:
+        depth = self.depth
         if not isinstance(attention, BSAConfig):
-            return [attention] * depth
+            return attention if isinstance(attention, list) else [attention] * depth
         dense, config = attention.dense_layers_at(step, depth), attention
 
         def sparse(q: Tensor, k: Tensor, v: Tensor, grid: Grid, conditioning: int) -> Tensor:
@@ -135,19 +151,39 @@ class Maker:
         return [*[attend_dense] * dense, *[sparse] * (depth - dense)]
 
 
-def run(maker: Maker, configs: dict[str, BSAConfig], scenes: list[Scene], batch: int, until: float) -> dict[str, Any]:
-    """Figures of every setting, clip by clip. Ends early, with whole batches, when the time is up."""
+def run(
+    maker: Maker,
+    configs: dict[str, BSAConfig],
+    scenes: list[Scene],
+    batch: int,
+    until: float,
+    judge: Judge | None = None,
+) -> dict[str, Any]:
+    """Figures of every setting, clip by clip. Ends early, with whole batches, when the time is up.
+
+    judge: also tells, of the prompts with one object, which clips show something else than the dense one ("same" is 0)
+        and which show what the prompt says ("follows" is 1).
+    """
     figures: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     done = 0
     for first in range(0, len(scenes), batch):
         if time.monotonic() > until:
             break
-        captions = [scene.caption for scene in scenes[first : first + batch]]
-        seeds = list(range(first, first + len(captions)))
+        part = scenes[first : first + batch]
+        captions, seeds = [scene.caption for scene in part], list(range(first, first + len(part)))
+        single = [place for place, scene in enumerate(part) if scene.attributes["kind"] == "shapes1"]
         dense = maker.frames(captions, seeds, attend_dense)
+        if judge is not None and single:
+            truth, reference = said([part[place] for place in single]), shown(judge, dense[single])
+            figures[DENSE]["follows"] += agreement(reference, truth)
         kinds: dict[str, BSAConfig | Callable] = {FLOOR: attend_explicitly, **configs}
         for name, attention in kinds.items():
-            for figure, values in compare(maker.frames(captions, seeds, attention), dense).items():
+            video = maker.frames(captions, seeds, attention)
+            told = compare(video, dense)
+            if judge is not None and single:
+                seen = shown(judge, video[single])
+                told |= {"same": agreement(seen, reference), "follows": agreement(seen, truth)}
+            for figure, values in told.items():
                 figures[name][figure] += values
         done += len(captions)
         print(f"{done} of {len(scenes)} prompts", flush=True)
@@ -155,14 +191,25 @@ def run(maker: Maker, configs: dict[str, BSAConfig], scenes: list[Scene], batch:
 
 
 def summary(figures: dict[str, list[float]], baseline: dict[str, list[float]] | None) -> dict[str, Any]:
-    """Means, the worst clip, and the paired gain over the baseline with its 95 % interval."""
+    """Means, the worst clip, the clips with another meaning, and the paired gain over the baseline with its 95 %
+    interval."""
     told: dict[str, Any] = {name: round(statistics.fmean(values), 4) for name, values in figures.items()}
-    told["worst_psnr"] = round(min(figures["psnr"]), 2)
+    if "same" in told:
+        told |= {"flips": figures["same"].count(0.0), "judged": len(figures["same"])}
+        del told["same"]
+    if "psnr" in figures:
+        told["worst_psnr"] = round(min(figures["psnr"]), 2)
     if baseline is not None:
         gains = [a - b for a, b in zip(figures["psnr"], baseline["psnr"], strict=True)]
         told["gain"] = round(statistics.fmean(gains), 2)
         told["gain_interval"] = [round(edge, 2) for edge in interval(gains)]
     return told
+
+
+def open_judge(weights: Path, device: str) -> Judge:
+    judge = Judge(NAMES).to(device).eval()
+    judge.load_state_dict(load_file(weights))
+    return judge
 
 
 def main() -> None:
@@ -171,25 +218,33 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=10)
     parser.add_argument("--minutes", type=float, default=60, help="begin no batch of prompts after that")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--judge", type=Path, help="weights of training.judge, to tell what each clip shows")
+    parser.add_argument("--probed", type=int, default=2, help="prompts for the measurements of each layer, or 0")
     parser.add_argument("--reduced", action="store_true", help="two settings and three prompts, one at a time")
+    parser.add_argument("--smoke", action="store_true", help="the same with one tiny clip and an untrained judge")
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
     began = time.monotonic()
-    configs, prompts, batch = (reduced(), 3, 1) if args.reduced else (study(), args.prompts, args.batch)
-    maker = Maker(args.device)
-    made = run(maker, configs, held_out_scenes(prompts), batch, began + 60 * args.minutes)
-    grid = Grid(LATENTS[1], LATENTS[2] // 2, LATENTS[3] // 2)
-    depth = len(maker.model.transformer.blocks)
+    configs, prompts, batch = (study(), args.prompts, args.batch)
+    if args.reduced or args.smoke:
+        configs, prompts, batch, args.probed = reduced(), 1 if args.smoke else 3, 1, 1
+    maker = Maker(args.device, SMOKE, 1) if args.smoke else Maker(args.device)
+    judge = Judge(NAMES).to(args.device).eval() if args.smoke else args.judge and open_judge(args.judge, args.device)
+    scenes = held_out_scenes(prompts)
+    made = run(maker, configs, scenes, batch, began + 60 * args.minutes, judge)
+    probed = [scene.caption for scene in scenes[: args.probed]]
+    layers = probe(partial(maker.frames, probed, list(range(len(probed)))), maker.depth, configs) if probed else {}
     rows = [{"name": FLOOR, **summary(made["clips"][FLOOR], None)}]
     for name, config in configs.items():
         baseline = made["clips"].get(name_of(BSAConfig(config.sparsity)))
-        share, kept = config.dense_share(STEPS, depth), config.blocks(grid).density
+        share, kept = config.dense_share(maker.steps, maker.depth), config.blocks(maker.grid).density
         rows.append(
             {
                 "name": name,
                 "bsa": config.to_bsa_params(),
                 "density": round(share + (1 - share) * (kept or 1), 5),
                 **summary(made["clips"][name], baseline),
+                **({"layers": layers[name]} if name in layers else {}),
             }
         )
     result = {
@@ -199,14 +254,18 @@ def main() -> None:
         "dtype": str(maker.dtype).removeprefix("torch."),
         "seconds": round(time.monotonic() - began, 1),
         "prompts": len(made["prompts"]),
+        "probed": args.probed,
+        "dense": summary(made["clips"][DENSE], None) if judge is not None else {},
+        "judge": score_judge(judge, args.device, 256) if args.judge else {},  # on renders that it never saw
         "rows": rows,
-        "psnr": {name: [round(value, 2) for value in figures["psnr"]] for name, figures in made["clips"].items()},
+        "psnr": {name: [round(value, 2) for value in made["clips"][name]["psnr"]] for name in (FLOOR, *configs)},
         "captions": made["prompts"],
     }
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(result, indent=1) + "\n")
     for row in rows:
-        print(f"{row['psnr']:6.2f} dB, worst {row['worst_psnr']:6.2f}, SSIM {row['ssim']:.4f}  {row['name']}")
+        flips = f", {row['flips']} of {row['judged']} mean something else" if "flips" in row else ""
+        print(f"{row['psnr']:6.2f} dB, worst {row['worst_psnr']:6.2f}, SSIM {row['ssim']:.4f}  {row['name']}{flips}")
 
 
 if __name__ == "__main__":

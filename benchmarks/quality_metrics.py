@@ -3,6 +3,9 @@
 PSNR and SSIM are those of `pipeline.media.similarity` (a test compares them); flicker is how far a video's changes from
 frame to frame are from those of the dense one. LPIPS is left out: its networks are downloads of hundreds of megabytes,
 and none of the packages here carries one.
+
+What a video shows is told by the classifier of `training.judge`: a flip is a clip that it takes for another colour,
+shape or motion than the dense one. Recall and output error compare one attention call with dense attention.
 """
 
 from __future__ import annotations
@@ -13,6 +16,11 @@ import statistics
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from bsa import BlockLayout, BlockSelection
+from pipeline.model.content import Judge
+from training.judge import NAMES
+from training.scenes import Scene
 
 RADIUS, SIGMA = 5, 1.5  # of SSIM's window, truncated at 3.5 sigma as scikit-image does
 
@@ -56,6 +64,48 @@ def ssim(first: Tensor, second: Tensor) -> float:
 def _decibels(error: Tensor) -> list[float]:
     decibels: list[float] = (10 * (255**2 / error.clamp_min(255**2 * 1e-10)).log10()).tolist()
     return decibels
+
+
+def shown(judge: Judge, video: Tensor) -> Tensor:
+    """What the classifier sees in clips of 8-bit levels [B, 3, T, H, W]: int64 [B, 3], indices into `judge.NAMES`."""
+    told = judge.judge(video.float() / 127.5 - 1)
+    return torch.stack([told[name] for name in NAMES], dim=1)
+
+
+def said(scenes: list[Scene]) -> Tensor:
+    """What the prompts of scenes with one object say, as `shown` has it."""
+    return torch.tensor([[NAMES[name].index(scene.attributes[f"{name}0"]) for name in NAMES] for scene in scenes])
+
+
+def agreement(first: Tensor, second: Tensor) -> list[float]:
+    """For each clip 1.0 where all attributes are the same, else 0.0. [B, 3] each."""
+    return (first.cpu() == second.cpu()).all(1).double().tolist()
+
+
+def block_masses(q: Tensor, k: Tensor, layout: BlockLayout) -> Tensor:
+    """Softmax mass that each query gives to each key block: [B, H, S, D] twice to fp32 [B, H, S, key blocks].
+
+    One head at a time, because all scores of a video would be gigabytes.
+    """
+    blocks = layout.block_of_token(q.device)
+    masses = q.new_zeros(*q.shape[:3], layout.blocks.volume, dtype=torch.float32)
+    for out, queries, keys in zip(*(x.flatten(0, 1) for x in (masses, q, k)), strict=True):
+        out.index_add_(1, blocks, ((queries.float() @ keys.float().mT) * q.shape[-1] ** -0.5).softmax(-1))
+    return masses
+
+
+def recall(masses: Tensor, selection: BlockSelection, layout: BlockLayout) -> float:
+    """Mean share of a query's softmax mass that lies in the key blocks selected for its block.
+
+    masses: from `block_masses`. layout: of the queries.
+    """
+    kept = selection.mask(masses.shape[-1])[:, :, layout.block_of_token(masses.device)]
+    return float((masses * kept).sum(-1).mean())
+
+
+def output_error(out: Tensor, dense: Tensor) -> float:
+    """Relative error of an attention's output, |out - dense| / |dense| over all values."""
+    return float((out.float() - dense.float()).norm() / dense.float().norm())
 
 
 def interval(values: list[float], draws: int = 2000) -> tuple[float, float]:

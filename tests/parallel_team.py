@@ -1,4 +1,4 @@
-"""A pipeline of two ranks on the CPU, for test_pipeline_team.py: python tests/parallel_team.py CHECKPOINT FOLDER
+"""A pipeline of two ranks, for test_pipeline_team.py: python tests/parallel_team.py CHECKPOINT FOLDER DEVICE
 
 Makes each video alone and together, stops and breaks jobs, and writes what it saw.
 """
@@ -17,8 +17,7 @@ from bsa import BSAConfig
 from pipeline import Cancelled, LongCatPipeline
 from pipeline.media.attention_record import AttentionRecord, record_path
 from pipeline.media.clip import inspect_clip
-
-HOW = {"forward": "fast", "device": "cpu"}
+from pipeline.media.similarity import psnr
 
 
 def requests(info) -> dict:
@@ -49,7 +48,8 @@ def make(pipeline, request, output: Path) -> dict:
 
 def compared(alone: dict, together: dict) -> dict:
     frames = np.abs(alone["frames"].astype(int) - together["frames"].astype(int))
-    found = {"largest": int(frames.max()), "shape": frames.shape, "same_steps": alone["steps"] == together["steps"]}
+    found = {"largest": int(frames.max()), "psnr": psnr(alone["frames"], together["frames"])}
+    found["same_steps"] = alone["steps"] == together["steps"]
     found |= {name: [alone[name], together[name]] for name in ("density", "kept")}
     one, two = alone["record"], together["record"]
     if one is not None:
@@ -79,16 +79,17 @@ def outcome(call) -> str:
     return "made"
 
 
-def main(checkpoint: Path, folder: Path) -> None:
+def main(checkpoint: str, folder: str, device: str) -> None:
     torch.set_num_threads(1)
-    one = LongCatPipeline.load(checkpoint, **HOW)
+    checkpoint, folder = Path(checkpoint), Path(folder)
+    one = LongCatPipeline.load(checkpoint, device=device, forward="fast")
     asked = requests(one.info)
     alone = {name: make(one, request, folder / f"one-{name}.mp4") for name, request in asked.items()}
     clip = folder / "one-dense.mp4"
     asked["continued"] = continued(one.info, clip, asked["guided"])
     alone["continued"] = make(one, asked["continued"], folder / "one-continued.mp4")
     del one
-    two = LongCatPipeline.load(checkpoint, gpus=2, **HOW)
+    two = LongCatPipeline.load(checkpoint, device=device, forward="fast", gpus=2)
     found = {}
     for name, request in asked.items():
         found[name] = compared(alone[name], make(two, request, folder / f"two-{name}.mp4"))
@@ -105,4 +106,4 @@ def main(checkpoint: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main(*sys.argv[1:])

@@ -31,6 +31,25 @@ def test_every_table_is_shown_and_follows_its_results(name):
         assert stale.count("\n| ") > 2
 
 
+def test_tables_of_a_judged_study(monkeypatch):
+    """As `quality.py --judge` writes it: two columns more, and a table of the layers."""
+    study = json.loads((ROOT / "benchmarks" / "results" / "quality.json").read_text())
+    for row in study["rows"]:
+        row |= {"flips": 3, "judged": 37, "follows": 0.919}
+        if "bsa" in row:
+            row["layers"] = {"recall": [0.5, 0.25], "error": [0.125, 0.0625]}
+    study |= {"dense": {"follows": 0.946}, "probed": 2, "judge": {"all three": 0.996, "clips": 256}}
+    monkeypatch.setattr(tables, "load", lambda name: study)
+    details, layers = tables.quality_details(), tables.quality_layers()
+    assert "37 prompts have one object and are judged: 95% of the dense videos follow them" in details
+    assert "The classifier itself is right in 99.6% of 256 renders." in details
+    sparsities = [row["bsa"]["sparsity"] for row in study["rows"] if "bsa" in row]
+    assert details.count("| 3 of 37 | 92% |") == sparsities.count(0.75) + sparsities.count(0.9375)
+    assert "| mass kept | 0.75 | mean | 4x4x4 / 4x4x4 | 0.50 | 0.25 |" in layers
+    assert "| output error | 0.9375 | cells | 2x2x4 / 2x2x4 | 0.12 | 0.06 |" in layers
+    assert {line.count("|") for line in layers.splitlines() if line.startswith("|")} == {7}
+
+
 def test_a_table_without_results_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     assert "Not measured yet." in tables.fill("<!-- table: forward -->\n<!-- end -->")
@@ -48,6 +67,7 @@ IN_SMALL = {
     "selection": ("selection.py", {"mean, select", "cells, operation"}),
     "curve": ("cost_curve.py", {"sparse", "dense"}),
     "memory": ("memory.py", {"fast, sparse", "plain, sparse", "decoding, frame by frame"}),
+    "quality": ("quality.py", {"0.9375 mean 4x4x4 4x4x4", "0.9375 cells 4x4x4 4x4x4 dense layers 2"}),
     "fused": ("fused_check.py", {"swiglu to 8 bits", "head norm"}),
     "multi-gpu": ("multi_gpu.py", {"sparse", "exchange"}),
 }
@@ -79,7 +99,18 @@ def rows_of(tmp_path_factory):
     return rows
 
 
-@pytest.mark.parametrize("name", [name for name in IN_SMALL if name != "peers"])
+def test_the_study_of_quality_runs_in_small_with_its_judge_and_its_layers(rows_of):
+    floor, *settings = rows_of("quality")
+    assert {row["name"] for row in settings} == IN_SMALL["quality"][1]
+    for row in (floor, *settings):
+        assert row["judged"] == 1 and row["flips"] in (0, 1) and row["follows"] in (0, 1)  # of an untrained judge
+    plain, scheduled = settings
+    assert all(0 < kept < 1 for kept in plain["layers"]["recall"]) and len(plain["layers"]["recall"]) == 10
+    assert all(0 < error < 1 for error in plain["layers"]["error"])
+    assert "layers" not in scheduled
+
+
+@pytest.mark.parametrize("name", [name for name in IN_SMALL if name not in ("peers", "quality")])
 def test_gpu_benchmarks_run_in_small_on_the_cpu(rows_of, name):
     rows = rows_of(name)
     assert IN_SMALL[name][1] <= {row["what"] for row in rows}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bsa import BlockLayout, BSAConfig, Grid, block_sparse_attention
-from pipeline import VideoRequest
+from pipeline import FromFrames, VideoRequest
 from pipeline.cli import main
 from pipeline.media.attention_record import AttentionRecord, Sampled, record_path
 from pipeline.model.recorder import MANY_BLOCKS, STORED_BYTES, AttentionRecorder
@@ -47,6 +47,60 @@ def true_block_mass(request, q, k):
     block = layout.block_of_token(torch.device("cpu"))
     mass = torch.zeros(*probabilities.shape[:2], layout.blocks.volume, dtype=torch.float64)
     return mass.index_add_(-1, block, probabilities)
+
+
+def conditioned(request, kv_cache):
+    """The same request, continuing a clip of 5 frames, which are 2 latent frames."""
+    start = FromFrames(video="clip.mp4", cond_frames=5, kv_cache=kv_cache, enhance_hf=False)
+    return replace(request, start=start)
+
+
+@pytest.mark.parametrize("kv_cache", ["device", "off"])
+@pytest.mark.parametrize(
+    ("grid", "chunk"),
+    [
+        pytest.param(Grid(6, 4, 4), Grid(2, 2, 2), id="whole-blocks"),
+        pytest.param(Grid(5, 3, 5), Grid(4, 2, 2), id="ragged-blocks"),
+    ],
+)
+def test_conditioning_frames_have_blocks_of_their_own(grid, chunk, kv_cache, tmp_path):
+    """Selections, density and recall against the operation on the same tensors, and masses over what may be seen."""
+    bsa = BSAConfig(0.5, chunk_q=chunk, chunk_k=chunk)
+    request = conditioned(request_for(grid, bsa), kv_cache)
+    recorder = AttentionRecorder(request, LAYERS)
+    attention = attention_for(request.workload, recorder)
+    given, cached, inputs = 2 * grid.h * grid.w, kv_cache != "off", []
+    random = torch.Generator().manual_seed(0)
+    for _ in range(request.steps * LAYERS):
+        q, k, v = (2 * torch.randn(1, HEADS, grid.volume, DIM, generator=random).cumsum(2) / 10 for _ in range(3))
+        attention(q[:, :, given:] if cached else q, k, v, grid, 2)
+        inputs.append((q, k, v))
+    recorder.record({}).save(tmp_path / "x.npz")
+    record = AttentionRecord.load(tmp_path / "x.npz")
+    layout = BlockLayout(grid, chunk, 2)
+    first, blocks = layout.first.blocks.volume, layout.blocks.volume
+    assert record.q_blocks == record.k_blocks == layout.blocks and record.conditioning == 2
+    block = layout.block_of_token(torch.device("cpu"))
+    for (step, layer), (q, k, v) in zip(np.ndindex(request.steps, LAYERS), inputs, strict=True):
+        _, selection = block_sparse_attention(q, k, v, grid, bsa, conditioning=2, return_selection=True)
+        mask = selection.mask(blocks)[0]
+        scores = q[0].double() @ k[0].double().mT / DIM**0.5
+        scores[:, :given, given:] = -np.inf
+        seen = mask[:, block][..., block]
+        inside = (scores.softmax(-1) * seen).sum(-1)
+        pairs = seen[:, given * cached :].double().sum((1, 2)) / torch.isfinite(scores[0, given * cached :]).sum()
+        np.testing.assert_allclose(record.density[step, layer], pairs, rtol=1e-6)
+        for number in range(blocks):
+            if cached and number < first:
+                assert not record.masks(step, layer, number).any()
+                assert np.isnan(record.recall_of(step, layer, number)).all()
+                continue
+            np.testing.assert_array_equal(record.masks(step, layer, number), mask[:, number])
+            measured, options = record.recall_of(step, layer, number), inside[:, block == number]
+            # it is one of the block's tokens, the same for all heads; fp32 against fp64
+            assert np.abs(measured - options.numpy().T).max(1).min() < 1e-5
+    summary = record.summary()
+    assert 0 < summary["recall"] <= 1 and 0 < summary["density"] < 1
 
 
 SMALL = BSAConfig(sparsity=0.5, chunk_q=Grid(2, 2, 2), chunk_k=Grid(2, 2, 2))
@@ -200,9 +254,9 @@ def test_file_round_trip_and_what_cannot_be_read(tmp_path):
         AttentionRecord.load(tmp_path / "other.npz")
     (tmp_path / "text.npz").write_text("not a record")
     np.savez(tmp_path / "array.npz", density=np.zeros(3))
-    np.savez(tmp_path / "newer.npz", about=json.dumps({"format": 2}), **{name: 0 for name in
+    np.savez(tmp_path / "newer.npz", about=json.dumps({"format": 3}), **{name: 0 for name in
              ("selections", "block_recall", "density", "recall")})  # fmt: skip
-    for name, reason in (("text", "is not an attention record"), ("array", "is not"), ("newer", "has format 2")):
+    for name, reason in (("text", "is not an attention record"), ("array", "is not"), ("newer", "has format 3")):
         with pytest.raises(ValueError, match=reason):
             AttentionRecord.load(tmp_path / f"{name}.npz")
 

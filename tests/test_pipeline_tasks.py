@@ -16,6 +16,7 @@ from bsa import BSAConfig
 from pipeline import FromFrames, FromImage, LongCatPipeline, VideoRequest, compare, read_settings
 from pipeline.cli.main import main
 from pipeline.cli.options import build_parser, read_request
+from pipeline.media.attention_record import AttentionRecord, record_path
 from pipeline.media.clip import inspect_clip, read_clip
 from pipeline.media.picture import inspect_picture
 from pipeline.media.write import write_video
@@ -132,6 +133,19 @@ def test_guidance_is_fitted_over_what_the_forward_has(tiny_pipeline, clip, monke
         request = small(tiny_pipeline.info.continuation, clip, kv_cache=kept, guidance_scale=4.0, enhance_hf=False)
         made[kept] = final_latents(tiny_pipeline, request, monkeypatch)
     assert 1e-4 < (made["device"] - made["off"]).norm() / made["off"].norm() < 0.5
+
+
+@pytest.mark.parametrize("case", ["image-sparse", "frames-sparse", "frames-guided"])
+def test_both_forwards_record_the_same(tiny_pipeline, picture, clip, tmp_path, monkeypatch, case):
+    request, records = replace(cases(tiny_pipeline, picture, clip)[case], steps=1), []
+    monkeypatch.setattr(tiny_pipeline, "record", True)
+    for forward in ("plain", "fast"):
+        monkeypatch.setattr(tiny_pipeline, "forward", forward)
+        result = tiny_pipeline.generate(request, output=tmp_path / f"{forward}.mp4")
+        records.append(AttentionRecord.load(record_path(result.video)))
+    np.testing.assert_array_equal(records[0].selections, records[1].selections)
+    np.testing.assert_allclose(records[0].recall, records[1].recall, rtol=1e-4)
+    assert records[0].conditioning == request.start.conditioning
 
 
 def test_dense_steps_and_layers_with_a_cache(tiny_pipeline, clip, monkeypatch):

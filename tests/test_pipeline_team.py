@@ -4,32 +4,46 @@ import json
 import os
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
+import torch
 from programs import HERE, ROOT, run_program
 
 from pipeline import read_settings
+from pipeline.parallel.launch import Followers
+
+TWO_GPUS = [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no two CUDA devices")]
 
 
-@pytest.fixture(scope="module")
-def found(tiny_checkpoint, tmp_path_factory):
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=TWO_GPUS)])
+def found(request, tiny_checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("team")
-    run_program("parallel_team.py", tiny_checkpoint, folder)
-    return json.loads((folder / "found.json").read_text())
+    run_program("parallel_team.py", tiny_checkpoint, folder, request.param)
+    return json.loads((folder / "found.json").read_text()) | {"device": request.param}
+
+
+def assert_same(found, video):
+    """On the CPU, a pixel may round to the other side; a wrong strip or step would be tens of levels off. On a GPU,
+    bfloat16 rounds more, and selects other blocks at near ties."""
+    assert video["largest"] <= 1 if found["device"] == "cpu" else video["psnr"] > 25
 
 
 @pytest.mark.parametrize("name", ["guided", "threshold", "dense", "continued"])
 def test_the_video_of_one_process(found, name):
     video = found[name]
-    # A pixel may round to the other side; a wrong strip or step would be tens of levels off.
-    assert video["largest"] <= 1 and video["same_steps"]
+    assert_same(found, video)
+    assert video["same_steps"]
     for name in ("density", "kept"):
-        assert video[name][0] == pytest.approx(video[name][1])
+        assert video[name][0] == pytest.approx(video[name][1], rel=1e-6 if found["device"] == "cpu" else 0.02)
 
 
 @pytest.mark.parametrize("name", ["guided", "threshold"])
 @pytest.mark.parametrize("part", ["selections", "density", "recall", "block_recall"])
 def test_the_record_of_one_process(found, name, part):
+    if found["device"] == "cuda" and part != "density":
+        pytest.skip("near ties are decided by rounding")
     assert found[name][f"record {part}"]
 
 
@@ -48,7 +62,34 @@ def test_a_killed_rank_ends_its_job_with_a_sentence_and_the_next_one_runs(found)
         "RankLost: GPU 1 of 2 is lost: its process was killed, which is what the system does when memory runs out; the "
         "others were stopped too, and the next video starts all of them again"
     )
-    assert found["next"]["largest"] <= 1
+    assert_same(found, found["next"])
+
+
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [
+        ("out_of_memory", "it ran out of memory; use a smaller size, fewer frames or more GPUs"),
+        ("surprised", "RuntimeError: a library is missing"),
+        ("killed", "its process was killed, which is what the system does when memory runs out"),
+        ("left", "its process ended with exit code 7"),
+    ],
+)
+def test_a_rank_that_is_lost_says_why(program, why):
+    followers = Followers(f"parallel_faults:{program}", {}, 2)
+    try:
+        listening = {at.laddr.ip for at in psutil.Process().net_connections("tcp") if at.status == "LISTEN"}
+        assert listening == {"127.0.0.1"}
+        assert _wait(lambda: not followers.alive)
+        assert followers.lost().startswith(f"GPU 1 of 2 is lost: {why}; the others were stopped")
+    finally:
+        followers.close()
+
+
+def _wait(until, seconds=60):
+    end = time.monotonic() + seconds
+    while not until() and time.monotonic() < end:
+        time.sleep(0.1)
+    return until()
 
 
 def test_under_torchrun(tiny_checkpoint, tmp_path):

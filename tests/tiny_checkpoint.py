@@ -39,13 +39,13 @@ MODEL_INDEX = {
 }
 
 
-def transformer_config(bsa_params: dict | None) -> dict:
+def transformer_config(bsa_params: dict | None, depth: int = DEPTH) -> dict:
     return {
         "_class_name": "LongCatTransformer3DModel",
         "in_channels": 16,
         "out_channels": 16,
         "hidden_size": HIDDEN,
-        "depth": DEPTH,
+        "depth": depth,
         "num_attention_heads": HEADS,
         "caption_channels": TEXT_CHANNELS,
         "mlp_ratio": 4,
@@ -58,7 +58,7 @@ def transformer_config(bsa_params: dict | None) -> dict:
     }
 
 
-def transformer_weights(seed: int) -> dict[str, torch.Tensor]:
+def transformer_weights(seed: int, depth: int = DEPTH) -> dict[str, torch.Tensor]:
     """Random weights under FastVideo's names, scaled so that every branch contributes to the output."""
     generator = torch.Generator().manual_seed(seed)
     weights: dict[str, torch.Tensor] = {}
@@ -77,7 +77,7 @@ def transformer_weights(seed: int) -> dict[str, torch.Tensor]:
     linear("time_embedder.linear_2", TIME_CHANNELS, TIME_CHANNELS)
     linear("caption_embedder.linear_1", TEXT_CHANNELS, HIDDEN)
     linear("caption_embedder.linear_2", HIDDEN, HIDDEN)
-    for index in range(DEPTH):
+    for index in range(depth):
         block = f"blocks.{index}"
         linear(f"{block}.adaln_linear_1", TIME_CHANNELS, 6 * HIDDEN)
         gain(f"{block}.norm_cross.weight", HIDDEN)
@@ -203,13 +203,18 @@ def _write_vae(folder: Path, seed: int) -> None:
 
 
 def write_tiny_checkpoint(
-    folder: Path, *, seed: int = 0, bsa_params: dict | None = BSA_PARAMS, generation: dict | None = GENERATION
+    folder: Path,
+    *,
+    seed: int = 0,
+    bsa_params: dict | None = BSA_PARAMS,
+    generation: dict | None = GENERATION,
+    depth: int = DEPTH,
 ) -> Path:
     """Write the checkpoint into `folder` (created) and return it. Same seed, same weights."""
     folder = Path(folder)
     _write_json(folder / "model_index.json", MODEL_INDEX)
-    _write_json(folder / "transformer" / "config.json", transformer_config(bsa_params))
-    save_file(transformer_weights(seed), folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    _write_json(folder / "transformer" / "config.json", transformer_config(bsa_params, depth))
+    save_file(transformer_weights(seed, depth), folder / "transformer" / "diffusion_pytorch_model.safetensors")
     _write_json(
         folder / "scheduler" / "scheduler_config.json",
         {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 12.0},

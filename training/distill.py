@@ -5,6 +5,9 @@ the student takes one (progressive distillation, arXiv 2202.00512; guidance dist
 The student's attention is dense or block sparse at random. Its target is dense in both cases, so sparse and
 dense videos of one seed also come closer together.
 
+Where the first frames are given, hardly more than one video fits the prompt, and the flow is nearly straight. There the
+student goes on learning from the clips themselves, which needs no teacher.
+
     python -m training.distill --vae OUT --start OUT --minutes 4 --output OUT2
 """
 
@@ -16,15 +19,17 @@ import random
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from pipeline.model.denoising import guide
-from training.data import add_pool_arguments, open_pool
+from pipeline.model.forward import Attend
+from training.data import Pool, add_pool_arguments, open_pool
 from training.optim import Optimiser, trapezoid
 from training.parallel import join
 from training.run import Run
-from training.sampling import euler, shifted_sigmas
+from training.sampling import TextToVideo, euler, shifted_sigmas
 from training.tokenizer import encode, load_tokenizer
-from training.train_dit import build, draw_attention, finish, trained_parts
+from training.train_dit import build, draw_attention, draw_given, finish, flow_loss, trained_parts
 
 STEPS = (8, 10, 12, 16)
 
@@ -36,6 +41,35 @@ def teach(teacher, x, sigma, middle, target, text, mask, guidance: float):
     for a, b in ((sigma, middle), (middle, target)):
         y = euler(y, guide(teacher.velocity(torch.cat([y, y]), torch.cat([a, a]), text, mask), guidance), a, b)
     return (y - x) / (sigma - target).view(-1, 1, 1, 1, 1)
+
+
+def distill_loss(
+    student: TextToVideo,
+    teacher: TextToVideo,
+    pool: Pool,
+    empty: tuple[Tensor, Tensor],
+    batch: int,
+    frames: int,
+    attend: Attend,
+    sigmas: Tensor,
+    guidance: float,
+) -> Tensor:
+    """Squared error of the student's velocity to `teach` at random steps of the schedule `sigmas`.
+
+    empty: ids and mask of the empty prompt, each [1, L].
+    """
+    x, ids, mask = pool.batch(batch, frames)
+    step = torch.randint(len(sigmas) - 1, (batch,), device=x.device)
+    sigma, target = sigmas[step], sigmas[step + 1]
+    noisy = torch.lerp(x, torch.randn_like(x), sigma.view(-1, 1, 1, 1, 1))
+    empty_ids, empty_mask = (part.expand(batch, -1) for part in empty)
+    with torch.no_grad():
+        both = torch.cat([empty_mask, mask])
+        text = teacher.encode(torch.cat([empty_ids, ids]), both)
+    goal = teach(teacher, noisy, sigma, (sigma + target) / 2, target, text, both, guidance)
+    kept = not next(student.text_encoder.parameters()).requires_grad
+    velocity = student.velocity(noisy, sigma, text[batch:] if kept else student.encode(ids, mask), mask, attend)
+    return (velocity - goal).square().mean()
 
 
 def main() -> None:
@@ -60,23 +94,18 @@ def main() -> None:
     student = build(len(tokenizer), device, args.start, compiled=not args.eager)
     teacher = copy.deepcopy(student).eval().requires_grad_(False)
     optimiser = Optimiser(trained_parts(student, args.keep_encoder), args.lr, ema=0.997)
-    empty_ids, empty_mask = (x.to(device).expand(args.batch, -1) for x in encode(tokenizer, [""]))
+    empty = tuple(x.to(device) for x in encode(tokenizer, [""]))
     schedules = [shifted_sigmas(steps, device) for steps in STEPS]
     for progress in run.steps(args.minutes, args.wall):
-        x, ids, mask = pool.batch(args.batch, args.frames)
-        sigmas = rng.choice(schedules)
-        place = torch.randint(len(sigmas) - 1, (args.batch,), device=device)
-        sigma, target = sigmas[place], sigmas[place + 1]
-        noisy = torch.lerp(x, torch.randn_like(x), sigma.view(-1, 1, 1, 1, 1))
+        given, sigmas = draw_given(rng, args.given, args.frames), rng.choice(schedules)
         attend = draw_attention(rng, args.dense)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            with torch.no_grad():
-                both = torch.cat([empty_mask, mask])
-                text = teacher.encode(torch.cat([empty_ids, ids]), both)
-            goal = teach(teacher, noisy, sigma, (sigma + target) / 2, target, text, both, args.guidance)
-            read = text[args.batch :] if args.keep_encoder else student.encode(ids, mask)
-            velocity = student.velocity(noisy, sigma, read, mask, attend)
-            loss = (velocity - goal).square().mean()
+            if given:
+                loss = flow_loss(student, pool, empty, args.batch, args.frames, attend, given)
+            else:
+                loss = distill_loss(
+                    student, teacher, pool, empty, args.batch, args.frames, attend, sigmas, args.guidance
+                )
         loss.backward()
         optimiser.step(trapezoid(progress, 0.02, 0.6))
         run.log(loss)

@@ -24,8 +24,14 @@ def join() -> tuple[int, int]:
         dist.init_process_group("cpu:gloo,cuda:nccl")
     else:
         dist.init_process_group("gloo")
-    atexit.register(dist.destroy_process_group)
+    atexit.register(leave)
     return place()
+
+
+def leave() -> None:
+    """Part from the other processes, which all must do. From then on this one is alone."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def place() -> tuple[int, int]:

@@ -56,8 +56,17 @@ def _colour(x: Tensor) -> Tensor:
     return x.view(-1, 3, 1, 1, 1)
 
 
-def _draw_object(image: Tensor, x: Tensor, y: Tensor, time: Tensor, kind: Tensor, o: dict[str, Tensor], pixel: float):
-    """Paint one shape with its shadow over `image` [B, 3, T, H, W]."""
+def _draw_object(
+    image: Tensor,
+    x: Tensor,
+    y: Tensor,
+    time: Tensor,
+    kind: Tensor,
+    o: dict[str, Tensor],
+    wall: Tensor,
+    pixel: float,
+) -> Tensor:
+    """Paint one shape over `image` [B, 3, T, H, W], with a faint shadow where there is a `wall` [B, 1, 1, 1] behind."""
     turn = 2 * math.pi * o["frequency"] * time + o["phase"]
     cx = o["x0"] + o["vx"] * (time - 0.5) + o["rx"] * torch.cos(turn)
     cy = o["y0"] + o["vy"] * (time - 0.5) + o["ry"] * torch.sin(turn) + o["bounce"] * torch.sin(turn / 2).abs()
@@ -72,7 +81,7 @@ def _draw_object(image: Tensor, x: Tensor, y: Tensor, time: Tensor, kind: Tensor
         return sum(_per_clip(kind[:, i]) * field(u, v) for i, field in enumerate(DISTANCES) if seen[i]) * size
 
     shadow = place(x - cx - 0.05, y - cy + 0.07)
-    image = image * (1 - 0.38 * _per_clip(o["present"][:, 0, 0, 0]) * _smooth(0.07, -0.07, shadow)).unsqueeze(1)
+    image = image * (1 - 0.16 * wall * o["present"] * _smooth(0.07, -0.07, shadow)).unsqueeze(1)
 
     distance = place(x - cx, y - cy)
     cover = _smooth(pixel, -pixel, distance) * o["present"]
@@ -88,13 +97,15 @@ def _draw_object(image: Tensor, x: Tensor, y: Tensor, time: Tensor, kind: Tensor
 # ---- backgrounds ----
 
 
-def _studio(p: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+def _studio(p: dict[str, Tensor], x: Tensor, y: Tensor, pixel: float) -> Tensor:
     first, second = _colour(p["colour_a"]), _colour(p["colour_b"])
     plain = first * (1.02 - 0.10 * (x * x + y * y)).unsqueeze(1)
     gradient = _mix(second, first, _smooth(-0.95, 0.95, y).unsqueeze(1))
     depth = 0.55 / (0.12 - (y + 0.15)).clamp(min=0.02)
-    squares = torch.sin(x * depth * 4.0) * torch.sin(depth * 6.0)
-    tiles = 0.45 + 0.33 * torch.tanh(squares * 6 / (1 + 0.15 * depth * depth))
+    # edges two pixels wide, which near the horizon is wider than a square
+    columns = torch.tanh(torch.sin(x * depth * 4.0) * 0.7 / (pixel * 4 * depth))
+    rows = torch.tanh(torch.sin(depth * 6.0) * 0.7 / (pixel * 11 * depth * depth))
+    tiles = 0.45 + 0.33 * columns * rows
     floor = _rgb(1, 0.98, 0.95, x) * (
         tiles * _smooth(-0.15, -0.45, y) + 0.45 * (1 - _smooth(-0.15, -0.45, y))
     ).unsqueeze(1)
@@ -145,6 +156,12 @@ def _ridge(x: Tensor, p: dict[str, Tensor], layer: int, height: float, rough: fl
     return height + rough * (torch.sin(2.1 * x + a) + 0.5 * torch.sin(4.7 * x + b))
 
 
+def _slope(x: Tensor, p: dict[str, Tensor], layer: int) -> Tensor:
+    """How steep a ridge of roughness 1 rises to the right, about -1 to 1."""
+    a, b = _per_clip(p["terrain"][:, layer]), _per_clip(p["terrain"][:, layer + 3])
+    return 0.5 * (torch.cos(2.1 * x + a) + torch.cos(4.7 * x + b))
+
+
 def _peaks(x: Tensor, p: dict[str, Tensor], layer: int, height: float, rough: float) -> Tensor:
     a, b = _per_clip(p["terrain"][:, layer]), _per_clip(p["terrain"][:, layer + 3])
 
@@ -167,11 +184,15 @@ def _ground(
 ) -> Tensor:
     edge = 0.012
 
-    def layers(colours, line, heights, rough, snow=False):
+    def layers(colours, line, heights, rough, snow=False, sand=False):
         image = sky
         for i, (colour, height) in enumerate(zip(colours, heights, strict=True)):
-            top = line(x + pan * (0.35 + 0.32 * i), p, i, height, rough * (1.25 - 0.25 * i))
-            tint = _rgb(*colour, x) * (0.92 + 0.25 * (y - top).clamp(-0.6, 0)).unsqueeze(1)
+            along = x + pan * (0.35 + 0.32 * i)
+            top = line(along, p, i, height, rough * (1.25 - 0.25 * i))
+            shade = 0.92 + 0.25 * (y - top).clamp(-0.6, 0)
+            if sand:  # lit and dark flanks, and ripples: without them a camera that pans seems to stand still
+                shade = shade + 0.13 * _slope(along, p, i) + 0.05 * torch.sin(14 * along + 9 * (y - top))
+            tint = _rgb(*colour, x) * shade.unsqueeze(1)
             if snow and i < 2:
                 cap = _smooth(-0.20, -0.14, y - top) * _smooth(0.05, 0.2, top + 0.25)
                 tint = _mix(tint, _rgb(0.95, 0.97, 1.0, x), cap.unsqueeze(1))
@@ -200,7 +221,8 @@ def _ground(
         return _mix(sky, water, _smooth(horizon + edge, horizon - edge, y).unsqueeze(1))
 
     def dunes() -> Tensor:
-        return layers(((0.93, 0.76, 0.50), (0.88, 0.66, 0.38), (0.78, 0.54, 0.28)), _ridge, (-0.22, -0.44, -0.70), 0.12)
+        colours = ((0.93, 0.76, 0.50), (0.88, 0.66, 0.38), (0.78, 0.54, 0.28))
+        return layers(colours, _ridge, (-0.22, -0.44, -0.70), 0.12, sand=True)
 
     def city() -> Tensor:
         image = sky
@@ -244,21 +266,21 @@ def _weather(p: dict[str, Tensor], image: Tensor, x: Tensor, y: Tensor, time: Te
     for i in range(4):
         bx, by, start, hue = (_per_clip(p["bursts"][:, 5 * i + j]) for j in range(4))
         age = ((time - start) / 0.34).clamp(0, 1)
-        alive = ((time - start > 0) & (time - start < 0.34)).float() * (1 - age) ** 0.7
+        alive = ((time - start > 0) & (time - start < 0.34)).float() * (1 - age) ** 0.5
         dx, dy = x - bx, y - by + 0.12 * age * age
         radius, angle = torch.sqrt(dx * dx + dy * dy + 1e-9), torch.atan2(dx, dy)
         reach = 0.46 * (1 - (1 - age) ** 2)
         glow = torch.zeros_like(radius)
-        for points, share in ((14, 1.0), (9, 0.6)):
+        for points, share in ((12, 1.0), (8, 0.55)):
             sector = 2 * math.pi / points
             bend = angle - sector * torch.round(angle / sector)
-            spark = ((radius - reach * share) ** 2 + (radius * bend) ** 2) / (0.018 + 0.012 * age) ** 2
+            spark = ((radius - reach * share) ** 2 + (radius * bend) ** 2) / (0.030 + 0.012 * age) ** 2
             tail = (
-                _smooth(0.014, 0.0, (radius * bend).abs())
+                _smooth(0.024, 0.0, (radius * bend).abs())
                 * _smooth(0.0, 1.0, radius / (reach * share + 1e-3))
                 * (radius < reach * share)
             )
-            glow = glow + torch.exp(-spark) + 0.45 * tail
+            glow = glow + 1.5 * torch.exp(-spark) + 0.7 * tail
         tint = torch.cat(
             [0.55 + 0.45 * torch.cos(2 * math.pi * (hue + shift)) for shift in (0.0, 0.33, 0.67)], dim=1
         ).view(-1, 3, 1, 1, 1)
@@ -297,7 +319,7 @@ def render(
 
     sun = _mix(_per_clip(p["sun_from"][:, 0]), _per_clip(p["sun_to"][:, 0]), time)
     pan = _per_clip(p["pan"][:, 0]) * time
-    image = _studio(p, x, y).expand(-1, -1, frames, -1, -1)
+    image = _studio(p, x, y, pixel).expand(-1, -1, frames, -1, -1)
     if _seen(p["studio"] < 1):
         sky, ambient, dark = _sky(p, x, y, sun, pan)
         outdoors = _weather(p, _ground(p, x, y, time, pan, sky, ambient, dark, sun), x, y, time)
@@ -308,5 +330,6 @@ def render(
         o["size"] = o["size"].clamp(min=1e-3)
         if not _seen(o["present"]):
             continue
-        image = _draw_object(image, x, y, time, p["shape"].view(-1, 2, len(SHAPES))[:, i], o, pixel)
+        kind = p["shape"].view(-1, 2, len(SHAPES))[:, i]
+        image = _draw_object(image, x, y, time, kind, o, _per_clip(p["studio"][:, 0]), pixel)
     return image.clamp(0, 1) * 2 - 1

@@ -47,10 +47,17 @@ class TextToVideo(nn.Module):
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
         return self.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
 
-    def velocity(self, x: Tensor, sigma: Tensor, text: Tensor, mask: Tensor, attend: Attend = attend_dense) -> Tensor:
-        """LongCat's prediction ``clean - noise``. sigma [B] in [0, 1]; mask [B, L]."""
+    def velocity(
+        self, x: Tensor, sigma: Tensor, text: Tensor, mask: Tensor, attend: Attend = attend_dense, given: int = 0
+    ) -> Tensor:
+        """LongCat's prediction ``clean - noise``. sigma [B] in [0, 1]; mask [B, L].
+
+        given: first latent frames of `x` that are clean, and of which the prediction means nothing.
+        """
         valid = mask[:, None, None].bool()
-        return longcat_forward(self.transformer, x, sigma * 1000, text, valid, attend, stages=self.stages)
+        return longcat_forward(
+            self.transformer, x, sigma * 1000, text, valid, attend, conditioning=given, stages=self.stages
+        )
 
 
 def euler(x: Tensor, velocity: Tensor, sigma: Tensor, target: Tensor) -> Tensor:
@@ -59,10 +66,21 @@ def euler(x: Tensor, velocity: Tensor, sigma: Tensor, target: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def sample(predict: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps: int) -> Tensor:
-    """Integrate ``predict(x, sigma)`` from pure noise to a clean latent."""
+def sample(
+    predict: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps: int, given: Tensor | None = None
+) -> Tensor:
+    """Integrate ``predict(x, sigma)`` from pure noise to a clean latent.
+
+    given: clean latents of the first frames, which take the place of noise and stay as they are.
+    """
     sigmas = shifted_sigmas(steps, noise.device)
-    x = noise
+    x = with_given(noise, given)
     for sigma, target in zip(sigmas[:-1], sigmas[1:], strict=True):
         x = euler(x, predict(x, sigma.expand(len(x))), sigma.expand(len(x)), target.expand(len(x)))
+        x = with_given(x, given)
     return x
+
+
+def with_given(x: Tensor, given: Tensor | None) -> Tensor:
+    """`x` [B, C, T, h, w] with its first frames replaced by `given`."""
+    return x if given is None else torch.cat([given, x[:, :, given.shape[2] :]], dim=2)

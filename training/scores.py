@@ -50,7 +50,27 @@ def table(report: dict[str, Any]) -> str:
     for name, scores in report["scores"].items():
         label = {"render": "renders of the same scenes, through the VAE", "dense": "**dense**"}.get(name)
         lines.append(line(label or f"**sparse, sparsity {name.removeprefix('bsa-')}**", scores, count))
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_tasks(report.get("tasks", {}), count)]) + "\n"
+
+
+def _tasks(tasks: dict[str, dict[str, float]], count: int) -> list[str]:
+    """The table of the videos that begin with given frames."""
+    if not tasks:
+        return []
+    begun = {"picture": "from a picture", "continuation": "on from 13 frames"}
+    lines = [
+        "",
+        "| | clips | " + " | ".join(NAMES) + " | given frames, PSNR (worst) | seam (worst) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, scores in tasks.items():
+        task, how = name.split()
+        how = "dense" if how == "dense" else f"sparsity {how.removeprefix('bsa-')}"
+        shares = " | ".join(f"{scores[part]:.0%}" for part in NAMES)
+        given = f"{scores['given psnr']:.1f} dB ({scores['given psnr, worst']:.1f})"
+        seams = f"{scores['seam']:.2f} ({scores['seam, worst']:.2f})"
+        lines.append(f"| {begun[task]}, {how} | {count} | {shares} | {given} | {seams} |")
+    return lines
 
 
 def main() -> int:

@@ -25,7 +25,7 @@ def _star(x: Tensor, y: Tensor) -> Tensor:
     radius = torch.sqrt(x * x + y * y + 1e-9)
     px, py = radius * torch.sin(angle), radius * torch.cos(angle)
     ox, oy = 0.0, 1.05
-    ix, iy = 0.45 * math.sin(sector / 2), 0.45 * math.cos(sector / 2)
+    ix, iy = 0.5 * math.sin(sector / 2), 0.5 * math.cos(sector / 2)
     nx, ny = oy - iy, ix - ox  # outward normal of that line
     return ((px - ox) * nx + (py - oy) * ny) / math.hypot(nx, ny)
 

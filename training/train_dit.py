@@ -10,21 +10,22 @@ from __future__ import annotations
 
 import argparse
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
 from bsa import BSAConfig, Grid
 from pipeline.model.forward import EAGER, Attend, Stages, after_attention, attend_dense, before_attention
-from training.data import Pool, add_pool_arguments, open_pool
+from training.data import GIVEN, Pool, add_pool_arguments, open_pool
 from training.dit import LongCatDiT
 from training.optim import Optimiser, trapezoid
 from training.parallel import is_first, join, place
 from training.run import Run
-from training.sampling import TextToVideo, attend_sparse, draw_sigmas
+from training.sampling import TextToVideo, attend_sparse, draw_sigmas, with_given
 from training.tokenizer import encode, load_tokenizer
 
 SPARSITIES = (0.5, 0.75, 0.75, 0.75, 0.875, 0.875, 0.875, 0.9375, 0.9375)
@@ -109,16 +110,30 @@ def draw_attention(rng: random.Random, dense: float) -> Attend:
     return attend_sparse(BSAConfig(sparsity=rng.choice(SPARSITIES), chunk_q=chunk, chunk_k=chunk))
 
 
-def flow_loss(model: TextToVideo, pool: Pool, empty, batch: int, frames: int, attend, drop: float = 0.1):
-    """Mean squared error of the predicted velocity at noise levels of `draw_sigmas`."""
-    x, ids, mask = pool.batch(batch, frames)
+def draw_given(rng: random.Random, shares: Sequence[float], frames: int) -> int:
+    """The number of clean latent frames of a step: none, or one of a picture, or four of the end of a clip.
+
+    It is below `frames`, so that something remains to be made.
+    """
+    possible = [(given, share) for given, share in zip(GIVEN, shares, strict=True) if given < frames]
+    return rng.choices(*zip(*possible, strict=True))[0]
+
+
+def flow_loss(
+    model: TextToVideo, pool: Pool, empty, batch: int, frames: int, attend: Attend, given: int = 0, drop: float = 0.1
+) -> Tensor:
+    """Mean squared error of the predicted velocity at noise levels of `draw_sigmas`.
+
+    given: first latent frames that stay clean and do not count. drop: share of the captions that are left out.
+    """
+    x, ids, mask = pool.batch(batch, frames, given)
     dropped = torch.rand(batch, 1, device=x.device) < drop
     ids, mask = torch.where(dropped, empty[0], ids), torch.where(dropped, empty[1], mask)
     sigma = draw_sigmas(batch, x.device)
     noise = torch.randn_like(x)
-    noisy = torch.lerp(x, noise, sigma.view(-1, 1, 1, 1, 1))
-    velocity = model.velocity(noisy, sigma, model.encode(ids, mask), mask, attend)
-    return (velocity - (x - noise)).square().mean()
+    noisy = with_given(torch.lerp(x, noise, sigma.view(-1, 1, 1, 1, 1)), x[:, :, :given])
+    velocity = model.velocity(noisy, sigma, model.encode(ids, mask), mask, attend, given)
+    return (velocity - (x - noise))[:, :, given:].square().mean()
 
 
 def main() -> None:
@@ -147,7 +162,8 @@ def main() -> None:
     for progress in run.steps(args.minutes, args.wall):
         attend = draw_attention(rng, args.dense)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            loss = flow_loss(model, pool, empty, args.batch, args.frames, attend)
+            given = draw_given(rng, args.given, args.frames)
+            loss = flow_loss(model, pool, empty, args.batch, args.frames, attend, given)
         loss.backward()
         optimiser.step(trapezoid(progress, 0.01 if args.start else 0.03, args.decay))
         run.log(loss)

@@ -97,8 +97,7 @@ class CheckpointInfo:
         unknown = sorted(set(overrides) - {field.name for field in fields(VideoRequest)})
         if unknown:
             raise ValueError(f"unknown request field {unknown[0]!r}; see VideoRequest for the fields")
-        lora = overrides.get("lora")
-        asked = {adapter.name for adapter in read_adapters(lora, self.loras)} if isinstance(lora, str) else set()
+        asked = self._asked(overrides)
         usual = next((usual for name, usual in _WITH_ADAPTER.items() if name in asked), {})
         request = VideoRequest(prompt=prompt, **(values | usual | overrides))
         self.check_lora(request.lora)
@@ -129,6 +128,11 @@ class CheckpointInfo:
         }
         return self.request(prompt, **(values | overrides))
 
+    @property
+    def depth(self) -> int:
+        """Number of transformer blocks, which the guide calls layers; 0 if the layers are not known."""
+        return sum(name.endswith(".self_attn.to_q") for name in self.linear)
+
     def image_to_video(self, prompt: str, picture: Picture, **overrides: Any) -> VideoRequest:
         """A request for a video that begins with a picture, in LongCat's size for its shape.
 
@@ -157,7 +161,7 @@ class CheckpointInfo:
 
         Raises ValueError as `request` does.
         """
-        few = overrides.get("use_distill", self.defaults["use_distill"] or "distill" == overrides.get("lora"))
+        few = overrides.get("use_distill", self.defaults["use_distill"] or "distill" in self._asked(overrides))
         step = stride_for(clip.fps) if stride is None else stride
         fine = not few if enhance_hf is None else enhance_hf
         start = FromFrames(
@@ -174,6 +178,11 @@ class CheckpointInfo:
             ratio = getattr(seen, other) / getattr(seen, given)
             overrides = overrides | {other: max(1, round(overrides[given] * ratio / TOKEN_PIXELS)) * TOKEN_PIXELS}
         return self.request(prompt, **({"start": start} | overrides))
+
+    def _asked(self, overrides: Mapping[str, Any]) -> set[str]:
+        """Names of the adapters that a request will run with."""
+        lora = overrides.get("lora")
+        return {adapter.name for adapter in read_adapters(lora, self.loras)} if isinstance(lora, str) else set()
 
     def steps_run(self, request: VideoRequest) -> int:
         """Number of denoising steps that a request runs with this checkpoint's schedule."""

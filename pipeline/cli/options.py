@@ -17,7 +17,7 @@ from bsa.selectors import SCORES
 from pipeline.checkpoint.download import Progress, fetch_checkpoint, is_hub_id
 from pipeline.checkpoint.info import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
 from pipeline.cli.inspect import add_inspect
-from pipeline.cli.tasks import add_task, chosen_task, read_refinement, read_task
+from pipeline.cli.tasks import EachPrompt, add_long, add_task, chosen_task, read_refinement, read_task
 from pipeline.estimate.refusal import check_weights_fit
 from pipeline.machine.device import rank_devices
 from pipeline.machine.gpus import Device
@@ -35,6 +35,7 @@ LongCat video generation with dense or Block Sparse Attention (BSA), on an NVIDI
 
 GENERATE = """\
 Make a video from a prompt; with --image one that begins with a picture, with --video one that continues a clip.
+With --task long, segments that continue one another: a folder that another run with the same settings goes on with.
 Sizes, steps, guidance and BSA default to what the checkpoint asks for (generation_config.json, and enable_bsa /
 bsa_params in transformer/config.json), and sizes to LongCat's for the shape of the picture or clip; without
 --model-path that is the small embedded checkpoint, which a laptop can run.
@@ -76,6 +77,8 @@ examples:
   python -m pipeline generate --model-path weights/longcat --prompt "..." --lora distill
   python -m pipeline generate --model-path weights/longcat --image photo.jpg --prompt "..."
   python -m pipeline generate --model-path weights/longcat --video clip.mp4 --prompt "..."
+  python -m pipeline generate --model-path weights/longcat --task long --segments 12 --prompt "..." --output walk
+  python -m pipeline generate --model-path weights/longcat --task long --prompt "..." --prompt "... then ..."
   python -m pipeline refine clip.mp4 --model-path weights/longcat
   python -m pipeline sweep --prompt "..." --rows sparsity=0.5,0.75 --columns seed=1,2
   python -m pipeline find --prompt "..." --floor ssim=0.95
@@ -103,7 +106,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_checkpoint(generate)
     add_task(generate)
-    _add_video(generate, prompt_required=True)
+    _add_video(generate, prompt_required=True, several=True)
+    add_long(generate)
     _add_attention(generate)
     _add_run(generate)
 
@@ -181,9 +185,14 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_video(parser: argparse.ArgumentParser, *, prompt_required: bool) -> None:
+def _add_video(parser: argparse.ArgumentParser, *, prompt_required: bool, several: bool = False) -> None:
     group = parser.add_argument_group("video")
-    group.add_argument("--prompt", required=prompt_required, default="info", help=_help("prompt"))
+    prompt = group.add_mutually_exclusive_group(required=prompt_required)
+    text = _help("prompt") + (", and with --task long again for what happens next" if several else "")
+    prompt.add_argument("--prompt", action=EachPrompt, default="info", help=text)
+    if several:
+        text = "with --task long: a text file with a prompt for each segment, one on each line"
+        prompt.add_argument("--prompts", type=Path, metavar="FILE", help=text)
     _add_fields(group, "negative_prompt", default="")
     _add_fields(group, "height", "width", metavar="PIXELS")
     _add_fields(group, "num_frames", metavar="N")
@@ -257,7 +266,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="PATH",
-        help="the .mp4 file; with --compare a folder (default: a new name in outputs/)",
+        help="the .mp4 file; with --compare or --task long a folder (default: a new name in outputs/)",
     )
     _add_device(run)
     run.add_argument(
@@ -418,7 +427,9 @@ def open_checkpoint(text: str | Path, device: str = "auto", weights: LoadOptions
     if not is_hub_id(str(text)):
         return inspect_checkpoint(text)
 
-    with tqdm(desc=f"Downloading {text}", unit="B", unit_scale=True, file=sys.stderr) as bar:
+    seldom = 0.1 if sys.stderr.isatty() else 60.0  # seconds; in a log every state of the bar is a line
+    title = f"Downloading {text}"
+    with tqdm(desc=title, unit="B", unit_scale=True, mininterval=seldom, file=sys.stderr) as bar:
 
         def show(progress: Progress) -> None:
             bar.total = progress.total

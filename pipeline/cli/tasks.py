@@ -1,4 +1,4 @@
-"""The tasks of the command line: from text, from an image, continuing a clip, refining one."""
+"""The tasks of the command line: from text, from an image, continuing a clip, refining one, and many in a row."""
 
 from __future__ import annotations
 
@@ -19,15 +19,20 @@ TASKS = {
     "i2v": "a video that begins with --image",
     "vc": "a video that continues --video",
     "refine": "a finer, larger --video, as the refine command makes it",
+    "long": "a long video of --segments that continue one another, from --image, --video or text alone",
 }
 # The options that belong to a task, as argparse names them.
 _OPTIONS = {
-    "image": ("i2v",),
-    "video": ("vc", "refine"),
-    "cond_frames": ("vc",),
-    "stride": ("vc",),
-    "kv_cache": ("vc",),
-    "enhance_hf": ("vc",),
+    "image": ("i2v", "long"),
+    "video": ("vc", "refine", "long"),
+    "cond_frames": ("vc", "long"),
+    "stride": ("vc", "long"),
+    "kv_cache": ("vc", "long"),
+    "enhance_hf": ("vc", "long"),
+    "segments": ("long",),
+    "refine": ("long",),
+    "spatial_only": ("refine", "long"),
+    "prompts": ("long",),
 }
 
 
@@ -39,7 +44,10 @@ def add_task(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--image", metavar="FILE", help="the picture that the video begins with")
     group.add_argument("--video", metavar="FILE", help="the MP4 file to continue, or with --task refine to refine")
     group.add_argument(
-        "--cond-frames", type=int, metavar="N", help="frames of --video to continue from, 4n + 1 (default: 13)"
+        "--cond-frames",
+        type=int,
+        metavar="N",
+        help="frames of --video, or of a segment, to continue from, 4n + 1 (default: 13)",
     )
     group.add_argument(
         "--stride", type=int, metavar="N", help="use every Nth frame of it (default: what leaves about 15 a second)"
@@ -66,10 +74,49 @@ def chosen_task(args: argparse.Namespace) -> str:
         if task not in _OPTIONS[name]:
             belongs = " or ".join(_OPTIONS[name])
             raise ValueError(f"--{name.replace('_', '-')} belongs to --task {belongs}, not {task}; leave one out")
+    if task == "long" and args.command != "generate":
+        raise ValueError(f"--task long belongs to the generate command, not {args.command}; describe its first segment")
+    if task == "long" and {"image", "video"} <= set(given):
+        raise ValueError("--image and --video are two ways to begin a long video; leave one out")
+    if task == "long" and "spatial_only" in given and "refine" not in given:
+        raise ValueError("--spatial-only says how a long video is refined; add --refine, or leave it out")
+    if task == "long" and "stride" in given and "video" not in given:
+        raise ValueError("--stride says which frames of --video are used; add --video, or leave it out")
+    if task != "long" and len(getattr(args, "each_prompt", ())) > 1:
+        raise ValueError(f"--prompt is given {len(args.each_prompt)} times; only --task long takes several")
     for name, option in (("i2v", "image"), ("vc", "video"), ("refine", "video")):
         if task == name and option not in given:
             raise ValueError(f"--task {task} makes {TASKS[task]}; add --{option} FILE")
     return task
+
+
+def add_long(parser: argparse.ArgumentParser) -> None:
+    """The options of --task long, besides those of `add_task`."""
+    group = parser.add_argument_group("long video", "With --task long. Finished segments are kept in the folder.")
+    group.add_argument(
+        "--segments",
+        type=int,
+        metavar="N",
+        help="how many; the last prompt holds for those without one (default: as many as there are prompts)",
+    )
+    group.add_argument(
+        "--refine",
+        action="store_const",
+        const=True,
+        help="refine it afterwards, in pieces that begin with the refined end of the one before, as the refine command "
+        "does with a clip",
+    )
+    group.add_argument(
+        "--spatial-only", action="store_const", const=True, help="with --refine: keep the number of frames"
+    )
+
+
+class EachPrompt(argparse.Action):
+    """Keeps every prompt in `each_prompt`, for --task long, and the last one where it is for all tasks."""
+
+    def __call__(self, parser: object, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        namespace.each_prompt = [*getattr(namespace, "each_prompt", ()), values]
+        namespace.prompt = values
 
 
 def read_task(
@@ -80,6 +127,8 @@ def read_task(
     Raises ValueError for a file that cannot be read or is too short, or a value that cannot be used.
     """
     given = given | {"negative_prompt": args.negative_prompt, "seed": args.seed, "bsa": bsa}
+    if task == "long":  # its first segment
+        task = "i2v" if args.image is not None else "vc" if args.video is not None else "t2v"
     if task == "t2v":
         return info.request(args.prompt, **given)
     if task == "i2v":

@@ -52,7 +52,7 @@ def expected_device(device: str, count: int = 1) -> DeviceName:
             if count > 1:
                 _check_count(name, count, len(visible_gpus(read_resources().gpus)))
             return name
-    return DeviceName.parse(str(rank_devices(device, count)[0]))
+    return DeviceName.parse(str(choose_device(device) if count == 1 else rank_devices(device, count)[0]))
 
 
 def choose_device(device: str) -> torch.device:

@@ -12,10 +12,12 @@ A record has
 
 File format, `<video's stem>.attention.npz` (NumPy, no pickles):
 
-    about         JSON text: format (1), grid, chunk_q, chunk_k [frames, rows, columns of tokens], the steps, layers
-                  and heads of the stored selections, request, versions
+    about         JSON text: format (1, or 2 with conditioning frames), grid, chunk_q, chunk_k [frames, rows, columns of
+                  tokens], the steps, layers and heads of the stored selections, request, versions; in format 2
+                  conditioning, the number of first frames whose blocks are cut apart from the rest
     selections    uint8 [steps stored, layers stored, heads stored, query blocks, ceil(key blocks / 8)]; key block n is
-                  bit n % 8 of byte n // 8. Blocks are counted in raster (frame, row, column) order
+                  bit n % 8 of byte n // 8. Blocks are counted in raster (frame, row, column) order. Query blocks of
+                  conditioning frames that do not run in a step keep none
     block_recall  fp32 [steps stored, layers stored, heads stored, query blocks], from one token of the block; NaN if
                   no token was sampled
     density       fp32 [steps, layers, heads]
@@ -35,7 +37,7 @@ import numpy as np
 from bsa.grid import Grid
 from pipeline.machine.whole_files import replacing
 
-FORMAT = 1
+FORMAT, WITH_CONDITIONING = 1, 2
 
 
 class Sampled(NamedTuple):
@@ -69,14 +71,15 @@ class AttentionRecord:
     recall: np.ndarray
     request: dict[str, Any]
     versions: dict[str, str]
+    conditioning: int = 0
 
     @property
     def q_blocks(self) -> Grid:
-        return self.grid.blocks(self.chunk_q)
+        return self.grid.blocks(self.chunk_q, self.conditioning)
 
     @property
     def k_blocks(self) -> Grid:
-        return self.grid.blocks(self.chunk_k)
+        return self.grid.blocks(self.chunk_k, self.conditioning)
 
     def masks(self, step: int, layer: int, query_block: int) -> np.ndarray:
         """The key blocks that each stored head keeps for a query block, bool [heads stored, key blocks].
@@ -124,8 +127,10 @@ class AttentionRecord:
         The format is that of `numpy.savez_compressed`, but with the lowest compression level: it takes a sixth of the
         time for a tenth more bytes.
         """
+        given = {"conditioning": self.conditioning} if self.conditioning else {}
         about = {
-            "format": FORMAT,
+            "format": WITH_CONDITIONING if given else FORMAT,
+            **given,
             **{name: list(getattr(self, name)) for name in ("grid", "chunk_q", "chunk_k")},
             **self.sampled._asdict(),
             "request": self.request,
@@ -145,16 +150,18 @@ class AttentionRecord:
             with np.load(path, allow_pickle=False) as file:
                 about = json.loads(str(file["about"]))
                 arrays = {name: file[name] for name in _ARRAYS}
-            if about["format"] == FORMAT:
+            if about["format"] in (FORMAT, WITH_CONDITIONING):
                 parts: dict[str, Any] = {name: Grid(*about[name]) for name in ("grid", "chunk_q", "chunk_k")}
                 sampled = Sampled(*(tuple(about[name]) for name in Sampled._fields))
+                parts |= {"conditioning": about.get("conditioning", 0)}
                 return cls(**parts, **arrays, sampled=sampled, request=about["request"], versions=about["versions"])
         except FileNotFoundError:
             raise ValueError(f"there is no file {path}; a sparse generation with recording on writes it") from None
         except (OSError, KeyError, TypeError, ValueError, AttributeError, zipfile.BadZipFile) as error:
             reason = f"{path} is not an attention record ({type(error).__name__})"
             raise ValueError(f"{reason}; give a file that ends in .attention.npz") from None
-        raise ValueError(f"{path} has format {about['format']}, this version reads {FORMAT}; record it again")
+        known = f"{FORMAT} and {WITH_CONDITIONING}"
+        raise ValueError(f"{path} has format {about['format']}, this version reads {known}; record it again")
 
 
 _ARRAYS = ("selections", "block_recall", "density", "recall")

@@ -38,7 +38,7 @@ def describe(request: VideoRequest, versions: dict[str, str], checkpoint: str) -
     The image or clip that it began with is stored by its name alone. Its folder is private and means nothing on another
     machine.
     """
-    return {"request": _without_places(request).to_dict(), "versions": versions, "checkpoint": checkpoint}
+    return {"request": without_places(request).to_dict(), "versions": versions, "checkpoint": checkpoint}
 
 
 def read_settings(path: str | Path) -> VideoSettings:
@@ -70,11 +70,12 @@ def read_settings(path: str | Path) -> VideoSettings:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"the settings in {path.name} cannot be used: {reason}") from None
     # a path from a file must not point to anything on this machine
-    request = _without_places(request)
+    request = without_places(request)
     return VideoSettings(request, _versions(description.get("versions")), _text(description.get("checkpoint")))
 
 
-def _without_places(request: VideoRequest) -> VideoRequest:
+def without_places(request: VideoRequest) -> VideoRequest:
+    """The same request with the names of the files that it begins with, but not their folders."""
     start = request.start
     if isinstance(start, FromNoise):
         return request

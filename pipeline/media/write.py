@@ -8,13 +8,17 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
 from pipeline.machine.paths import check_writable, expand_user, temporary_folder
 from pipeline.machine.whole_files import replacing
+
+Buffer: TypeAlias = bytes | memoryview
 
 CONSTANT_QUALITY = 18  # x264's crf: visually lossless, small files
 PROBE_SECONDS = 60.0  # for ffmpeg to show that it has the encoder, which takes a tenth of one
@@ -25,6 +29,7 @@ _COLOURS = (
     "setparams=range=tv:color_primaries=bt709:color_trc=bt709:colorspace=bt709"
 )
 _CODEC = ["-vf", _COLOURS, "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", f"{CONSTANT_QUALITY}"]
+_LOSSLESS = ["-c:v", "libx264rgb", "-pix_fmt", "rgb24", "-qp", "0", "-preset", "veryfast"]
 
 
 def prepare_output(output: Path | str | None) -> Path:
@@ -90,16 +95,17 @@ def _try_encoder(program: str) -> None:
     )
 
 
-def write_video(output: Path, frames: np.ndarray, fps: int, description: dict) -> None:
+def write_video(output: Path, frames: np.ndarray, fps: int, description: dict, *, lossless: bool = False) -> None:
     """Write uint8 frames [T, H, W, 3] as H.264, yuv420p, with the index in front (faststart).
 
     `description` goes into the file's comment as JSON. The file appears complete or not at all.
+    lossless: in RGB, bit for bit, for frames that are read again; browsers do not play it.
 
     Raises:
         OSError: it could not be written; the message says why, and where the video or its frames were put instead.
     """
     try:
-        _encode(output, frames, fps, description)
+        _encode(output, frames, fps, description, _LOSSLESS if lossless else _CODEC)
     except OSError as error:
         # a video that took hours must not be lost because the disk filled up meanwhile
         raise OSError(f"cannot write {output}: {error}; {_rescue(output, frames, fps, description)}") from error
@@ -109,7 +115,7 @@ def _rescue(output: Path, frames: np.ndarray, fps: int, description: dict) -> st
     folder = temporary_folder()
     try:
         try:
-            _encode(folder / output.name, frames, fps, description)
+            _encode(folder / output.name, frames, fps, description, _CODEC)
         except OSError:
             _write_pictures(folder, frames)  # perhaps it is not the place, but the encoder
             return f"its frames, {fps} per second, were kept as PNG files in {folder}"
@@ -127,13 +133,25 @@ def _write_pictures(folder: Path, frames: np.ndarray) -> None:
         Image.fromarray(frame).save(folder / f"{number:05}.png", compress_level=1)
 
 
-def _encode(output: Path, frames: np.ndarray, fps: int, description: dict) -> None:
+def _encode(output: Path, frames: np.ndarray, fps: int, description: dict, codec: list[str]) -> None:
     height, width = frames.shape[1:3]
+    pieces = (np.ascontiguousarray(frame).data for frame in frames)
+    run_ffmpeg(output, [*_source(width, height, fps), *codec], pieces, description)
+
+
+def run_ffmpeg(output: Path, arguments: list[str], pieces: Iterable[Buffer], description: dict) -> None:
+    """Let ffmpeg make an MP4 of what it reads from its standard input, with the description as its comment.
+
+    arguments: its inputs and codec. pieces: what it reads. The file appears complete or not at all.
+
+    Raises:
+        OSError: it could not be written; the message says why.
+    """
     output = Path(os.path.realpath(output))  # a link stays, and what it points to is replaced
     output.parent.mkdir(parents=True, exist_ok=True)
     comment = json.dumps(description, ensure_ascii=False, separators=(",", ":"))
     # imageio_ffmpeg's own writer does not look at the exit code, so a full disk would leave a broken file and no error.
-    command: list[str | bytes] = [ffmpeg_program(), "-v", "error", "-y", *_source(width, height, fps), *_CODEC]
+    command: list[str | bytes] = [ffmpeg_program(), "-v", "error", "-y", *arguments]
     command += ["-movflags", "+faststart", "-metadata", f"comment={comment}".encode()]  # UTF-8 whatever the locale
     with replacing(output) as partial, tempfile.TemporaryFile(dir=output.parent) as log:
         # "file:", because a colon in a relative path would make its beginning a protocol
@@ -141,8 +159,8 @@ def _encode(output: Path, frames: np.ndarray, fps: int, description: dict) -> No
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log) as ffmpeg:
             assert ffmpeg.stdin is not None  # a pipe
             try:
-                for frame in frames:
-                    ffmpeg.stdin.write(np.ascontiguousarray(frame).data)
+                for piece in pieces:
+                    ffmpeg.stdin.write(piece)
             except BrokenPipeError:
                 pass  # it ended early, and its log says why
             except BaseException:

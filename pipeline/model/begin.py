@@ -25,7 +25,7 @@ from pipeline.media.clip import check_length, read_clip
 from pipeline.media.picture import read_picture, stretch
 from pipeline.model.schedule import Schedule, enhanced_schedule, refine_schedule
 from pipeline.parallel.ranks import ONE_RANK, Ranks
-from pipeline.request.refinement import latent_frames
+from pipeline.request.refinement import front_padding, latent_frames
 from pipeline.request.start import FromClip, FromFrames, FromImage, FromNoise
 from pipeline.request.video import StepUpdate, VideoRequest
 
@@ -116,19 +116,26 @@ def _counting(
     return on_frame
 
 
-def enlarge(frames: np.ndarray, num_frames: int, height: int, width: int) -> Tensor:
+def enlarge(frames: np.ndarray, num_frames: int, height: int, width: int, given: int = 0) -> Tensor:
     """Resize a clip, uint8 [T, H, W, 3], in space and time to fp32 [1, 3, T', height, width] in -1 to 1.
 
     Interpolates linearly in rows, columns and time, and keeps the first and last pixels and frames in place
-    (align_corners). T' is 4 n - 3 for n latent frames: `num_frames`, then copies of the last frame.
+    (align_corners). T' is 4 n - 3 for n latent frames: copies of the first frame where frames are given, `num_frames`,
+    then copies of the last frame.
     """
     video = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
     video = F.interpolate(video, size=(height, width), mode="bilinear", align_corners=True)
     video = video.permute(1, 0, 2, 3).unsqueeze(0).div_(255)
     video = F.interpolate(video, size=(num_frames, height, width), mode="trilinear", align_corners=True)
     video = video.mul_(2).sub_(1)
-    padding = 4 * latent_frames(num_frames) - 3 - num_frames
-    return torch.cat([video, video[:, :, -1:].expand(-1, -1, padding, -1, -1)], dim=2)
+    front = front_padding(given)
+    return _padded(video, front, 4 * latent_frames(num_frames, given) - 3 - num_frames - front)
+
+
+def _padded(video: Tensor, front: int, back: int) -> Tensor:
+    """With copies of the first and the last frame before and after it."""
+    first, last = video[:, :, :1], video[:, :, -1:]
+    return torch.cat([first.expand(-1, -1, front, -1, -1), video, last.expand(-1, -1, back, -1, -1)], dim=2)
 
 
 def noised(latents: Tensor, noise: Tensor, t_thresh: float) -> Tensor:
@@ -146,13 +153,16 @@ def start_latents(
 ) -> Tensor:
     """Read, enlarge, encode and noise the clip of a request. Returns fp32 [1, C, T, H, W].
 
-    The VAE's posterior and the noise are both drawn on the CPU from the request's seed.
+    Frames that are refined already are encoded as well, and take the place of the first latent frames. As in the
+    original, the VAE's posteriors and the noise are drawn in this order: clip, noise, refined frames; on the CPU, from
+    the request's seed.
 
     Raises:
-        ValueError: the clip cannot be read, or does not have the number of frames that the request expects.
+        ValueError: a clip cannot be read, or does not have the number of frames that the request expects.
     """
-    on_step(StepUpdate("encode", 0, request.latent_shape[0], elapsed()))
-    factor = start.factor
+    total, strips = request.latent_shape[0] + start.conditioning, ranks.strips(request.latent_shape[1])
+    on_step(StepUpdate("encode", 0, total, elapsed()))
+    factor, done = start.factor, None
     with ranks.together():
         frames = read_clip(start.video)
         if factor * len(frames) != request.num_frames:
@@ -160,9 +170,17 @@ def start_latents(
                 f"the clip has {len(frames)} frames, which a refinement makes {factor * len(frames)}, and num_frames "
                 f"is {request.num_frames}; was the file replaced? Choose it again"
             )
-    pixels = enlarge(frames, request.num_frames, request.height, request.width)
-    generator = torch.Generator().manual_seed(request.seed)
-    on_frame = _counting(request.latent_shape[0], on_step, elapsed)
-    latents = model.encode(pixels, generator, on_frame, ranks.strips(request.latent_shape[1]))
+        if start.refined is not None:
+            done = read_clip(start.refined)
+            if len(done) < start.cond_frames:
+                count = f"{len(done)}, cond_frames is {start.cond_frames}"
+                raise ValueError(f"the clip with refined frames has {count}; use a longer one")
+    pixels = enlarge(frames, request.num_frames, request.height, request.width, start.cond_frames)
+    generator, on_frame = torch.Generator().manual_seed(request.seed), _counting(total, on_step, elapsed)
+    latents = model.encode(pixels, generator, on_frame, strips)
     noise = torch.randn(latents.shape, generator=generator).to(latents)
-    return noised(latents, noise, start.t_thresh)
+    latents = noised(latents, noise, start.t_thresh)
+    if done is not None:
+        given = _padded(stretch(done[-start.cond_frames :], request.height, request.width), start.front, 0)
+        latents[:, :, : start.conditioning] = model.encode(given, generator, on_frame, strips)
+    return latents

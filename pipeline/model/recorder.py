@@ -7,7 +7,6 @@ state is touched.
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +15,9 @@ import torch
 from torch import Tensor
 
 from bsa import BlockLayout, BlockSelection, nested_layouts
+from pipeline.machine.measure import Stopwatch
 from pipeline.media.attention_record import AttentionRecord, Sampled
-from pipeline.model.self_attention import token_density
+from pipeline.model.self_attention import layouts_of, token_density
 from pipeline.request.video import VideoRequest
 
 STORED_BYTES = 64 << 20  # bound on the selections of one video, before compression
@@ -56,16 +56,25 @@ class AttentionRecorder:
         self._block_order = block_order
         self._shape = steps or request.steps, layers
         self._stored_bytes = stored_bytes
-        self._q_layout = BlockLayout(request.grid, request.bsa.chunk_q)
-        self._k_layout = BlockLayout(request.grid, request.bsa.chunk_k)
+        work = request.workload
+        self._q_layout, self._k_layout = layouts_of(work, request.bsa)
+        self._whole = BlockLayout(work.grid, request.bsa.chunk_q, work.conditioning)
+        # Where the keys of conditioning frames were kept, their queries do not come, and their blocks stay unsampled.
+        first = self._whole.first if self._whole.lead else None
+        self._begin = first.blocks.volume if first is not None and work.cached else 0
+        # Otherwise their queries see only the keys of so many tokens.
+        self._first_blocks, self._first_tokens = 0, 0
+        if first is not None and not work.cached:
+            self._first_blocks, self._first_tokens = first.blocks.volume, first.grid.volume
         self._heads = heads
         self._calls = 0
-        self._seconds = 0.0
-        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._spans: list[tuple[int, Any, Any]] = []  # step, and the marks at both ends of a call
 
     def __call__(self, q: Tensor, k: Tensor, selection: BlockSelection) -> None:
         """Record one attention call. q, k: [B, H, S, D], its inputs; selection: the blocks that it selected."""
-        began = self._now(q.device)
+        if self._calls == 0:
+            self._stopwatch = Stopwatch(q.device)
+        began = self._stopwatch.mark()
         if self._calls == 0:
             self._allocate(q)
         step, layer = divmod(self._calls, self._shape[1])
@@ -81,17 +90,25 @@ class AttentionRecorder:
             blocks = random.integers(self._q_layout.blocks.volume, size=FEW_BLOCKS)
             mass, weights = self._mass(q, k, selection, others, blocks, random)
             self._recall[step, layer].index_copy_(0, others, mass @ weights)
-        self._stop(began, q.device)
+        self._spans.append((step, began, self._stopwatch.mark()))
 
     def seconds(self) -> float:
         """Seconds spent recording so far. On CUDA this is device time, and the kernels must have ended."""
-        return self._seconds + sum(began.elapsed_time(ended) for began, ended in self._events) / 1000
+        return sum(self._stopwatch.wall(began, ended) for _, began, ended in self._spans)
+
+    def work(self) -> list[float]:
+        """Seconds of work spent recording in each step, on the clock of `Stopwatch`."""
+        spent = [0.0] * self._shape[0]
+        for step, began, ended in self._spans:
+            spent[step] += self._stopwatch.work(began, ended)
+        return spent
 
     def record(self, versions: dict[str, str]) -> AttentionRecord:
         """Return the finished record. Call it after the last step; it waits for the device."""
         return AttentionRecord(
-            grid=self._q_layout.grid,
-            chunk_q=self._q_layout.chunk,
+            grid=self._k_layout.grid,
+            conditioning=self._k_layout.lead,
+            chunk_q=self._whole.chunk,
             chunk_k=self._k_layout.chunk,
             sampled=self._sampled,
             density=self._density.cpu().numpy(),
@@ -105,7 +122,7 @@ class AttentionRecorder:
     def _allocate(self, q: Tensor) -> None:
         device, (heads, own) = q.device, self._heads or (q.shape[1], slice(0, q.shape[1]))
         self._own = own
-        q_blocks, k_blocks = self._q_layout.blocks.volume, self._k_layout.blocks.volume
+        q_blocks, k_blocks = self._whole.blocks.volume, self._k_layout.blocks.volume
         width = -(-k_blocks // 8)
         self._sampled = Sampled.within(*self._shape, heads, self._stored_bytes // (q_blocks * width))
         stored = tuple(map(len, self._sampled))
@@ -126,9 +143,11 @@ class AttentionRecorder:
         # query block n has _sizes[n] tokens, from _first[n] on
         self._tokens = self._q_layout.order(torch.device("cpu")).numpy()
         if self._block_order:
-            layout, _ = nested_layouts(self._q_layout.grid, self._q_layout.chunk, self._k_layout.chunk)
+            whole = self._whole
+            layout, _ = nested_layouts(whole.grid, whole.chunk, self._k_layout.chunk, whole.lead)
             self._key_block = self._key_block[layout.order(device)]
-            self._tokens = layout.place_of_token(torch.device("cpu")).numpy()[self._tokens]
+            own = layout.rest if self._begin else layout
+            self._tokens = own.place_of_token(torch.device("cpu")).numpy()[self._tokens]
         self._sizes = self._q_layout.sizes(torch.device("cpu")).numpy()
         self._first = self._sizes.cumsum() - self._sizes
 
@@ -138,12 +157,12 @@ class AttentionRecorder:
             mask = _part(selection, self._sampled.heads[row] - self._own.start).mask(self._k_layout.blocks.volume)
             bits = torch.nn.functional.pad(mask, (0, -mask.shape[-1] % 8)).unflatten(-1, (-1, 8))
             packed = (bits.byte() * self._bits).sum(-1, dtype=torch.uint8)
-            self._selections[(*place, row)].copy_(packed, non_blocking=True)
+            self._selections[(*place, row)][self._begin :].copy_(packed, non_blocking=True)
         count = self._q_layout.blocks.volume
         blocks = np.linspace(0, count - 1, min(count, MANY_BLOCKS)).round().astype(int)
         mass, weights = self._mass(q, k, selection, self._stored_heads, blocks, random)
         rows = torch.tensor(self._rows, dtype=torch.long).to(q.device, non_blocking=True)
-        self._block_recall[place][rows[:, None], _upload(blocks, q.device)] = mass
+        self._block_recall[place][rows[:, None], _upload(self._begin + blocks, q.device)] = mass
         self._recall[step, layer].index_copy_(0, self._stored_heads, mass @ weights)
 
     def _mass(self, q, k, selection, heads, blocks, random) -> tuple[Tensor, Tensor]:
@@ -161,26 +180,16 @@ class AttentionRecorder:
             keys = k[some].float().mT
             parts = []
             for token, row in zip(tokens.split(step), rows.split(step)):
-                probabilities = (scale * q[some[:, None], token].float() @ keys).softmax(-1)
+                scores = scale * q[some[:, None], token].float() @ keys
+                if self._first_blocks:
+                    unseen = torch.arange(keys.shape[-1], device=q.device) >= self._first_tokens
+                    scores.masked_fill_((row < self._first_blocks)[:, None] & unseen, -torch.inf)
+                probabilities = scores.softmax(-1)
                 chosen = (some[:, None], row)
                 mask = _part(selection, chosen).mask(self._k_layout.blocks.volume)
                 parts.append((probabilities * mask[..., self._key_block]).sum(-1))
             mass.append(torch.cat(parts, dim=-1))
         return torch.cat(mass), _upload((sizes / sizes.sum()).astype(np.float32), q.device)
-
-    def _now(self, device: torch.device) -> Any:
-        if device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def _stop(self, began: Any, device: torch.device) -> None:
-        ended = self._now(device)
-        if device.type == "cuda":
-            self._events.append((began, ended))
-        else:
-            self._seconds += ended - began
 
 
 def joined(records: list[AttentionRecord]) -> AttentionRecord:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -114,7 +115,10 @@ class Followers:
 
     def __init__(self, target: str, arguments: dict[str, Any], size: int) -> None:
         self.size = size
-        self.store = dist.TCPStore(HOST, 0, size, True, wait_for_workers=False)
+        _stay_on_this_host()
+        door = socket.create_server((HOST, 0))  # by itself the store would listen on every network
+        port = door.getsockname()[1]
+        self.store = dist.TCPStore(HOST, port, size, True, wait_for_workers=False, master_listen_fd=door.detach())
         self._why = ""
         self._closed = threading.Event()
         self._ended = threading.Event()
@@ -127,6 +131,7 @@ class Followers:
                 command,
                 env=os.environ | self._environment(rank),
                 stdin=subprocess.DEVNULL,
+                stdout=sys.__stderr__,  # a report may go to this process's standard output
                 start_new_session=True,  # Ctrl-C is for this process, which ends them
             )
             for rank in range(1, size)
@@ -159,20 +164,39 @@ class Followers:
 
     def _watch(self) -> None:
         while not self._closed.wait(WATCH_SECONDS):
-            gone = {rank: process.poll() for rank, process in self._processes.items()}
-            for rank, code in gone.items():
-                if code is not None:
-                    self._why = LOST.format(rank=rank, size=self.size, why=self._reason(rank, code))
-                    logger.error("%s", self._why)
-                    self.close()
-                    abort()
-                    return
+            if any(process.poll() is not None for process in self._processes.values()):
+                # the first to go takes others with it, whose exchanges fail: the cause is to be among those seen
+                time.sleep(WATCH_SECONDS)
+                self._why = self._reason()
+                logger.error("%s", self._why)
+                self.close()
+                abort()
+                return
 
-    def _reason(self, rank: int, code: int) -> str:
+    def _reason(self) -> str:
+        reasons = []
+        for rank, process in self._processes.items():
+            if (code := process.poll()) is not None:
+                said = self._said(rank)
+                unexpected = code == 1 and said != NO_MEMORY  # an error of Python, as a broken exchange is one
+                why = said or (KILLED if code == -signal.SIGKILL else ENDED.format(code=code))
+                reasons.append((unexpected, rank, why))
+        _, rank, why = min(reasons)
+        return LOST.format(rank=rank, size=self.size, why=why)
+
+    def _said(self, rank: int) -> str:
         with suppress(Exception):
             if self.store.check([f"why {rank}"]):
                 return self.store.get(f"why {rank}").decode()
-        return KILLED if code == -signal.SIGKILL else ENDED.format(code=code)
+        return ""
+
+
+def _stay_on_this_host() -> None:
+    """Let gloo and NCCL listen on the loopback alone, unless the environment names another interface."""
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        if loopback is not None:
+            os.environ.setdefault(variable, loopback)
 
 
 def abort() -> None:

@@ -61,7 +61,7 @@ class SequenceParallel:
 
     def share(self, tokens: int, heads: int) -> Share:
         """This rank's share of a forward pass. Raises ValueError if there are fewer tokens or heads than ranks."""
-        if self._group is None:
+        if self._group is None or self.size == 1:
             return Share(tokens, heads)
         if min(tokens, heads) < self.size:
             raise ValueError(

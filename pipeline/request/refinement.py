@@ -17,10 +17,28 @@ ENHANCED_BELOW, ENHANCED_STEPS = 0.5, 10  # of a continuation's schedule: from t
 LATENT_GROUP = 4  # latent frames come in whole groups of these, as in the original, dense or sparse
 
 
-def latent_frames(frames: int) -> int:
-    """Latent frames for so many frames of the result, the last group filled up with copies of the last frame."""
-    needed = 1 + math.ceil((frames - 1) / 4)
-    return math.ceil(needed / LATENT_GROUP) * LATENT_GROUP
+def latent_frames(frames: int, given: int = 0) -> int:
+    """Latent frames for so many frames of the result, the last group filled up with copies of the last frame.
+
+    given: so many of the first are given. They have groups of their own, filled up at the front.
+    """
+    if given:
+        return given_latents(given) + _whole_groups(math.ceil((frames - given) / 4))
+    return _whole_groups(1 + math.ceil((frames - 1) / 4))
+
+
+def given_latents(frames: int) -> int:
+    """Latent frames for so many frames that are given."""
+    return _whole_groups(1 + math.ceil((frames - 1) / 4)) if frames else 0
+
+
+def front_padding(given: int) -> int:
+    """Copies of the first frame that fill up the groups of the given ones."""
+    return 4 * given_latents(given) - 3 - given if given else 0
+
+
+def _whole_groups(latents: int) -> int:
+    return math.ceil(latents / LATENT_GROUP) * LATENT_GROUP
 
 
 def refined_size(height: int, width: int, native_pixels: int = NATIVE_PIXELS) -> tuple[int, int]:

@@ -66,6 +66,11 @@ class _Made:
         return False
 
     @property
+    def front(self) -> int:
+        """Frames that are made before the first of the video, and left out of it."""
+        return 0
+
+    @property
     def least_frames(self) -> int:
         """Frames of the shortest video."""
         return 1
@@ -247,6 +252,9 @@ class FromClip:
         video: path of an MP4 file.
         t_thresh: noise level to start from, above 0 to 1; 0.5 replaces half of the clip by noise, 1 all of it.
         double_frames: twice as many frames as well, interpolated before they are refined.
+        refined: path of an MP4 file with frames of the result that are refined already, or None. The result begins with
+            the last `cond_frames` of them, for long videos that are refined in overlapping pieces.
+        cond_frames: how many; LongCat uses 26, or 13 where the number of frames stays.
 
     Raises:
         ValueError: a value cannot be used.
@@ -255,8 +263,9 @@ class FromClip:
     video: str
     t_thresh: float = 0.5
     double_frames: bool = True
+    refined: str | None = None
+    cond_frames: int = 0
 
-    conditioning: ClassVar[int] = 0
     cached: ClassVar[bool] = False
     kv_on_host: ClassVar[bool] = False
 
@@ -268,6 +277,23 @@ class FromClip:
         object.__setattr__(self, "t_thresh", float(level))
         if not isinstance(self.double_frames, bool):
             raise ValueError(f"double_frames {self.double_frames!r} is not true or false; pass one of them")
+        object.__setattr__(self, "cond_frames", whole("cond_frames", self.cond_frames))
+        if self.refined is not None:
+            _check_path("the clip with refined frames", self.refined, "an MP4 file")
+        if self.cond_frames < 0 or (self.cond_frames > 0) != (self.refined is not None):
+            raise ValueError(
+                f"cond_frames {self.cond_frames} and refined {self.refined!r} do not fit; pass a clip with refined "
+                "frames and how many of them are used, or neither"
+            )
+
+    @property
+    def conditioning(self) -> int:
+        return refinement.given_latents(self.cond_frames)
+
+    @property
+    def front(self) -> int:
+        """Frames that are made before the first of the result, and left out of it."""
+        return refinement.front_padding(self.cond_frames)
 
     @property
     def clip(self) -> Path:
@@ -290,6 +316,8 @@ class FromClip:
                 f"num_frames {frames} is not what a refinement makes; use the clip's number of frames, or "
                 "twice that with double_frames"
             )
+        if frames <= self.cond_frames:
+            raise ValueError(f"num_frames {frames} leaves nothing to refine after cond_frames {self.cond_frames}")
         if asked.guidance_scale != 1:
             raise ValueError(
                 f"guidance_scale {asked.guidance_scale} has no effect: LongCat refines without guidance; use 1"
@@ -303,7 +331,7 @@ class FromClip:
             )
 
     def latent_frames(self, num_frames: int) -> int:
-        return refinement.latent_frames(num_frames)
+        return refinement.latent_frames(num_frames, self.cond_frames)
 
     def encoded_frames(self, num_frames: int) -> int:
         return LATENT_FRAMES * self.latent_frames(num_frames) - 3
@@ -312,11 +340,14 @@ class FromClip:
         return refinement.steps_run(steps, self.t_thresh, shift)
 
     def at(self, place: Path | str) -> FromClip:
-        """The same with the clip in another place."""
-        return replace(self, video=str(place))
+        """The same with the clip in another place, and refined frames by the name of their file alone."""
+        return replace(self, video=str(place), refined=self.refined and Path(self.refined).name)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"refine": asdict(self)}
+        written = asdict(self)
+        if self.refined is None:
+            del written["refined"], written["cond_frames"]
+        return {"refine": written}
 
 
 Start = FromNoise | FromImage | FromFrames | FromClip

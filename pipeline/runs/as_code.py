@@ -42,6 +42,8 @@ def cli_command(
     names: tuple[str, ...] = ("height", "width", "num_frames", "steps", "guidance_scale", "seed", "fps")
     words = ["python", "-m", "pipeline", "generate"]
     if isinstance(start, FromClip):  # the clip says how many frames there are, and there is no guidance
+        if start.refined is not None:
+            raise ValueError("a piece of a long video is refined after the pieces before it; use the Python code")
         words = [*words[:-1], "refine", _quote(start.video)]
         names = ("height", "width", "steps", "seed", "fps")
         options.append(("t-thresh", repr(start.t_thresh)))

@@ -13,22 +13,22 @@ from pipeline.parallel.launch import NO_MEMORY, Followers, Place, RankLost, abor
 from pipeline.parallel.ranks import ONE_RANK, Group, Ranks
 from pipeline.request.video import Cancelled
 
-LOAD = "pipeline.runs.longcat:load_rank"
-
 
 class Team:
     """The ranks of one pipeline, seen from one of them. A team of one is only this process.
 
     place: this process among those that somebody else started, or None if rank 0 starts the others itself.
     size: number of ranks.
-    arguments: what the others load the checkpoint with.
+    target, arguments: of the program of the others, see `Followers`.
     """
 
-    def __init__(self, place: Place | None, size: int, arguments: dict[str, Any]) -> None:
+    def __init__(
+        self, place: Place | None = None, size: int = 1, target: str = "", arguments: dict[str, Any] | None = None
+    ) -> None:
         self.size = size
         self.rank = 0 if place is None else place.rank
         self._place = place
-        self._arguments = arguments
+        self._program = target, arguments or {}
         self._store = None if place is None else place.store()
         self._followers: Followers | None = None
         self._ranks: Ranks | None = ONE_RANK if size == 1 else None
@@ -36,18 +36,29 @@ class Team:
             end_with_parent()
         elif size > 1:
             self._start()
-            atexit.register(self.close)
 
     def _start(self) -> None:
         """Let the others load while this process does."""
         if self._place is None:
-            self._followers = Followers(LOAD, self._arguments, self.size)
+            self._followers = Followers(*self._program, self.size)
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """A block in which this rank loads. If it fails, the others are ended."""
+        try:
+            yield
+        except Exception:
+            if self.rank == 0:
+                self.close()
+            raise
 
     def form(self, device: torch.device) -> Ranks:
         """The group of all ranks, once they have loaded. Starts those again that were lost.
 
         Raises RankLost if one of them cannot load.
         """
+        if self._followers is not None and not self._followers.alive:
+            self._part()  # one was lost between two jobs
         if self._ranks is None:
             if self.rank == 0 and self._followers is None:
                 self._start()
@@ -58,6 +69,9 @@ class Team:
             except RankLost:
                 self._part()
                 raise
+            if self.rank == 0:
+                atexit.unregister(self.close)
+                atexit.register(self.close)  # behind what ends this process's own group, so that it runs before
         return self._ranks
 
     @contextmanager
@@ -72,8 +86,8 @@ class Team:
         if not isinstance(ranks, Group):
             yield ranks
             return
-        ranks.next_job(job)
         try:
+            ranks.next_job(job)
             yield ranks
         except BaseException as error:
             if ranks.settled:
@@ -106,7 +120,11 @@ class Team:
             ranks = self.form(device)
             assert isinstance(ranks, Group)
             while True:
-                if (job := ranks.next_job()) is None:
+                try:
+                    job = ranks.next_job()
+                except RuntimeError:  # rank 0 ended without a word
+                    return
+                if job is None:
                     return
                 try:
                     run(ranks, job)

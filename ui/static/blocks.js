@@ -1,13 +1,18 @@
-// Blocks of a token grid in raster order, and the pictures of the video that show them.
-function blockGrid(grid, chunk) {
-  const counts = grid.map((size, axis) => Math.ceil(size / chunk[axis]));
-  const side = (at, axis) => Math.min(chunk[axis], grid[axis] - at * chunk[axis]);
+// Blocks of a token grid in raster order, and the pictures of the video that show them. The first `lead` frames, which
+// the video begins with, have blocks of their own.
+function blockGrid(grid, chunk, lead = 0) {
+  const starts = []; // of the blocks in time
+  for (let t = 0; t < grid[0]; t = Math.min(t + chunk[0], t < lead ? lead : grid[0])) starts.push(t);
+  const counts = [starts.length, ...[1, 2].map((axis) => Math.ceil(grid[axis] / chunk[axis]))];
+  const side = (at, axis) =>
+    axis ? Math.min(chunk[axis], grid[axis] - at * chunk[axis]) : (starts[at + 1] ?? grid[0]) - starts[at];
   return {
     counts,
     total: counts[0] * counts[1] * counts[2],
     number: ([t, h, w]) => (t * counts[1] + h) * counts[2] + w,
     place: (number) => [Math.floor(number / (counts[1] * counts[2])), Math.floor(number / counts[2]) % counts[1], number % counts[2]],
-    holding: (token) => token.map((at, axis) => Math.floor(at / chunk[axis])),
+    holding: (token) =>
+      token.map((at, axis) => (axis ? Math.floor(at / chunk[axis]) : starts.findLastIndex((start) => start <= at))),
     tokens: (place) => place.reduce((product, at, axis) => product * side(at, axis), 1),
     // left, top, width and height as shares of the picture
     box: ([, h, w]) => [(w * chunk[2]) / grid[2], (h * chunk[1]) / grid[1], side(w, 2) / grid[2], side(h, 1) / grid[1]],
@@ -47,8 +52,8 @@ function blockStrip(root, chosen, hovered) {
 
   function open(overview, texts) {
     run = overview;
-    run.q = blockGrid(run.grid, run.chunk_q);
-    run.k = blockGrid(run.grid, run.chunk_k);
+    run.q = blockGrid(run.grid, run.chunk_q, run.lead);
+    run.k = blockGrid(run.grid, run.chunk_k, run.lead);
     root.style.setProperty('--aspect', run.aspect);
     root.style.setProperty('--columns', Math.min(run.segments.length, run.aspect > 1.3 ? 3 : 4));
     root.style.setProperty('--columns-narrow', Math.min(run.segments.length, run.aspect > 1.3 ? 1 : 2)); // blocks to tap on

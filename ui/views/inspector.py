@@ -141,11 +141,12 @@ def run_overview(job: VideoJob, record: AttentionRecord, pictures: bool = True) 
     """Grid, chunks, pictures and maps of one run, ready for JSON. Steps, layers and heads count from 0.
 
     recall, density: [layers][steps], means over heads; null if recall was not sampled.
+    lead: latent frames that the video begins with, whose blocks are cut apart from the rest.
     segments: {"t": latent frame, "first", "last": frames}, one per picture. Time is cut at the start of every query
         block and every key block, so that each picture belongs to exactly one of each.
     """
-    frames, chunks = record.grid.t, (record.chunk_q.t, record.chunk_k.t)
-    starts = sorted({start for chunk in chunks for start in range(0, frames, chunk)})
+    frames, lead, chunks = record.grid.t, record.conditioning, (record.chunk_q.t, record.chunk_k.t)
+    starts = sorted({start for step in chunks for start in (*range(0, lead, step), *range(lead, frames, step))})
     segments = [
         {"t": start, "first": first_frame(start), "last": first_frame(end) - 1}
         for start, end in zip(starts, [*starts[1:], frames], strict=True)
@@ -158,6 +159,7 @@ def run_overview(job: VideoJob, record: AttentionRecord, pictures: bool = True) 
         "grid": record.grid,
         "chunk_q": record.chunk_q,
         "chunk_k": record.chunk_k,
+        "lead": lead,
         "aspect": request.width / request.height,
         "segments": segments,
         "pictures": picture_strip(job.results["sparse"].video, middles, width) if pictures else "",
