@@ -39,10 +39,11 @@ from benchmarks.quality_metrics import agreement, compare, interval, said, shown
 from bsa import BSAConfig, Grid, block_sparse_attention
 from bsa.config import SCHEDULE
 from pipeline import EMBEDDED_CHECKPOINT
+from pipeline.model.content import Judge
 from pipeline.model.forward import Attend, attend_dense
 from training.data import sample_held_out_scenes
 from training.evaluate import score_judge
-from training.judge import Judge
+from training.judge import NAMES
 from training.sampling import TextToVideo, sample
 from training.scenes import Scene
 from training.tokenizer import encode, load_tokenizer
@@ -206,7 +207,7 @@ def summary(figures: dict[str, list[float]], baseline: dict[str, list[float]] | 
 
 
 def open_judge(weights: Path, device: str) -> Judge:
-    judge = Judge().to(device).eval()
+    judge = Judge(NAMES).to(device).eval()
     judge.load_state_dict(load_file(weights))
     return judge
 
@@ -228,7 +229,7 @@ def main() -> None:
     if args.reduced or args.smoke:
         configs, prompts, batch, args.probed = reduced(), 1 if args.smoke else 3, 1, 1
     maker = Maker(args.device, SMOKE, 1) if args.smoke else Maker(args.device)
-    judge = Judge().to(args.device).eval() if args.smoke else args.judge and open_judge(args.judge, args.device)
+    judge = Judge(NAMES).to(args.device).eval() if args.smoke else args.judge and open_judge(args.judge, args.device)
     scenes = held_out_scenes(prompts)
     made = run(maker, configs, scenes, batch, began + 60 * args.minutes, judge)
     probed = [scene.caption for scene in scenes[: args.probed]]

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bsa import BlockLayout, BlockSelection
-from training.judge import NAMES, Judge
+from pipeline.model.content import Judge
+from training.judge import NAMES
 from training.scenes import Scene
 
 RADIUS, SIGMA = 5, 1.5  # of SSIM's window, truncated at 3.5 sigma as scikit-image does

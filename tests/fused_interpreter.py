@@ -13,6 +13,7 @@ from bsa import BlockLayout, BSAConfig, Grid
 from pipeline.model import fused, fused_triton
 from pipeline.model.fast_forward import fast_forward
 from pipeline.model.forward import rope_table
+from pipeline.model.kv_cache import KeyValues
 
 
 def error(pairs):
@@ -51,11 +52,20 @@ def head(grid, chunk, heads):
     return lambda: (x.clone(), weight, rope, layout)
 
 
-def forward(grid, config):
+def forward(grid, config, given=0):
+    """Of the whole forward; with conditioning frames, also of one that finds their keys and values kept."""
     model = random_dit()
-    inputs = random_inputs(model, grid)
-    out = [fast_forward(model, *inputs, config, backend=backend) for backend in ("triton", "torch")]
-    return error([out])
+    latents, *others = random_inputs(model, grid)
+    results = []
+    for backend in ("triton", "torch"):
+        options = {"conditioning": given, "backend": backend}
+        out = [fast_forward(model, latents, *others, config, **options)]
+        if given:
+            cache = KeyValues()
+            fast_forward(model, latents[:1, :, :given], *(x[:1] for x in others), config, cache=cache, **options)
+            out.append(fast_forward(model, latents[:, :, given:], *others, config, cache=cache, **options))
+        results.append(out)
+    return error(zip(*results, strict=True))
 
 
 torch.manual_seed(1)
@@ -72,6 +82,7 @@ print(
             "swiglu": both("swiglu_", lambda: (a.clone(), b)),
             "forward-dense": forward((2, 4, 4), None),
             "forward-ragged": forward((4, 5, 4), BSAConfig(0.5, None, (2, 4, 4), (2, 4, 4))),
+            "forward-conditioned": forward((4, 5, 4), BSAConfig(0.5, None, (2, 4, 4), (2, 4, 4)), given=1),
         }
     )
 )

@@ -38,6 +38,11 @@ class TestView:
         [
             pytest.param({"speedup": 1.5, "psnr": 31.25}, ["1.50× faster", "PSNR 31.2 dB"], id="faster"),
             pytest.param({"speedup": 0.5, "psnr": None}, ["0.50× the speed", "PSNR identical"], id="slower, equal"),
+            pytest.param(
+                {"speedup": 2.0, "speedup_range": [1.52, 2.6], "doubts": ["x"], "psnr": 31.25},
+                ["1.5 to 2.6× the speed, not certain", "PSNR 31.2 dB"],
+                id="in doubt",
+            ),
             pytest.param({}, [], id="one video"),
         ],
     )

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import ast
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from app_server import running_page
 from browser import Watch, fill_number, needs_chromium, notice, open_group, open_page, reload
-from fake_pipeline import FakePipeline
+from fake_pipeline import CHECKPOINT, FakePipeline
 from playwright.sync_api import expect
 
+from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint
 from ui.form.inputs import EXAMPLES
 from ui.language import catalogue
 
@@ -130,6 +132,7 @@ def test_every_entry_is_used():
     for path in [path for folder in ("ui", "pipeline", "bsa") for path in (ROOT / folder).rglob("*.py")]:
         texts = {written(node) for node in ast.walk(ast.parse(path.read_text("utf-8")))} - {None}
         text += "\n".join(texts)
+    text += (ROOT / "assets/longcat-tiny/judge/config.json").read_text("utf-8")  # the answers of its classifier
     text += (ROOT / "assets/longcat-tiny/vocabulary.json").read_text("utf-8")
     text = re.sub(r"\s+", " ", text).lower()
     cut = re.compile(rf"{HOLE.pattern}|[,;:().÷×·]|\b(?:or|over|newest|all|frames?|\d+)\b")
@@ -210,3 +213,21 @@ def test_an_english_browser_gets_english_and_says_nothing_wrong(browser, address
     expect(page.get_by_role("button", name="中文", exact=True)).to_have_attribute("aria-pressed", "true")
     assert watch.complaints == []
     page.context.close()
+
+
+def test_what_the_included_model_knows_has_chinese():
+    """A Chinese page offers its prompts in Chinese; what a button writes is what the model knows."""
+    known, said = inspect_checkpoint(EMBEDDED_CHECKPOINT).vocabulary, catalogue()
+    phrases = [phrase for group in known.groups.values() for phrase in group] + list(known.sentences)
+    assert [phrase for phrase in phrases if not CHINESE.search(said.get(phrase, ""))] == []
+
+
+@needs_chromium
+def test_a_chinese_palette_writes_what_the_model_knows(browser, tmp_path):
+    checkpoint = replace(CHECKPOINT, vocabulary=inspect_checkpoint(EMBEDDED_CHECKPOINT).vocabulary)
+    with running_page(FakePipeline(), tmp_path, checkpoint) as address:
+        page = open_page(browser, address, locale="zh-CN")
+        for name in ("红色", "星星", "旋转", "夜晚的城市上空"):
+            page.locator(".words").get_by_role("button", name=name, exact=True).click()
+        expect(page.locator("#prompt textarea")).to_have_value(re.compile("red star spins over a city at night$"))
+        page.context.close()

@@ -222,9 +222,8 @@ def test_the_maps_as_pictures_table_and_file(page, outputs):
     name, path = saved("NPZ, with every selection")
     path.rename(path.with_suffix(".npz"))
     np.testing.assert_array_equal(AttentionRecord.load(path.with_suffix(".npz")).selections, record.selections)
-    pictures = {"Attention kept, PNG": "attention-recall.png", "Density, PNG": "attention-density.png"}
-    for button_name, file in pictures.items():
-        name, path = saved(button_name)
+    for map_name, file in (("Attention kept", "attention-recall.png"), ("Density", "attention-density.png")):
+        name, path = saved(f"{map_name}, PNG")
         assert name == file and path.read_bytes().startswith(b"\x89PNG")
 
 

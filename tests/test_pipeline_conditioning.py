@@ -11,6 +11,8 @@ from bsa import BlockLayout, BSAConfig, Grid, block_sparse_attention
 from pipeline.model.fast_forward import fast_forward
 from pipeline.model.forward import attend_dense, longcat_forward, rope_table
 from pipeline.model.kv_cache import KeyValues
+from pipeline.weights.fp8 import to_fp8
+from pipeline.weights.offload import Offload
 
 HALF = BSAConfig(0.5)
 ROWS = [  # token grid, conditioning frames, attention
@@ -155,6 +157,28 @@ def test_what_is_made_changes_nothing_in_what_is_given(forward):
     changed = forward(model, (other, inputs[1] / 2, inputs[2] + 1, inputs[3]), None, conditioning=2)
     torch.testing.assert_close(out[:, :, :2], changed[:, :, :2], rtol=1e-5, atol=1e-6)
     assert relative_error(out[:, :, 2:], changed[:, :, 2:]) > 0.1
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_8_bit_weights(cached):
+    """The fast forward of 8-bit weights is the plain one of the same weights, up to activations that round the other
+    way, as without conditioning frames (see test_pipeline_fp8.py)."""
+    model, (latents, timestep, text, mask) = to_fp8(random_dit()), random_inputs(random_dit(), (5, 7, 6))
+    made = []
+    for forward in (plain, fast):
+        cache = KeyValues() if cached else None
+        if cached:
+            clean = latents[:1, :, :2], timestep[:1], text[:1], mask[:1]
+            forward(model, clean, HALF, conditioning=2, cache=cache)
+        given = latents[:, :, 2:] if cached else latents
+        made.append(forward(model, (given, timestep, text, mask), HALF, conditioning=2, cache=cache))
+    assert relative_error(*made) < 0.01
+
+
+def test_offloaded_blocks():
+    model, inputs = random_dit(depth=3), random_inputs(random_dit(), (5, 8, 8))
+    expected = fast(model, inputs, HALF, conditioning=1)
+    assert torch.equal(fast(model, inputs, HALF, conditioning=1, offload=Offload(model, torch.device("cpu"))), expected)
 
 
 def test_per_frame_timesteps_are_used_as_they_are():

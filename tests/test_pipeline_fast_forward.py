@@ -99,7 +99,7 @@ def test_misuse_is_refused():
 
 
 KERNELS = ("residual-norm", "residual-only", "norm-only", "head-norm", "head-norm-ragged", "head-norm-cross", "swiglu")
-FORWARDS = ("forward-dense", "forward-ragged")
+FORWARDS = ("forward-dense", "forward-ragged", "forward-conditioned")
 
 
 @pytest.fixture(scope="module")

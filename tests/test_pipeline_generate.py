@@ -260,8 +260,33 @@ def test_compare(tiny_pipeline, request_, tmp_path):
     error = np.mean((dense.astype(float) - sparse) ** 2)
     assert comparison.psnr == pytest.approx(10 * np.log10(255**2 / error))
     assert 0 < comparison.ssim < 1
-    assert comparison.speedup == comparison.dense.seconds["denoise"] / comparison.sparse.seconds["denoise"]
+    for result in (comparison.dense, comparison.sparse):
+        assert (result.timing.clock, len(result.timing.steps), result.timing.alike) == ("CPU time", 3, (0, 0, 0))
+        assert min(result.timing.steps) > 0 and result.timing.decode > 0
+    # of the sparse run alone: its dense forward passes beside its own steps
+    assert (len(comparison.dense.timing.reference), len(comparison.sparse.timing.reference)) == (0, 3)
+    reference = 3 * np.median(comparison.sparse.timing.reference)
+    assert comparison.speedup == pytest.approx(reference / comparison.sparse.timing.denoise)
     json.dumps(comparison.to_dict(), allow_nan=False)
+
+
+def test_only_a_sparse_video_right_after_its_dense_one_times_dense_passes(tiny_pipeline, request_):
+    """Whoever asks for one video does not pay for a comparison."""
+
+    def references(request):
+        return len(tiny_pipeline.generate(request).timing.reference)
+
+    dense = replace(request_, bsa=None, num_frames=5)
+    sparse, more = (replace(dense, bsa=BSAConfig(sparsity)) for sparsity in (0.5, 0.75))
+    assert references(replace(sparse, seed=99)) == 0
+    assert [references(request) for request in (dense, sparse, more)] == [0, 3, 3]  # as in a sweep
+    assert [references(request) for request in (replace(dense, seed=1), sparse)] == [0, 0]
+
+
+def test_dense_passes_in_between_change_no_video(tiny_pipeline, request_):
+    alone = frames_of(tiny_pipeline, replace(request_, seed=5))
+    frames_of(tiny_pipeline, replace(request_, seed=5, bsa=None))
+    np.testing.assert_array_equal(frames_of(tiny_pipeline, replace(request_, seed=5)), alone)
 
 
 def test_compare_refuses_when_there_is_nothing_to_compare(tiny_pipeline, request_):

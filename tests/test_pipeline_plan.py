@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 CPU = SimpleNamespace(type="cpu", index=None)
 INFO = inspect_checkpoint(EMBEDDED_CHECKPOINT)
 SPARSE = BSAConfig(sparsity=0.75)
-MIXED = BSAConfig(0.5, None, (2, 4, 4), (2, 4, 8))
+MIXED = BSAConfig(0.5, None, (2, 4, 4), (2, 4, 6))  # neither divides the other
 
 
 def asked(**changes):
@@ -58,6 +58,27 @@ def test_what_a_plan_carries(changes, grid, rows, sparse, reason):
         pytest.param({"bsa": MIXED}, AS_STORED, "fast", "the fast forward cannot run this request", id="forward"),
         pytest.param({"bsa": MIXED}, LoadOptions("fp8"), "auto", "needs the fast forward, which cannot", id="weights"),
         pytest.param({}, LoadOptions("fp8"), "plain", "the plain forward cannot run with --quantization", id="plain"),
+        pytest.param(
+            {"bsa": replace(SPARSE, dense_layers=99999)},
+            AS_STORED,
+            "auto",
+            "dense_layers 99999 leaves none of the 10 layers sparse; use 9 or fewer, or dense attention",
+            id="layers",
+        ),
+        pytest.param(
+            {"bsa": replace(SPARSE, dense_steps=8), "steps": 8},
+            AS_STORED,
+            "auto",
+            "dense_steps 8 leaves none of the 8 steps sparse; use 7 or fewer",
+            id="steps",
+        ),
+        pytest.param(
+            {"bsa": replace(SPARSE, dense_steps=1), "steps": 1},
+            AS_STORED,
+            "auto",
+            "dense_steps 1 leaves none of the 1 steps sparse; use 0, or",
+            id="only step",
+        ),
         pytest.param({"width": 12800, "height": 7040}, AS_STORED, "auto", "12800x7040 with 61 frames", id="memory"),
     ],
 )
@@ -65,6 +86,18 @@ def test_what_a_plan_refuses(changes, weights, forward, sentence):
     request = replace(asked(), **changes)
     with pytest.raises(ValueError, match=sentence):
         plan(INFO, request, weights, CPU, forward=forward, estimator=Estimator(INFO, CPU), available=2**34)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"bsa": replace(SPARSE, dense_steps=7, dense_layers=9), "steps": 8}, id="all but one"),
+        pytest.param({"bsa": replace(SPARSE, dense_layers=99), "num_frames": 1}, id="dense anyway"),
+    ],
+)
+def test_what_leaves_something_sparse_or_is_dense_anyway_is_planned(changes):
+    request = replace(asked(), **changes)
+    assert plan(INFO, request, AS_STORED, CPU).work.sparse == (request.num_frames > 1)
 
 
 @pytest.mark.parametrize("command", [["generate"], ["generate", "--compare"], ["sweep", "--rows", "seed=1,2"]])

@@ -27,7 +27,7 @@ def test_without_a_driver_the_note_says_so(monkeypatch):
     monkeypatch.setattr(pynvml, "nvmlInit", fail)
     reading = read_resources()
     assert reading.gpus == ()
-    assert reading.note == "no GPU reading, NVML says: NVML Shared Library Not Found"
+    assert reading.note == "no NVIDIA GPU can be read here, its driver is not installed"
 
 
 def test_host_reading():

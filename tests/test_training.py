@@ -7,12 +7,13 @@ import random
 import pytest
 import torch
 
+from pipeline.model.content import Judge, view
 from training import render as renderer
 from training import scores
 from training.data import held_out, sample_test_scenes, sample_training_scenes
 from training.dit import DiTConfig, LongCatDiT
 from training.evaluate import held_out_scenes, read_frames, shares, tensor
-from training.judge import NAMES, Judge, draw, labels, view
+from training.judge import NAMES, draw, labels
 from training.optim import Muon, trapezoid
 from training.render import pack, render
 from training.sampling import euler, sample, shifted_sigmas
@@ -197,7 +198,7 @@ def test_the_judge_of_a_clip_sees_what_it_was_trained_on():
     assert seen.shape == (4, 12, 3, 112, 112)
     # frames of 61 are picked to the nearest, so an edge moves by up to half of the way between two frames
     assert (seen - draw(scenes, 12, "cpu")).abs().mean() < 0.02
-    told = Judge().eval().judge(render(pack(scenes), 5, 32, 32))
+    told = Judge(NAMES).eval().judge(render(pack(scenes), 5, 32, 32))
     assert {name: guess.shape for name, guess in told.items()} == dict.fromkeys(NAMES, (4,))
 
 

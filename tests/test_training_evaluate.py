@@ -9,10 +9,11 @@ from PIL import Image
 
 from bsa import BSAConfig
 from pipeline.media.similarity import psnr
+from pipeline.model.content import Judge
 from training import evaluate, scores
 from training.data import held_out_scenes
 from training.evaluate import GIVEN_FRAMES, label, make_videos, read_frames, score_task
-from training.judge import NAMES, Judge
+from training.judge import NAMES
 from training.render import pack, render
 from training.tasks import TASKS
 
@@ -53,7 +54,7 @@ def test_videos_that_are_there_are_not_made_again(tiny_pipeline, folder, monkeyp
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_task_is_scored_by_what_was_given(folder, task, name):
     torch.manual_seed(0)
-    told = score_task(Judge().eval(), folder, held_out_scenes(2), task, name, "cpu")
+    told = score_task(Judge(NAMES).eval(), folder, held_out_scenes(2), task, name, "cpu")
     assert set(NAMES) < set(told) and told["given psnr, worst"] <= told["given psnr"]
     assert told["seam, worst"] >= told["seam"] > 0
 
@@ -63,7 +64,7 @@ def test_frames_that_come_back_as_they_were_given_score_high(folder, monkeypatch
     still = np.concatenate([clip, np.repeat(clip[-1:], 4, axis=0)])
     read = evaluate.read_frames
     monkeypatch.setattr(evaluate, "read_frames", lambda file: read(file) if file.stem.endswith("clip") else still)
-    told = score_task(Judge().eval(), folder, held_out_scenes(1), "continuation", "dense", "cpu")
+    told = score_task(Judge(NAMES).eval(), folder, held_out_scenes(1), "continuation", "dense", "cpu")
     assert told["given psnr"] == float("inf") and told["seam"] == 0  # nothing moves after the seam
 
 

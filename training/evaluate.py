@@ -30,9 +30,10 @@ from bsa import BSAConfig
 from pipeline import EMBEDDED_CHECKPOINT, FromFrames, FromImage, FromNoise, LongCatPipeline
 from pipeline.media.similarity import psnr
 from pipeline.media.write import write_video
+from pipeline.model.content import VIEW, Judge
 from pipeline.request.start import Start
 from training.data import held_out_scenes
-from training.judge import NAMES, VIEW, Judge
+from training.judge import NAMES
 from training.render import pack, render
 from training.scenes import Scene
 from training.tasks import TASKS, seam
@@ -180,7 +181,7 @@ def main() -> None:
     tasks = list(dict.fromkeys(["text", *args.tasks]))
     pipeline = LongCatPipeline.load(args.checkpoint, args.device)
     device, scenes = str(pipeline.device), held_out_scenes(args.prompts)
-    net = Judge().to(device).eval()
+    net = Judge(NAMES).to(device).eval()
     net.load_state_dict(load_file(args.judge))
 
     settings = {"dense": None} | {f"bsa-{sparsity}": BSAConfig(sparsity=sparsity) for sparsity in args.sparsities}

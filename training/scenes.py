@@ -44,7 +44,7 @@ EVENTS = ("pan left", "pan right", "to night", "to day", "calm", *EFFECTS, "fire
 OBJECT_FIELDS = "present x0 y0 vx vy rx ry bounce frequency phase angle spin size growth pulse red green blue".split()
 
 SIZES = {"small": 0.20, "": 0.29, "large": 0.40}
-_SYNONYMS = {
+SYNONYMS = {
     "ball": ("ball", "ball", "circle", "sphere"),
     "square": ("square", "square", "box"),
     "ring": ("ring", "ring", "donut"),
@@ -117,7 +117,7 @@ class Scene:
 
 
 def _say(rng: random.Random, key: str) -> str:
-    return rng.choice(_SYNONYMS.get(key, (key,)))
+    return rng.choice(SYNONYMS.get(key, (key,)))
 
 
 def one_hot(index: int, size: int) -> list[float]:

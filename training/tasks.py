@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from bsa import BSAConfig
+from pipeline.model.content import Judge
 from pipeline.model.forward import attend_dense
 from training.data import GIVEN
-from training.judge import NAMES, Judge
+from training.judge import NAMES
 from training.render import pack, render
 from training.sampling import TextToVideo, attend_sparse, sample
 from training.scenes import Scene

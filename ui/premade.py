@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import Comparison, VideoResult, read_settings
+from pipeline.request.result import read_comparison
 from ui.jobs.job import ARMS, VideoJob
 from ui.jobs.records import stored_result
 
@@ -38,8 +39,9 @@ class Premade:
             report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
             found = {arm: stored_result(report[arm], folder) for arm in ARMS}
             videos = {arm: result for arm, result in found.items() if result is not None}
-            psnr = float("inf") if report["psnr"] is None else report["psnr"]
-            pair = Comparison(**videos, speedup=report["speedup"], psnr=psnr, ssim=report["ssim"])
+            pair = read_comparison(**videos, values=report)
+            if pair is None:
+                raise ValueError("its report compares nothing")
             name = read_settings(pair.sparse.video).checkpoint
         except (OSError, ValueError, TypeError, KeyError) as error:
             log.warning("the pair in %s cannot be shown: %s", folder, error)

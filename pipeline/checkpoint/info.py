@@ -128,6 +128,11 @@ class CheckpointInfo:
         }
         return self.request(prompt, **(values | overrides))
 
+    @property
+    def depth(self) -> int:
+        """Number of transformer blocks, which the guide calls layers; 0 if the layers are not known."""
+        return sum(name.endswith(".self_attn.to_q") for name in self.linear)
+
     def image_to_video(self, prompt: str, picture: Picture, **overrides: Any) -> VideoRequest:
         """A request for a video that begins with a picture, in LongCat's size for its shape.
 

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from pipeline.cli.inspect import run_inspect
 from pipeline.cli.long_command import run_long_command
 from pipeline.cli.options import build_parser, checked_device, open_checkpoint, read_request, read_weights
+from pipeline.cli.progress import Progress
 from pipeline.cli.sweep_command import run_sweep_command
 from pipeline.cli.tasks import chosen_task
 from pipeline.estimate.choose_attention import choose_attention
@@ -37,33 +38,10 @@ from pipeline.machine.whole_files import write_whole
 from pipeline.media.write import prepare_output
 from pipeline.request.result import Comparison, VideoResult
 from pipeline.request.sentences import VisibleFormatter, one_line, visible
-from pipeline.request.video import Cancelled, StepUpdate
+from pipeline.request.video import Cancelled
 from pipeline.runs.compare import compare
 from pipeline.runs.longcat import LongCatPipeline
 from pipeline.runs.plan import plan, plan_to_load
-
-
-class _Bar:
-    """One tqdm bar per phase, driven by the true steps. prefix: of its labels."""
-
-    def __init__(self) -> None:
-        self.prefix = ""
-        self._bar: tqdm | None = None
-
-    def __call__(self, update: StepUpdate) -> None:
-        if update.step == 0 or self._bar is None:
-            self.close()
-            labels = {"text": "Text", "encode": "Encode", "denoise": "Denoise", "decode": "Decode"}
-            label = self.prefix + labels[update.phase]
-            self._bar = tqdm(total=update.total, desc=label, unit="step", file=sys.stderr)
-        self._bar.update(update.step - self._bar.n)
-        if update.step == update.total:
-            self.close()
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
 
 
 def run_generate(args: argparse.Namespace) -> dict[str, Any]:
@@ -99,7 +77,7 @@ def run_generate(args: argparse.Namespace) -> dict[str, Any]:
     if args.bsa == "auto":
         request = pipeline.choose_attention(request, Path("outputs") / FILE_NAME)
         print(f"attention {request.auto}", file=sys.stderr)
-    bar = _Bar()
+    bar = Progress()
     try:
         if args.compare:
             comparison = compare(pipeline, request, bar, output)
@@ -113,7 +91,7 @@ def run_generate(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run_long(args: argparse.Namespace) -> dict[str, Any]:
-    bar = _Bar()
+    bar = Progress()
     try:
         return run_long_command(args, bar, args.output or _new_name(args.seed, ""), _report_stream(args.json))
     finally:
@@ -122,7 +100,7 @@ def _run_long(args: argparse.Namespace) -> dict[str, Any]:
 
 def run_grid(args: argparse.Namespace) -> dict[str, Any]:
     """Make the videos of a sweep or a search and return the report."""
-    bar = _Bar()
+    bar = Progress()
     try:
         return run_sweep_command(args, bar, _report_stream(args.json))
     finally:
@@ -210,7 +188,11 @@ def _print_comparison(comparison: Comparison, json_target: str | None) -> None:
     for result in (comparison.dense, comparison.sparse):
         _print_result(result, json_target)
     similarity = f"PSNR {comparison.psnr:.2f} dB, SSIM {comparison.ssim:.4f} to dense"
-    print(f"speed-up  {comparison.speedup:.2f}x denoising; {similarity}", file=_report_stream(json_target))
+    speed = comparison.speed
+    figure = f"{speed.ratio:.2f}x" if speed.sure else f"{speed.low:.1f} to {speed.high:.1f}x"
+    print(f"speed-up  {figure} denoising ({speed.clock}); {similarity}", file=_report_stream(json_target))
+    for doubt in speed.doubts:
+        print(f"in doubt  {doubt}", file=_report_stream(json_target))
 
 
 def _report_stream(json_target: str | None) -> TextIO:

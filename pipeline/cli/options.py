@@ -427,7 +427,9 @@ def open_checkpoint(text: str | Path, device: str = "auto", weights: LoadOptions
     if not is_hub_id(str(text)):
         return inspect_checkpoint(text)
 
-    with tqdm(desc=f"Downloading {text}", unit="B", unit_scale=True, file=sys.stderr) as bar:
+    seldom = 0.1 if sys.stderr.isatty() else 60.0  # seconds; in a log every state of the bar is a line
+    title = f"Downloading {text}"
+    with tqdm(desc=title, unit="B", unit_scale=True, mininterval=seldom, file=sys.stderr) as bar:
 
         def show(progress: Progress) -> None:
             bar.total = progress.total

@@ -88,6 +88,17 @@ def _table(result: SweepResult) -> str:
             f"{video.result.density:>9.1%}{_cell(video.psnr, '.1f', 9)}{_cell(video.ssim, '.3f', 8)}"
             f"{_cell(video.recall, '.3f', 8)}"
         )
+    lines += [
+        f"over {one.seeds} seeds{', ' if one.setting else ''}{one.setting}: PSNR {one.psnr:.1f} dB "
+        f"({one.psnr_low:.1f} to {one.psnr_high:.1f}), SSIM {one.ssim:.3f} ({one.ssim_low:.3f} to {one.ssim_high:.3f})"
+        for one in result.over_seeds()
+    ]
+    lines += [
+        f"in doubt: {_title(result.sweep, fewer)} computed less than {_title(result.sweep, more)} and took longer"
+        for fewer, more in result.out_of_order()[:3]
+    ]
+    unsure = sorted({doubt for cell in result.cells if cell.speed is not None for doubt in cell.speed.doubts})
+    lines += [f"in doubt: {doubt}" for doubt in unsure[:3]]
     return "\n".join([*lines, "* on the Pareto front of speed-up and PSNR"])
 
 

@@ -22,7 +22,6 @@ _MOST_LATENT_FRAMES = 64  # the crossover is searched up to here: 253 frames
 
 PAYS = "BSA pays at this size on this machine."
 PAYS_LARGE = "BSA pays at this size on this machine, as it does from 720p on and for long videos."
-PAYS_SMALL = "BSA pays at this size on this machine, although at 480p and below it often gains little."
 EVEN = "BSA makes little difference here: both should take about as long."
 LOSES = "Full attention should be faster here: choosing the blocks costs more than it saves."
 FROM_FRAMES = "At this size BSA should pay from about {frames} frames on."
@@ -83,7 +82,7 @@ def _measured(
     request: VideoRequest, expected: float, ratio: Callable[[VideoRequest], float | None]
 ) -> tuple[str, list[str]]:
     if expected >= WORTH:
-        return "good", [{"good": PAYS_LARGE, "poor": PAYS_SMALL}.get(usual_kind(request), PAYS)]
+        return "good", [PAYS_LARGE if usual_kind(request) == "good" else PAYS]
     kind, sentence = ("neutral", EVEN) if expected > 1 / WORTH else ("poor", LOSES)
     frames = crossover(request, ratio)
     return kind, [sentence] if frames is None else [sentence, FROM_FRAMES.format(frames=frames)]

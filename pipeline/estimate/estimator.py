@@ -56,6 +56,7 @@ class Estimate:
     memory_least: bytes that are certainly needed.
     kv_cache: bytes of kept keys and values of conditioning frames, wherever they are; in `memory` if on the device.
     basis: the source of the numbers in words, such as "2 runs on this machine".
+    work: seconds of denoising on a clock that other programs do not advance, for `speedup` alone; None before a run.
     """
 
     seconds: dict[str, float] | None
@@ -64,6 +65,15 @@ class Estimate:
     memory_least: int
     basis: str
     kv_cache: int = 0
+    work: float | None = None
+
+    def speedup(self, dense: Estimate) -> float | None:
+        """Expected speed-up over the dense video, as a comparison measures it; None before any measurement."""
+        if self.work is not None and dense.work is not None:
+            return dense.work / self.work
+        if self.seconds is None or dense.seconds is None:
+            return None
+        return dense.seconds["denoise"] / self.seconds["denoise"]
 
 
 class Estimator:
@@ -123,6 +133,8 @@ class Estimator:
             run.ratios = {
                 phase: run.seconds[phase] / self._counted(phase, run.request, run.density) for phase in PHASES
             }
+            if run.work is not None:
+                run.ratios["work"] = run.work / self._counted("denoise", run.request, run.density)
             activations = footprint.activation_bytes(self._shape, run.request, self.device, self.weights)
             run.ratios["memory"] = (run.memory - self._fixed) / activations
         self._runs = runs
@@ -137,6 +149,7 @@ class Estimator:
             memory_least=footprint.least_bytes(self._shape, request, self.device, self.weights),
             kv_cache=footprint.kv_cache_bytes(self._shape, request, self.device),
             basis=self._basis(runs),
+            work=self._work(request, runs),
         )
 
     def denoising(self, request: VideoRequest) -> float | None:
@@ -191,6 +204,13 @@ class Estimator:
             share = request.start.encoded_frames(request.num_frames) / request.num_frames
             seconds["encode"] = _ENCODER * share * seconds["decode"]
         return {**seconds, "total": sum(seconds.values())}
+
+    def _work(self, request: VideoRequest, runs: list[Run]) -> float | None:
+        weights = weigh(request, runs, "denoise")
+        ratio = weighted_median(
+            (run.ratios["work"], weight) for run, weight in zip(runs, weights) if "work" in run.ratios
+        )
+        return None if ratio is None else ratio * self._counted("denoise", request, density_of(request, runs))
 
     def _counted(self, phase: str, request: VideoRequest, density: float | None) -> float:
         """Seconds of a phase from the counted work and the calibration alone, without the runs."""

@@ -18,7 +18,7 @@ _HALF_LIFE = 12  # a run weighs half after so many later ones, because the load 
 class Run:
     """A finished video as the ledger keeps it: size and settings without the prompt, seconds and memory.
 
-    ratios: measured over counted seconds by phase; set by the estimator.
+    ratios: measured over counted seconds by phase, and of "work" where it is known; set by the estimator.
     """
 
     def __init__(self, kept: dict[str, Any]) -> None:
@@ -36,6 +36,8 @@ class Run:
         self.density = float(kept["density"])
         self.seconds = {phase: float(seconds) for phase, seconds in kept["seconds"].items()}
         self.memory = int(kept["memory"])
+        # of denoising on the clock of `Timing`; runs of earlier versions have none
+        self.work = float(kept["work"]) if kept.get("work") else None
         self.ratios: dict[str, float] = {}
         self.traits = _Traits.of(self.request)
 
@@ -53,6 +55,7 @@ def kept_run(result: VideoResult) -> dict[str, Any]:
         "density": result.density,
         "seconds": seconds,
         "memory": result.peak_memory,
+        **({} if result.timing is None else {"work": result.timing.denoise}),
     }
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import pynvml
 
+NO_DRIVER = "no NVIDIA GPU can be read here, its driver is not installed"
+_NO_LIBRARY = "NVML Shared Library Not Found"  # what NVML's own words for that are
 RETRY_SECONDS = 2.0  # wait before reopening NVML after a fault; doubles each time, because opening may take long
 LONGEST_RETRY_SECONDS = 32.0
 SLOW_SECONDS = 1.0  # the driver averages utilisation, power and temperature over about this time
@@ -110,7 +112,7 @@ class Nvml:
             self._open = True
             count, fault = _ask(pynvml.nvmlDeviceGetCount)
         if fault:
-            self._fail(f"no GPU reading, NVML says: {fault}")
+            self._fail(NO_DRIVER if fault == _NO_LIBRARY else f"no GPU reading, NVML says: {fault}")
             self.close()
             return
         self._fault = ""

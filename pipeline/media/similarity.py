@@ -10,11 +10,19 @@ def psnr(first: np.ndarray, second: np.ndarray) -> float:
 
     Raises ValueError for videos of different shapes.
     """
+    return psnr_of_frames(first, second)[0]
+
+
+def psnr_of_frames(first: np.ndarray, second: np.ndarray) -> tuple[float, tuple[float, ...]]:
+    """`psnr` of two videos, and of each of their frames. The first is that of the mean error, not the mean of them."""
     _check_shapes(first, second)
     # frame by frame: a 720p video in float64 would take gigabytes
-    squares = [np.square(a.astype(np.float64) - b).mean() for a, b in zip(first, second, strict=True)]
-    mean = float(np.mean(squares))
-    return float("inf") if mean == 0 else float(10 * np.log10(255**2 / mean))
+    squares = [float(np.square(a.astype(np.float64) - b).mean()) for a, b in zip(first, second, strict=True)]
+    return _decibels(float(np.mean(squares))), tuple(map(_decibels, squares))
+
+
+def _decibels(error: float) -> float:
+    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 
 def ssim(first: np.ndarray, second: np.ndarray) -> float:

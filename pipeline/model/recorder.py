@@ -7,7 +7,6 @@ state is touched.
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bsa import BlockLayout, BlockSelection, nested_layouts
+from pipeline.machine.measure import Stopwatch
 from pipeline.media.attention_record import AttentionRecord, Sampled
 from pipeline.model.self_attention import layouts_of, token_density
 from pipeline.request.video import VideoRequest
@@ -68,12 +68,13 @@ class AttentionRecorder:
             self._first_blocks, self._first_tokens = first.blocks.volume, first.grid.volume
         self._heads = heads
         self._calls = 0
-        self._seconds = 0.0
-        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._spans: list[tuple[int, Any, Any]] = []  # step, and the marks at both ends of a call
 
     def __call__(self, q: Tensor, k: Tensor, selection: BlockSelection) -> None:
         """Record one attention call. q, k: [B, H, S, D], its inputs; selection: the blocks that it selected."""
-        began = self._now(q.device)
+        if self._calls == 0:
+            self._stopwatch = Stopwatch(q.device)
+        began = self._stopwatch.mark()
         if self._calls == 0:
             self._allocate(q)
         step, layer = divmod(self._calls, self._shape[1])
@@ -89,11 +90,18 @@ class AttentionRecorder:
             blocks = random.integers(self._q_layout.blocks.volume, size=FEW_BLOCKS)
             mass, weights = self._mass(q, k, selection, others, blocks, random)
             self._recall[step, layer].index_copy_(0, others, mass @ weights)
-        self._stop(began, q.device)
+        self._spans.append((step, began, self._stopwatch.mark()))
 
     def seconds(self) -> float:
         """Seconds spent recording so far. On CUDA this is device time, and the kernels must have ended."""
-        return self._seconds + sum(began.elapsed_time(ended) for began, ended in self._events) / 1000
+        return sum(self._stopwatch.wall(began, ended) for _, began, ended in self._spans)
+
+    def work(self) -> list[float]:
+        """Seconds of work spent recording in each step, on the clock of `Stopwatch`."""
+        spent = [0.0] * self._shape[0]
+        for step, began, ended in self._spans:
+            spent[step] += self._stopwatch.work(began, ended)
+        return spent
 
     def record(self, versions: dict[str, str]) -> AttentionRecord:
         """Return the finished record. Call it after the last step; it waits for the device."""
@@ -182,20 +190,6 @@ class AttentionRecorder:
                 parts.append((probabilities * mask[..., self._key_block]).sum(-1))
             mass.append(torch.cat(parts, dim=-1))
         return torch.cat(mass), _upload((sizes / sizes.sum()).astype(np.float32), q.device)
-
-    def _now(self, device: torch.device) -> Any:
-        if device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def _stop(self, began: Any, device: torch.device) -> None:
-        ended = self._now(device)
-        if device.type == "cuda":
-            self._events.append((began, ended))
-        else:
-            self._seconds += ended - began
 
 
 def joined(records: list[AttentionRecord]) -> AttentionRecord:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pipeline.machine.memory import release_memory
 from pipeline.machine.paths import temporary_folder
-from pipeline.media.similarity import psnr, ssim
+from pipeline.media.similarity import psnr_of_frames, ssim
 from pipeline.media.write import prepare_output
 from pipeline.request.generator import Generator, OnStep
-from pipeline.request.result import Comparison
+from pipeline.request.result import Comparison, speed
 from pipeline.request.video import VideoRequest
 
 
@@ -33,10 +33,12 @@ def compare(
     dense, dense_frames = pipeline.generate_frames(request.dense, on_step, outputs[0])
     release_memory()  # what the first run left in the allocator's cache must not help or burden the second
     sparse, sparse_frames = pipeline.generate_frames(request, on_step, outputs[1])
+    whole, frames = psnr_of_frames(dense_frames, sparse_frames)
     return Comparison(
         dense=dense,
         sparse=sparse,
-        speedup=dense.seconds["denoise"] / sparse.seconds["denoise"],
-        psnr=psnr(dense_frames, sparse_frames),
+        speed=speed(dense, sparse),
+        psnr=whole,
         ssim=ssim(dense_frames, sparse_frames),
+        frames=frames,
     )

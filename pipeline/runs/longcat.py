@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pipeline.checkpoint.info import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
+from pipeline.checkpoint.yardstick import read_yardstick
 from pipeline.estimate.calibrate import measure
 from pipeline.estimate.choose_attention import choose_attention
 from pipeline.estimate.estimator import Estimator
@@ -28,18 +29,21 @@ from pipeline.media.attention_record import AttentionRecord, record_path
 from pipeline.media.comment import describe
 from pipeline.media.write import prepare_output, write_video
 from pipeline.model.begin import begin
+from pipeline.model.content import Contents, read_contents
 from pipeline.model.denoising import check_finite, denoise
 from pipeline.model.forward import trim_text
 from pipeline.model.preview import LatentColours
 from pipeline.model.recorder import AttentionRecorder, joined
 from pipeline.model.run_forward import forward_for, keep_conditioning, warm_up
 from pipeline.model.self_attention import attention_for
+from pipeline.model.work_timer import WorkTimer
 from pipeline.parallel.launch import Place
 from pipeline.parallel.ranks import Ranks
 from pipeline.request.choose_forward import checked_forward
 from pipeline.request.generator import OnStep
 from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.result import VideoResult
+from pipeline.request.timing import reference_steps
 from pipeline.request.video import LATENT_PIXELS, MAX_PROMPT_TOKENS, StepUpdate, VideoRequest
 from pipeline.runs.plan import Plan, plan
 from pipeline.runs.team import Team
@@ -68,6 +72,7 @@ class LongCatPipeline:
         forward: str = "auto",
         weights: LoadOptions = AS_STORED,
         team: Team | None = None,
+        contents: Contents | None = None,
     ) -> None:
         self.info = info
         self.device = device
@@ -78,7 +83,10 @@ class LongCatPipeline:
         self._colours = colours
         self._team = team or Team()
         self._lock = threading.Lock()
+        self._contents = contents
+        self._yardstick = read_yardstick(info.path)
         self._warm: set[tuple] = set()
+        self._last_dense: VideoRequest | None = None
         self._estimator = Estimator(info, device, weights=weights)
 
     @classmethod
@@ -144,7 +152,7 @@ class LongCatPipeline:
         logger.info("Loaded %s (%s transformer parameters) to %s", info.name, f"{info.parameters:,}", chosen)
         padding = "attended to, as zeros" if model.zero_text_padding else "masked"
         logger.info("The padding of prompts is %s (text_tokens_zero_pad)", padding)
-        pipeline = cls(info, chosen, model, colours, record, forward, weights, team)
+        pipeline = cls(info, chosen, model, colours, record, forward, weights, team, read_contents(info.path))
         if team.rank > 0:
             team.follow(chosen, pipeline._follow)
             raise SystemExit(0)
@@ -239,6 +247,10 @@ class LongCatPipeline:
         else:
             logger.info("Block Sparse Attention (BSA) is not used: %s", work.reason)
         logger.info("The %s forward runs because %s", *plan.forward)
+        # A sparse video that follows its dense one is compared with it: some dense passes are timed beside its steps.
+        compared = work.sparse and request.dense == self._last_dense
+        if not work.sparse:
+            self._last_dense = request.dense
         with ranks.together():
             model.lora.use(request.lora)
         if not warm:
@@ -281,8 +293,13 @@ class LongCatPipeline:
                 if work.cached:
                     given, on_host = latents[:, :, : work.conditioning].to(model.dtype), request.start.kv_on_host
                     cache = keep_conditioning(plan.forward, model, work, given, text, mask, on_host, ranks)
+                run, beside = forward_for(plan.forward, model, work, attention, cache, ranks), None
+                if compared:
+                    dense = work.as_dense()
+                    beside = forward_for(plan.forward, model, dense, attention_for(dense), cache, ranks)
+                timer = WorkTimer(self.device)
                 latents = denoise(
-                    forward_for(plan.forward, model, work, attention, cache, ranks),
+                    timer.each(run, beside, reference_steps(steps)),
                     schedule,
                     latents,
                     text,
@@ -295,14 +312,16 @@ class LongCatPipeline:
                 )
             del cache
 
-            if record and work.sparse:
-                clock.leave_out("denoise", ranks.largest(0.0 if recorder is None else recorder.seconds()))
+            if compared or (record and work.sparse):
+                recording = 0.0 if recorder is None else recorder.seconds()
+                clock.leave_out("denoise", ranks.largest(timer.reference_seconds() + recording))
 
-            with clock.phase("decode") as elapsed:
+            with clock.phase("decode") as elapsed, timer.decoding():
                 frames = self._decode(batch, latents, on_step, elapsed, ranks)
 
         attention.share(ranks)
         peak_memory = int(ranks.largest(peak.bytes))
+        timing = timer.timing(work, layers, None if recorder is None else recorder.work())
         records = ranks.collect(None if recorder is None else recorder.record({}))
         ranks.done()
         if ranks.rank > 0:
@@ -325,6 +344,9 @@ class LongCatPipeline:
             bsa_active=work.sparse,
             bsa_reason=work.reason,
             versions=versions,
+            timing=timing,
+            shows=None if self._contents is None else self._contents.of(request.prompt, frames),
+            yardstick=None if self._yardstick is None else self._yardstick.for_request(request),
         )
         if parts := [part for part in records if part is not None]:
             self._write_record(replace(joined(parts), versions=versions), output)

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from bsa.config import SCHEDULE
 from pipeline.checkpoint.info import CheckpointInfo
 from pipeline.estimate.estimator import Estimate, Estimator
 from pipeline.machine.gpus import Device
@@ -17,6 +18,8 @@ from pipeline.request.choose_forward import ForwardChoice, choose_forward
 from pipeline.request.load_options import LoadOptions
 from pipeline.request.video import VideoRequest
 from pipeline.request.workload import Workload
+
+STEPS, LAYERS = SCHEDULE
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,12 @@ def plan(
             which is right before the weights are loaded.
 
     Raises:
-        ValueError: the checkpoint lacks the adapter, no forward can run the request, or it cannot fit into memory. One
-            sentence with the numbers and a remedy.
+        ValueError: the checkpoint lacks the adapter, no forward can run the request, nothing of it would be sparse, or
+            it cannot fit into memory. One sentence with the numbers and a remedy.
     """
     info.check_lora(request.lora)
-    work = request.workload
+    work, steps = request.workload, info.steps_run(request)
+    _check_schedule(work, steps, info.depth)
     choice = choose_forward(forward, work, device, weights)
     if weights.gpus > work.step_grid.volume:
         raise ValueError(
@@ -68,7 +72,17 @@ def plan(
             f"{work.step_grid.volume} or fewer"
         )
     estimate = None if estimator is None else estimator.check(request, available)
-    return Plan(request, work, info.steps_run(request), choice, estimate)
+    return Plan(request, work, steps, choice, estimate)
+
+
+def _check_schedule(work: Workload, steps: int, layers: int) -> None:
+    """Refuse dense steps or layers that leave none for block sparse attention. layers: 0 if not known."""
+    for name, most in ((STEPS, steps), (LAYERS, layers)):
+        dense = 0 if work.bsa is None else getattr(work.bsa, name)
+        if most and dense >= most:
+            kind = name.removeprefix("dense_")
+            fewer = f"use {most - 1} or fewer" if most > 1 else "use 0"
+            raise ValueError(f"{name} {dense} leaves none of the {most} {kind} sparse; {fewer}, or dense attention")
 
 
 def plan_to_load(

@@ -14,7 +14,7 @@ from pipeline.media.attention_record import AttentionRecord, record_path
 from pipeline.media.similarity import psnr, ssim
 from pipeline.media.write import prepare_output
 from pipeline.request.generator import Generator, OnStep
-from pipeline.request.result import VideoResult
+from pipeline.request.result import VideoResult, speed
 from pipeline.request.video import Cancelled
 from pipeline.runs.sweep import Sweep, SweepRun, logger
 from pipeline.runs.sweep_result import SweepResult, SweepVideo
@@ -114,7 +114,7 @@ def _measure(video: SweepVideo, frames: np.ndarray, reference: tuple[VideoResult
     dense, dense_frames = reference
     return replace(
         video,
-        speedup=dense.seconds["denoise"] / made.seconds["denoise"],
+        speed=speed(dense, made),
         psnr=psnr(dense_frames, frames),
         ssim=ssim(dense_frames, frames),
     )

@@ -14,6 +14,11 @@ from ui.jobs.estimates import Estimates
 from ui.jobs.eta import duration_text
 
 MOST_CELLS = 256
+SMALLER = "Smaller blocks"
+TERMS = {
+    SMALLER: "In the papers these are ragged blocks: the grid's edge cuts them short, and they count with their true "
+    "size."
+}
 
 
 def plan_panel(checkpoint: CheckpointInfo, values: Mapping[str, Any], estimates: Estimates | None = None) -> str:
@@ -57,7 +62,7 @@ def _describe(request: VideoRequest, expected: str) -> str:
     if work.bsa is not None and work.blocks is not None:
         plan = work.blocks
         rows += _block_rows(work.bsa, plan)
-        rows.append(("Ragged blocks", _ragged(plan.ragged_q, plan.ragged_k)))
+        rows.append((SMALLER, _ragged(plan.ragged_q, plan.ragged_k)))
         total = plan.k_blocks.volume
         if plan.kept is None:
             more = ", more where the threshold asks for it"
@@ -68,7 +73,7 @@ def _describe(request: VideoRequest, expected: str) -> str:
         picture = _cells(plan.min_kept, total)
     elif request.bsa is None:
         rows.append(("Kept", "every token attends to every token (100%)"))
-    table = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in rows)
+    table = "".join(f"<dt>{escape(name)}{_term(name)}</dt><dd>{escape(text)}</dd>" for name, text in rows)
     # the table already has the kept count, so the reason is needed only if BSA stays off, or if nobody asked for it
     reason = request.auto or ("" if active else work.reason)
     why = f'<p class="why">{escape(page_sentence(reason))}</p>' if reason else ""
@@ -76,6 +81,13 @@ def _describe(request: VideoRequest, expected: str) -> str:
         f'<div class="plan" data-active="{str(active).lower()}">'
         f'<p class="verdict"><span class="dot"></span>{verdict}</p>{why}<dl>{table}</dl>{picture}{expected}</div>'
     )
+
+
+def _term(name: str) -> str:
+    """The term of the field for a row, behind a question mark; "" if its name is that term."""
+    if name not in TERMS:
+        return ""
+    return f' <details class="term"><summary aria-label="{escape(name)}">?</summary>{escape(TERMS[name])}</details>'
 
 
 def _block_rows(bsa: BSAConfig, plan: BlockPlan) -> list[tuple[str, str]]:
@@ -151,7 +163,7 @@ def _time(arms: dict[str, Estimate], sparse: VideoRequest, mode: str) -> str:
     words = {name: duration_text(phases["total"]) for name, phases in seconds.items()}
     if not sparse.workload.sparse:
         return escape(TIME_ONE.format(**words))
-    ratio = seconds["dense"]["denoise"] / seconds["sparse"]["denoise"]
+    ratio = arms["sparse"].speedup(arms["dense"]) or 1.0
     text = {"sparse": TIME_SPARSE, "dense": TIME_DENSE}.get(mode, TIME_BOTH).format(**words)
     return f"{escape(text)}<br><small>{escape(FASTER.format(ratio=ratio))}</small>" if ratio > 1.05 else escape(text)
 

@@ -27,6 +27,7 @@ OTHER_QUANTIZATION = (
 )
 OTHER_FPS = "It has {fps} frames a second; the form has no field for that, and this checkpoint uses {here}."
 OTHER_CLIP = "It was refined from {clip}, which is not here: choose that clip under Refine a clip."
+BEGINS_WITH = "It begins with {file}; the form has no place for that, but the command line has (--image, --video)."
 LARGE_SEED = "Its seed {seed} has more digits than the form can hold; the command line can use it."
 OF_ONE_VIDEO = ("prompt", "negative_prompt", "seed", "randomise")
 LARGEST_SEED = 2**53  # a browser's numbers are exact up to here
@@ -84,7 +85,9 @@ def fill(fields: Fields, values: dict[str, Any]) -> dict[Any, Any]:
 def remarks(site: Site, fields: Fields, request: VideoRequest, versions: dict[str, str]) -> list[str]:
     """Sentences about differences that keep the form, or this machine, from making exactly the same video again."""
     defaults, said = site.checkpoint.defaults, []
-    clip = request.start.clip
+    clip, source = request.start.clip, request.start.source
+    if source is not None and clip is None:
+        said.append(BEGINS_WITH.format(file=source.name[:80]))
     if clip is not None and form_values(request)["refine"] is None:
         said.append(OTHER_CLIP.format(clip=clip.name[:80]))
     elif clip is None and "fps" not in fields and request.fps != defaults["fps"]:

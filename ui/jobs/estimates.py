@@ -91,9 +91,7 @@ class Estimates:
     def ratio(self, request: VideoRequest) -> float | None:
         """Expected denoising time with dense attention, divided by the request's own."""
         sparse, dense = self.of(request), self.of(request.dense)
-        if sparse is None or dense is None or not sparse.seconds or not dense.seconds:
-            return None
-        return dense.seconds["denoise"] / sparse.seconds["denoise"]
+        return None if sparse is None or dense is None else sparse.speedup(dense)
 
     def advice(self, request: VideoRequest) -> Advice | None:
         estimate = self.of(request)

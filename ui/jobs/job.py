@@ -21,7 +21,7 @@ import numpy as np
 
 from pipeline import Cancelled, Comparison, StepUpdate, VideoRequest, VideoResult, compare
 from pipeline.request.generator import Generator, OnStep
-from pipeline.request.start import FromClip
+from pipeline.request.start import FromClip, FromImage, FromNoise
 
 log = logging.getLogger("ui")
 
@@ -185,23 +185,25 @@ class VideoJob(Job):
         return this_one + max(0, others) * (whole or 0.0)
 
     def run(self, pipeline: Generator, on_step: OnStep) -> None:
-        self._keep_clip()
+        self._keep_source()
         watched = _Watched(pipeline, self)
         if self.side_by_side:
             self.comparison = compare(watched, self.request, on_step, self.folder)
         else:
             watched.generate_frames(self.request, on_step, self.folder / f"{self.arms[0]}.mp4")
 
-    def _keep_clip(self) -> None:
-        """Copy the clip to refine into the job's folder, because an upload or an earlier run may be deleted later."""
+    def _keep_source(self) -> None:
+        """Copy the clip or image that the video is made from into the job's folder, because an upload or an earlier run
+        may be deleted later."""
         start = self.request.start
-        if not isinstance(start, FromClip):
+        if isinstance(start, FromNoise):
             return
-        kept = self.folder / "clip.mp4"
+        kept = self.folder / ("image" if isinstance(start, FromImage) else "clip.mp4")
         try:
-            shutil.copyfile(start.clip, kept)
+            shutil.copyfile(start.source, kept)
         except FileNotFoundError:
-            raise ValueError("the clip to refine is gone; choose it again") from None
+            what = "clip to refine" if isinstance(start, FromClip) else "file that the video begins with"
+            raise ValueError(f"the {what} is gone; choose it again") from None
         self.request = replace(self.request, start=start.at(kept.absolute()))
 
     def report(self) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import Axis, Comparison, Floor, Search, Sweep, SweepVideo, VideoRequest, VideoResult
+from pipeline import Axis, Floor, Search, Sweep, SweepVideo, VideoRequest, VideoResult
+from pipeline.request.result import read_comparison
+from pipeline.request.timing import read_speed, read_timing
 from ui.jobs.job import Job, VideoJob, plain
 from ui.jobs.sweep_job import SweepJob
 from ui.storage.files import job_folder, poster
@@ -17,7 +19,7 @@ from ui.storage.store import INTERRUPTED, LIVE, Record, Store
 log = logging.getLogger("ui")
 
 GONE = "its video is no longer there"
-MEASURES = ("speedup", "psnr", "ssim", "recall")  # of a cell of a sweep, compared with its dense reference
+MEASURES = ("psnr", "ssim", "recall")  # of a cell of a sweep, compared with its dense reference
 
 Restore = Callable[[Record, Path], Job]
 # kind of job -> function that restores it from its record and folder; a kind without an entry is not restored
@@ -87,10 +89,8 @@ def _restore_video(record: Record, folder: Path) -> VideoJob:
         result = stored_result(report.get(arm), folder) if present else None
         if result is not None:
             job.results[arm] = result
-    if len(job.results) == 2 and "speedup" in report:
-        psnr = float("inf") if report["psnr"] is None else report["psnr"]
-        figures = report["speedup"], psnr, report["ssim"]
-        job.comparison = Comparison(job.results["dense"], job.results["sparse"], *figures)
+    if len(job.results) == 2:
+        job.comparison = read_comparison(job.results["dense"], job.results["sparse"], report)
     return job
 
 
@@ -107,7 +107,8 @@ def _restore_sweep(record: Record, folder: Path) -> SweepJob:
     for made in report["videos"]:
         result = stored_result(made["result"], folder) if present else None
         measures = {name: made[name] for name in MEASURES}
-        if measures["speedup"] is not None and measures["psnr"] is None:
+        measures["speed"] = read_speed(made)
+        if measures["speed"] is not None and measures["psnr"] is None:
             measures["psnr"] = float("inf")  # JSON has no infinity
         gone = "" if result is not None or made["error"] else GONE
         video = SweepVideo(made["row"], made["column"], VideoRequest.from_dict(made["request"]), result)
@@ -124,7 +125,8 @@ def stored_result(values: dict[str, Any] | None, folder: Path) -> VideoResult | 
     if not values or not (video := folder / Path(values["video"]).name).is_file():
         return None
     known = {name: value for name, value in values.items() if name in {field.name for field in fields(VideoResult)}}
-    return VideoResult(**known | {"request": VideoRequest.from_dict(values["request"]), "video": video})
+    read = {"request": VideoRequest.from_dict(values["request"]), "timing": read_timing(values.get("timing"))}
+    return VideoResult(**known | read | {"video": video})
 
 
 def _report(job: Job) -> dict[str, Any]:
@@ -135,7 +137,7 @@ def _report(job: Job) -> dict[str, Any]:
         return plain(job.report())
     report = {arm: result.to_dict() for arm, result in job.results.items()}
     if job.comparison is not None:
-        report |= {name: getattr(job.comparison, name) for name in ("speedup", "psnr", "ssim")}
+        report |= job.comparison.figures()
     return plain(report)
 
 
@@ -143,6 +145,7 @@ def _sweep_report(job: SweepJob) -> dict[str, Any]:
     """The values that restore the sweep with its videos so far. They say more about each video than sweep.json."""
     videos = [
         {name: getattr(video, name) for name in ("row", "column", "error", *MEASURES)}
+        | ({} if video.speed is None else video.speed.to_dict())
         | {"request": video.request.to_dict(), "result": None if video.result is None else video.result.to_dict()}
         for video in job.result.videos()
     ]

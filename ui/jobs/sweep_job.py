@@ -113,9 +113,9 @@ class SweepJob(Job):
             dense = None if reference is None else reference.result
             job = VideoJob(video.request, side_by_side=dense is not None, owner=self.owner)
             job.results = {"sparse": video.result} if dense is None else {"dense": dense, "sparse": video.result}
-            speedup, psnr, ssim = video.speedup, video.psnr, video.ssim
-            if dense is not None and speedup is not None and psnr is not None and ssim is not None:
-                job.comparison = Comparison(dense, video.result, speedup, psnr, ssim)
+            speed, psnr, ssim = video.speed, video.psnr, video.ssim
+            if dense is not None and speed is not None and psnr is not None and ssim is not None:
+                job.comparison = Comparison(dense, video.result, speed, psnr, ssim)
             job.folder, job.state = self.folder, "done"
             job.submitted, job.started, job.ended = self.submitted, self.started, self.ended
             self._cells[row, column] = job

@@ -3,7 +3,7 @@ const find = (selector) => element.querySelector(selector);
 const chart = find('.live-chart');
 const MOST_POINTS = 2400; // then the server is asked for thinner ones
 const LINES = {
-  used: { name: 'GPU used (NVML)', kind: 'used', filled: true },
+  used: { name: 'GPU used', kind: 'used', filled: true },
   process: { name: 'of it, this process', kind: 'process' },
   'torch.reserved': { name: 'PyTorch reserved', kind: 'reserved' },
   'torch.allocated': { name: 'PyTorch allocated', kind: 'allocated' },
@@ -66,8 +66,8 @@ function render() {
   const all = places();
   const place = chosenPlace(all);
   const { machine, job } = reading;
-  const host = machine.gpus.length ? 'Host memory' : 'Host memory (no NVIDIA driver)';
-  find('.live-title').textContent = place.key === 'host' ? host : 'GPU memory (NVML)';
+  const host = machine.gpus.length ? 'Host memory' : 'Host memory (no NVIDIA GPU)';
+  find('.live-title').textContent = place.key === 'host' ? host : 'GPU memory';
   find('.live-note').textContent = machine.note;
   const lines = linesOf(place, all)
     .map((line) => ({ ...line, values: page.series[line.key] || [] }))

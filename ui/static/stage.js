@@ -48,6 +48,9 @@ function tell({ figures, about }) {
       const item = document.createElement('li');
       item.append(...['b', 'span'].map((name, i) => Object.assign(document.createElement(name), { textContent: texts[i] })));
       item.title = texts[2];
+      item.dataset.sure = texts[3];
+      // a range has its reason beside it
+      if (!texts[3]) item.append(Object.assign(document.createElement('small'), { textContent: texts[2] }));
       return item;
     }),
   );

@@ -123,7 +123,7 @@ function fillCell(item) {
   const tile = find(`.clip[data-place="${item.row} ${item.column}"]`);
   if (!tile) return;
   const measured = item.speedup !== null;
-  const main = measured ? `${item.speedup.toFixed(2)}× · ${METRICS.psnr.text(item.psnr)}` : 'no dense reference';
+  const main = measured ? `${item.speed} · ${METRICS.psnr.text(item.psnr)}` : 'no dense reference';
   const rest = item.video
     ? [
         measured ? `SSIM ${item.ssim.toFixed(3)}` : '',
@@ -149,7 +149,7 @@ function drawPlot() {
       front,
       name: cellName(cell.row, cell.column),
       short: values.join(', '),
-      text: `${cell.speedup.toFixed(2)}× · ${NAMES[metric]} ${scale.text(cell[metric])}${front ? ' · on the front' : ''}`,
+      text: `${cell.speed} · ${NAMES[metric]} ${scale.text(cell[metric])}${front ? ' · on the front' : ''}`,
       open: { row: cell.row, column: cell.column },
     };
   });
@@ -163,6 +163,9 @@ function drawPlot() {
     });
   }
   plot.set({ points, labels: { x: 'denoising speed-up (dense ÷ sparse seconds)', y: scale.label }, least: scale.least, most: scale.most, useful: scale.useful });
+  find('.sweep-remark').textContent = view.remark;
+  find('.sweep-seeds').replaceChildren();
+  view.over_seeds.forEach((text) => add(find('.sweep-seeds'), 'li', '', text));
   const front = points.filter((p) => p.front && !p.dense).length;
   find('.sweep-note').textContent = !points.length
     ? `No ${NAMES[metric]} was measured in this sweep.`

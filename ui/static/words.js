@@ -18,8 +18,8 @@ function words(name, phrases, act) {
   group.setAttribute('aria-label', name);
   group.append(Object.assign(document.createElement('span'), { textContent: name }));
   for (const phrase of phrases) {
-    const button = Object.assign(document.createElement('button'), { type: 'button', textContent: phrase, translate: false });
-    button.dataset.phrase = phrase;
+    const button = Object.assign(document.createElement('button'), { type: 'button', textContent: phrase });
+    button.dataset.phrase = phrase; // which it writes, in whatever language it is shown
     button.addEventListener('click', () => act(phrase));
     group.append(button);
   }

@@ -197,7 +197,7 @@ class Follower:
         if request.session_hash not in self._aside and job.state == "running":
             changes[self.stage] = self.views.of(job)
             if report:
-                changes[self.report] = report_panel(job.results)
+                changes[self.report] = report_panel(job.results, job.comparison)
         return changes
 
     def ended(self, request: gr.Request, job: VideoJob) -> Changes:
@@ -214,7 +214,7 @@ class Follower:
         """Changes that put a finished job on the stage."""
         return {
             self.stage: self.views.of(job),
-            self.report: report_panel(job.results),
+            self.report: report_panel(job.results, job.comparison),
             self.shown: job.id,
         }
 

@@ -8,13 +8,14 @@ from typing import Any
 import gradio as gr
 
 from pipeline import VideoRequest
+from pipeline.request.timing import read_speed
 from ui.form.inputs import Fields
 from ui.form.restore import RESTORED_RUN, fill, form_values, remarks
 from ui.jobs.job import VideoJob
 from ui.look.parts import QUIET, Drawn, notice_html
 from ui.storage.store import INTERRUPTED, Record
+from ui.views.figures import decibels
 from ui.views.follow import GONE, Changes, Follower, live_videos
-from ui.views.report import decibels
 from ui.views.sweep_panel import SWEEP_TAB, SweepPanel
 
 PAGE = 24  # runs shown at first, and more with every press of "Show more"
@@ -23,6 +24,7 @@ KINDS = {"both": "Dense and sparse", "dense": "Dense", "sparse": "Sparse", "swee
 STATES = {"stopped": "Stopped", "failed": "Failed", INTERRUPTED: "Interrupted: the server ended"}
 SPEEDUP = "{value:.2f}× faster"
 SLOWER = "{value:.2f}× the speed"
+RANGE = "{low:.1f} to {high:.1f}× the speed, not certain"
 PSNR = "PSNR {value}"
 SIZE = "{width} × {height}, {frames} frames, {steps} steps, seed {seed}"
 SPARSITY = "sparsity {value:g}"
@@ -134,11 +136,12 @@ def run_view(record: Record) -> dict[str, Any]:
         "posters": [[arm, posters[arm]] for arm in sorted(posters)][:2],
         "playable": any(report.get(name) for name in ("dense", "sparse", "videos")),
     }
-    if isinstance(report.get("speedup"), int | float):
-        speedup = report["speedup"]
+    speed = read_speed(report)
+    if speed is not None:
         psnr = float("inf") if report.get("psnr") is None else report["psnr"]
-        text = SPEEDUP if speedup >= 1 else SLOWER
-        view["figures"] = [text.format(value=speedup), PSNR.format(value=decibels(psnr))]
+        text = RANGE if not speed.sure else SPEEDUP if speed.ratio >= 1 else SLOWER
+        said = text.format(value=speed.ratio, low=speed.low, high=speed.high)
+        view["figures"] = [said, PSNR.format(value=decibels(psnr))]
     return view
 
 

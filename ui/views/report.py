@@ -1,13 +1,14 @@
-"""Words for the measurements of a run: the figures under its two videos, and a table."""
+"""Shows the measurements of a run: how alike its two videos are, and a table."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from html import escape
 
 from pipeline import Comparison, FromClip, VideoResult
 from ui.form.read import page_sentence
+from ui.views.figures import gibibytes, seconds
+from ui.views.likeness import likeness_html
 
 TITLES = {"dense": "Dense", "sparse": "Sparse (BSA)"}
 
@@ -15,8 +16,8 @@ REFINED = "{clip}, from noise level {level:g} of a schedule of {steps} steps"
 NOTHING_YET = '<p class="report-empty">Times, memory and kept blocks appear here.</p>'
 
 
-def report_panel(results: Mapping[str, VideoResult]) -> str:
-    """HTML of a table with one column per finished video."""
+def report_panel(results: Mapping[str, VideoResult], comparison: Comparison | None = None) -> str:
+    """HTML of the likeness of two compared videos, and a table with one column per finished video."""
     if not results:
         return NOTHING_YET
     head = "".join(f'<th scope="col" data-arm="{arm}"><span class="dot"></span>{TITLES[arm]}</th>' for arm in results)
@@ -25,7 +26,8 @@ def report_panel(results: Mapping[str, VideoResult]) -> str:
         for name, cells in table_rows(results)
     )
     head = f'<tr><th scope="col"><span class="sr">Measure</span></th>{head}</tr>'
-    return f'<div class="report"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
+    likeness = "" if comparison is None else likeness_html(comparison)
+    return f'<div class="report">{likeness}<table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
 
 
 def table_rows(results: Mapping[str, VideoResult]) -> list[tuple[str, list[str]]]:
@@ -36,6 +38,7 @@ def table_rows(results: Mapping[str, VideoResult]) -> list[tuple[str, list[str]]
     encoded = [video.seconds["encode"] for video in videos if "encode" in video.seconds]
     adapters = [video.request.lora for video in videos if video.request.lora]
     refined = [text for text in map(_refined, videos) if text]
+    begun = [text for text in map(_begun, videos) if text]
     chosen = [page_sentence(video.request.auto) for video in videos if video.request.auto]
     return [
         ("Text encoding", [seconds(video.seconds["text"]) for video in videos]),
@@ -52,16 +55,7 @@ def table_rows(results: Mapping[str, VideoResult]) -> list[tuple[str, list[str]]
         ("Seed", [str(video.request.seed) for video in videos]),
         *([("Adapter (LoRA)", adapters)] if adapters else []),
         *([("Refined from", refined)] if refined else []),
-    ]
-
-
-def figures(comparison: Comparison) -> list[tuple[str, str, str]]:
-    """(value, name, hint) of each figure that compares two videos, most telling first."""
-    return [
-        (f"{comparison.speedup:.2f}×", "denoising speed-up", "dense seconds ÷ sparse seconds"),
-        (decibels(comparison.psnr), "PSNR", "sparse against dense, higher is closer"),
-        (f"{comparison.ssim:.3f}", "SSIM", "1 means the same picture"),
-        (f"{comparison.sparse.density:.1%}", "of attention computed", "query-key pairs, sparse against dense"),
+        *([("Begins with", begun)] if begun else []),
     ]
 
 
@@ -79,20 +73,13 @@ def _clip(video: VideoResult) -> str:
     return f"{text}, {request.steps} steps, guidance {request.guidance_scale:g}"
 
 
+def _begun(video: VideoResult) -> str:
+    start = video.request.start
+    return start.source.name if start.source is not None and start.clip is None else ""
+
+
 def _refined(video: VideoResult) -> str:
     start = video.request.start
     if not isinstance(start, FromClip):
         return ""
     return REFINED.format(clip=start.clip.name, level=start.t_thresh, steps=video.request.steps)
-
-
-def seconds(value: float) -> str:
-    return f"{value:.2f} s" if value < 100 else f"{value:.0f} s"
-
-
-def gibibytes(value: float) -> str:
-    return f"{value / 2**30:.2f} GiB"
-
-
-def decibels(value: float) -> str:
-    return "identical" if math.isinf(value) else f"{value:.1f} dB"

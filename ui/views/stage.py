@@ -13,9 +13,9 @@ from ui.jobs.eta import duration_text
 from ui.jobs.job import VideoJob
 from ui.look.parts import Drawn
 from ui.site import Site
+from ui.views.figures import figures, seconds
 from ui.views.inspector import Keys, server_functions
 from ui.views.preview_strip import preview_strip
-from ui.views.report import figures, seconds
 
 PHASES = {"text": "Reading the prompt", "encode": "Encoding the clip", "denoise": "Denoising", "decode": "Decoding"}
 LEFT = "about {time} left"

@@ -158,7 +158,7 @@ class SweepPanel:
             job = self._opened(self.site.owner(request), event._data)
             if job is None:
                 return gr.skip(), gr.skip(), gr.skip()
-            return views.of(job), report_panel(job.results), job.id
+            return views.of(job), report_panel(job.results, job.comparison), job.id
 
         start = [field.value for field in inputs]
         self.plan.value = plan_html(self.site, tuple(start[:4]), dict(zip(names, start[4:], strict=True)))

@@ -9,11 +9,13 @@ from typing import Any
 import gradio as gr
 
 from pipeline import Axis, Floor, Search, Sweep, SweepResult, SweepVideo, VideoRequest
+from pipeline.runs.sweep_result import OverSeeds
 from ui.form.read import AUTOMATIC, DENSE_ONLY, SIDE_BY_SIDE, form_request, page_sentence
 from ui.jobs.eta import duration_text
 from ui.jobs.job import Job
 from ui.jobs.sweep_job import SweepJob
 from ui.site import Site
+from ui.views.figures import times
 from ui.views.stage import PHASES, video_file
 
 NONE = "none"  # no second setting
@@ -31,6 +33,15 @@ DONE = "{made} videos in {time}"
 DONE_FAILED = "{made} videos in {time}; {failed} could not be made"
 STOPPED = "Stopped: {made} of {total} videos are done and kept"
 FAILED = "Ended after {made} of {total} videos: {error}"
+OUT_OF_ORDER = (
+    "{fewer} computed less than {more} and took longer. An idle machine would not do that, so do not trust these "
+    "times; make the sweep again."
+)
+OVER_SEEDS = (
+    "over {seeds} seeds PSNR {psnr:.1f} dB ({psnr_low:.1f} to {psnr_high:.1f}), SSIM {ssim:.3f} ({ssim_low:.3f} to "
+    "{ssim_high:.3f}), speed-up {speedup:.2f}× ({speedup_low:.2f} to {speedup_high:.2f})"
+)
+UNSURE = "The speed-up of {count} of {cells} videos is a range, because other programs were running."
 RANDOM_SEED = "New seed each time is on, so the sweep draws one seed for all its videos."
 
 
@@ -111,8 +122,26 @@ def sweep_view(job: SweepJob) -> dict[str, Any]:
         "front": {
             name: [[cell.row, cell.column] for cell in result.front(name)] for name in ("psnr", "ssim", "recall")
         },
+        "remark": remark(result),
+        "over_seeds": [over_seeds_text(one) for one in result.over_seeds()],
         "files": {name: _file(path) for name, path in files.items() if path.is_file()},
     }
+
+
+def remark(result: SweepResult) -> str:
+    """Why the times of a sweep are in doubt, or ""."""
+    pairs = result.out_of_order()
+    if pairs:
+        fewer, more = (result.sweep.describe(cell.row or 0, cell.column or 0) for cell in pairs[0])
+        return OUT_OF_ORDER.format(fewer=fewer, more=more)
+    unsure = [cell for cell in result.cells if cell.speed is not None and not cell.speed.sure]
+    return UNSURE.format(count=len(unsure), cells=len(result.cells)) if unsure else ""
+
+
+def over_seeds_text(one: OverSeeds) -> str:
+    figures = {name: value for name, value in vars(one).items() if name != "setting"}
+    text = OVER_SEEDS.format(**figures)
+    return f"{one.setting}: {text}" if one.setting else text
 
 
 def progress_view(site: Site, job: SweepJob) -> dict[str, Any]:
@@ -183,6 +212,8 @@ def _video(result: SweepResult, video: SweepVideo) -> dict[str, Any]:
         "seconds": None if made is None else made.seconds["denoise"],
         "density": None if made is None else made.density,
         "speedup": video.speedup,
+        "speed": None if video.speed is None else times(video.speed),
+        "doubts": "" if video.speed is None else "; ".join(video.speed.doubts),
         "psnr": "inf" if video.psnr is not None and math.isinf(video.psnr) else video.psnr,
         "ssim": video.ssim,
         "recall": video.recall,
