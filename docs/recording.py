@@ -144,7 +144,7 @@ def main() -> None:
     browser_path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     with (
         tempfile.TemporaryDirectory() as name,
-        served(folder := Path(name)) as address,
+        served(Path(name)) as address,
         sync_playwright() as playwright,
     ):
         arguments = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
