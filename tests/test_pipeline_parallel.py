@@ -27,7 +27,11 @@ def found(request, tmp_path_factory):
         subprocess.Popen([*command, str(rank), str(size), folder], env=env, stderr=subprocess.PIPE, text=True)
         for rank in range(size)
     ]
-    endings = [(rank.communicate(timeout=300)[1], rank.returncode) for rank in ranks]
+    try:
+        endings = [(rank.communicate(timeout=500)[1], rank.returncode) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()  # the others would wait for one that failed
     assert all(code == 0 for _, code in endings), "\n".join(text[-2000:] for text, _ in endings)
     return json.loads((folder / "found.json").read_text())
 
