@@ -16,7 +16,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import multi_gpu_table
+import quality_tables
 from curve_plot import crossing, svg
+from table_parts import grid, machine, rows
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -25,14 +27,6 @@ DOCS = ROOT / "docs"
 
 def load(name: str) -> dict:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def rows(head: str, lines: list[str]) -> str:
-    return "\n".join([head, "|" + "---|" * (head.count("|") - 1), *lines])
-
-
-def grid(sizes: list[int]) -> str:
-    return "x".join(map(str, sizes))
 
 
 def kernel_correctness() -> str:
@@ -94,7 +88,7 @@ def page_start() -> str:
         f"| processor time of the serving process until then | {start['processor']:.1f} s |",
         f"| memory of the serving process (RSS) | {start['memory'] / 2**20:.0f} MiB |",
     ]
-    return f"{_page_machine(d)}; medians of {d['starts']} starts.\n\n" + rows("| what | measured |", lines)
+    return f"{_pagemachine(d)}; medians of {d['starts']} starts.\n\n" + rows("| what | measured |", lines)
 
 
 def page_load() -> str:
@@ -113,7 +107,7 @@ def page_load() -> str:
             f"90 % below {ms['p90']:.0f} ms, 99 % below {ms['p99']:.0f} ms |"
         )
     what = f"{r['clients']} clients, {r['jobs']} videos, {r['cancels']} cancelled, {r['reloads']} reloads"
-    return f"{_page_machine(d)}: {what}.\n\n" + rows("| what | measured |", lines)
+    return f"{_pagemachine(d)}: {what}.\n\n" + rows("| what | measured |", lines)
 
 
 def soak() -> str:
@@ -138,11 +132,11 @@ def soak() -> str:
     lines.append(f"| processor while they wait and pages are fetched | {100 * waiting['processor']:.0f} % of a core |")
     jobs = f"{d['clients']} clients, {d['jobs']} jobs, {d['cancels']} cancelled, {d['reloads']} reloads"
     rest = f"{d['kills']} engines killed, then {waiting['waiting']} jobs that wait"
-    machine = f"{_page_machine(d)}, gradio {d['versions']['gradio']}"
+    machine = f"{_pagemachine(d)}, gradio {d['versions']['gradio']}"
     return f"{machine}: {jobs}, {rest}.\n\n" + rows("| what | measured |", lines)
 
 
-def _page_machine(d: dict) -> str:
+def _pagemachine(d: dict) -> str:
     return f"{d['cpu']}, {d['cores']} cores with a load average of {d['load_average']:.0f}, {d['date'][:10]}"
 
 
@@ -155,12 +149,7 @@ def _gpu_rows(name: str, columns: dict[str, str], keep: Callable[[dict], bool] =
         cells = [number(r.get(key)) for key in columns]
         lines.append(f"| {' | '.join(cells)} | {r.get('failed', '').replace('|', '/')} |")
     head = "| " + " | ".join(columns.values()) + " | failed |"
-    return f"{_machine(d)}\n\n" + rows(head, lines)
-
-
-def _machine(d: dict) -> str:
-    where = ", ".join(f"{key} {d[key]}" for key in ("torch", "triton", "fastvideo") if d.get(key))
-    return f"{d['device']}, {d['date'][:10]}, {where}."
+    return f"{machine(d)}\n\n" + rows(head, lines)
 
 
 def number(value: object) -> str:
@@ -179,7 +168,7 @@ def _pivot(name: str, kept: list[dict], line: str, columns: list[str], cell: Cal
     for row in kept:
         cells.setdefault(str(row[line]), {})[", ".join(str(row[key]) for key in columns)] = cell(row)
     lines = [f"| {what} | {' | '.join(found.get(head, '') for head in heads)} |" for what, found in cells.items()]
-    return f"{_machine(load(name))}\n\n" + rows(f"| {line} | {' | '.join(heads)} |", lines)
+    return f"{machine(load(name))}\n\n" + rows(f"| {line} | {' | '.join(heads)} |", lines)
 
 
 def _timed(row: dict) -> str:
@@ -197,6 +186,11 @@ def attention_peers() -> str:
 def attention_variants() -> str:
     kept = [r for r in load("attention_gpu")["rows"] if r["what"].startswith(("kernel", "selection"))]
     return _pivot("attention_gpu", kept, "what", ["grid", "chunk"], _timed)
+
+
+def attention_small() -> str:
+    kept = [row | {"chunks": f"{row['chunk']} / {row['chunk_k']}"} for row in load("attention_small")["rows"]]
+    return _pivot("attention_small", kept, "what", ["grid", "chunks"], _timed)
 
 
 def attention_sweep() -> str:
@@ -234,7 +228,7 @@ def forward_profile() -> str:
     total = sum(row["ms"] for row in d["rows"])
     lines = [f"| {row['what']} | {number(row['ms'])} | {100 * row['ms'] / total:.1f} % |" for row in d["rows"]]
     lines.append(f"| **all** | {number(total)} | |")
-    return f"{_machine(d)}\n\n" + rows("| kernels | ms | share |", lines)
+    return f"{machine(d)}\n\n" + rows("| kernels | ms | share |", lines)
 
 
 def numerics() -> str:
@@ -263,122 +257,34 @@ def cost_curve() -> str:
     return f"{words}\n\n![Seconds of one forward against frames](images/{plot.name})\n\n{table}"
 
 
-LARGE_AND_SMALL = ("4x4x4 / 4x4x4", "2x2x4 / 2x2x4")
-
-
-def _quality_rows() -> list[dict]:
-    """Every setting of the study, with its words in place of its name."""
-    found = []
-    for row in load("quality")["rows"]:
-        if (bsa := row.get("bsa")) is not None:
-            counts = [(bsa.get(f"dense_{kind}s", 0), kind) for kind in ("step", "layer")]
-            first = [f"{count} {kind}{'s' * (count > 1)}" for count, kind in counts if count]
-            blocks = f"{grid(bsa['chunk_3d_shape_q'])} / {grid(bsa['chunk_3d_shape_k'])}"
-            words = {"scores": bsa.get("selection", "mean"), "blocks": blocks, "first": ", ".join(first) or "none"}
-            found.append(row | words | {"sparsity": bsa["sparsity"]})
-    return found
-
-
-def _quality_intro() -> str:
-    d = load("quality")
-    floor = next(row for row in d["rows"] if "bsa" not in row)
-    judged = ""
-    if "flips" in floor:
-        judged = (
-            f" {floor['judged']} prompts have one object and are judged: {d['dense']['follows']:.0%} of the dense "
-            f"videos follow them, and rounding alone flips {floor['flips']}. The classifier itself is right in "
-            f"{d['judge']['all three']:.1%} of {d['judge']['clips']} renders."
-        )
-    return (
-        f"{d['device']}, {d['date'][:10]}, torch {d['torch']}, {d['dtype']}, {d['prompts']} prompts. Noise floor "
-        f"(dense attention by another kernel): {floor['psnr']:.1f} dB, worst clip {floor['worst_psnr']:.1f} dB, SSIM "
-        f"{floor['ssim']:.4f}.{judged}\n\n"
-    )
-
-
 def quality() -> str:
-    """Mean PSNR of every setting at every sparsity."""
-    cells: dict[tuple, dict[float, str]] = {}
-    for row in _quality_rows():
-        key = row["scores"], row["blocks"], row["first"]
-        cells.setdefault(key, {})[row["sparsity"]] = f"{row['psnr']:.1f} dB"
-    sparsities = sorted({sparsity for line in cells.values() for sparsity in line})
-    lines = [f"| {' | '.join([*key, *(line[sparsity] for sparsity in sparsities)])} |" for key, line in cells.items()]
-    head = f"| scores | query / key chunk | dense first | {' | '.join(f'at {sparsity}' for sparsity in sparsities)} |"
-    return _quality_intro() + rows(head, lines)
+    return quality_tables.psnr(load("quality"))
 
 
 def quality_details() -> str:
-    """All figures at the two sparsities that people use. Those of the judge are there if it was asked."""
-    lines, judged = [], any("flips" in row for row in _quality_rows())
-    for row in _quality_rows():
-        if row["sparsity"] in (0.75, 0.9375):
-            low, high = row["gain_interval"]
-            meaning = f" {row['flips']} of {row['judged']} | {row['follows']:.0%} |" if judged else ""
-            lines.append(
-                f"| {row['sparsity']} | {row['scores']} | {row['blocks']} | {row['first']} | {row['density']:.1%} "
-                f"| {row['psnr']:.1f} dB | {row['gain']:+.1f} ({low:+.1f} to {high:+.1f}) | {row['worst_psnr']:.1f} dB "
-                f"| {row['worst_frame']:.1f} dB | {row['ssim']:.3f} | {row['flicker']:.2f} |{meaning}"
-            )
-    head = (
-        "| sparsity | scores | query / key chunk | dense first | pairs computed | PSNR | gain over LongCat's (95%) "
-        "| worst clip | worst frame, mean | SSIM | flicker |" + " flips of meaning | follows the prompt |" * judged
-    )
-    return _quality_intro() + rows(head, lines)
+    return quality_tables.details(load("quality"))
 
 
 def quality_layers() -> str:
-    """Recall and output error of each layer at the same two sparsities, for the largest and the smallest blocks."""
-    shown = [
-        row
-        for row in _quality_rows()
-        if "layers" in row and row["sparsity"] in (0.75, 0.9375) and row["blocks"] in LARGE_AND_SMALL
-    ]
-    if not shown:
-        return "Not measured yet."
-    lines = [
-        f"| {label} | {row['sparsity']} | {row['scores']} | {row['blocks']} | "
-        f"{' | '.join(f'{value:.2f}' for value in row['layers'][what])} |"
-        for what, label in (("recall", "mass kept"), ("error", "output error"))
-        for row in shown
-    ]
-    layers = " | ".join(str(layer + 1) for layer in range(len(shown[0]["layers"]["recall"])))
-    head = f"| in layer | sparsity | scores | query / key chunk | {layers} |"
-    return f"Along the dense videos of {load('quality')['probed']} prompts.\n\n" + rows(head, lines)
+    return quality_tables.layers(load("quality"))
+
+
+def selection_methods() -> str:
+    return quality_tables.methods(load("selection_methods"))
 
 
 def selection_times() -> str:
-    d = load("selection")
-    times = {(row["grid"], *row["what"].split(", ")): row for row in d["rows"] if "ms" in row}
-    lines = []
-    for place, scores, _ in (key for key in times if key[2] == "select"):
-        pooled, select, whole = (times[place, scores, part] for part in ("pool", "select", "operation"))
-        lines.append(
-            f"| {place} | {scores} | {pooled['ms']:.2f} ms | {select['ms']:.2f} ms | {whole['ms']:.1f} ms "
-            f"| {select['agreement']:.2%} |"
-        )
-    head = "| token grid | scores | pooling | scoring and top-k | whole operation | same blocks as by float64 |"
-    return f"{_machine(d)}\n\n" + rows(head, lines)
+    return quality_tables.times(load("selection"))
 
 
 def selection_forward() -> str:
-    d = load("selection")
-    times = {row["grid"]: {} for row in d["rows"] if row["what"].endswith(", forward")}
-    for row in d["rows"]:
-        if row["what"].endswith(", forward") and "ms" in row:
-            times[row["grid"]][row["what"].removesuffix(", forward")] = row["ms"]
-    lines = [
-        f"| {place} | {name} | {ms / 1e3:.2f} s | {ms / kinds['mean'] - 1:+.0%} |"
-        for place, kinds in times.items()
-        for name, ms in kinds.items()
-    ]
-    return f"{_machine(d)}\n\n" + rows("| token grid | attention | forward pass | against mean |", lines)
+    return quality_tables.forward(load("selection"))
 
 
 def multi_gpu() -> str:
     d = load("multi_gpu")
     gpus = f"{len(d['gpus'])} x {d['gpus'][0]}, NCCL {d['nccl']}" if d["gpus"] else "one CPU"
-    words = f"{_machine(d)} {gpus}. {multi_gpu_table.exchange(d['rows'])}".rstrip()
+    words = f"{machine(d)} {gpus}. {multi_gpu_table.exchange(d['rows'])}".rstrip()
     return f"{words}\n\n" + rows(multi_gpu_table.HEAD, multi_gpu_table.lines(d["rows"]))
 
 
@@ -391,9 +297,9 @@ def pictures() -> dict[Path, str]:
 
 
 MEASURED = (kernel_correctness, attention_cpu, embedded_checkpoint, page_start, page_load, soak)
-ATTENTION = (attention_peers, attention_variants, attention_sweep, kernel_limits)
+ATTENTION = (attention_peers, attention_variants, attention_small, attention_sweep, kernel_limits)
 GPU = (fused, forward, forward_profile, numerics, memory, cost_curve, multi_gpu)
-QUALITY = (quality, quality_details, quality_layers, selection_times, selection_forward)
+QUALITY = (quality, quality_details, quality_layers, selection_methods, selection_times, selection_forward)
 TABLES = {f.__name__: f for f in (*MEASURED, *ATTENTION, *GPU, *QUALITY)}
 
 

@@ -101,7 +101,8 @@ def main(checkpoint: str, folder: str, device: str) -> None:
     found["missing"] = outcome(lambda: two.generate(asked["continued"]))
     found["still there"] = other.poll() is None and outcome(lambda: two.generate(dense)) == "made"
     found["killed"] = outcome(lambda: two.generate(dense, at_step(1, lambda: os.kill(other.pid, signal.SIGKILL))))
-    found["next"] = compared(alone["dense"], make(two, dense, folder / "next.mp4"))
+    # sparse after its dense: of that, the ranks that were started again know only what they are told
+    found["next"] = compared(alone["threshold"], make(two, asked["threshold"], folder / "next.mp4"))
     (folder / "found.json").write_text(json.dumps(found))
 
 

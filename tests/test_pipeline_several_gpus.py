@@ -16,6 +16,7 @@ from pipeline.machine import device as devices
 from pipeline.machine.device import DeviceName, expected_device, rank_devices
 from pipeline.parallel.launch import Place
 from pipeline.request.load_options import AS_STORED, LoadOptions
+from pipeline.runs import team
 from pipeline.runs.plan import plan, plan_to_load
 
 TWO, FOUR, CUDA, CPU = LoadOptions(gpus=2), LoadOptions(gpus=4), DeviceName("cuda", 0), DeviceName("cpu")
@@ -79,11 +80,12 @@ class TestPlan:
             plan(info, request, TWO, CPU)
 
 
-class TestEstimate:
-    @pytest.fixture(scope="class")
-    def request_(self, info):
-        return info.request("a", height=704, width=1280, num_frames=93)
+@pytest.fixture(scope="module")
+def request_(info):
+    return info.request("a", height=704, width=1280, num_frames=93)
 
+
+class TestEstimate:
     def test_memory_of_the_fullest_gpu(self, shape, request_):
         one, two, four = (footprint.least_bytes(shape, request_, CUDA, options) for options in (AS_STORED, TWO, FOUR))
         resident = footprint.weight_bytes(shape, CUDA)
@@ -145,6 +147,31 @@ class TestDevices:
         assert expected_device("auto", 2) == DeviceName("cuda", 0)
         with pytest.raises(ValueError, match="3 GPUs from cuda:0 on.*has 2.*--gpus 2 or fewer"):
             expected_device("auto", 3)
+
+
+def test_a_rank_lost_between_two_jobs_is_started_again(monkeypatch):
+    started = []
+
+    class Processes:
+        alive, store = True, object()
+
+        def __init__(self, target, arguments, size):
+            self.asked, self.closed = (target, arguments, size), False
+            started.append(self)
+
+        def close(self):
+            self.closed = True
+
+    monkeypatch.setattr(team, "Followers", Processes)
+    monkeypatch.setattr(team, "join", lambda store, *place: object())
+    ranks = team.Team(None, 3, "module:load", {"path": "here"})
+    first = ranks.form(torch.device("cpu"))
+    assert ranks.form(torch.device("cpu")) is first and len(started) == 1
+    started[0].alive = False
+    assert ranks.form(torch.device("cpu")) is not first and started[0].closed
+    assert [processes.asked for processes in started] == [("module:load", {"path": "here"}, 3)] * 2
+    ranks.close()
+    assert started[1].closed
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,14 @@ def test_something_always_remains_to_be_made():
 
 def test_sampling_leaves_given_frames_as_they_are_and_makes_the_rest():
     clean, noise = torch.randn(2, 2, 4, 5, 2, 2)
-    made = sample(lambda x, sigma: (clean - x) / sigma.view(-1, 1, 1, 1, 1), noise, 6, clean[:, :, :2])
+
+    def velocity(x, sigma):
+        """Exact in the frames that are made, and absurd in those that are given."""
+        exact = (clean - x) / sigma.view(-1, 1, 1, 1, 1)
+        exact[:, :, :2] += 1000
+        return exact
+
+    made = sample(velocity, noise, 6, clean[:, :, :2])
     assert torch.equal(made[:, :, :2], clean[:, :, :2])
     torch.testing.assert_close(made, clean, atol=1e-5, rtol=1e-5)
 
@@ -160,7 +167,7 @@ PLACE = set("in front of against background wall floor a on".split())  # may com
     [
         pytest.param(1, 0.99, 1.01, id="from one pixel to the next"),
         pytest.param(3, 0.32, 0.35, id="over three pixels"),
-        pytest.param(7, 0.13, 0.16, id="over seven pixels"),
+        pytest.param(7, 0.14, 0.19, id="over seven pixels"),
     ],
 )
 def test_acutance_is_the_share_of_an_edge_between_two_pixels(blur, low, high):

@@ -122,11 +122,10 @@ def make_pool(
     draw=render,
     late: float = 0.0,
     mix: Mix = EVEN,
-    on_batch: Callable[[list[Scene], Tensor], None] | None = None,
 ) -> Pool:
     """Render and encode `count` clips of `size` (frames, height, width), each with `CAPTIONS` captions.
 
-    late: share of the clips that begin later than their scene. on_batch: is shown the scenes and pixels of the others.
+    late: share of the clips that begin later than their scene.
     """
     rng = random.Random(seed)
     mean, std = (s.view(1, -1, 1, 1, 1) for s in statistics)
@@ -143,9 +142,6 @@ def make_pool(
         ids.append(tokens.unflatten(0, (batch, CAPTIONS)))
         masks.append(mask.unflatten(0, (batch, CAPTIONS)))
         least += needed
-        if on_batch is not None:
-            whole = [i for i, start in enumerate(starts) if start == 0]
-            on_batch([scenes[i] for i in whole], video[whole])
     order = torch.tensor(least).argsort(stable=True)
     z = torch.cat(latents)
     del latents
@@ -153,10 +149,10 @@ def make_pool(
     return Pool(z[order.to(device)], all_ids, all_masks, torch.tensor(least)[order])
 
 
-def open_pool(args, tokenizer, on_batch: Callable[[list[Scene], Tensor], None] | None = None) -> Pool:
+def open_pool(args, tokenizer) -> Pool:
     """Load the clips of `args.pool_file` if it exists, else make `args.pool` new ones, and keep them there if given.
 
-    With several processes, each has its share of the clips in a separate file. on_batch: see `make_pool`.
+    With several processes, each has its share of the clips in a separate file.
     """
     file = args.pool_file
     rank, processes = place()
@@ -181,7 +177,6 @@ def open_pool(args, tokenizer, on_batch: Callable[[list[Scene], Tensor], None] |
         draw=draw,
         late=args.late,
         mix=HARD if args.hard else EVEN,
-        on_batch=on_batch,
     )
     if file:
         save_file({field.name: getattr(pool, field.name) for field in fields(pool)}, file)

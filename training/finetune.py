@@ -4,8 +4,9 @@
     torchrun --nproc-per-node 4 -m -- training.finetune --seconds 480 --pool 16000 --output run/next
 
 Writes a whole checkpoint into a folder of --output that has the name of the one it began with. Beside it go the curves
-(`flow.json`, `distill.json`), the scores of the checkpoint before and after on held-out prompts (`scores.json`), the
-classifier, and sheets of the first clips (`*.png`). The text encoder stays as it is. FastVideo and ffmpeg are not used.
+(`flow.json`, `distill.json`), the scores of the checkpoint before and after on held-out prompts (`scores.json`), and
+sheets of the first clips (`*.png`). The classifier that gives the scores is trained anew on the present grammar, and
+goes into the checkpoint. The text encoder stays as it is. FastVideo and ffmpeg are not used.
 
 The clips take about a fifth of the time. --flow divides what is left between learning from the clips and distillation,
 which turns the flow back into one of 8 steps without guidance. --reserve keeps seconds for the scores.
@@ -23,7 +24,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from pipeline import EMBEDDED_CHECKPOINT
 from pipeline.model.content import Judge
@@ -31,7 +32,8 @@ from pipeline.model.forward import EAGER
 from training.data import Pool, add_pool_arguments, held_out_scenes, open_pool
 from training.distill import STEPS, distill_loss
 from training.export import export_transformer
-from training.judge import NAMES, train
+from training.judge import NAMES, train, write_judge
+from training.manifest import read_manifest, write_manifest
 from training.optim import Optimiser, trapezoid
 from training.parallel import is_first, join, leave
 from training.run import Run
@@ -72,7 +74,9 @@ def judged(model: TextToVideo, args: argparse.Namespace, tokenizer) -> dict[str,
         judge.load_state_dict(load_file(args.judge))
     else:
         judge, _ = train(args.judge_seconds / 60, device, batch=128, clips=args.judge_clips)
-        save_file({name: tensor.cpu() for name, tensor in judge.state_dict().items()}, output / "judge.safetensors")
+        exported = output / args.start.name
+        write_judge({name: tensor.cpu() for name, tensor in judge.state_dict().items()}, exported)
+        write_manifest(exported, read_manifest(exported)[0])
     vae, statistics = load_vae(args.vae, device)
     frames, pixels = args.size
     scenes = held_out_scenes(args.prompts)

@@ -35,9 +35,11 @@ def acutance(video: Tensor) -> float:
     contrast = F.max_pool2d(brightness, WINDOW, 1, pad) + F.max_pool2d(-brightness, WINDOW, 1, pad)
     down = F.pad(brightness.diff(dim=2).abs(), (0, 0, 0, 1))
     right = F.pad(brightness.diff(dim=3).abs(), (0, 1, 0, 0))
-    steepest = F.max_pool2d(torch.maximum(down, right), WINDOW, 1, pad)
-    strong = contrast > STRONG
-    return float((steepest / contrast.clamp(min=1e-6))[strong].mean())
+    steep = torch.maximum(down, right)
+    middle = (contrast > STRONG) & (
+        steep == F.max_pool2d(steep, WINDOW, 1, pad)
+    )  # there the window has all of the edge
+    return float((steep / contrast.clamp(min=1e-6))[middle].mean())
 
 
 class Outline(NamedTuple):

@@ -14,7 +14,8 @@ _BLOCK_TENSORS = {"cpu": 13, "cuda": 18}
 # The same for the fast forward on CUDA, which 8-bit and offloaded weights need: input, queries, keys, values, result
 # and a part of the feed-forward. Counted, not measured.
 _FAST_TENSORS = 6
-# And between ranks: queries, keys and values as they are sent, and as they arrive. Counted, not measured.
+# And between ranks, of their share: queries, keys and values as they are sent, and as they arrive. All ten are what two
+# and four H200 took at 84,480 tokens (benchmarks/multi_gpu.py).
 _EXCHANGE_TENSORS = 4
 _DECODER_TENSORS = 12  # at the decoder's last level: activations, and frames that its causal convolutions keep
 _PROCESS_BYTES = 900 * 2**20  # Python, PyTorch and FastVideo before any weight (resident set, CPU)

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -114,7 +115,10 @@ class Followers:
 
     def __init__(self, target: str, arguments: dict[str, Any], size: int) -> None:
         self.size = size
-        self.store = dist.TCPStore(HOST, 0, size, True, wait_for_workers=False)
+        _stay_on_this_host()
+        door = socket.create_server((HOST, 0))  # by itself the store would listen on every network
+        port = door.getsockname()[1]
+        self.store = dist.TCPStore(HOST, port, size, True, wait_for_workers=False, master_listen_fd=door.detach())
         self._why = ""
         self._closed = threading.Event()
         self._ended = threading.Event()
@@ -185,6 +189,14 @@ class Followers:
             if self.store.check([f"why {rank}"]):
                 return self.store.get(f"why {rank}").decode()
         return ""
+
+
+def _stay_on_this_host() -> None:
+    """Let gloo and NCCL listen on the loopback alone, unless the environment names another interface."""
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        if loopback is not None:
+            os.environ.setdefault(variable, loopback)
 
 
 def abort() -> None:

@@ -151,6 +151,8 @@ class Group(Ranks):
         try:
             yield
         except BaseException as error:
+            if self.rank > 0 and not isinstance(error, (ValueError, Cancelled)):
+                raise  # such as a lack of memory, after which this rank ends
             mine = error
         fine = torch.tensor([mine is None], dtype=torch.int32)
         dist.all_reduce(fine, dist.ReduceOp.MIN, group=self._host)
@@ -182,7 +184,6 @@ class Group(Ranks):
 
     def next_job(self, job: Any = None) -> Any:
         """Rank 0's next job, on every rank. Anything that can be pickled."""
-        message = [job]
+        message, self.settled = [job], False
         dist.broadcast_object_list(message, 0, group=self._jobs, device=torch.device("cpu"))
-        self.settled = False
         return message[0]

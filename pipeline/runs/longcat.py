@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,6 +50,19 @@ from pipeline.runs.team import Team
 from pipeline.weights.fp8 import check_device
 
 logger = logging.getLogger("pipeline")
+
+
+class _Job(NamedTuple):
+    """A video that all ranks make together, as rank 0 tells them.
+
+    record: whether to record attention. warm: whether its like ran before.
+    compared: whether a sparse video follows its dense one; then some dense passes are timed beside its steps.
+    """
+
+    plan: Plan
+    record: bool
+    warm: bool
+    compared: bool
 
 
 class LongCatPipeline:
@@ -185,16 +198,18 @@ class LongCatPipeline:
         with self._lock:
             self.check_tokens(request)
             plan = self.plan(request)
-            warm = self._kind(plan) in self._warm
-            with self._team.job(self.device, (plan, self.record, warm)) as ranks:
-                made = self._generate(plan, on_step or (lambda update: None), output, ranks, self.record, warm)
+            compared = plan.work.sparse and request.dense == self._last_dense
+            job = _Job(plan, self.record, self._kind(plan) in self._warm, compared)
+            if not plan.work.sparse:
+                self._last_dense = request.dense
+            with self._team.job(self.device, job) as ranks:
+                made = self._generate(job, on_step or (lambda update: None), output, ranks)
             assert made is not None  # this is rank 0
             return made
 
-    def _follow(self, ranks: Ranks, job: tuple[Plan, bool, bool]) -> None:
+    def _follow(self, ranks: Ranks, job: _Job) -> None:
         """Do this rank's part of a job of rank 0."""
-        plan, record, warm = job
-        self._generate(plan, lambda update: None, Path(), ranks, record, warm)
+        self._generate(job, lambda update: None, Path(), ranks)
 
     def plan(self, request: VideoRequest) -> Plan:
         """The plan that `generate` will follow. Raises ValueError if it would refuse the request."""
@@ -231,15 +246,14 @@ class LongCatPipeline:
         with self._lock:
             yield self._model
 
-    def _generate(
-        self, plan: Plan, told: OnStep, output: Path, ranks: Ranks, record: bool, warm: bool
-    ) -> tuple[VideoResult, np.ndarray] | None:
-        """Make the video together with the other ranks. Rank 0 writes it and returns it. warm: whether its like ran."""
+    def _generate(self, job: _Job, told: OnStep, output: Path, ranks: Ranks) -> tuple[VideoResult, np.ndarray] | None:
+        """Make the video together with the other ranks. Rank 0 writes it and returns it."""
 
         def on_step(update: StepUpdate) -> None:
             with ranks.together():
                 told(update)
 
+        plan, record, warm, compared = job
         model, request, work = self._model, plan.request, plan.work
         if work.bsa is not None:
             logger.info("Enabling Block Sparse Attention (BSA) for LongCat transformer")
@@ -247,10 +261,6 @@ class LongCatPipeline:
         else:
             logger.info("Block Sparse Attention (BSA) is not used: %s", work.reason)
         logger.info("The %s forward runs because %s", *plan.forward)
-        # A sparse video that follows its dense one is compared with it: some dense passes are timed beside its steps.
-        compared = work.sparse and request.dense == self._last_dense
-        if not work.sparse:
-            self._last_dense = request.dense
         with ranks.together():
             model.lora.use(request.lora)
         if not warm:
@@ -321,11 +331,13 @@ class LongCatPipeline:
 
         attention.share(ranks)
         peak_memory = int(ranks.largest(peak.bytes))
-        timing = timer.timing(work, layers, None if recorder is None else recorder.work())
-        records = ranks.collect(None if recorder is None else recorder.record({}))
+        recorded = ranks.collect(None if recorder is None else (recorder.record({}), recorder.work()))
         ranks.done()
         if ranks.rank > 0:
             return None
+        records, spent = ([part[which] for part in recorded if part is not None] for which in (0, 1))
+        # all ranks wait for the one that recorded longest
+        timing = timer.timing(work, layers, [max(step) for step in zip(*spent)] or None)
         density, versions = attention.density(), _versions(self.device) | self.weights.versions
         if plan.forward.name != "plain":
             versions["forward"] = plan.forward.name  # the same video up to rounding, but not bit for bit
@@ -348,8 +360,8 @@ class LongCatPipeline:
             shows=None if self._contents is None else self._contents.of(request.prompt, frames),
             yardstick=None if self._yardstick is None else self._yardstick.for_request(request),
         )
-        if parts := [part for part in records if part is not None]:
-            self._write_record(replace(joined(parts), versions=versions), output)
+        if records:
+            self._write_record(replace(joined(records), versions=versions), output)
         return result, frames
 
     @staticmethod

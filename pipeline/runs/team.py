@@ -57,6 +57,8 @@ class Team:
 
         Raises RankLost if one of them cannot load.
         """
+        if self._followers is not None and not self._followers.alive:
+            self._part()  # one was lost between two jobs
         if self._ranks is None:
             if self.rank == 0 and self._followers is None:
                 self._start()
@@ -84,8 +86,8 @@ class Team:
         if not isinstance(ranks, Group):
             yield ranks
             return
-        ranks.next_job(job)
         try:
+            ranks.next_job(job)
             yield ranks
         except BaseException as error:
             if ranks.settled:

@@ -1,0 +1,123 @@
+"""The tables of docs/quality.md, each from the content of a results file."""
+
+from table_parts import grid, machine, rows
+
+LARGE_AND_SMALL = ("4x4x4 / 4x4x4", "2x2x4 / 2x2x4")
+
+
+def _settings(d: dict) -> list[dict]:
+    """Every setting of the study, with its words in place of its name."""
+    found = []
+    for row in d["rows"]:
+        if (bsa := row.get("bsa")) is not None:
+            counts = [(bsa.get(f"dense_{kind}s", 0), kind) for kind in ("step", "layer")]
+            first = [f"{count} {kind}{'s' * (count > 1)}" for count, kind in counts if count]
+            blocks = f"{grid(bsa['chunk_3d_shape_q'])} / {grid(bsa['chunk_3d_shape_k'])}"
+            words = {"scores": bsa.get("selection", "mean"), "blocks": blocks, "first": ", ".join(first) or "none"}
+            found.append(row | words | {"sparsity": bsa["sparsity"]})
+    return found
+
+
+def _intro(d: dict) -> str:
+    floor = next(row for row in d["rows"] if "bsa" not in row)
+    judged = ""
+    if "flips" in floor:
+        judged = (
+            f" {floor['judged']} prompts have one object and are judged: {d['dense']['follows']:.0%} of the dense "
+            f"videos follow them, and rounding alone flips {floor['flips']}. The classifier itself is right in "
+            f"{d['judge']['all three']:.1%} of {d['judge']['clips']} renders."
+        )
+    return (
+        f"{d['device']}, {d['date'][:10]}, torch {d['torch']}, {d['dtype']}, {d['prompts']} prompts. Noise floor "
+        f"(dense attention by another kernel): {floor['psnr']:.1f} dB, worst clip {floor['worst_psnr']:.1f} dB, SSIM "
+        f"{floor['ssim']:.4f}.{judged}\n\n"
+    )
+
+
+def psnr(d: dict) -> str:
+    """Mean PSNR of every setting at every sparsity."""
+    cells: dict[tuple, dict[float, str]] = {}
+    for row in _settings(d):
+        key = row["scores"], row["blocks"], row["first"]
+        cells.setdefault(key, {})[row["sparsity"]] = f"{row['psnr']:.1f} dB"
+    sparsities = sorted({sparsity for line in cells.values() for sparsity in line})
+    lines = [f"| {' | '.join([*key, *(line[sparsity] for sparsity in sparsities)])} |" for key, line in cells.items()]
+    head = f"| scores | query / key chunk | dense first | {' | '.join(f'at {sparsity}' for sparsity in sparsities)} |"
+    return _intro(d) + rows(head, lines)
+
+
+def details(d: dict) -> str:
+    """All figures at the two sparsities that people use. Those of the judge are there if it was asked."""
+    lines, judged = [], any("flips" in row for row in _settings(d))
+    for row in _settings(d):
+        if row["sparsity"] in (0.75, 0.9375):
+            low, high = row["gain_interval"]
+            meaning = f" {row['flips']} of {row['judged']} | {row['follows']:.0%} |" if judged else ""
+            lines.append(
+                f"| {row['sparsity']} | {row['scores']} | {row['blocks']} | {row['first']} | {row['density']:.1%} "
+                f"| {row['psnr']:.1f} dB | {row['gain']:+.1f} ({low:+.1f} to {high:+.1f}) | {row['worst_psnr']:.1f} dB "
+                f"| {row['worst_frame']:.1f} dB | {row['ssim']:.3f} | {row['flicker']:.2f} |{meaning}"
+            )
+    head = (
+        "| sparsity | scores | query / key chunk | dense first | pairs computed | PSNR | gain over LongCat's (95%) "
+        "| worst clip | worst frame, mean | SSIM | flicker |" + " flips of meaning | follows the prompt |" * judged
+    )
+    return _intro(d) + rows(head, lines)
+
+
+def layers(d: dict) -> str:
+    """Recall and output error of each layer at the same two sparsities, for the largest and the smallest blocks."""
+    shown = [
+        row
+        for row in _settings(d)
+        if "layers" in row and row["sparsity"] in (0.75, 0.9375) and row["blocks"] in LARGE_AND_SMALL
+    ]
+    if not shown:
+        return "Not measured yet."
+    lines = [
+        f"| {label} | {row['sparsity']} | {row['scores']} | {row['blocks']} | "
+        f"{' | '.join(f'{value:.2f}' for value in row['layers'][what])} |"
+        for what, label in (("recall", "mass kept"), ("error", "output error"))
+        for row in shown
+    ]
+    numbers = " | ".join(str(layer + 1) for layer in range(len(shown[0]["layers"]["recall"])))
+    head = f"| in layer | sparsity | scores | query / key chunk | {numbers} |"
+    return f"Along the dense videos of {d['probed']} prompts.\n\n" + rows(head, lines)
+
+
+def methods(d: dict) -> str:
+    """What each method of selection gives at equal numbers of blocks, against cells."""
+    lines = [
+        f"| {row['sparsity']} | {row['method']} | {row['psnr']:.1f} dB | {row['gain']:+.2f} "
+        f"({row['gain_interval'][0]:+.2f} to {row['gain_interval'][1]:+.2f}) | {row['worst_psnr']:.1f} dB "
+        f"| {row['ssim']:.3f} |"
+        for row in d["rows"]
+    ]
+    head = "| sparsity | method | PSNR | gain over cells (95%) | worst clip | SSIM |"
+    return f"{d['device']}, {d['date'][:10]}, torch {d['torch']}, {d['prompts']} prompts.\n\n" + rows(head, lines)
+
+
+def times(d: dict) -> str:
+    found = {(row["grid"], *row["what"].split(", ")): row for row in d["rows"] if "ms" in row}
+    lines = []
+    for place, scores, _ in (key for key in found if key[2] == "select"):
+        pooled, select, whole = (found[place, scores, part] for part in ("pool", "select", "operation"))
+        lines.append(
+            f"| {place} | {scores} | {pooled['ms']:.2f} ms | {select['ms']:.2f} ms | {whole['ms']:.1f} ms "
+            f"| {select['agreement']:.2%} |"
+        )
+    head = "| token grid | scores | pooling | scoring and top-k | whole operation | same blocks as by float64 |"
+    return f"{machine(d)}\n\n" + rows(head, lines)
+
+
+def forward(d: dict) -> str:
+    times = {row["grid"]: {} for row in d["rows"] if row["what"].endswith(", forward")}
+    for row in d["rows"]:
+        if row["what"].endswith(", forward") and "ms" in row:
+            times[row["grid"]][row["what"].removesuffix(", forward")] = row["ms"]
+    lines = [
+        f"| {place} | {name} | {ms / 1e3:.2f} s | {ms / kinds['mean'] - 1:+.0%} |"
+        for place, kinds in times.items()
+        for name, ms in kinds.items()
+    ]
+    return f"{machine(d)}\n\n" + rows("| token grid | attention | forward pass | against mean |", lines)
