@@ -66,8 +66,8 @@ ROOT = Path(__file__).parents[1]
         pytest.param(["--device", "cpu:9"], "unknown device 'cpu:9'; use auto, cpu, cuda or cuda:N", id="device-cpu-9"),
         pytest.param(["--device", "tpu"], "unknown device 'tpu'", id="device"),
         pytest.param(
-            ["--forward", "fast", "--chunk-q", "2", "2", "2", "--chunk-k", "2", "2", "1"],
-            "queries and keys have chunks of 2x2x2 and 2x2x1 tokens; use the plain one, or auto",
+            ["--forward", "fast", "--chunk-q", "2", "2", "2", "--chunk-k", "2", "2", "3"],
+            "2x2x2 and 2x2x3 tokens, divides the other; use the plain one, or auto",
             id="forward",
         ),
         pytest.param(["--colour", "red"], "unrecognized arguments: --colour red", id="option"),
@@ -78,7 +78,8 @@ def test_bad_input(tiny_checkpoint, tmp_path, monkeypatch, capsys, args, says):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pipeline.cli.main.LongCatPipeline.load", lambda *_, **__: pytest.fail("weights were loaded"))
     try:
-        code = main(["generate", "--model-path", str(tiny_checkpoint), "--prompt", "x", *args])
+        prompt = [] if "--prompt" in args else ["--prompt", "x"]
+        code = main(["generate", "--model-path", str(tiny_checkpoint), *prompt, *args])
     except SystemExit as leaving:  # argparse
         code = leaving.code
     assert code == 2
