@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bsa import BlockLayout, BSAConfig, Grid, block_order_attention, block_sparse_attention
+from bsa.cells import pool_cells
 
 ROWS = [  # grid, conditioning frames, chunks of queries and keys, head size, rule
     pytest.param((8, 8, 8), 4, (4, 4, 4), (4, 4, 4), 16, {"sparsity": 0.5}, id="whole-blocks"),
@@ -126,6 +127,19 @@ def test_the_plan_knows_the_blocks(grid, conditioning, chunk_q, chunk_k, dim, ru
         assert plan.density == kept / seen
     else:
         assert plan.density is None
+
+
+@pytest.mark.parametrize(("grid", "conditioning", "chunk_q", "chunk_k", "dim", "rule"), ROWS[:6])
+def test_cells_begin_where_their_block_does(grid, conditioning, chunk_q, chunk_k, dim, rule):
+    """Also in blocks after an odd number of given frames: as in a video of the other frames alone."""
+    layout = BlockLayout(Grid(*grid), Grid(*chunk_k), conditioning)
+    x = torch.randn(1, 1, layout.grid.volume, dim, dtype=torch.float64)
+    rest = x[:, :, conditioning * layout.grid.h * layout.grid.w :]
+    whole, alone = pool_cells(layout.to_blocks(x), layout), pool_cells(layout.rest.to_blocks(rest), layout.rest)
+    whole = whole[:, :, layout.first.blocks.volume :]
+    # Blocks of the given frames may be longer, so that those of the rest have cells without tokens behind.
+    torch.testing.assert_close(whole[:, :, :, : alone.shape[3]], alone, rtol=0, atol=1e-12)
+    assert not whole[:, :, :, alone.shape[3] :].any()
 
 
 def test_all_frames_given_are_none_given():
