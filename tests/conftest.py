@@ -33,6 +33,7 @@ SLOW = {
     "test_pipeline_settings",
     "test_pipeline_weights",
     "test_pipeline_sweep",
+    "test_pipeline_parallel",
     "test_pipeline_team",
     "test_wheel",
 }
