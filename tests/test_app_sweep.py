@@ -192,6 +192,7 @@ def test_the_fastest_sparsity_above_a_floor_is_found(browser, tmp_path):
         open_tab(page, "Sweep")
         expect(status(page)).to_contain_text("Sparsity 0.75 is the fastest")
         expect(button(page, "Find my sparsity")).to_be_enabled()
+        page.context.close()
 
 
 def test_a_reload_finds_the_running_sweep_and_stop_keeps_what_is_done(browser, tmp_path):

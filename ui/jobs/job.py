@@ -25,6 +25,9 @@ from pipeline.request.start import FromClip, FromImage, FromNoise
 
 log = logging.getLogger("ui")
 
+CLIP_GONE = "the clip to refine is gone; choose it again"
+FILE_GONE = "the file that the video begins with is gone; choose it again"
+
 ARMS = ("dense", "sparse")
 
 Listener = Callable[["Job"], None]
@@ -202,8 +205,7 @@ class VideoJob(Job):
         try:
             shutil.copyfile(start.source, kept)
         except FileNotFoundError:
-            what = "clip to refine" if isinstance(start, FromClip) else "file that the video begins with"
-            raise ValueError(f"the {what} is gone; choose it again") from None
+            raise ValueError(CLIP_GONE if isinstance(start, FromClip) else FILE_GONE) from None
         self.request = replace(self.request, start=start.at(kept.absolute()))
 
     def report(self) -> dict[str, Any]:
