@@ -35,6 +35,7 @@ SLOW = {
     "test_pipeline_tasks",
     "test_pipeline_weights",
     "test_pipeline_sweep",
+    "test_pipeline_parallel",
     "test_pipeline_team",
     "test_wheel",
 }

@@ -70,16 +70,14 @@ def test_a_killed_rank_ends_its_job_with_a_sentence_and_the_next_one_runs(found)
     ("program", "why"),
     [
         ("out_of_memory", "it ran out of memory; use a smaller size, fewer frames or more GPUs"),
-        ("surprised", "RuntimeError: a library is missing"),
-        ("killed", "its process was killed, which is what the system does when memory runs out"),
         ("left", "its process ended with exit code 7"),
     ],
 )
 def test_a_rank_that_is_lost_says_why(program, why):
     followers = Followers(f"parallel_faults:{program}", {}, 2)
     try:
-        listening = {at.laddr.ip for at in psutil.Process().net_connections("tcp") if at.status == "LISTEN"}
-        assert listening == {"127.0.0.1"}
+        doors = [at.laddr for at in psutil.Process().net_connections("tcp") if at.status == "LISTEN"]
+        assert [door.ip for door in doors if door.port == followers.store.port] == ["127.0.0.1"]
         assert _wait(lambda: not followers.alive)
         assert followers.lost().startswith(f"GPU 1 of 2 is lost: {why}; the others were stopped")
     finally:
