@@ -314,11 +314,11 @@ def test_command_line(tiny_checkpoint, files, tmp_path, capsys):
         pytest.param(
             ["--task", "vc"], "--task vc makes a video that continues --video; add --video FILE", id="no-video"
         ),
-        pytest.param(["--task", "t2v", "--image", "x.png"], "--image belongs to --task i2v, not t2v", id="other-task"),
+        pytest.param(["--task", "t2v", "--image", "x.png"], "--image belongs to --task i2v or long, not", id="other-task"),
         pytest.param(
-            ["--image", "x.png", "--video", "y.mp4"], "--video belongs to --task vc or refine, not i2v", id="both"
+            ["--image", "x.png", "--video", "y.mp4"], "--video belongs to --task vc, refine or long, not i2v", id="both"
         ),
-        pytest.param(["--cond-frames", "5"], "--cond-frames belongs to --task vc, not t2v", id="frames-of-nothing"),
+        pytest.param(["--cond-frames", "5"], "--cond-frames belongs to --task vc or long", id="frames-of-nothing"),
         pytest.param(["--image", "/nowhere.png"], "cannot read the image /nowhere.png", id="nowhere"),
         pytest.param(["--video", "CLIP", "--cond-frames", "12"], "cond_frames 12 .*4n \\+ 1; try 9 or 13", id="12"),
         pytest.param(
