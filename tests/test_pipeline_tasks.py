@@ -333,7 +333,7 @@ def test_command_line(tiny_checkpoint, files, tmp_path, capsys):
             ["--task", "t2v", "--image", "x.png"], "--image belongs to --task i2v or long, not t2v", id="other-task"
         ),
         pytest.param(
-            ["--image", "x.png", "--video", "y.mp4"], "belongs to --task vc or refine or long, not i2v", id="both"
+            ["--image", "x.png", "--video", "y.mp4"], "belongs to --task vc, refine or long, not i2v", id="both"
         ),
         pytest.param(["--cond-frames", "5"], "belongs to --task vc or long, not t2v", id="frames-of-nothing"),
         pytest.param(["--image", "/nowhere.png"], "cannot read the image /nowhere.png", id="nowhere"),

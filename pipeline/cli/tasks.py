@@ -72,7 +72,7 @@ def chosen_task(args: argparse.Namespace) -> str:
         raise ValueError(f"unknown task {task!r}; choose one of {', '.join(TASKS)}")
     for name in given:
         if task not in _OPTIONS[name]:
-            belongs = " or ".join(_OPTIONS[name])
+            belongs = ", ".join(_OPTIONS[name]).replace(", long", " or long")
             raise ValueError(f"--{name.replace('_', '-')} belongs to --task {belongs}, not {task}; leave one out")
     if task == "long" and args.command != "generate":
         raise ValueError(f"--task long belongs to the generate command, not {args.command}; describe its first segment")
