@@ -47,6 +47,7 @@ from ui.access.guard import Guard, MaySee
 from ui.access.hosts import ALLOWED, Hosts
 from ui.access.login import VARIABLE, read_logins
 from ui.api.publish import Page
+from ui.enhance import add_enhancer, read_enhancer
 from ui.jobs.worker import MAX_WAITING
 from ui.premade import Premade
 from ui.storage.disk import UPLOADS, Disk, own_folder, rescue_folder
@@ -85,6 +86,7 @@ def _main(arguments: list[str] | None) -> int:
         check_temporary_folder()
         options.auth = read_logins(options.auth or (), options.auth_file)
         hosts = Hosts.of_server(options.host, options.allow_host, options.share)
+        writer = read_enhancer(options)
         if options.mcp:
             check_mcp(options.auth)
         check_address(options.host, options.port)
@@ -103,8 +105,11 @@ def _main(arguments: list[str] | None) -> int:
         with uploads_in(uploads) as folder:
             disk = Disk(output_dir, int(options.disk_budget * 1e9), folder, rescued)
             switch, first = may_switch(options), Premade.read()
+            page = build_page(
+                checkpoint, worker, disk, device=options.device, model_switch=switch, shown_first=first, enhancer=writer
+            )
             serve(
-                build_page(checkpoint, worker, disk, device=options.device, model_switch=switch, shown_first=first),
+                page,
                 output_dir,
                 host=options.host,
                 port=options.port,
@@ -340,6 +345,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-upload", type=mebibytes, default=256, metavar="MIB", help="size of one uploaded file, in MiB")
     add("--mcp", action="store_true", help="offer the API to MCP clients at /gradio_api/mcp/; not with a login")
     add("--share", action="store_true", help="open a public link through gradio.live too; needs the internet")
+    add_enhancer(parser)
     add_weights(parser)
     return parser
 

@@ -25,10 +25,11 @@ from playwright.sync_api import Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = {"width": 1280, "height": 860}
-FPS = 8
+FPS = 6
 LARGEST = 2_000_000  # bytes
-QUALITIES = (70, 55, 40, 25)  # of the WebP; the first that is small enough
+QUALITIES = (55, 40, 25)  # of the WebP; the first that is small enough
 START_SECONDS = 300
+LONGEST = 0.4  # seconds that one picture stays: where a busy machine draws nothing, nothing is to be seen
 
 
 @contextmanager
@@ -83,7 +84,7 @@ def act(page: Page) -> None:
         page.get_by_role("button", name="Surprise me").click()
         stay(0.8)
     page.locator("#generate").click()
-    stay(4)
+    stay(3)
 
 
 def record(page: Page, folder: Path) -> Path:
@@ -100,10 +101,11 @@ def record(page: Page, folder: Path) -> Path:
     session.on("Page.screencastFrame", keep)
     session.send("Page.startScreencast", {"format": "jpeg", "quality": 92, "everyNthFrame": 2})
     act(page)
+    session.remove_listener("Page.screencastFrame", keep)
     session.send("Page.stopScreencast")
     times = [at for at, _ in shown]
     lines = [
-        f"file '{file}'\nduration {max(0.001, after - at):.4f}"
+        f"file '{file}'\nduration {min(LONGEST, max(0.001, after - at)):.4f}"
         for (at, file), after in zip(shown, [*times[1:], times[-1] + 0.5], strict=True)
     ]
     listed = folder / "pictures.txt"
@@ -126,8 +128,8 @@ def assemble(listed: Path, output: Path, width: int) -> None:
             "-i",
             str(listed),
         ]
-        command += ["-vf", f"fps={FPS},scale={width}:-2:flags=lanczos", "-c:v", "libwebp", "-quality", str(quality)]
-        command += ["-compression_level", "6", "-loop", "0", "-an", str(output)]
+        command += ["-vf", f"fps={FPS},scale={width}:-2:flags=lanczos", "-c:v", "libwebp_anim"]
+        command += ["-quality", str(quality), "-compression_level", "4", "-loop", "0", "-an", str(output)]
         subprocess.run(command, check=True)
         if output.stat().st_size <= LARGEST:
             print(f"{output}: {output.stat().st_size / 1e6:.2f} MB, quality {quality}")
@@ -139,7 +141,7 @@ def assemble(listed: Path, output: Path, width: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "images" / "page.webp")
-    parser.add_argument("--width", type=int, default=800, help="of the picture, in pixels")
+    parser.add_argument("--width", type=int, default=720, help="of the picture, in pixels")
     args = parser.parse_args()
     browser_path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     with (

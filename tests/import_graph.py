@@ -235,7 +235,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "ui.jobs": ("ui.jobs",),
     "ui.access": ("ui.access",),
     "ui.look": ("ui.look", "ui.language"),
-    "ui.site": ("ui.site", "ui.premade"),
+    "ui.site": ("ui.site", "ui.premade", "ui.enhance"),
     "ui.form": ("ui.form",),
     "ui.views": ("ui.views",),
     "ui.api": ("ui.api",),

@@ -53,7 +53,7 @@ AS_THEY_ARE = {
     "720p with BSA",
 }
 # What these say stays off the page.
-NO_PANELS = ("endpoints", "calls", "child", "guard", "hosts", "bodies", "login", "store", "language")
+NO_PANELS = ("endpoints", "calls", "child", "guard", "hosts", "bodies", "login", "store", "language", "enhance")
 
 
 class Markup(HTMLParser):

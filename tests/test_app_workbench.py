@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from app_server import running_page, until
-from browser import button, expect_playing, fill_number, generate, needs_chromium, notice, open_group, open_page, video
+from browser import (
+    button,
+    expect_playing,
+    fill_number,
+    generate,
+    needs_chromium,
+    notice,
+    open_group,
+    open_page,
+    open_tab,
+    video,
+)
 from fake_pipeline import CHECKPOINT, FakePipeline
 from gradio_client import Client
 from gradio_client.exceptions import AppError
@@ -18,6 +30,7 @@ from ui.form.own_presets import preset_values
 from ui.form.sizes import frames_of, seconds_of, shaped
 from ui.jobs.job import Job, VideoJob
 from ui.jobs.queue import JobQueue
+from ui.views.stage import differences, pair_view
 
 
 class Barrier(Job):
@@ -195,6 +208,54 @@ def test_an_id_names_one_job_and_is_refused_the_second_time(address):
     with pytest.raises(AppError, match="was given to another job of yours, which is done; choose another, or null"):
         client.predict("b", job_id="mine", api_name="/generate")
     assert client.predict("mine", api_name="/result")["report"]["request"] == first["request"]
+
+
+# two runs side by side ------------------------------------------------------------------------------------------
+
+
+@needs_chromium
+def test_two_runs_of_the_history_play_as_a_pair(page, fake):
+    open_group(page, "Size, frames, steps, guidance, seed")
+    page.get_by_label("New seed each time").uncheck()
+    for seed in (7, 8):
+        fill_number(page, "Seed", seed)
+        generate(page)
+    open_tab(page, "History")
+    compare = page.locator(".history-compare")
+    compare.nth(1).click()
+    expect(compare.nth(1)).to_have_attribute("aria-pressed", "true")
+    compare.nth(0).click()
+    names = page.locator(".tile .name")
+    expect(names).to_have_text(["seed 7", "seed 8"])
+    expect(page.locator(".player")).to_have_attribute("data-pair", "true")
+    expect_playing(page, "dense")
+    expect_playing(page, "sparse")
+    sources = [video(page, arm).get_attribute("src") for arm in ("dense", "sparse")]
+    assert all(source.endswith("sparse.mp4") for source in sources) and sources[0] != sources[1]
+    expect(page.locator(".figures")).to_be_hidden()  # the two were not measured against each other
+    expect(page.locator('.modes [data-mode="blind"]')).to_be_hidden()
+    page.locator(".history-open").nth(0).click()
+    expect(names).to_have_text(["Dense attention", "Block sparse attention"])
+
+
+def test_two_runs_of_unlike_length_are_refused():
+    jobs = [VideoJob(CHECKPOINT.request("a", num_frames=frames), False) for frames in (9, 17)]
+    for job in jobs:
+        job.results["sparse"] = SimpleNamespace(request=job.request)
+    with pytest.raises(ValueError, match="one has 9 frames and the other 17, so they cannot play together"):
+        pair_view(*jobs)
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "names"),
+    [
+        pytest.param({"seed": 1}, {"seed": 2}, ["seed 1", "seed 2"], id="seed"),
+        pytest.param({"bsa": None}, {"seed": 3}, ["dense, seed 0", "sparsity 0.75, seed 3"], id="two things"),
+        pytest.param({}, {}, ["First run", "Second run"], id="nothing"),
+    ],
+)
+def test_a_pair_of_runs_is_named_after_what_differs(one, two, names):
+    assert differences(*(CHECKPOINT.request(**{"prompt": "a", "seed": 0} | given) for given in (one, two))) == names
 
 
 # sizes and presets ----------------------------------------------------------------------------------------------

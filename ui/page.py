@@ -14,6 +14,7 @@ from pipeline import CheckpointInfo
 from ui.access.visitor import Visitors
 from ui.api.endpoints import add_api
 from ui.api.publish import Page
+from ui.enhance import Enhancer
 from ui.form.batch import batch_fields, batch_notice, batch_requests, lines_of
 from ui.form.inputs import Fields, block_fields, examples, mode_field, prompt_field, sparsity_field, video_fields
 from ui.form.model import model_field
@@ -24,7 +25,7 @@ from ui.form.read import MASS, SIDE_BY_SIDE, TOP_K, form_request, new_seed, page
 from ui.form.refine import ClipChooser, refine_fields
 from ui.form.restore import OF_ONE_VIDEO, code_panel, fill, form_values, settings_drop
 from ui.form.sizes import size_helpers
-from ui.form.words import word_palette
+from ui.form.words import enhance_button, word_palette
 from ui.jobs.job import VideoJob
 from ui.jobs.records import keep_record_of
 from ui.jobs.worker import Worker
@@ -70,14 +71,24 @@ def build_page(
     device: str = "auto",
     model_switch: bool = False,
     shown_first: Premade = NOTHING,
+    enhancer: Enhancer | None = None,
 ) -> Page:
     """The page and the named API over a worker, which may still be loading its pipeline.
 
     disk: how much all that the app writes may take, before the oldest results are removed.
     device: what the worker's pipeline runs on, for the estimates. model_switch: whether visitors may load other models.
     shown_first: the pair on the page of a visitor without runs; whoever serves the page has to serve its folder.
+    enhancer: rewrites prompts where a visitor asks for it; None leaves the button out.
     """
-    site = Site(checkpoint, worker, Visitors(worker.output_dir), device, model_switch, shown_first=shown_first)
+    site = Site(
+        checkpoint,
+        worker,
+        Visitors(worker.output_dir),
+        device,
+        model_switch,
+        shown_first=shown_first,
+        enhancer=enhancer,
+    )
     keys = Keys(site)
     views = StageViews(site, keys)
     store = Store(worker.output_dir, disk)
@@ -98,6 +109,7 @@ def build_page(
                     generate = gr.Button("Generate", variant="primary", interactive=False, elem_id="generate")
                     stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop")
                 notice = box("notice")
+                enhance_button(site, fields["prompt"], notice)
                 queue = QueuePanel(site)
                 fields |= sparsity_field(default)
             with gr.Column(elem_id="results"):

@@ -9,6 +9,7 @@ import gradio as gr
 
 from pipeline import CheckpointInfo
 from ui.access.visitor import Visitors
+from ui.enhance import Enhancer
 from ui.jobs.clips import ClipReader
 from ui.jobs.estimates import Estimates
 from ui.jobs.monitor import Monitor
@@ -27,6 +28,7 @@ class Site:
     model_switch: whether visitors may load another model, which can read any folder that the server can read.
     clips: reads the clips that are to be refined.
     shown_first: the pair that visitors without runs of their own see.
+    enhancer: rewrites prompts; None without an endpoint for it.
     """
 
     checkpoint: CheckpointInfo
@@ -36,6 +38,7 @@ class Site:
     model_switch: bool = False
     clips: ClipReader = field(default_factory=ClipReader)
     shown_first: Premade = NOTHING
+    enhancer: Enhancer | None = None
 
     def __post_init__(self) -> None:
         if self.shown_first.job is not None:

@@ -5,15 +5,18 @@ A checkpoint that understands language in general has no vocabulary, and the pan
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import gradio as gr
 
 from pipeline import CheckpointInfo
-from ui.look.parts import QUIET, Drawn
+from ui.form.read import page_sentence
+from ui.look.parts import QUIET, Drawn, notice_html
 from ui.site import Site
 
 UNKNOWN = "Words that {name} does not know: {words}."
+EMPTY = "Write a prompt first, or a few words of one."
 LONGEST = 5000  # letters of a prompt that are looked at while somebody types
 
 
@@ -31,6 +34,26 @@ def word_palette(site: Site, page: gr.Blocks, shown: gr.State) -> None:
     """Add the panel. It follows the model: another one may be loaded in any tab."""
     palette = WordPalette(site)
     gr.on([page.load, shown.change], lambda: palette_view(site.checkpoint), None, palette, **QUIET)
+
+
+def enhance_button(site: Site, prompt: gr.Textbox, notice: gr.HTML) -> None:
+    """Add a button that has the prompt rewritten, where the server has an endpoint for that."""
+    if site.enhancer is None:
+        return
+    button = gr.Button("Improve the prompt", size="sm", elem_id="enhance")
+
+    async def improve(text: str) -> dict[Any, Any]:
+        assert site.enhancer is not None  # or there would be no button
+        if not (text or "").strip():
+            return {notice: notice_html(EMPTY, "error")}
+        try:
+            return {prompt: await asyncio.to_thread(site.enhancer.rewrite, text, site.checkpoint), notice: ""}
+        except ValueError as error:
+            return {notice: notice_html(page_sentence(error), "error")}
+
+    button.click(
+        improve, prompt, [prompt, notice], concurrency_limit=2, show_progress="minimal", api_visibility="private"
+    )
 
 
 def palette_view(checkpoint: CheckpointInfo) -> dict[str, Any]:

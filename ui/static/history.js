@@ -5,6 +5,7 @@ const find = (selector) => element.querySelector(selector);
 const clock = () => new Intl.DateTimeFormat(document.documentElement.lang || undefined, { dateStyle: 'medium', timeStyle: 'short' });
 let answer = () => {};
 let drawn = '';
+let first = ''; // the run that was chosen to be compared with another
 
 function make(tag, name, text = '') {
   const node = document.createElement(tag);
@@ -72,12 +73,29 @@ function card(run, shown) {
   const actions = make('div', 'history-actions');
   const name = run.prompt || run.kind;
   if (run.settings) actions.append(action('', 'Use settings', `Use the settings of: ${name}`, () => trigger('edit', { job: run.job })));
+  if (run.comparable) {
+    const chosen = run.job === first;
+    const text = chosen ? 'Chosen; now another' : first ? 'Compare with the chosen' : 'Compare';
+    const button = action('history-compare', text, `${text}: ${name}`, () => compare(run.job));
+    button.setAttribute('aria-pressed', chosen);
+    actions.append(button);
+  }
   if (!run.live) {
     const sure = () => question('Delete this run and its videos?', () => trigger('delete', { job: run.job }));
     actions.append(action('history-delete', 'Delete', `Delete: ${name}`, sure));
   }
   item.append(picture(run), about, actions);
   return item;
+}
+
+// The first press chooses a run, the second puts both on the stage; the same one again chooses none.
+function compare(job) {
+  if (first && first !== job) {
+    trigger('apply', { jobs: [first, job] });
+    first = '';
+  } else first = first ? '' : job;
+  drawn = '';
+  draw();
 }
 
 function draw() {

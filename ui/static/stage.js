@@ -69,8 +69,21 @@ async function save(event) {
 }
 element.querySelectorAll('.save').forEach((link) => link.addEventListener('click', save));
 
+// Of two runs that were chosen in the history, the tiles bear what is different; a vote between them would count for
+// dense or sparse, and there is none.
+function nameTiles(names) {
+  ['.tile .name', '.overlay .badge'].forEach((kind) =>
+    [...element.querySelectorAll(kind)].forEach((node, i) => {
+      const text = names ? names[i] : node.dataset.plain;
+      if (node.dataset.text !== text) node.textContent = node.dataset.text = text;
+    }),
+  );
+  element.querySelector('.modes [data-mode="blind"]').hidden = Boolean(names);
+}
+
 function draw(view) {
   job = view.job;
+  nameTiles(view.names);
   stage.dataset.arms = view.arms.join(' ');
   stage.style.setProperty('--aspect', view.aspect);
   preview.arm = view.arm;

@@ -10,12 +10,14 @@ import gradio as gr
 from pipeline import VideoRequest
 from pipeline.request.timing import read_speed
 from ui.form.inputs import Fields
+from ui.form.read import page_sentence
 from ui.form.restore import RESTORED_RUN, fill, form_values, remarks
 from ui.jobs.job import VideoJob
 from ui.look.parts import QUIET, Drawn, notice_html
 from ui.storage.store import INTERRUPTED, Record
 from ui.views.figures import decibels
 from ui.views.follow import GONE, Changes, Follower, live_videos
+from ui.views.stage import pair_view
 from ui.views.sweep_panel import SWEEP_TAB, SweepPanel
 
 PAGE = 24  # runs shown at first, and more with every press of "Show more"
@@ -36,7 +38,8 @@ STEPS_FIRST, LAYERS_FIRST = "dense steps: {value}", "dense layers: {value}"
 class History(Drawn):
     """The gallery. Its value is `history_view`.
 
-    Events: select shows a run, edit uses its settings, delete removes it, clear removes all runs, expand shows more.
+    Events: select shows a run, apply two of them as a pair, edit uses the settings of one, delete removes it, clear
+    removes all runs, expand shows more.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -66,6 +69,18 @@ def history_panel(
         except ValueError as error:
             return {notice: notice_html(str(error), "error")}
 
+    def together(event: gr.EventData, request: gr.Request) -> Changes:
+        asked = event._data.get("jobs") if isinstance(event._data, dict) else None
+        names = asked if isinstance(asked, list) and len(asked) == 2 else []
+        jobs = [follower.find(name, site.owner(request)) for name in names if isinstance(name, str)]
+        made = [job for job in jobs if isinstance(job, VideoJob) and job.results]
+        if len(made) < 2:
+            return {notice: notice_html(GONE, "error")}
+        try:
+            return {follower.stage: pair_view(*made)}
+        except ValueError as error:
+            return {notice: notice_html(page_sentence(error), "error")}
+
     def settings(event: gr.EventData, request: gr.Request) -> Changes:
         record = store.read(_id(event))
         if record is None or record.owner != site.owner(request) or not record.request:
@@ -91,6 +106,7 @@ def history_panel(
     where = [follower.shown, length]
     parts = [notice, follower.stage, follower.report, follower.shown, tabs, *sweep.parts]
     history.select(select, None, parts, **QUIET).then(refresh, where, history, **QUIET)
+    history.apply(together, None, [notice, follower.stage], **QUIET)
     history.edit(settings, None, [notice, *fields.values()], **QUIET)
     history.delete(delete, where, history, **QUIET)
     history.clear(clear, where, history, **QUIET)
@@ -135,6 +151,7 @@ def run_view(record: Record) -> dict[str, Any]:
         "error": record.error,
         "posters": [[arm, posters[arm]] for arm in sorted(posters)][:2],
         "playable": any(report.get(name) for name in ("dense", "sparse", "videos")),
+        "comparable": any(report.get(name) for name in ("dense", "sparse")),
     }
     speed = read_speed(report)
     if speed is not None:

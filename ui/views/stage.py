@@ -10,7 +10,7 @@ import gradio as gr
 
 from pipeline import VideoRequest
 from ui.jobs.eta import duration_text
-from ui.jobs.job import VideoJob
+from ui.jobs.job import ARMS, VideoJob
 from ui.look.parts import Drawn
 from ui.site import Site
 from ui.views.figures import figures, seconds
@@ -18,6 +18,10 @@ from ui.views.inspector import Keys, server_functions
 from ui.views.preview_strip import preview_strip
 
 PHASES = {"text": "Reading the prompt", "encode": "Encoding the clip", "denoise": "Denoising", "decode": "Decoding"}
+PLACES = ("First run", "Second run")
+UNLIKE = (
+    "one has {first} {what} and the other {second}, so they cannot play together; choose two that are alike in that"
+)
 LEFT = "about {time} left"
 SCRIPTS = ("sync.js", "heat.js", "blind.js", "blocks.js", "overlay.js", "lens.js", "player.js", "stage.js")
 NAME_LENGTH = 60  # letters of the prompt in the name of a download
@@ -62,6 +66,49 @@ def stage_view(job: VideoJob, left: float | None = None) -> dict[str, Any]:
         "videos": {arm: video_file(result.video, download_name(result.request)) for arm, result in job.results.items()},
         "captions": {arm: caption(result) for arm, result in job.results.items()},
         "figures": [] if job.comparison is None else figures(job.comparison),
+    }
+
+
+def pair_view(first: VideoJob, second: VideoJob) -> dict[str, Any]:
+    """The data with which the page draws one video each of two runs as a pair: the sparse one where there is one.
+
+    Raises ValueError if they cannot play together.
+    """
+    one, two = (job.results.get("sparse") or job.results["dense"] for job in (first, second))
+    for what, name in (("frames", "num_frames"), ("frames a second", "fps")):
+        values = [getattr(result.request, name) for result in (one, two)]
+        if values[0] != values[1]:
+            raise ValueError(UNLIKE.format(first=values[0], second=values[1], what=what))
+    names = differences(one.request, two.request)
+    view = stage_view(second) | {"job": f"{first.id} {second.id}", "arms": list(ARMS), "arm": "", "over": True}
+    results = dict(zip(ARMS, (one, two), strict=True))
+    return view | {
+        "names": names,
+        "videos": {arm: video_file(result.video, download_name(result.request)) for arm, result in results.items()},
+        "captions": {arm: caption(result) for arm, result in results.items()},
+        "figures": [],
+        "preview": None,
+    }
+
+
+def differences(one: VideoRequest, two: VideoRequest) -> list[str]:
+    """A name for each of two videos: what the other has differently, or their places if nothing."""
+    texts = [_traits(request) for request in (one, two)]
+    unlike = [name for name in texts[0] if texts[0][name] != texts[1][name]]
+    return [", ".join(text[name] for name in unlike) or place for text, place in zip(texts, PLACES, strict=True)]
+
+
+def _traits(request: VideoRequest) -> dict[str, str]:
+    rule = "dense"
+    if request.bsa is not None:
+        given = {"sparsity": request.bsa.sparsity, "CDF threshold": request.bsa.cdf_threshold}
+        rule = ", ".join(f"{name} {value:g}" for name, value in given.items() if value is not None)
+    return {
+        "prompt": request.prompt[:NAME_LENGTH],
+        "attention": rule,
+        "seed": f"seed {request.seed}",
+        "steps": f"{request.steps} steps",
+        "size": f"{request.width} × {request.height}",
     }
 
 
