@@ -1,9 +1,8 @@
 """Measures the quality of block sparse attention: methods, blocks and schedules against dense attention.
 
-    python -m training.judge --minutes 8 --output run/judge.safetensors                        # what clips show
-    python benchmarks/quality.py --prompts 100 --device cuda --judge run/judge.safetensors     # docs/quality.md
-    python benchmarks/quality.py --reduced                          # minutes on a CPU; `make quality`
-    python benchmarks/quality.py --smoke                            # that everything runs, on tiny clips
+    python benchmarks/quality.py --prompts 100 --device cuda      # the study of docs/quality.md
+    python benchmarks/quality.py --reduced                        # minutes on a CPU; `make quality`
+    python benchmarks/quality.py --smoke                          # that everything runs, on a tiny clip
 
 Makes held-out prompts with the embedded checkpoint, each with one seed, dense and with every setting, and compares the
 frames before compression. The noise floor is dense attention by another kernel: no setting needs to be better. Writes
@@ -31,7 +30,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.quality_layers import probe
@@ -39,11 +37,9 @@ from benchmarks.quality_metrics import agreement, compare, interval, said, shown
 from bsa import BSAConfig, Grid, block_sparse_attention
 from bsa.config import SCHEDULE
 from pipeline import EMBEDDED_CHECKPOINT
-from pipeline.model.content import Judge
+from pipeline.model.content import Judge, read_judge
 from pipeline.model.forward import Attend, attend_dense
 from training.data import sample_held_out_scenes
-from training.evaluate import score_judge
-from training.judge import NAMES
 from training.sampling import TextToVideo, sample
 from training.scenes import Scene
 from training.tokenizer import encode, load_tokenizer
@@ -157,12 +153,12 @@ def run(
     scenes: list[Scene],
     batch: int,
     until: float,
-    judge: Judge | None = None,
+    judge: Judge,
 ) -> dict[str, Any]:
     """Figures of every setting, clip by clip. Ends early, with whole batches, when the time is up.
 
-    judge: also tells, of the prompts with one object, which clips show something else than the dense one ("same" is 0)
-        and which show what the prompt says ("follows" is 1).
+    judge: tells, of the prompts with one object, which clips show something else than the dense one ("same" is 0) and
+        which show what the prompt says ("follows" is 1).
     """
     figures: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     done = 0
@@ -173,14 +169,14 @@ def run(
         captions, seeds = [scene.caption for scene in part], list(range(first, first + len(part)))
         single = [place for place, scene in enumerate(part) if scene.attributes["kind"] == "shapes1"]
         dense = maker.frames(captions, seeds, attend_dense)
-        if judge is not None and single:
+        if single:
             truth, reference = said([part[place] for place in single]), shown(judge, dense[single])
             figures[DENSE]["follows"] += agreement(reference, truth)
         kinds: dict[str, BSAConfig | Callable] = {FLOOR: attend_explicitly, **configs}
         for name, attention in kinds.items():
             video = maker.frames(captions, seeds, attention)
             told = compare(video, dense)
-            if judge is not None and single:
+            if single:
                 seen = shown(judge, video[single])
                 told |= {"same": agreement(seen, reference), "follows": agreement(seen, truth)}
             for figure, values in told.items():
@@ -206,22 +202,15 @@ def summary(figures: dict[str, list[float]], baseline: dict[str, list[float]] | 
     return told
 
 
-def open_judge(weights: Path, device: str) -> Judge:
-    judge = Judge(NAMES).to(device).eval()
-    judge.load_state_dict(load_file(weights))
-    return judge
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--batch", type=int, default=10)
     parser.add_argument("--minutes", type=float, default=60, help="begin no batch of prompts after that")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--judge", type=Path, help="weights of training.judge, to tell what each clip shows")
     parser.add_argument("--probed", type=int, default=2, help="prompts for the measurements of each layer, or 0")
     parser.add_argument("--reduced", action="store_true", help="two settings and three prompts, one at a time")
-    parser.add_argument("--smoke", action="store_true", help="the same with one tiny clip and an untrained judge")
+    parser.add_argument("--smoke", action="store_true", help="the same with one tiny clip")
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
     began = time.monotonic()
@@ -229,8 +218,8 @@ def main() -> None:
     if args.reduced or args.smoke:
         configs, prompts, batch, args.probed = reduced(), 1 if args.smoke else 3, 1, 1
     maker = Maker(args.device, SMOKE, 1) if args.smoke else Maker(args.device)
-    judge = Judge(NAMES).to(args.device).eval() if args.smoke else args.judge and open_judge(args.judge, args.device)
     scenes = held_out_scenes(prompts)
+    judge = read_judge(EMBEDDED_CHECKPOINT).to(maker.device)
     made = run(maker, configs, scenes, batch, began + 60 * args.minutes, judge)
     probed = [scene.caption for scene in scenes[: args.probed]]
     layers = probe(partial(maker.frames, probed, list(range(len(probed)))), maker.depth, configs) if probed else {}
@@ -255,8 +244,7 @@ def main() -> None:
         "seconds": round(time.monotonic() - began, 1),
         "prompts": len(made["prompts"]),
         "probed": args.probed,
-        "dense": summary(made["clips"][DENSE], None) if judge is not None else {},
-        "judge": score_judge(judge, args.device, 256) if args.judge else {},  # on renders that it never saw
+        "dense": summary(made["clips"].get(DENSE, {}), None),
         "rows": rows,
         "psnr": {name: [round(value, 2) for value in made["clips"][name]["psnr"]] for name in (FLOOR, *configs)},
         "captions": made["prompts"],

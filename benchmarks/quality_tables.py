@@ -24,8 +24,7 @@ def _intro(d: dict) -> str:
     if "flips" in floor:
         judged = (
             f" {floor['judged']} prompts have one object and are judged: {d['dense']['follows']:.0%} of the dense "
-            f"videos follow them, and rounding alone flips {floor['flips']}. The classifier itself is right in "
-            f"{d['judge']['all three']:.1%} of {d['judge']['clips']} renders."
+            f"videos follow them, and rounding alone flips {floor['flips']}."
         )
     return (
         f"{d['device']}, {d['date'][:10]}, torch {d['torch']}, {d['dtype']}, {d['prompts']} prompts. Noise floor "

@@ -53,6 +53,9 @@ GENERATIONS: dict[str, dict[str, Any]] = {
     "clip-cached-guided": {"task": "vc", "steps": 3, "guidance_scale": 3.0, "kv_cache": "device", "sparse": True},
     "clip-cached-dense": {"task": "vc", "steps": 4, "guidance_scale": 1.0, "kv_cache": "device", "enhance_hf": True},
 }
+# Refinements of the clip at its own rate, whose first 5 frames are refined already: 4 + 4 latent frames.
+REFINEMENTS = {"refined-dense": {"sparse": False}, "refined-sparse": {"sparse": True}}
+REFINED_BEFORE = 5
 FRAMES = 29  # of a video: 8 latent frames
 
 
@@ -74,9 +77,9 @@ def forward_inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return latents, torch.tensor([700.0, 300.0]), noise(2, 12, 32, seed=22), mask.long()
 
 
-def pictures() -> np.ndarray:
+def pictures(seed: int = 11) -> np.ndarray:
     """A clip of 17 frames of noise; its last frame serves as the image."""
-    generator = torch.Generator().manual_seed(11)
+    generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (17, 48, 80, 3), dtype=torch.uint8, generator=generator).numpy()
 
 
@@ -196,6 +199,19 @@ def run_generation(pipeline: Any, settings: dict[str, Any]) -> tuple[Tensor, Ten
     return latents, pipeline.scheduler.timesteps, pipeline.scheduler.sigmas
 
 
+def run_refinement(pipeline: Any, sparse: bool) -> Tensor:
+    """Final latents, without an adapter."""
+    from PIL import Image
+
+    pipeline.dit.enable_bsa() if sparse else pipeline.dit.disable_bsa()
+    clip, before = ([Image.fromarray(frame) for frame in pictures(seed)] for seed in (11, 12))
+    torch.manual_seed(SEED)  # of the posteriors and the noise, which take no generator
+    return pipeline.generate_refine(
+        video=before, prompt=PROMPT, stage1_video=clip, num_cond_frames=REFINED_BEFORE, output_type="latent",
+        spatial_refine_only=True,
+    )  # fmt: skip
+
+
 def main(clone: Path, target: Path) -> None:
     os.environ["TRITON_INTERPRET"] = os.environ["TORCHDYNAMO_DISABLE"] = "1"
     from tiny_checkpoint import write_tiny_checkpoint
@@ -209,6 +225,9 @@ def main(clone: Path, target: Path) -> None:
         for name, settings in GENERATIONS.items():
             latents, timesteps, sigmas = run_generation(pipeline, settings)
             written |= {name: sample(latents), f"{name}.timesteps": timesteps.numpy(), f"{name}.sigmas": sigmas.numpy()}
+            print(name, flush=True)
+        for name, options in REFINEMENTS.items():
+            written[name] = sample(run_refinement(pipeline, **options))
             print(name, flush=True)
     np.savez_compressed(target, **written)
     print(f"written to {target}")

@@ -176,7 +176,7 @@ def raised(call, *arguments) -> str:
 def main(rank: int, size: int, folder: Path) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=300))
     ranks = Group(CPU)
     found = {name: forward_case(ranks, *case) for name, case in CASES.items()}
     if size == 3:  # importing diffusers takes longer than all other cases

@@ -32,17 +32,16 @@ def test_every_table_is_shown_and_follows_its_results(name):
 
 
 def test_tables_of_a_judged_study(monkeypatch):
-    """As `quality.py --judge` writes it: two columns more, and a table of the layers."""
+    """As `quality.py` writes it with the classifier: two columns more, and a table of the layers."""
     study = json.loads((ROOT / "benchmarks" / "results" / "quality.json").read_text())
     for row in study["rows"]:
         row |= {"flips": 3, "judged": 37, "follows": 0.919}
         if "bsa" in row:
             row["layers"] = {"recall": [0.5, 0.25], "error": [0.125, 0.0625]}
-    study |= {"dense": {"follows": 0.946}, "probed": 2, "judge": {"all three": 0.996, "clips": 256}}
+    study |= {"dense": {"follows": 0.946}, "probed": 2}
     monkeypatch.setattr(tables, "load", lambda name: study)
     details, layers = tables.quality_details(), tables.quality_layers()
     assert "37 prompts have one object and are judged: 95% of the dense videos follow them" in details
-    assert "The classifier itself is right in 99.6% of 256 renders." in details
     sparsities = [row["bsa"]["sparsity"] for row in study["rows"] if "bsa" in row]
     assert details.count("| 3 of 37 | 92% |") == sparsities.count(0.75) + sparsities.count(0.9375)
     assert "| mass kept | 0.75 | mean | 4x4x4 / 4x4x4 | 0.50 | 0.25 |" in layers
@@ -103,7 +102,7 @@ def test_the_study_of_quality_runs_in_small_with_its_judge_and_its_layers(rows_o
     floor, *settings = rows_of("quality")
     assert {row["name"] for row in settings} == IN_SMALL["quality"][1]
     for row in (floor, *settings):
-        assert row["judged"] == 1 and row["flips"] in (0, 1) and row["follows"] in (0, 1)  # of an untrained judge
+        assert row["judged"] == 1 and row["flips"] in (0, 1) and row["follows"] in (0, 1)
     plain, scheduled = settings
     assert all(0 < kept < 1 for kept in plain["layers"]["recall"]) and len(plain["layers"]["recall"]) == 10
     assert all(0 < error < 1 for error in plain["layers"]["error"])

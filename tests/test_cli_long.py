@@ -1,10 +1,12 @@
 """``python -m pipeline generate --task long`` on the random checkpoint."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_checkpoint import write_lora
 
 from pipeline.cli.main import main
 from pipeline.cli.options import build_parser
@@ -34,7 +36,7 @@ def test_stopped_and_gone_on_with(tiny_checkpoint, tmp_path, capfd, monkeypatch)
     monkeypatch.setattr(LongCatPipeline, "generate_frames", stop)
     assert main(words) == 130
     shown = capfd.readouterr().err
-    assert "segment 1 of 2: a red ball" in shown and "1/2 Denoise: 100%" in shown
+    assert "segment 1 of 2: a red ball" in shown and "1/2 Denoise: 2/2 steps" in shown
     assert "segment 2 of 2: then a blue one" in shown and "1 of 2 segments are kept in" in shown
     monkeypatch.setattr(LongCatPipeline, "generate_frames", generate)
     first = (tmp_path / "story/segment-001.mp4").read_bytes()
@@ -42,7 +44,7 @@ def test_stopped_and_gone_on_with(tiny_checkpoint, tmp_path, capfd, monkeypatch)
     shown = capfd.readouterr()
     report = json.loads(shown.out)
     assert "1 of 2 segments are in" in shown.err and "segment 1 of 2:" not in shown.err
-    assert "2/2 Denoise: 100%" in shown.err
+    assert "2/2 Denoise: " in shown.err
     assert "length    21 frames, 1.4 s, 2 segments" in shown.err
     assert (tmp_path / "story/segment-001.mp4").read_bytes() == first
     start = report["parts"][1]["request"]["from_frames"]
@@ -63,6 +65,23 @@ def test_prompts_of_a_file_after_a_picture(tiny_checkpoint, tmp_path, capfd):
     assert [part["frames"] for part in parts] == [17, 4, 4]
 
 
+def test_refined_afterwards(tiny_checkpoint, tmp_path, capfd):
+    """Both long videos, the second twice as large and with twice as many frames, in windows of the same number."""
+    checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+    (checkpoint / "generation_config.json").write_text('{"height": 32, "width": 48}')
+    write_lora(checkpoint, "refinement_lora")
+    words = ["--prompt=a", "--prompt=b", "--refine", f"--output={tmp_path / 'out'}", "--json=-"]
+    assert main(arguments(checkpoint, *words)) == 0
+    shown = capfd.readouterr()
+    report = json.loads(shown.out)
+    assert "window 2 of 2: b" in shown.err and "length    42 frames, 1.4 s, 2 windows" in shown.err
+    assert (report["frames"], report["fps"]) == (21, 15)
+    assert (report["refined"]["frames"], report["refined"]["fps"]) == (42, 30)
+    second = report["refined"]["parts"][1]["request"]
+    assert (second["num_frames"], second["refine"]["cond_frames"], second["lora"]) == (34, 26, "refine")
+    assert len(read_clip(report["refined"]["video"])) == 42
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -75,6 +94,9 @@ def test_prompts_of_a_file_after_a_picture(tiny_checkpoint, tmp_path, capfd):
         pytest.param(["--prompt=a", "--segments=2", "--num-frames=13"], "segment 2 of 2 cannot be made", id="short"),
         pytest.param(["--prompt=a", "--segments=2", "--image=a", "--video=b"], "two ways to begin", id="beginnings"),
         pytest.param(["--prompt=a", "--segments=2", "--stride=2"], "add --video", id="stride"),
+        pytest.param(["--prompt=a", "--segments=2", "--spatial-only"], "add --refine, or", id="spatial"),
+        pytest.param(["--prompt=a", "--segments=2", "--refine"], "has no LoRA adapter 'refine'", id="no-adapter"),
+        pytest.param(["--prompt=a", "--segments=2", "--bsa=auto"], "use --bsa on, or off", id="bsa-auto"),
         pytest.param(["--prompts=nowhere.txt"], "cannot read the prompts in nowhere.txt: No such file", id="no-file"),
         pytest.param(["--prompts=/dev/null"], "is not a list of prompts; write one on each line", id="empty-file"),
     ],

@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_checkpoint import write_tiny_checkpoint
 
 from bsa import BSAConfig, block_sparse_attention
-from pipeline import LongCatPipeline
+from pipeline import FromClip, LongCatPipeline
 from pipeline.media.clip import inspect_clip
 from pipeline.media.picture import inspect_picture
 from pipeline.media.write import write_video
@@ -86,6 +86,29 @@ def test_final_latents(pipeline, monkeypatch, tmp_path, forward, name):
     latents = final_latents(pipeline, request, monkeypatch)
     # fp32 through up to 13 steps: measured 7e-7.
     assert distance(latents, name) < 1e-4
+
+
+@pytest.mark.parametrize("forward", ["plain", "fast"])
+@pytest.mark.parametrize("name", original.REFINEMENTS)
+def test_refinement_after_refined_frames(pipeline, monkeypatch, tmp_path, forward, name):
+    """Padding in front and behind, three draws, clean latents of what is refined, and five steps of the rest."""
+    height, width = original.SIZE
+    clips = {tmp_path / "clip.mp4": original.pictures(), tmp_path / "before.mp4": original.pictures(12)}
+    for path, frames in clips.items():
+        write_video(path, frames, 15, {})
+    monkeypatch.setattr(begin, "read_clip", lambda path: clips[Path(path)])  # before H.264 took its share
+    monkeypatch.setattr(pipeline, "forward", forward)
+    # the adapter has a test of its own (test_pipeline_refine.py)
+    monkeypatch.setattr(type(pipeline.info), "check_lora", lambda info, name: None)
+    monkeypatch.setattr(pipeline._model.lora, "use", lambda name: None)
+    clip, before = map(inspect_clip, clips)
+    start = FromClip(
+        video=str(clip.path), double_frames=False, refined=str(before.path), cond_frames=original.REFINED_BEFORE
+    )
+    bsa = SPARSE if original.REFINEMENTS[name]["sparse"] else None
+    common = {"height": height, "width": width, "seed": original.SEED, "bsa": bsa, "start": start}
+    request = pipeline.info.refinement(original.PROMPT, clip, double_frames=False, **common)
+    assert distance(final_latents(pipeline, request, monkeypatch), name) < 1e-4  # as above
 
 
 @pytest.mark.parametrize("name", ["image-guided", "image-distilled", "clip-cached-dense"])

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 from parallel_ranks import CASES
@@ -23,12 +24,18 @@ def found(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, HERE))), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, HERE / "parallel_ranks.py"]
-    ranks = [
-        subprocess.Popen([*command, str(rank), str(size), folder], env=env, stderr=subprocess.PIPE, text=True)
-        for rank in range(size)
-    ]
-    endings = [(rank.communicate(timeout=300)[1], rank.returncode) for rank in ranks]
-    assert all(code == 0 for _, code in endings), "\n".join(text[-2000:] for text, _ in endings)
+    ranks = []
+    for rank in range(size):
+        with (folder / f"{rank}.log").open("w") as log:
+            ranks.append(subprocess.Popen([*command, str(rank), str(size), folder], env=env, stderr=log))
+    end = time.monotonic() + 500
+    while any(rank.poll() is None for rank in ranks) and not any(rank.poll() for rank in ranks):
+        assert time.monotonic() < end, "a rank hangs"
+        time.sleep(0.1)
+    for rank in ranks:
+        rank.kill()  # the others would wait for one that failed
+    logs = [(folder / f"{rank}.log").read_text()[-2000:] for rank in range(size)]
+    assert all(rank.wait() == 0 for rank in ranks), "\n".join(logs)
     return json.loads((folder / "found.json").read_text())
 
 

@@ -24,6 +24,9 @@ from pipeline.model.schedule import enhanced_schedule, longcat_sigmas
 from pipeline.request.sizes import SIZES_480P, video_size
 from pipeline.request.start import KV_CACHES
 from pipeline.runs.as_code import cli_command, python_code
+from pipeline.runs.run_sweep import run_sweep
+from pipeline.runs.sweep import Sweep
+from pipeline.runs.sweep_axes import parse_axis
 
 SPARSE = BSAConfig(0.5, None, (2, 2, 2), (2, 2, 2))
 
@@ -71,8 +74,7 @@ def cases(pipeline, picture, clip):
 CASES = ("image", "image-sparse", "frames", "frames-sparse", "frames-guided")
 
 
-@pytest.mark.parametrize("forward", ["plain", "fast"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "forward"), [*((case, "plain") for case in CASES), ("frames-sparse", "fast")])
 def test_the_whole_way(tiny_pipeline, picture, clip, tmp_path, monkeypatch, case, forward):
     """Phases, steps, size, what is given, and what the file says of itself."""
     request = cases(tiny_pipeline, picture, clip)[case]
@@ -94,10 +96,15 @@ def test_the_whole_way(tiny_pipeline, picture, clip, tmp_path, monkeypatch, case
     assert result.density == 1 if request.bsa is None else 0.3 < result.density < 0.7
     said = read_settings(result.video).request
     assert said == replace(request, start=request.start.at(request.start.source.name))  # a name, no path
-    again = tiny_pipeline.generate_frames(request)[1]
-    np.testing.assert_array_equal(again, frames)
-    other = tiny_pipeline.generate_frames(replace(request, seed=6))[1]
-    assert not np.array_equal(other, frames)
+
+
+def test_the_seed_decides(tiny_pipeline, picture, clip):
+    request = replace(cases(tiny_pipeline, picture, clip)["image"], steps=1)
+    first, again, other = (
+        tiny_pipeline.generate_frames(each)[1] for each in (request, request, replace(request, seed=6))
+    )
+    np.testing.assert_array_equal(again, first)
+    assert not np.array_equal(other, first)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -177,6 +184,14 @@ def test_dense_and_sparse_side_by_side(tiny_pipeline, picture, tmp_path):
     request = small(tiny_pipeline.info.image_to_video, picture, bsa=SPARSE, steps=1)
     comparison = compare(tiny_pipeline, request, output_dir=tmp_path)
     assert math.isfinite(comparison.psnr) and comparison.dense.request.start == request.start
+
+
+def test_a_sweep_over_videos_that_continue_a_clip(tiny_pipeline, clip, tmp_path):
+    request = small(tiny_pipeline.info.continuation, clip, bsa=SPARSE, steps=1, enhance_hf=False)
+    run_sweep(tiny_pipeline, Sweep(request, parse_axis("sparsity=0.5,0.75")), output_dir=tmp_path)
+    made = [read_settings(file).request for file in tmp_path.glob("*.mp4")]
+    assert sorted(0 if one.bsa is None else one.bsa.sparsity for one in made) == [0, 0.5, 0.75]
+    assert {one.start for one in made} == {request.start.at("clip.mp4")}
 
 
 class TestWhatIsGiven:
@@ -314,11 +329,13 @@ def test_command_line(tiny_checkpoint, files, tmp_path, capsys):
         pytest.param(
             ["--task", "vc"], "--task vc makes a video that continues --video; add --video FILE", id="no-video"
         ),
-        pytest.param(["--task", "t2v", "--image", "x.png"], "--image belongs to --task i2v, not t2v", id="other-task"),
         pytest.param(
-            ["--image", "x.png", "--video", "y.mp4"], "--video belongs to --task vc or refine, not i2v", id="both"
+            ["--task", "t2v", "--image", "x.png"], "--image belongs to --task i2v or long, not t2v", id="other-task"
         ),
-        pytest.param(["--cond-frames", "5"], "--cond-frames belongs to --task vc, not t2v", id="frames-of-nothing"),
+        pytest.param(
+            ["--image", "x.png", "--video", "y.mp4"], "belongs to --task vc or refine or long, not i2v", id="both"
+        ),
+        pytest.param(["--cond-frames", "5"], "belongs to --task vc or long, not t2v", id="frames-of-nothing"),
         pytest.param(["--image", "/nowhere.png"], "cannot read the image /nowhere.png", id="nowhere"),
         pytest.param(["--video", "CLIP", "--cond-frames", "12"], "cond_frames 12 .*4n \\+ 1; try 9 or 13", id="12"),
         pytest.param(

@@ -169,7 +169,7 @@ class Known(Judge):
 
 def test_flips_are_clips_with_another_colour_shape_or_motion():
     levels = torch.tensor([0, 5, 9, 200], dtype=torch.uint8).view(4, 1, 1, 1, 1).expand(4, 3, 2, 4, 4)
-    seen = shown(Known(), levels)
+    seen = shown(Known(NAMES), levels)
     assert seen.tolist() == [[0, 0, 0], [5, 5, 5], [0, 1, 9], [2, 0, 2]]
     assert agreement(seen, seen) == [1, 1, 1, 1]
     assert agreement(seen, seen[[0, 1, 0, 3]]) == [1, 1, 0, 1]  # the colour is the same, the shape is not
@@ -196,7 +196,7 @@ def test_the_study_judges_prompts_with_one_object_alone():
             frames = torch.randint(0, 9, (len(captions), 3, 2, 16, 16), generator=noise) + level
             return frames.byte()
 
-    made = run(Fake(), {"sparse": BSAConfig(0.5)}, scenes, 8, float("inf"), Told())["clips"]
+    made = run(Fake(), {"sparse": BSAConfig(0.5)}, scenes, 8, float("inf"), Told(NAMES))["clips"]
     assert made["dense"] == {"follows": [1.0] * len(single)}
     assert made["sparse"]["same"] == made["sparse"]["follows"] == [0.0] * len(single)
     assert len(made["sparse"]["psnr"]) == 8

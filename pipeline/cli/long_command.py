@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from pipeline.checkpoint.info import CheckpointInfo
 from pipeline.cli.options import checked_device, open_checkpoint, read_bsa, read_request, read_weights
+from pipeline.cli.progress import Progress
 from pipeline.media.write import prepare_output
 from pipeline.request.refinement import Clip
 from pipeline.request.sentences import visible
-from pipeline.request.video import StepUpdate
 from pipeline.runs.chain import Chain, ChainResult, ChainStore, run_chain
 from pipeline.runs.long_refinement import LongRefinement
 from pipeline.runs.long_video import COND_FRAMES, LongVideo, prompts_for
@@ -22,15 +22,7 @@ from pipeline.runs.plan import plan_to_load
 LONGEST_FILE = 2**20  # bytes, of prompts
 
 
-class Bar(Protocol):
-    """Shows the progress. prefix: what stands before it."""
-
-    prefix: str
-
-    def __call__(self, update: StepUpdate) -> None: ...
-
-
-def run_long_command(args: argparse.Namespace, bar: Bar, folder: Path, output: TextIO) -> dict[str, Any]:
+def run_long_command(args: argparse.Namespace, progress: Progress, folder: Path, output: TextIO) -> dict[str, Any]:
     """Make the long video into `folder`, or what is missing of it, and return the report.
 
     output: where the result is told.
@@ -67,13 +59,13 @@ def run_long_command(args: argparse.Namespace, bar: Bar, folder: Path, output: T
     )
     for number in range(len(video)):
         pipeline.check_tokens(video.segment(number, folder))
-    results = [_run(pipeline, *chain, bar, output) for chain in chains]
+    results = [_run(pipeline, *chain, progress, output) for chain in chains]
     report = results[0].to_dict()
     return report if len(results) == 1 else report | {"refined": results[1].to_dict()}
 
 
 def _run(
-    pipeline: LongCatPipeline, chain: Chain, store: ChainStore, video: Path, bar: Bar, output: TextIO
+    pipeline: LongCatPipeline, chain: Chain, store: ChainStore, video: Path, progress: Progress, output: TextIO
 ) -> ChainResult:
     total = len(chain)
     if store.parts:
@@ -81,11 +73,11 @@ def _run(
         print(f"{len(store.parts)} of {total} {chain.name}s are in {folder} already", file=sys.stderr)
 
     def on_begin(number: int) -> None:
-        bar.prefix = f"{number + 1}/{total} "
+        progress.prefix = f"{number + 1}/{total} "
         prompt = chain.segment(number, store.folder).prompt
         print(f"{chain.name} {number + 1} of {total}: {visible(prompt)}", file=sys.stderr)
 
-    result = run_chain(pipeline, chain, store, video, bar, on_begin=on_begin)
+    result = run_chain(pipeline, chain, store, video, progress, on_begin=on_begin)
     print(f"video     {visible(str(result.video))}", file=output)
     seconds = result.frames / result.fps
     print(f"length    {result.frames} frames, {seconds:.1f} s, {len(result.parts)} {chain.name}s", file=output)
