@@ -25,9 +25,9 @@ from playwright.sync_api import Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = {"width": 1280, "height": 860}
-FPS = 6
+FPS = 8
 LARGEST = 2_000_000  # bytes
-QUALITIES = (55, 40, 25)  # of the WebP; the first that is small enough
+QUALITIES = (75, 60, 45, 30)  # of the WebP; the first that is small enough
 START_SECONDS = 300
 LONGEST = 0.4  # seconds that one picture stays: where a busy machine draws nothing, nothing is to be seen
 
@@ -141,7 +141,7 @@ def assemble(listed: Path, output: Path, width: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "images" / "page.webp")
-    parser.add_argument("--width", type=int, default=720, help="of the picture, in pixels")
+    parser.add_argument("--width", type=int, default=800, help="of the picture, in pixels")
     args = parser.parse_args()
     browser_path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     with (
