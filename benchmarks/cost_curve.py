@@ -13,7 +13,7 @@ from dit import Models, grid_of, inputs
 from gpu import Rows, arguments, device_for, milliseconds
 
 from bsa import BSAConfig, Grid
-from pipeline.model.fast_forward import fast_forward
+from pipeline.transformer.fast_forward import fast_forward
 
 POINTS = {
     "480p": (1, 5, 13, 29, 61, 93, 189),

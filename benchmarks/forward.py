@@ -3,11 +3,10 @@
     python benchmarks/forward.py              # 704p x 93 frames; writes benchmarks/results/forward.json
     python benchmarks/forward.py --smoke      # tiny, on the CPU
 
-"plain" is pipeline/model/forward.py with one PyTorch kernel per operation. "fast" is pipeline/model/fast_forward.py
-with the attention kernels that bsa/tuned.json names for this GPU. "FastVideo" is FastVideo's transformer with the same
-weights. "difference" is the relative distance to the plain bf16 forward pass. The rows of --numerics are the distances
-of all of them to the plain forward pass in fp32, on 2,048 tokens.
-"""
+"plain" is pipeline/transformer/forward.py with one PyTorch kernel per operation. "fast" is
+pipeline/transformer/fast_forward.py with the attention kernels that bsa/tuned.json names for this GPU. "FastVideo" is
+FastVideo's transformer with the same weights. "difference" is the relative distance to the plain bf16 forward pass. The
+rows of --numerics are the distances of all of them to the plain forward pass in fp32, on 2,048 tokens."""
 
 from functools import partial
 
@@ -18,8 +17,8 @@ from gpu import Rows, arguments, device_for, profiled
 
 from bsa import BSAConfig, Grid, block_sparse_attention
 from bsa.variants import Tuning, tuning_for
-from pipeline.model.fast_forward import fast_forward
-from pipeline.model.forward import attend_dense, longcat_forward
+from pipeline.transformer.fast_forward import fast_forward
+from pipeline.transformer.forward import attend_dense, longcat_forward
 
 REPEATS, LIMIT = 3, 20  # runs, and the seconds after which no further one starts
 

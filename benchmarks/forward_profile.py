@@ -11,7 +11,7 @@ from gpu import arguments, device_for, machine
 from torch.profiler import ProfilerActivity, profile
 
 from bsa import BSAConfig
-from pipeline.model.fast_forward import fast_forward
+from pipeline.transformer.fast_forward import fast_forward
 
 # a kernel belongs to the first of these that its name contains
 KINDS = {

@@ -16,8 +16,8 @@ from dit import DiTConfig, LongCatDiT, inputs
 from gpu import Rows, arguments, device_for, milliseconds
 
 from bsa import BlockLayout, BSAConfig, Grid
-from pipeline.model import fused
-from pipeline.model.fast_forward import _tables, fast_forward
+from pipeline.transformer import fused
+from pipeline.transformer.fast_forward import _tables, fast_forward
 from pipeline.weights import fp8
 from pipeline.weights.fp8 import Fp8Linear, Quantised, quantise
 from pipeline.weights.offload import Offload

@@ -32,8 +32,8 @@ from bsa import BSAConfig
 from pipeline import EMBEDDED_CHECKPOINT
 from pipeline.checkpoint.yardstick import FILE
 from pipeline.model.content import read_judge
-from pipeline.model.forward import attend_dense
 from pipeline.request.result import SURE
+from pipeline.transformer.forward import attend_dense
 from training.data import sample_test_scenes
 from training.judge import NAMES
 from training.scenes import Scene

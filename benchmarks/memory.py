@@ -17,7 +17,7 @@ from forward import plain
 from gpu import Rows, arguments, device_for, limited, profiled
 
 from bsa import BSAConfig, Grid
-from pipeline.model.fast_forward import FFN_TOKENS, fast_forward
+from pipeline.transformer.fast_forward import FFN_TOKENS, fast_forward
 
 CONTEXT_GIB = 1.0
 # label, form, sparse, rows, tokens per part of the feed-forward, card in GiB

@@ -27,9 +27,9 @@ from dit import Models, grid_of, inputs
 from gpu import Rows, arguments, wait
 
 from bsa import BSAConfig, Grid
-from pipeline.model.fast_forward import fast_forward
 from pipeline.parallel.ranks import Group
 from pipeline.parallel.sequence import SequenceParallel, Share
+from pipeline.transformer.fast_forward import fast_forward
 
 REPEATS, LIMIT = 3, 15  # runs, and the seconds after which no further one starts
 # size, sparse, form, rows of guidance; the most wanted first

@@ -38,7 +38,7 @@ from bsa import BSAConfig, Grid, block_sparse_attention
 from bsa.config import SCHEDULE
 from pipeline import EMBEDDED_CHECKPOINT
 from pipeline.model.content import Judge, read_judge
-from pipeline.model.forward import Attend, attend_dense
+from pipeline.transformer.forward import Attend, attend_dense
 from training.data import sample_held_out_scenes
 from training.sampling import TextToVideo, sample
 from training.scenes import Scene

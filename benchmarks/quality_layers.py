@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.quality_metrics import block_masses, output_error, recall
 from bsa import BlockLayout, BSAConfig, Grid, block_sparse_attention
-from pipeline.model.forward import Attend, attend_dense
+from pipeline.transformer.forward import Attend, attend_dense
 
 
 class Probe:

@@ -22,7 +22,7 @@ from gpu import Rows, arguments, device_for, milliseconds, profiled
 from bsa import BlockSelection, BSAConfig, Grid, block_order_attention
 from bsa.cells import cell_scores, pool_cells
 from bsa.selection import pool, select_pooled
-from pipeline.model.fast_forward import fast_forward
+from pipeline.transformer.fast_forward import fast_forward
 
 
 def pooled_of(case: Case, scores: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from bsa import BlockLayout, Grid
 from bsa.cells import cell_scores, cells_of, pool_cells
-from pipeline.model.forward import attend_dense
+from pipeline.transformer.forward import attend_dense
 
 RESULTS = Path(__file__).parent / "results" / "selection_methods.json"
 CHUNK, SPARSITIES = Grid(4, 4, 4), (0.75, 0.9375)

@@ -16,11 +16,11 @@ from pipeline.request.start import FromClip, FromFrames, FromImage, FromNoise
 from pipeline.request.video import Cancelled, StepUpdate, VideoRequest
 from pipeline.runs.as_code import cli_command, python_code
 from pipeline.runs.compare import compare
-from pipeline.runs.run_sweep import run_sweep, sweep_videos
-from pipeline.runs.search import Floor, Search
-from pipeline.runs.sweep import Sweep, SweepRun
-from pipeline.runs.sweep_axes import Axis
-from pipeline.runs.sweep_result import SweepResult, SweepVideo
+from pipeline.sweeps.run_sweep import run_sweep, sweep_videos
+from pipeline.sweeps.search import Floor, Search
+from pipeline.sweeps.sweep import Sweep, SweepRun
+from pipeline.sweeps.sweep_axes import Axis
+from pipeline.sweeps.sweep_result import SweepResult, SweepVideo
 
 if TYPE_CHECKING:
     from pipeline.machine.device import choose_device

@@ -17,7 +17,7 @@ from pipeline import CheckpointInfo, StepUpdate, VideoRequest, VideoResult
 from pipeline.media.attention_record import record_path
 from pipeline.media.write import write_video
 from pipeline.model.recorder import AttentionRecorder
-from pipeline.model.self_attention import attention_for
+from pipeline.transformer.self_attention import attention_for
 
 CHECKPOINT = CheckpointInfo(
     path=Path("fake"),

@@ -8,7 +8,7 @@ import json
 
 import torch
 
-from pipeline.model import fused, fused_triton
+from pipeline.transformer import fused, fused_triton
 from pipeline.weights import fp8
 
 

@@ -10,10 +10,10 @@ import torch
 from random_dit import random_dit, random_inputs
 
 from bsa import BlockLayout, BSAConfig, Grid
-from pipeline.model import fused, fused_triton
-from pipeline.model.fast_forward import fast_forward
-from pipeline.model.forward import rope_table
-from pipeline.model.kv_cache import KeyValues
+from pipeline.transformer import fused, fused_triton
+from pipeline.transformer.fast_forward import fast_forward
+from pipeline.transformer.forward import rope_table
+from pipeline.transformer.kv_cache import KeyValues
 
 
 def error(pairs):

@@ -13,13 +13,13 @@ import torch.distributed as dist
 from random_dit import random_dit, random_inputs
 
 from bsa import BSAConfig
-from pipeline.model.fast_forward import fast_forward
-from pipeline.model.forward import trim_text
-from pipeline.model.kv_cache import KeyValues
 from pipeline.parallel.mesh import mesh_shape
 from pipeline.parallel.ranks import Group, Ranks
 from pipeline.parallel.sequence import ALONE
 from pipeline.parallel.strips import Strips
+from pipeline.transformer.fast_forward import fast_forward
+from pipeline.transformer.forward import trim_text
+from pipeline.transformer.kv_cache import KeyValues
 from pipeline.weights.fp8 import to_fp8
 from pipeline.weights.offload import Offload
 

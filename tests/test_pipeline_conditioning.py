@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from random_dit import random_dit, random_inputs
 
 from bsa import BlockLayout, BSAConfig, Grid, block_sparse_attention
-from pipeline.model.fast_forward import fast_forward
-from pipeline.model.forward import attend_dense, longcat_forward, rope_table
-from pipeline.model.kv_cache import KeyValues
+from pipeline.transformer.fast_forward import fast_forward
+from pipeline.transformer.forward import attend_dense, longcat_forward, rope_table
+from pipeline.transformer.kv_cache import KeyValues
 from pipeline.weights.fp8 import to_fp8
 from pipeline.weights.offload import Offload
 

@@ -6,9 +6,9 @@ from programs import run_interpreted
 from random_dit import random_dit, random_inputs
 
 from bsa import BlockLayout, BSAConfig, Grid, block_sparse_attention
-from pipeline.model import fused
-from pipeline.model.fast_forward import fast_forward
-from pipeline.model.forward import attend_dense, longcat_forward
+from pipeline.transformer import fused
+from pipeline.transformer.fast_forward import fast_forward
+from pipeline.transformer.forward import attend_dense, longcat_forward
 
 ROWS = [
     pytest.param((4, 8, 8), None, id="dense"),
@@ -121,7 +121,7 @@ def test_kernels_build_everywhere(gpu):
 
     if reason := ptxas_missing():
         pytest.skip(reason)
-    from pipeline.model import fused_triton as kernels
+    from pipeline.transformer import fused_triton as kernels
 
     half = dict.fromkeys(("x_ptr", "branch_ptr", "out_ptr", "weight_ptr", "a_ptr", "b_ptr"), "*bf16")
     single = dict.fromkeys(("gate_ptr", "gain_ptr", "shift_ptr", "cos_ptr", "sin_ptr", "means_ptr"), "*fp32")

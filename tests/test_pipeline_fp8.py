@@ -10,8 +10,8 @@ from random_dit import random_dit, random_inputs
 from torch import nn
 
 from bsa import BSAConfig, block_sparse_attention
-from pipeline.model.fast_forward import fast_forward
-from pipeline.model.forward import longcat_forward
+from pipeline.transformer.fast_forward import fast_forward
+from pipeline.transformer.forward import longcat_forward
 from pipeline.weights import fp8
 from pipeline.weights.fp8 import Fp8Linear, is_fp8, quantise, to_fp8, weight_bytes
 from pipeline.weights.lora import LoraLayer
@@ -179,7 +179,7 @@ def test_kernels_build_for_gpus_with_fp8(gpu):
 
     if reason := ptxas_missing():
         pytest.skip(reason)
-    from pipeline.model import fused_triton as kernels
+    from pipeline.transformer import fused_triton as kernels
 
     half = dict.fromkeys(("x_ptr", "branch_ptr", "a_ptr", "b_ptr"), "*bf16")
     single = dict.fromkeys(("gate_ptr", "gain_ptr", "shift_ptr", "scales_ptr"), "*fp32")

@@ -22,9 +22,9 @@ from pipeline.checkpoint.expected import expected_weights
 from pipeline.checkpoint.layout import FASTVIDEO, ORIGINAL
 from pipeline.checkpoint.shape import ModelShape
 from pipeline.cli.main import main
-from pipeline.model.forward import longcat_forward
-from pipeline.model.self_attention import DenseAttention
 from pipeline.request.load_options import LoadOptions
+from pipeline.transformer.forward import longcat_forward
+from pipeline.transformer.self_attention import DenseAttention
 from pipeline.weights.lora import load_lora
 
 CONFIG = "dit/config.json"

@@ -11,9 +11,9 @@ from test_pipeline_lora import weight_changes
 from tiny_checkpoint import write_lora
 
 from pipeline import LongCatPipeline, VideoRequest, inspect_checkpoint
-from pipeline.model.forward import longcat_forward
-from pipeline.model.self_attention import DenseAttention
 from pipeline.request.values import Adapter, read_adapters
+from pipeline.transformer.forward import longcat_forward
+from pipeline.transformer.self_attention import DenseAttention
 from pipeline.weights import lora as adapters
 
 SEEDS = {"distill": 5, "style": 6}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from random_dit import random_dit, random_inputs
 
-from pipeline.model.fast_forward import fast_forward
+from pipeline.transformer.fast_forward import fast_forward
 from pipeline.weights.fp8 import to_fp8, weight_bytes
 from pipeline.weights.offload import Offload
 

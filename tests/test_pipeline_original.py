@@ -17,9 +17,9 @@ from pipeline.media.clip import inspect_clip
 from pipeline.media.picture import inspect_picture
 from pipeline.media.write import write_video
 from pipeline.model import begin
-from pipeline.model.fast_forward import fast_forward
-from pipeline.model.forward import attend_dense, longcat_forward
-from pipeline.model.kv_cache import KeyValues
+from pipeline.transformer.fast_forward import fast_forward
+from pipeline.transformer.forward import attend_dense, longcat_forward
+from pipeline.transformer.kv_cache import KeyValues
 
 STORED = np.load(Path(__file__).parent / "data" / "conditioning_6b3f4b8.npz")
 SPARSE = BSAConfig.from_bsa_params(original.BSA)

@@ -19,8 +19,8 @@ from pipeline.model import fastvideo_adapter
 from pipeline.model.denoising import denoise, guide
 from pipeline.model.preview import LatentColours
 from pipeline.model.schedule import longcat_sigmas
-from pipeline.model.self_attention import SparseAttention
 from pipeline.request.workload import Workload
+from pipeline.transformer.self_attention import SparseAttention
 
 
 def test_import_is_light():

@@ -13,7 +13,7 @@ from pipeline import FromFrames, VideoRequest
 from pipeline.cli import main
 from pipeline.media.attention_record import AttentionRecord, Sampled, record_path
 from pipeline.model.recorder import MANY_BLOCKS, STORED_BYTES, AttentionRecorder
-from pipeline.model.self_attention import attention_for
+from pipeline.transformer.self_attention import attention_for
 
 LAYERS, HEADS, DIM = 3, 2, 8
 

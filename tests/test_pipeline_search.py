@@ -15,7 +15,7 @@ from pipeline import Cancelled, Floor, Search, SweepVideo, run_sweep
 from pipeline.cli.main import main
 from pipeline.media.similarity import psnr, ssim
 from pipeline.request.timing import Speed
-from pipeline.runs.search import SPARSITIES
+from pipeline.sweeps.search import SPARSITIES
 
 LONG = replace(BASE, num_frames=93, height=256, width=256)  # 6 x 4 x 4 key blocks of 4x4x4
 SMALL = replace(BASE, bsa=BSAConfig(chunk_q=(1, 1, 1), chunk_k=(1, 1, 1)))  # 5 x 4 x 6 key blocks

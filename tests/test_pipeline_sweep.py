@@ -16,8 +16,8 @@ import torch
 from bsa import BSAConfig
 from pipeline import Cancelled, StepUpdate, Sweep, VideoRequest, VideoResult, run_sweep
 from pipeline.media.similarity import psnr, ssim
-from pipeline.runs.sweep_axes import parse_axis
-from pipeline.runs.sweep_result import pareto_front
+from pipeline.sweeps.sweep_axes import parse_axis
+from pipeline.sweeps.sweep_result import pareto_front
 
 BASE = VideoRequest(
     prompt="a red ball",
@@ -211,7 +211,7 @@ class TestRun:
                 assert path.name == "sparse-row1-column1.attention.npz"
                 return type("Loaded", (), {"summary": lambda self: {"recall": 0.875}})()
 
-        monkeypatch.setattr("pipeline.runs.run_sweep.AttentionRecord", Record)
+        monkeypatch.setattr("pipeline.sweeps.run_sweep.AttentionRecord", Record)
         (tmp_path / "sparse-row1-column1.attention.npz").touch()
         result = run_sweep(Painter(), sweep("sparsity=0.25,0.5"), output_dir=tmp_path)
         assert [cell.recall for cell in result.cells] == [0.875, None]

@@ -6,7 +6,7 @@ import pytest
 
 from bsa import Grid
 from pipeline import Axis
-from pipeline.runs.sweep_axes import parse_axis
+from pipeline.sweeps.sweep_axes import parse_axis
 
 
 class TestAxis:

@@ -24,9 +24,9 @@ from pipeline.model.schedule import enhanced_schedule, longcat_sigmas
 from pipeline.request.sizes import SIZES_480P, video_size
 from pipeline.request.start import KV_CACHES
 from pipeline.runs.as_code import cli_command, python_code
-from pipeline.runs.run_sweep import run_sweep
-from pipeline.runs.sweep import Sweep
-from pipeline.runs.sweep_axes import parse_axis
+from pipeline.sweeps.run_sweep import run_sweep
+from pipeline.sweeps.sweep import Sweep
+from pipeline.sweeps.sweep_axes import parse_axis
 
 SPARSE = BSAConfig(0.5, None, (2, 2, 2), (2, 2, 2))
 

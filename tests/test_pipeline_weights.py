@@ -17,12 +17,12 @@ from pipeline.cli.main import main
 from pipeline.cli.options import checked_device
 from pipeline.media.attention_record import AttentionRecord, record_path
 from pipeline.model import fastvideo_adapter
-from pipeline.model.fast_forward import fast_forward
 from pipeline.request.choose_forward import choose_forward
 from pipeline.request.load_options import AS_STORED, LoadOptions
-from pipeline.runs.run_sweep import run_sweep
-from pipeline.runs.sweep import Sweep
-from pipeline.runs.sweep_axes import parse_axis
+from pipeline.sweeps.run_sweep import run_sweep
+from pipeline.sweeps.sweep import Sweep
+from pipeline.sweeps.sweep_axes import parse_axis
+from pipeline.transformer.fast_forward import fast_forward
 from pipeline.weights import fp8
 from pipeline.weights.fp8 import Fp8Linear, is_fp8
 from pipeline.weights.offload import LayerByLayer, place
@@ -90,7 +90,7 @@ class TestVideos:
         flows = []
         for weights in (AS_STORED, FP8):
             pipeline = load(weights)
-            monkeypatch.setattr("pipeline.model.run_forward.fast_forward", self.kept(flows))
+            monkeypatch.setattr("pipeline.transformer.run_forward.fast_forward", self.kept(flows))
             pipeline.generate_frames(request_of(pipeline, **changes))
         exact, ours = flows[0], flows[len(flows) // 2]
         # 3.7 % in each product of two layers with strong adapters and sparse choices that may fall otherwise

@@ -23,7 +23,7 @@ from benchmarks.quality_metrics import (
 from bsa import BlockLayout, BlockSelection, BSAConfig, Grid, block_sparse_attention
 from pipeline.media import similarity
 from pipeline.model.content import Judge
-from pipeline.model.forward import attend_dense
+from pipeline.transformer.forward import attend_dense
 from training.judge import NAMES
 
 

@@ -12,7 +12,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from pipeline import EMBEDDED_CHECKPOINT
 from pipeline.model.content import Judge
-from pipeline.model.forward import attend_dense
+from pipeline.transformer.forward import attend_dense
 from training import scores
 from training.captions import UNKNOWN, as_prompt, unknown_word
 from training.data import GIVEN, Pool, draw_start, held_out_scenes

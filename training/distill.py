@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from pipeline.model.denoising import guide
-from pipeline.model.forward import Attend
+from pipeline.transformer.forward import Attend
 from training.data import Pool, add_pool_arguments, open_pool
 from training.optim import Optimiser, trapezoid
 from training.parallel import join

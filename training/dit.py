@@ -1,4 +1,4 @@
-"""The LongCat transformer as plain torch.nn modules under FastVideo's names; `pipeline.model.forward` runs it."""
+"""The LongCat transformer as plain torch.nn modules under FastVideo's names; `pipeline.transformer.forward` runs it."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class _FinalLayer(nn.Module):
 
 
 class LongCatDiT(nn.Module):
-    """The parameters of LongCatTransformer3DModel. `pipeline.model.forward.longcat_forward(model, ...)` runs them."""
+    """The parameters of LongCatTransformer3DModel. `longcat_forward` of `pipeline.transformer.forward` runs them."""
 
     def __init__(self, config: DiTConfig = DiTConfig()):
         super().__init__()

@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 
 from pipeline import EMBEDDED_CHECKPOINT
 from pipeline.model.content import Judge
-from pipeline.model.forward import EAGER
+from pipeline.transformer.forward import EAGER
 from training.data import Pool, add_pool_arguments, held_out_scenes, open_pool
 from training.distill import STEPS, distill_loss
 from training.export import export_transformer

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from bsa import BSAConfig, Grid, block_sparse_attention
-from pipeline.model.forward import EAGER, Attend, Stages, attend_dense, longcat_forward
 from pipeline.model.schedule import longcat_sigmas
+from pipeline.transformer.forward import EAGER, Attend, Stages, attend_dense, longcat_forward
 
 SHIFT = 8.0  # of the timesteps; goes into scheduler_config.json
 # A shape's place and direction are settled while nearly everything is noise: over the many tokens of one object even a

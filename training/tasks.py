@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bsa import BSAConfig
 from pipeline.model.content import Judge
-from pipeline.model.forward import attend_dense
+from pipeline.transformer.forward import attend_dense
 from training.data import GIVEN
 from training.judge import NAMES
 from training.render import pack, render

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
 from bsa import BSAConfig, Grid
-from pipeline.model.forward import EAGER, Attend, Stages, after_attention, attend_dense, before_attention
+from pipeline.transformer.forward import EAGER, Attend, Stages, after_attention, attend_dense, before_attention
 from training.data import GIVEN, Pool, add_pool_arguments, open_pool
 from training.dit import LongCatDiT
 from training.optim import Optimiser, trapezoid

@@ -26,8 +26,8 @@ from pipeline.request.load_options import AS_STORED, QUANTIZATIONS, LoadOptions
 from pipeline.request.sentences import one_line
 from pipeline.request.values import chunk
 from pipeline.request.video import VideoRequest
-from pipeline.runs.search import MOST
-from pipeline.runs.sweep_axes import LABELS
+from pipeline.sweeps.search import MOST
+from pipeline.sweeps.sweep_axes import LABELS
 
 DESCRIPTION = """\
 LongCat video generation with dense or Block Sparse Attention (BSA), on an NVIDIA GPU or a CPU.

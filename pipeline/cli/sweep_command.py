@@ -12,16 +12,16 @@ from typing import Any, TextIO
 from pipeline.cli.options import checked_device, open_checkpoint, read_request, read_weights
 from pipeline.estimate.estimator import FILE_NAME, Estimator
 from pipeline.media.write import prepare_output
-from pipeline.request.generator import OnStep
+from pipeline.request.result import OnStep
 from pipeline.request.sentences import visible
 from pipeline.request.video import VideoRequest
 from pipeline.runs.longcat import LongCatPipeline
 from pipeline.runs.plan import plan_to_load
-from pipeline.runs.run_sweep import run_sweep
-from pipeline.runs.search import Floor, Search
-from pipeline.runs.sweep import Sweep, SweepRun
-from pipeline.runs.sweep_axes import parse_axis
-from pipeline.runs.sweep_result import SweepResult, SweepVideo
+from pipeline.sweeps.run_sweep import run_sweep
+from pipeline.sweeps.search import Floor, Search
+from pipeline.sweeps.sweep import Sweep, SweepRun
+from pipeline.sweeps.sweep_axes import parse_axis
+from pipeline.sweeps.sweep_result import SweepResult, SweepVideo
 
 
 def run_sweep_command(args: argparse.Namespace, on_step: OnStep, output: TextIO) -> dict[str, Any]:

@@ -18,9 +18,8 @@ from pipeline.engine.child import LOADING
 from pipeline.engine.parent import CUDA_LOST, Child, EngineDied
 from pipeline.machine.device import DeviceName
 from pipeline.machine.whole_files import remove_partials
-from pipeline.request.generator import Generator
 from pipeline.request.load_options import LoadOptions
-from pipeline.request.result import VideoResult
+from pipeline.request.result import Generator, VideoResult
 from pipeline.request.sentences import one_line
 from pipeline.request.video import StepUpdate, VideoRequest
 

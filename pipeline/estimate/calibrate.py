@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bsa import BSAConfig, Grid, block_sparse_attention
 from pipeline.checkpoint.info import CheckpointInfo
-from pipeline.model.forward import after_attention, attend_dense, before_attention, rope_table
+from pipeline.transformer.forward import after_attention, attend_dense, before_attention, rope_table
 
 BUDGET_SECONDS = 1.5  # for the blocks; decoding adds about as much
 REPEATS = 3

@@ -1,1 +1,1 @@
-"""Works on tensors: the adapter to FastVideo, forward passes and their kernels, the start, denoising, previews."""
+"""Around the transformer: the adapter to FastVideo, the start, denoising, previews, records, the classifier."""

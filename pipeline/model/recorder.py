@@ -17,8 +17,8 @@ from torch import Tensor
 from bsa import BlockLayout, BlockSelection, nested_layouts
 from pipeline.machine.measure import Stopwatch
 from pipeline.media.attention_record import AttentionRecord, Sampled
-from pipeline.model.self_attention import layouts_of, token_density
 from pipeline.request.video import VideoRequest
+from pipeline.transformer.self_attention import layouts_of, token_density
 
 STORED_BYTES = 64 << 20  # bound on the selections of one video, before compression
 FEW_BLOCKS = 16  # sampled query blocks per head if the selection is not stored

@@ -1,15 +1,17 @@
-"""Results: one finished video, or a dense and a sparse one with the numbers that compare them."""
+"""Results: one finished video, or a dense and a sparse one with the numbers that compare them; and what makes them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
 
 from pipeline.request.timing import Speed, Timing, read_speed, speed_of
-from pipeline.request.video import VideoRequest
+from pipeline.request.video import StepUpdate, VideoRequest
 
 SURE = 0.9  # probability from which the classifier's answer counts; benchmarks/likeness.py measures what it is worth
 
@@ -119,3 +121,20 @@ def read_comparison(dense: VideoResult, sparse: VideoResult, values: Mapping[str
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+OnStep = Callable[[StepUpdate], None]
+
+
+class Generator(Protocol):
+    """A pipeline for those who only want videos of it: `LongCatPipeline`, or `EngineProcess` in another process.
+
+    device: a `torch.device`, or what has its `type` and `index`.
+    """
+
+    @property
+    def device(self) -> Any: ...
+
+    def generate_frames(
+        self, request: VideoRequest, on_step: OnStep | None, output: Path
+    ) -> tuple[VideoResult, np.ndarray]: ...

@@ -22,8 +22,7 @@ from pipeline.machine.whole_files import write_whole
 from pipeline.media.comment import describe, without_places
 from pipeline.media.join import join_videos
 from pipeline.media.write import write_video
-from pipeline.request.generator import Generator, OnStep
-from pipeline.request.result import VideoResult
+from pipeline.request.result import Generator, OnStep, VideoResult
 from pipeline.request.video import VideoRequest
 
 logger = logging.getLogger("pipeline")

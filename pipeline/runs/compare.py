@@ -8,8 +8,7 @@ from pipeline.machine.memory import release_memory
 from pipeline.machine.paths import temporary_folder
 from pipeline.media.similarity import psnr_of_frames, ssim
 from pipeline.media.write import prepare_output
-from pipeline.request.generator import Generator, OnStep
-from pipeline.request.result import Comparison, speed
+from pipeline.request.result import Comparison, Generator, OnStep, speed
 from pipeline.request.video import VideoRequest
 
 

@@ -31,22 +31,21 @@ from pipeline.media.write import prepare_output, write_video
 from pipeline.model.begin import begin
 from pipeline.model.content import Contents, read_contents
 from pipeline.model.denoising import check_finite, denoise
-from pipeline.model.forward import trim_text
 from pipeline.model.preview import LatentColours
 from pipeline.model.recorder import AttentionRecorder, joined
-from pipeline.model.run_forward import forward_for, keep_conditioning, warm_up
-from pipeline.model.self_attention import attention_for
 from pipeline.model.work_timer import WorkTimer
 from pipeline.parallel.launch import Place
 from pipeline.parallel.ranks import Ranks
 from pipeline.request.choose_forward import checked_forward
-from pipeline.request.generator import OnStep
 from pipeline.request.load_options import AS_STORED, LoadOptions
-from pipeline.request.result import VideoResult
+from pipeline.request.result import OnStep, VideoResult
 from pipeline.request.timing import reference_steps
 from pipeline.request.video import LATENT_PIXELS, MAX_PROMPT_TOKENS, StepUpdate, VideoRequest
 from pipeline.runs.plan import Plan, plan
 from pipeline.runs.team import Team
+from pipeline.transformer.forward import trim_text
+from pipeline.transformer.run_forward import forward_for, keep_conditioning, warm_up
+from pipeline.transformer.self_attention import attention_for
 from pipeline.weights.fp8 import check_device
 
 logger = logging.getLogger("pipeline")

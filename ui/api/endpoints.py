@@ -20,8 +20,8 @@ from pipeline.estimate.estimator import Estimate
 from pipeline.media.attention_record import AttentionRecord, record_path
 from pipeline.media.clip import inspect_clip
 from pipeline.request.fields import FIELDS
-from pipeline.runs.search import MOST
-from pipeline.runs.sweep_axes import LABELS
+from pipeline.sweeps.search import MOST
+from pipeline.sweeps.sweep_axes import LABELS
 from ui.api.calls import Calls
 from ui.api.publish import REQUIRED, Page, publish
 from ui.api.results import job_result, sweep_report, table_file

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pipeline import CheckpointInfo
-from pipeline.request.generator import Generator, OnStep
+from pipeline.request.result import Generator, OnStep
 from ui.jobs.job import Job
 
 

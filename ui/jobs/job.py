@@ -20,7 +20,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from pipeline import Cancelled, Comparison, StepUpdate, VideoRequest, VideoResult, compare
-from pipeline.request.generator import Generator, OnStep
+from pipeline.request.result import Generator, OnStep
 from pipeline.request.start import FromClip, FromImage, FromNoise
 
 log = logging.getLogger("ui")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import Comparison, Sweep, SweepResult, SweepRun, VideoRequest, VideoResult, sweep_videos
-from pipeline.request.generator import Generator, OnStep
+from pipeline.request.result import Generator, OnStep
 from ui.jobs.job import Job, VideoJob, arm_of
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from pipeline import Axis, Floor, Search, Sweep, SweepResult, SweepVideo, VideoRequest
-from pipeline.runs.sweep_result import OverSeeds
+from pipeline.sweeps.sweep_result import OverSeeds
 from ui.form.read import AUTOMATIC, DENSE_ONLY, SIDE_BY_SIDE, form_request, page_sentence
 from ui.jobs.eta import duration_text
 from ui.jobs.job import Job

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from bsa import BlockLayout, BlockSelection, BSAConfig, Grid, block_sparse_attention
-from pipeline.model.forward import attend_dense
 from pipeline.parallel.ranks import Ranks
 from pipeline.request.workload import Workload
+from pipeline.transformer.forward import attend_dense
 
 # (q, k, selection) of every call; the tensors are those that `block_sparse_attention` takes and returns
 Observer = Callable[[Tensor, Tensor, BlockSelection], None]

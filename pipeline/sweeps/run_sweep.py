@@ -13,11 +13,10 @@ from pipeline.machine.memory import out_of_memory, release_memory
 from pipeline.media.attention_record import AttentionRecord, record_path
 from pipeline.media.similarity import psnr, ssim
 from pipeline.media.write import prepare_output
-from pipeline.request.generator import Generator, OnStep
-from pipeline.request.result import VideoResult, speed
+from pipeline.request.result import Generator, OnStep, VideoResult, speed
 from pipeline.request.video import Cancelled
-from pipeline.runs.sweep import Sweep, SweepRun, logger
-from pipeline.runs.sweep_result import SweepResult, SweepVideo
+from pipeline.sweeps.sweep import Sweep, SweepRun, logger
+from pipeline.sweeps.sweep_result import SweepResult, SweepVideo
 
 
 def run_sweep(

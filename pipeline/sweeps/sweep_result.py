@@ -17,8 +17,8 @@ from pipeline.machine.whole_files import write_whole
 from pipeline.request.result import VideoResult
 from pipeline.request.timing import Speed
 from pipeline.request.video import VideoRequest
-from pipeline.runs.sweep import Sweep
-from pipeline.runs.sweep_axes import value_text
+from pipeline.sweeps.sweep import Sweep
+from pipeline.sweeps.sweep_axes import value_text
 
 FEWER, LONGER = 0.95, 1.05  # factors from which a cell computed less, and took longer, than another
 

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bsa import Grid
-from pipeline.model.kv_cache import KeyValues
+from pipeline.transformer.kv_cache import KeyValues
 from pipeline.weights import Net
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from pipeline.request.values import real, whole
 from pipeline.request.video import VideoRequest
-from pipeline.runs.sweep import Made, Sweep, SweepRun
-from pipeline.runs.sweep_axes import Axis
+from pipeline.sweeps.sweep import Made, Sweep, SweepRun
+from pipeline.sweeps.sweep_axes import Axis
 
 # Halving finds one of 15 with four videos. A sparser setting computes less, so this is also the order of their times.
 SPARSITIES = (

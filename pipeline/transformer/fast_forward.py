@@ -19,8 +19,9 @@ from torch import Tensor
 from bsa import BlockLayout, BlockSelection, BSAConfig, Grid, block_order_attention, nested_layouts
 from bsa.selectors import DEFAULT_SCORES
 from bsa.variants import Tuning
-from pipeline.model import fused
-from pipeline.model.forward import (
+from pipeline.parallel.sequence import ALONE, SequenceParallel
+from pipeline.transformer import fused
+from pipeline.transformer.forward import (
     _linear,
     _linear_fp32,
     embed_timestep,
@@ -29,8 +30,7 @@ from pipeline.model.forward import (
     trim_text,
     unpatchify,
 )
-from pipeline.model.kv_cache import KeyValues
-from pipeline.parallel.sequence import ALONE, SequenceParallel
+from pipeline.transformer.kv_cache import KeyValues
 from pipeline.weights import Net
 from pipeline.weights.fp8 import Quantised, is_fp8
 from pipeline.weights.offload import Offload

@@ -12,7 +12,7 @@ from bsa import Grid
 from bsa.config import SCHEDULE
 from bsa.selectors import TOP_K_AND_MASS
 from pipeline.request.video import VideoRequest
-from pipeline.runs.sweep_axes import Axis, Chunks
+from pipeline.sweeps.sweep_axes import Axis, Chunks
 
 logger = logging.getLogger("pipeline")
 

@@ -84,7 +84,7 @@ def operations(device: torch.device, head_dim: int, backend: str = "auto") -> Mo
     if backend == "triton" and not possible:
         raise ValueError(f"the fused kernels take head sizes that are powers of two, not {head_dim}; use torch")
     if backend == "triton" or backend == "auto" and possible and device.type == "cuda":
-        from pipeline.model import fused_triton
+        from pipeline.transformer import fused_triton
 
         return fused_triton
     return sys.modules[__name__]

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.model.fast_forward import fast_forward
-from pipeline.model.forward import Attend, longcat_forward
-from pipeline.model.kv_cache import KeyValues
-from pipeline.model.self_attention import DenseAttention, SparseAttention, attention_for
 from pipeline.parallel.ranks import ONE_RANK, Ranks
 from pipeline.request.choose_forward import ForwardChoice
 from pipeline.request.workload import Workload
+from pipeline.transformer.fast_forward import fast_forward
+from pipeline.transformer.forward import Attend, longcat_forward
+from pipeline.transformer.kv_cache import KeyValues
+from pipeline.transformer.self_attention import DenseAttention, SparseAttention, attention_for
 
 
 def forward_for(

@@ -1,0 +1,1 @@
+"""The transformer of LongCat-Video: its forward passes, their attention and their fused operations."""
