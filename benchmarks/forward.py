@@ -6,7 +6,8 @@
 "plain" is pipeline/transformer/forward.py with one PyTorch kernel per operation. "fast" is
 pipeline/transformer/fast_forward.py with the attention kernels that bsa/tuned.json names for this GPU. "FastVideo" is
 FastVideo's transformer with the same weights. "difference" is the relative distance to the plain bf16 forward pass. The
-rows of --numerics are the distances of all of them to the plain forward pass in fp32, on 2,048 tokens."""
+rows of --numerics are the distances of all of them to the plain forward pass in fp32, on 2,048 tokens.
+"""
 
 from functools import partial
 

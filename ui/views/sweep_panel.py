@@ -14,7 +14,6 @@ from ui.jobs.sweep_job import SweepJob
 from ui.look.parts import QUIET, Drawn, box
 from ui.site import Site
 from ui.storage.store import Store
-from ui.views.find_row import FindRow
 from ui.views.follow import GONE
 from ui.views.report import report_panel
 from ui.views.stage import StageViews
@@ -44,7 +43,30 @@ HINT = (
     "One video for every pair of values, over the settings of the form; each is compared with a dense video of its own "
     "seed and steps. A chunk is written 4x4x4 (frames, rows, columns), or 4x4x4/4x4x8 for query/key."
 )
+FIND_HINT = (
+    "Or name a floor: the dense video and a few sparse ones find the fastest sparsity of this prompt that keeps it, "
+    "with the chunks and scores of the form."
+)
+FLOORS = {"psnr": 30.0, "ssim": 0.95}
 RUNNING = "Another sweep is being made in that tab; stop it, or wait for its end, to see this one."
+
+
+class FindRow:
+    """The controls that search for the fastest sparsity above a floor. The panel that holds them starts the search."""
+
+    def __init__(self) -> None:
+        gr.Markdown(FIND_HINT, elem_classes="hint")
+        with gr.Row(elem_id="sweep_find"):
+            self.quality = gr.Dropdown(
+                [("PSNR", "psnr"), ("SSIM", "ssim")],
+                value="psnr",
+                label="Likeness to dense",
+                elem_id="find_quality",
+                min_width=120,
+            )
+            self.floor = gr.Number(FLOORS["psnr"], label="At least", elem_id="find_floor", min_width=120)
+            self.button = gr.Button("Find my sparsity", elem_id="find_run", min_width=160)
+        self.quality.change(lambda quality: FLOORS[quality], self.quality, self.floor, **QUIET)
 
 
 class SweepGrid(Drawn):
