@@ -45,7 +45,7 @@ def test_press_generate_and_see_two_playing_videos(address):
         expect_playing(page, "sparse")
         report = page.locator("#report").inner_text()
         figures = page.locator("#stage .figures").inner_text()
-        assert re.search(r"\d\.\d\d×\s+denoising speed-up", figures)
+        assert re.search(r"\d\.\d+×\s+denoising speed-up", figures)  # a range on a busy machine
         assert re.search(r"\d+\.\d dB\s+PSNR", figures)
         assert "BSA active\tno: dense attention was asked for\tyes:" in report
 
