@@ -48,7 +48,7 @@ def call(address: str, tool: str, **arguments) -> CallToolResult:
 
 
 def test_the_tools_are_the_named_endpoints(tools):
-    names = ("cancel", "compare", "estimate", "generate", "inspect", "refine", "resources", "result", "sweep")
+    names = "cancel compare estimate find generate inspect refine resources result sweep".split()
     assert set(tools) == set(names)
 
 
