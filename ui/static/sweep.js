@@ -180,9 +180,11 @@ function drawPlot() {
 
 // A search tries few of its sparsities; the others take no place in the grid.
 function hideUntried() {
-  for (const line of root.querySelectorAll('.sweep-grid tbody tr')) {
-    line.hidden = view.search && !line.querySelector('.clip:not([data-state="waiting"])');
-  }
+  if (!view.search) return;
+  const heads = root.querySelectorAll('.sweep-grid thead th');
+  root.querySelectorAll('.sweep-grid tbody td').forEach((cell, place) => {
+    cell.hidden = heads[place].hidden = cell.querySelector('.clip').dataset.state === 'waiting';
+  });
 }
 
 function link(anchor, file) {
