@@ -97,7 +97,7 @@ def main() -> int:
     dtype = torch.float32 if args.smoke else torch.bfloat16
     ops = fused.operations(device, dim)
     layout, tokens, size = BlockLayout(grid, Grid(4, 4, 4)), grid.volume, heads * dim
-    rope, frames = _tables(grid, layout, dim, device)
+    rope, frames = _tables(grid, grid, layout, dim, device)
     torch.manual_seed(0)
     gate, gain, shift = torch.randn(1, grid.t, 3 * size, device=device).chunk(3, dim=-1)
     x, branch = (torch.randn(1, tokens, size, device=device, dtype=dtype) for _ in range(2))

@@ -67,7 +67,7 @@ def test_estimates_are_of_them(site):
 
 
 def test_what_they_cannot_run_is_not_queued(site):
-    mixed = replace(REQUEST, bsa=BSAConfig(0.5, None, (2, 4, 4), (2, 4, 8)))
+    mixed = replace(REQUEST, bsa=BSAConfig(0.5, None, (2, 4, 4), (2, 3, 8)))
     with pytest.raises(ValueError, match="--quantization fp8 --offload needs the fast forward"):
         site.estimates.plan(mixed)
 
