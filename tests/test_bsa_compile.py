@@ -16,22 +16,30 @@ def attention(gpu, variant, dtype, dim, chunk_q, chunk_k, ragged):
     from bsa.kernels.descriptors import _attend_descriptors_kernel
     from bsa.kernels.launch import launch_options
     from bsa.kernels.pointers import _attend_blocks_kernel
+    from bsa.kernels.small_blocks import _attend_small_blocks_kernel
+    from bsa.variants import DESCRIPTORS, SMALL_BLOCKS
 
     capability, shared_memory = GPUS[gpu]
-    options = launch_options(DTYPES[dtype], dim, chunk_q, chunk_k, shared_memory, variant)
+    filled = variant.tile_k if variant.kernel == SMALL_BLOCKS else chunk_k
+    options = launch_options(DTYPES[dtype], dim, chunk_q, filled, shared_memory, variant)
     launch = {name: options.pop(name) for name in ("num_warps", "num_stages")}
     token = 32 * dim  # heads inside the tokens
     constants = {**options, "CHUNK_Q": chunk_q, "CHUNK_K": chunk_k, "Q_TOKEN": token, "OUT_TOKEN": token}
     constants |= {"REGULAR": not ragged, "RAGGED_Q": ragged, "RAGGED_K": ragged}
     types = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr"), f"*{dtype}") | {"scale_log2": "fp32"}
-    if variant.descriptors:
+    if variant.kernel == DESCRIPTORS:
         del constants["PRECISION"]
         constants |= {"Q_IN_REGISTERS": variant.q_in_registers, "SERPENTINE": variant.serpentine}
         types |= dict.fromkeys(("k_desc", "v_desc"), f"tensordesc<{dtype}[{options['TILE_K']}, {dim}]>")
         kernel = build(_attend_descriptors_kernel, capability, types, constants, **launch)
     else:
         constants |= {"HEAD_DIM": dim, "K_TOKEN": token, "V_TOKEN": token}
-        kernel = build(_attend_blocks_kernel, capability, types, constants, **launch)
+        kernel = _attend_blocks_kernel
+        if variant.kernel == SMALL_BLOCKS:
+            del constants["RAGGED_K"]  # a list may end within a tile on any grid
+            constants |= {"SLOTS": chunk_k, "WIDE": False}
+            kernel = _attend_small_blocks_kernel
+        kernel = build(kernel, capability, types, constants, **launch)
     assert kernel.metadata.shared <= shared_memory
     return kernel
 
@@ -69,14 +77,16 @@ def test_the_baseline_builds_everywhere(gpu, dtype, dim, chunk_q, chunk_k, ragge
         "descriptors-64x64-w4-s5",
         "descriptors-64x32-w4-s3",
         "descriptors-64x64-w4-s5-qz",
+        "small-blocks-128x64-w4-s4",
     ])
 def test_other_variants_build_for_hopper(name, ragged):
-    from bsa.variants import VARIANTS
+    from bsa.variants import DESCRIPTORS, SMALL_BLOCKS, VARIANTS
 
-    chunk = 128 if "128" in name else 64
-    ptx = attention("H200", VARIANTS[name], "bf16", 128, chunk, chunk, ragged).asm["ptx"]
+    chunk, variant = 128 if "128" in name else 64, VARIANTS[name]
+    chunk_k = 16 if variant.kernel == SMALL_BLOCKS else chunk
+    ptx = attention("H200", variant, "bf16", 128, chunk, chunk_k, ragged).asm["ptx"]
     assert "wgmma.mma_async" in ptx
-    assert ("cp.async.bulk.tensor" in ptx) == VARIANTS[name].descriptors
+    assert ("cp.async.bulk.tensor" in ptx) == (variant.kernel == DESCRIPTORS)
 
 
 @pytest.mark.parametrize("gpu", GPUS)

@@ -62,8 +62,8 @@ def run_sweep_command(args: argparse.Namespace, on_step: OnStep, output: TextIO)
 
 
 def _search(args: argparse.Namespace, request: VideoRequest, estimator: Estimator) -> Search:
-    if args.sparsity is not None or args.cdf_threshold is not None:
-        given = "--sparsity" if args.sparsity is not None else "--cdf-threshold"
+    rules = {"--sparsity": args.sparsity, "--cdf-threshold": args.cdf_threshold}
+    if given := next((option for option, value in rules.items() if value is not None), None):
         raise ValueError(f"{given} is what find searches for; leave it out")
     return Search.of(request, Floor.parse(args.floor), args.most, estimator.denoising)
 
