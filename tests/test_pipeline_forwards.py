@@ -118,13 +118,3 @@ def test_the_first_steps_and_layers_can_be_dense(tiny_pipeline, request_, tmp_pa
     assert everything.mean() == pytest.approx(bsa.dense_share(request_.steps, depth))
     assert result.density == pytest.approx(density.mean(), rel=1e-6)  # the record is in fp32
     assert "dense steps first: 1, dense layers first: 1" in result.bsa_reason
-
-
-def test_all_steps_dense_are_the_dense_video(tiny_pipeline, request_, tmp_path):
-    always = replace(SAME, dense_steps=request_.steps)
-    (result, sparse), (_, dense) = (
-        tiny_pipeline.generate_frames(replace(request_, bsa=bsa), output=tmp_path / "video.mp4")
-        for bsa in (always, None)
-    )
-    assert np.array_equal(sparse, dense)
-    assert result.density == 1
