@@ -252,7 +252,7 @@ class TestRefusals:
             LongCatPipeline.load("/nowhere", **arguments)
 
     def test_a_gpu_without_8_bit_products(self, monkeypatch):
-        monkeypatch.setattr("pipeline.cli.options.choose_device", lambda name: CUDA)
+        monkeypatch.setattr("pipeline.cli.options.rank_devices", lambda name, count: [CUDA] * count)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
         fp8.check_device.cache_clear()
@@ -305,12 +305,13 @@ class TestCommandLine:
                 ["generate", "--offload", "--forward", "plain"], "the plain forward cannot run with", id="plain"
             ),
             pytest.param(
-                ["generate", "--quantization", "fp8", "--chunk-q", "2", "2", "2", "--chunk-k", "2", "2", "1"],
+                ["generate", "--quantization", "fp8", "--chunk-q", "2", "2", "2", "--chunk-k", "2", "3", "2"],
                 "--quantization fp8 needs the fast forward",
                 id="chunks",
             ),
             pytest.param(
-                ["sweep", "--offload", "--rows", "sparsity=0.5,0.75", "--chunk-q", "2", "2", "2", "--device", "cpu"],
+                ["sweep", "--offload", "--rows", "sparsity=0.5,0.75", "--device", "cpu"]
+                + ["--chunk-q", "2", "2", "2", "--chunk-k", "2", "3", "2"],
                 "--offload needs the fast forward",
                 id="sweep",
             ),

@@ -73,7 +73,7 @@ def test_training_goes_on_from_the_checkpoint(tmp_path, monkeypatch, decoder_onl
 def test_each_process_keeps_its_own_clips(tmp_path, monkeypatch, number):
     monkeypatch.setattr(data, "place", lambda: (number, 2))
     args = Namespace(pool_file=tmp_path / "pool.safetensors", pool=4, size=(5, 32), vae=EMBEDDED_CHECKPOINT)
-    args.device, args.eager, args.seed = "cpu", True, 1
+    args.device, args.eager, args.seed, args.late, args.hard = "cpu", True, 1, 0.0, False
     made = data.open_pool(args, load_tokenizer())
     assert made.latents.shape == (2, 16, 2, 4, 4)
     assert [file.name for file in tmp_path.iterdir()] == [f"pool-{number}.safetensors"]
