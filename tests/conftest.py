@@ -17,11 +17,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Files whose tests train, measure, build or start whole programs: `make test-fast` leaves them out.
 SLOW = {
+    "test_app_api",
     "test_app_api_jobs",
     "test_app_api_result",
     "test_app_e2e",
     "test_app_faults",
     "test_app_hang",
+    "test_app_history_records",
     "test_app_load",
     "test_app_monitor",
     "test_app_offline",
@@ -47,6 +49,7 @@ SLOW = {
     "test_pipeline_tasks",
     "test_pipeline_team",
     "test_pipeline_weights",
+    "test_requests",
     "test_wheel",
 }
 SLOW_KINDS = ("test_benchmarks", "test_training")
