@@ -35,7 +35,7 @@ from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 
 from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint
-from pipeline.cli.options import add_weights, read_weights
+from pipeline.cli.options import add_lora_dir, add_weights, read_weights
 from pipeline.engine.process import EngineProcess
 from pipeline.machine.device import expected_device
 from pipeline.machine.paths import RESCUE, expand_user
@@ -79,7 +79,7 @@ def _main(arguments: list[str] | None) -> int:
     raise_handle_limit()
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it is up
     try:
-        checkpoint = inspect_checkpoint(options.model_path)
+        checkpoint = inspect_checkpoint(options.model_path, options.lora_dir)
         expected_device(options.device, options.gpus)
         output_dir = writable_folder(options.output_dir)
         uploads = uploads_base(output_dir)
@@ -99,6 +99,8 @@ def _main(arguments: list[str] | None) -> int:
     if (rescued := rescue_folder(output_dir)) is not None:
         os.environ[RESCUE] = str(rescued)  # for the engine
     where = {"path": str(checkpoint.path), "device": options.device}
+    if checkpoint.lora_dir is not None:
+        where["lora_dir"] = str(checkpoint.lora_dir)
     engine = EngineProcess("pipeline.engine.child:load_longcat", **where, **read_weights(options).arguments)
     worker = Worker(engine, output_dir, checkpoint.name).start()
     try:
@@ -346,6 +348,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--mcp", action="store_true", help="offer the API to MCP clients at /gradio_api/mcp/; not with a login")
     add("--share", action="store_true", help="open a public link through gradio.live too; needs the internet")
     add_enhancer(parser)
+    add_lora_dir(parser)
     add_weights(parser)
     return parser
 

@@ -139,6 +139,10 @@ class TestWorker:
         assert both == pytest.approx(sum(parts))
         assert measured.seconds(VideoJob(request(), side_by_side=False)) == pytest.approx(parts[1])
 
+    def test_a_pair_begins_with_the_video_that_is_expected_sooner(self, worker, measured):
+        pair = worker.submit(VideoJob(request(), side_by_side=True))
+        assert pair.speedup == measured.ratio(request()) and pair.sparse_first == (pair.speedup > 1)
+
     def test_nothing_is_promised_without_a_measurement(self, estimates):
         assert estimates.seconds(VideoJob(request(), side_by_side=True)) is None
 

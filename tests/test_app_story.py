@@ -319,6 +319,22 @@ def test_unknown_words_are_named_before_and_after_a_run(page):
 
 
 @needs_chromium
+def test_a_chinese_prompt_is_read_as_english_and_the_page_says_so(page, fake):
+    page.locator("#prompt textarea").fill("厨房里的猫，日落时的海面上大的粉色爱心跳动")
+    read = "a large pink heart pulses over the sea at sunset"
+    expect(page.locator(".words-read")).to_have_text(f"fake-longcat reads: {read}")
+    expect(page.locator(".words-unknown")).to_have_text("Words that fake-longcat does not know: 厨房, 猫")
+    heart = page.locator(".words").get_by_role("button", name="heart", exact=True)
+    expect(heart).to_have_attribute("aria-pressed", "true")
+    generate(page)
+    assert fake.requests[-1].prompt == read
+    expect(page.locator("#prompt textarea")).to_have_value("厨房里的猫，日落时的海面上大的粉色爱心跳动")
+    page.locator(".words").get_by_role("button", name="star", exact=True).click()
+    expect(page.locator("#prompt textarea")).to_have_value("a large pink star pulses over the sea at sunset")
+    expect(page.locator(".words-read")).to_have_text("")
+
+
+@needs_chromium
 def test_a_checkpoint_that_understands_language_has_no_palette(browser, tmp_path):
     with running_page(FakePipeline(), tmp_path) as address:
         page = open_page(browser, address)

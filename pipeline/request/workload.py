@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from bsa import BlockPlan, BSAConfig, Grid
@@ -69,10 +69,6 @@ class Workload:
     def step_grid(self) -> Grid:
         """The tokens that run in every step."""
         return self.grid._replace(t=self.grid.t - self.conditioning) if self.cached else self.grid
-
-    def as_dense(self) -> Workload:
-        """The same tokens with dense attention."""
-        return replace(self, bsa=None, blocks=None, reason=DENSE)
 
     @property
     def sparse(self) -> bool:

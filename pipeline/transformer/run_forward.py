@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -29,14 +29,17 @@ def forward_for(
     attention: DenseAttention | SparseAttention,
     cache: KeyValues | None = None,
     ranks: Ranks = ONE_RANK,
+    at: Iterable[int] | None = None,
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]:
     """Return the velocity function for `denoise`, which calls it once per step. model: a loaded `FastVideoLongCat`.
 
     cache: of the conditioning frames of `work.cached`, from `keep_conditioning`.
     ranks: those that share the work; only the fast forward can be shared.
+    at: the steps, counted from 0, that the calls stand for; None for every one in turn.
     """
     transformer, padding = model.transformer, model.zero_text_padding
-    depth, steps, kept = len(transformer.blocks), itertools.count(), KeptSelections(work.bsa)
+    depth, kept = len(transformer.blocks), KeptSelections(work.bsa)
+    steps = itertools.count() if at is None else iter(at)
     given: dict[str, Any] = {"conditioning": work.conditioning, "cache": cache, "zero_text_padding": padding}
 
     def begin() -> int:

@@ -9,7 +9,9 @@ import gradio as gr
 from bsa import BSAConfig
 from bsa.selectors import CELLS, DEFAULT_SCORES
 from pipeline import CheckpointInfo
+from pipeline.request.values import Adapter, read_adapters
 from ui.form.read import AUTOMATIC, DENSE_ONLY, MASS, SIDE_BY_SIDE, SPARSE_ONLY, TOP_K, TOP_K_AND_MASS, keep_by
+from ui.look.parts import QUIET
 
 # For checkpoints that understand language in general. Those with a vocabulary have a palette of their own words.
 EXAMPLES = {
@@ -175,11 +177,12 @@ def video_fields(checkpoint: CheckpointInfo) -> Fields:
         adapter_choices(checkpoint),
         value="",
         label="Adapter (LoRA)",
-        info="Of the checkpoint's folder lora/. LongCat has one for few steps and one for refinement. For a strength "
-        "or two at once, write distill:0.7 or distill+style:0.7.",
+        info="Of the checkpoint's folder lora/ or the server's --lora-dir. LongCat has one for few steps and one for "
+        "refinement. For two at once, write distill+style:0.7.",
         allow_custom_value=True,
         elem_id="lora",
     )
+    _strength(fields["lora"])
     fields["use_distill"] = gr.Checkbox(
         bool(defaults["use_distill"]),
         label="Few-step schedule",
@@ -197,6 +200,36 @@ def video_fields(checkpoint: CheckpointInfo) -> Fields:
         elem_id="negative_prompt",
     )
     return fields
+
+
+def _strength(lora: gr.Dropdown) -> None:
+    """Add a slider that writes the strength behind a single adapter's name, and shows the one that stands there."""
+    strength = gr.Slider(
+        -2,
+        2,
+        value=1,
+        step=0.05,
+        label="Strength of the adapter",
+        info="1 is what it was trained for.",
+        interactive=False,
+        elem_id="lora-strength",
+    )
+
+    def write(text: str, value: float) -> str:
+        (one,) = read_adapters(text)
+        return str(Adapter(one.name, value))
+
+    def show(text: str) -> dict[str, Any]:
+        try:
+            found = read_adapters(text or None)
+        except ValueError:  # said when a video is asked for
+            found = ()
+        if len(found) != 1:
+            return gr.update(interactive=False)
+        return gr.update(interactive=True, value=found[0].strength)
+
+    strength.input(write, [lora, strength], lora, **QUIET)
+    lora.change(show, lora, strength, **QUIET)
 
 
 def adapter_choices(checkpoint: CheckpointInfo) -> list[tuple[str, str]]:

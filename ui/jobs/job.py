@@ -147,13 +147,15 @@ class Job:
 class VideoJob(Job):
     """One press of Generate: one video, or the same clip both dense and sparse.
 
-    results: the finished videos by arm.
+    results: the finished videos by arm, in the order of `arms`.
+    speedup: how many times as fast the sparse video is expected to be made; None if that is not known.
     """
 
     request: VideoRequest
     side_by_side: bool
     results: dict[str, VideoResult] = field(default_factory=dict, init=False)
     comparison: Comparison | None = field(default=None, init=False)
+    speedup: float | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if self.side_by_side:
@@ -161,8 +163,16 @@ class VideoJob(Job):
 
     @property
     def arms(self) -> tuple[str, ...]:
-        """The videos that this job makes, in order."""
+        """The videos that this job makes, in the order in which they are shown."""
         return ARMS if self.side_by_side else (arm_of(self.request),)
+
+    @property
+    def sparse_first(self) -> bool:
+        """Whether a pair begins with the sparse video, because it will be there sooner.
+
+        A pair that keeps keys and values does not: beside a dense video of that kind no sparse pass can be timed.
+        """
+        return self.side_by_side and (self.speedup or 0.0) > 1 and not self.request.workload.cached
 
     @property
     def work(self) -> float:
@@ -170,28 +180,26 @@ class VideoJob(Job):
         return float(len(self.arms) * work.rows * self.request.steps * work.grid.volume)
 
     def remaining(self) -> float | None:
-        update, made = self.update, [result.seconds["total"] for result in self.results.values()]
+        update, last = self.update, len(self.results) + 1 >= len(self.arms)
         if update is None or update.phase in ("text", "encode"):
             return None
         if update.phase == "decode":
-            this_one = 0.0  # short compared with denoising, and its length is unknown
-            whole = made[-1] if made else None
-        elif update.step == 0:
+            return 0.0 if last else None  # short compared with denoising, and its length is unknown
+        if update.step == 0:
             return None
-        else:
-            per_step = update.seconds / update.step
-            this_one = per_step * (update.total - update.step)
-            whole = made[-1] if made else per_step * update.total
-        others = len(self.arms) - len(made) - 1
-        if others > 0 and whole is None:
-            return None
-        return this_one + max(0, others) * (whole or 0.0)
+        per_step = update.seconds / update.step
+        left = per_step * (update.total - update.step)
+        if last:
+            return left
+        speedup = self.speedup or 1.0
+        return left + per_step * update.total * (speedup if self.arm == "sparse" else 1 / speedup)
 
     def run(self, pipeline: Generator, on_step: OnStep) -> None:
         self._keep_source()
         watched = _Watched(pipeline, self)
         if self.side_by_side:
-            self.comparison = compare(watched, self.request, on_step, self.folder)
+            first = self.sparse_first
+            self.comparison = compare(watched, self.request, on_step, self.folder, sparse_first=first)
         else:
             watched.generate_frames(self.request, on_step, self.folder / f"{self.arms[0]}.mp4")
 
@@ -233,7 +241,8 @@ class _Watched:
         job = self._job
         job.begin_video(arm_of(request))
         result, frames = self._pipeline.generate_frames(request, on_step, output)
-        job.results = {**job.results, job.arm: result}
+        made = {**job.results, job.arm: result}
+        job.results = {arm: made[arm] for arm in job.arms if arm in made}
         job.version += 1
         return result, frames
 
