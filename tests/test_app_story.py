@@ -256,8 +256,14 @@ def test_the_time_left_is_told_from_the_first_step(page, fake):
         expect(page.locator('.tile[data-arm="dense"] .label')).to_have_text(
             re.compile(r"step 1 of 60 .*about \d+ .*left")
         )
+        # what is under the picture is no longer that of the run before
+        tile = page.locator('.tile[data-arm="dense"]')
+        expect(tile.locator(".caption")).to_have_text("Each block of the video looks at every other block.")
+        expect(tile.locator(".save")).to_be_hidden()
         button(page, "Stop").click()
         expect(notice(page)).to_contain_text("Stopped")
+        expect(tile.locator(".caption")).to_contain_text("all of attention computed")
+        expect(tile.locator(".save")).to_be_visible()
 
 
 @needs_chromium

@@ -16,7 +16,7 @@ from fake_pipeline import CHECKPOINT, FakePipeline
 from pipeline import FromFrames, StepUpdate
 from pipeline.engine.process import EngineProcess
 from ui.jobs.eta import duration_text
-from ui.jobs.job import VideoJob
+from ui.jobs.job import Mark, VideoJob
 from ui.jobs.worker import Worker
 
 
@@ -249,6 +249,24 @@ class TestWaitingTime:
             job.begin_video(arm)
             job.note(StepUpdate("denoise", 4, 10, 8.0))
             assert job.remaining() == pytest.approx(6 * 2 + other)
+
+    def test_decoding_counts_as_long_as_it_takes(self, worker_of):
+        """Of small videos it is most of the time."""
+        made = run(worker_of(FakePipeline()), job_of(steps=4)).results["sparse"]
+        job = job_of(both=True, steps=10)
+        job.speedup = 3.0
+        job.begin_video("sparse")
+        job.marks = [Mark(100.0, "sparse", "denoise"), Mark(120.0, "sparse", "decode")]
+        job.update = StepUpdate("decode", 2, 8, 5.0)
+        assert job.remaining() == pytest.approx(15 + 20 * 3 + 20)
+        job.results = {"sparse": replace(made, seconds={"decode": 20.0})}
+        job.begin_video("dense")
+        job.note(StepUpdate("denoise", 4, 10, 24.0))
+        assert job.remaining() == pytest.approx(36 + 20)
+        job.note(StepUpdate("decode", 0, 8, 0.0))
+        assert job.remaining() is None
+        job.note(StepUpdate("decode", 6, 8, 15.0))
+        assert job.remaining() == pytest.approx(5)
 
     def test_jobs_before_this_one(self, worker_of):
         worker = worker_of(FakePipeline(step_seconds=0.05))

@@ -211,7 +211,7 @@ def _strength(lora: gr.Dropdown) -> None:
         step=0.05,
         label="Strength of the adapter",
         info="1 is what it was trained for.",
-        interactive=False,
+        visible=False,
         elem_id="lora-strength",
     )
 
@@ -225,8 +225,8 @@ def _strength(lora: gr.Dropdown) -> None:
         except ValueError:  # said when a video is asked for
             found = ()
         if len(found) != 1:
-            return gr.update(interactive=False)
-        return gr.update(interactive=True, value=found[0].strength)
+            return gr.update(visible=False)
+        return gr.update(visible=True, value=found[0].strength)
 
     strength.input(write, [lora, strength], lora, **QUIET)
     lora.change(show, lora, strength, **QUIET)

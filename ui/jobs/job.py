@@ -180,19 +180,27 @@ class VideoJob(Job):
         return float(len(self.arms) * work.rows * self.request.steps * work.grid.volume)
 
     def remaining(self) -> float | None:
-        update, last = self.update, len(self.results) + 1 >= len(self.arms)
-        if update is None or update.phase in ("text", "encode"):
+        update = self.update
+        if update is None or update.phase in ("text", "encode") or update.step == 0:
             return None
+        phase = update.seconds / update.step * update.total
+        left = phase - update.seconds
+        made = next(iter(self.results.values()), None)
+        # decoding is the same work in both videos; before the first one decodes, how long it takes is not known
+        decode = 0.0 if made is None else made.seconds.get("decode", 0.0)
         if update.phase == "decode":
-            return 0.0 if last else None  # short compared with denoising, and its length is unknown
-        if update.step == 0:
-            return None
-        per_step = update.seconds / update.step
-        left = per_step * (update.total - update.step)
-        if last:
+            denoise, decode = self._seconds_denoised(), phase
+        else:
+            denoise, left = phase, left + decode
+        if len(self.results) + 1 >= len(self.arms):
             return left
         speedup = self.speedup or 1.0
-        return left + per_step * update.total * (speedup if self.arm == "sparse" else 1 / speedup)
+        return left + denoise * (speedup if self.arm == "sparse" else 1 / speedup) + decode
+
+    def _seconds_denoised(self) -> float:
+        """Seconds from the first denoising step to the decoding of the video that is being decoded."""
+        began = {mark.phase: mark.time for mark in self.marks if mark.arm == self.arm}
+        return began["decode"] - began["denoise"] if began.keys() >= {"denoise", "decode"} else 0.0
 
     def run(self, pipeline: Generator, on_step: OnStep) -> None:
         self._keep_source()
