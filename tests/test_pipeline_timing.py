@@ -54,6 +54,7 @@ class TestTypicalSeconds:
             pytest.param(BSAConfig(0.75), (0, 0, 0), id="sparse"),
             pytest.param(BSAConfig(0.75, dense_steps=1), (10, 0, 0), id="first step dense"),
             pytest.param(BSAConfig(0.75, dense_layers=2), (2, 2, 2), id="first layers dense"),
+            pytest.param(BSAConfig(0.75, select_every=2), (0, 11, 0), id="a step that selects nothing"),
             pytest.param(BSAConfig(None, 0.9), (11, 12, 13), id="the data decide: no two steps alike"),
             pytest.param(BSAConfig(None, 0.9, dense_steps=2), (10, 10, 13), id="but for dense ones"),
         ],

@@ -351,6 +351,9 @@ def _add_attention(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dense-layers", type=int, metavar="N", help="so many of the first layers attend to everything (default: 0)"
     )
+    group.add_argument(
+        "--select-every", type=int, metavar="N", help="select blocks anew in every Nth step (default: 1, in each)"
+    )
     group.add_argument("--dense", action="store_true", help="dense attention, whatever the checkpoint says")
 
 

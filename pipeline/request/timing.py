@@ -85,13 +85,14 @@ def reference_steps(steps: int) -> tuple[int, ...]:
 
 
 def equal_work(work: Workload, steps: int, layers: int) -> tuple[int, ...]:
-    """`Timing.alike` for a generation: dense first steps are one kind and all others another, but where the data decide
-    how many blocks are kept, every step is a kind of its own."""
-    if work.bsa is None:
+    """`Timing.alike` for a generation: dense first steps are one kind, steps that select blocks another, and those that
+    take earlier ones a third, but where the data decide how many blocks are kept, every step is a kind of its own."""
+    bsa = work.bsa
+    if bsa is None:
         return (0,) * steps
-    dense = tuple(work.bsa.dense_layers_at(step, layers) for step in range(steps))
-    if work.bsa.selector.uniform:
-        return dense
+    dense = tuple(bsa.dense_layers_at(step, layers) for step in range(steps))
+    if bsa.selector.uniform:
+        return tuple(some if bsa.selects_at(step) else layers + 1 for step, some in enumerate(dense))
     return tuple(layers if all_dense == layers else layers + 1 + step for step, all_dense in enumerate(dense))
 
 

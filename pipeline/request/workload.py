@@ -14,6 +14,7 @@ ONE_FRAME = (
 )
 KEEPS = "each query block keeps {kept} of {blocks} key blocks"
 DENSE_FIRST = "; dense steps first: {steps}, dense layers first: {layers}"
+EVERY = "; blocks are selected in every {steps} steps"
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class Workload:
         reason = KEEPS.format(kept=bsa.selector.kept_words(key_blocks), blocks=key_blocks)
         if bsa.dense_steps or bsa.dense_layers:
             reason += DENSE_FIRST.format(steps=bsa.dense_steps, layers=bsa.dense_layers)
+        if bsa.select_every > 1:
+            reason += EVERY.format(steps=bsa.select_every)
         return make(bsa=bsa, blocks=blocks, reason=reason)
 
     @property

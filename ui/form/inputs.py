@@ -122,16 +122,24 @@ def block_fields(default: BSAConfig) -> Fields:
         elem_id="selection",
     )
     with gr.Row(elem_classes="triple"):
-        for name, label in (("dense_steps", "Dense steps"), ("dense_layers", "Dense layers")):
+        for name, label, info in SCHEDULE_FIELDS:
             fields[name] = gr.Number(
                 getattr(default, name),
                 label=label,
-                info="The first ones attend to everything.",
+                info=info,
                 step=1,
                 min_width=60,
                 elem_id=name,
             )
     return fields
+
+
+FIRST = "The first ones attend to everything."
+SCHEDULE_FIELDS = (
+    ("dense_steps", "Dense steps", FIRST),
+    ("dense_layers", "Dense layers", FIRST),
+    ("select_every", "Select every", "So many steps share a choice of blocks."),
+)
 
 
 def video_fields(checkpoint: CheckpointInfo) -> Fields:
