@@ -330,6 +330,8 @@ def test_a_chinese_prompt_is_read_as_english_and_the_page_says_so(page, fake):
     read = "a large pink heart pulses over the sea at sunset"
     expect(page.locator(".words-read")).to_have_text(f"fake-longcat reads: {read}")
     expect(page.locator(".words-unknown")).to_have_text("Words that fake-longcat does not know: 厨房, 猫")
+    below = page.locator("#reading").bounding_box()["y"] - page.locator("#prompt").bounding_box()["y"]
+    assert below < 300, "on a phone the palette is far below the prompt, and this must not be"
     heart = page.locator(".words").get_by_role("button", name="heart", exact=True)
     expect(heart).to_have_attribute("aria-pressed", "true")
     generate(page)

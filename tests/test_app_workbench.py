@@ -87,6 +87,9 @@ def test_places_count_from_the_first_that_waits_also_while_a_model_is_loaded():
     assert places("a1", "a2", "a3") == [f"Number {place} of all that wait" for place in (1, 2, 3)]
     queue.take().state = "running"
     assert places("a1", "a2", "a3") == ["Being made", *(f"Number {place} of all that wait" for place in (1, 2))]
+    queue.predict = lambda job: 60.0
+    queue.predict_anew()
+    assert places("a2", "a3") == [f"Number {at} of all that wait, starts in about {at} min" for at in (1, 2)]
 
 
 def test_moves_and_takes_at_the_same_time_lose_nothing():
