@@ -99,6 +99,5 @@ def state_text(site: Site, job: Job) -> str:
     if job.state == "running":
         left = queue.seconds_left(job)
         return RUNNING if left is None else LEFT.format(state=RUNNING, time=duration_text(left))
-    ahead = len(queue.before(job))
-    place, wait = PLACE.format(place=max(1, ahead)), queue.wait_seconds(job)
+    place, wait = PLACE.format(place=queue.place(job)), queue.wait_seconds(job)
     return place if wait is None else STARTS.format(place=place, time=duration_text(wait))
