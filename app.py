@@ -34,10 +34,10 @@ if __name__ == "__main__":
 from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 
-from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint
-from pipeline.cli.options import add_weights, read_weights
+from pipeline import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
+from pipeline.cli.options import add_lora_dir, add_weights, read_weights
 from pipeline.engine.process import EngineProcess
-from pipeline.engine.share import shares
+from pipeline.engine.share import Share, shares
 from pipeline.machine.paths import RESCUE, expand_user
 from pipeline.request.sentences import VisibleFormatter, one_line
 from ui import Look, Worker, build_page
@@ -82,7 +82,7 @@ def _main(arguments: list[str] | None) -> int:
     raise_handle_limit()
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it is up
     try:
-        checkpoint = inspect_checkpoint(options.model_path)
+        checkpoint = inspect_checkpoint(options.model_path, options.lora_dir)
         parts = shares(options.device, options.gpus, options.engines)
         output_dir = writable_folder(options.output_dir)
         uploads = uploads_base(output_dir)
@@ -101,13 +101,7 @@ def _main(arguments: list[str] | None) -> int:
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if (rescued := rescue_folder(output_dir)) is not None:
         os.environ[RESCUE] = str(rescued)  # for the engine
-    engines = []
-    for number, share in enumerate(parts, 1):
-        where = {"path": str(checkpoint.path), "device": share.device or options.device}
-        engines.append(EngineProcess(ENGINE, share=share, **where, **read_weights(options).arguments))
-        if len(parts) > 1:
-            log.info("engine %d of %d: %s", number, len(parts), share.text)
-    worker = Worker(engines, output_dir, checkpoint.name).start()
+    worker = Worker(_engines(options, checkpoint, parts), output_dir, checkpoint.name).start()
     try:
         with uploads_in(uploads) as folder:
             disk = Disk(output_dir, int(options.disk_budget * 1e9), folder, rescued)
@@ -141,6 +135,19 @@ def _main(arguments: list[str] | None) -> int:
                 rescued.rmdir()
         signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def _engines(options: argparse.Namespace, checkpoint: CheckpointInfo, parts: Sequence[Share]) -> list[EngineProcess]:
+    """What will make the videos, each with its part of the machine."""
+    given = {"path": str(checkpoint.path)} | read_weights(options).arguments
+    if checkpoint.lora_dir is not None:
+        given["lora_dir"] = str(checkpoint.lora_dir)
+    engines = []
+    for number, share in enumerate(parts, 1):
+        engines.append(EngineProcess(ENGINE, share=share, device=share.device or options.device, **given))
+        if len(parts) > 1:
+            log.info("engine %d of %d: %s", number, len(parts), share.text)
+    return engines
 
 
 def serve(
@@ -360,6 +367,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--mcp", action="store_true", help="offer the API to MCP clients at /gradio_api/mcp/; not with a login")
     add("--share", action="store_true", help="open a public link through gradio.live too; needs the internet")
     add_enhancer(parser)
+    add_lora_dir(parser)
     add_weights(parser)
     add(
         "--engines",

@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -295,10 +296,11 @@ def multi_gpu() -> str:
 
 def pictures() -> dict[Path, str]:
     """Plots of the measurements, by file."""
-    try:
-        return {DOCS / "images" / "cost_curve.svg": svg(load("cost_curve"))}
-    except FileNotFoundError:
-        return {}
+    drawn = {}
+    for name, draw in {"cost_curve": svg, "quality": quality_tables.plot}.items():
+        with suppress(FileNotFoundError):
+            drawn[DOCS / "images" / f"{name}.svg"] = draw(load(name))
+    return drawn
 
 
 MEASURED = (kernel_correctness, attention_cpu, embedded_checkpoint, page_start, page_load, soak, soak_engines)

@@ -14,7 +14,7 @@ from random_dit import random_dit, random_inputs
 
 from bsa import BSAConfig
 from pipeline.parallel.mesh import mesh_shape
-from pipeline.parallel.ranks import Group, Ranks
+from pipeline.parallel.ranks import Group, Ranks, leave
 from pipeline.parallel.sequence import ALONE
 from pipeline.parallel.strips import Strips
 from pipeline.transformer.fast_forward import fast_forward
@@ -187,7 +187,8 @@ def main(rank: int, size: int, folder: Path) -> None:
     dist.all_gather_object(every, found)
     if rank == 0:
         (folder / "found.json").write_text(json.dumps(every))
-    dist.destroy_process_group()
+    del ranks
+    leave()
 
 
 if __name__ == "__main__":

@@ -235,8 +235,9 @@ class Estimator:
             if density is not None and dense < 1:
                 density = max(0.0, density - dense) / (1 - dense)  # of the sparse layers, not of all
         given = work.grid._replace(t=work.conditioning)
-        made = self._layer_seconds(work, work.grid, work.conditioning, dense, density)
-        first = self._layer_seconds(work, given, 0, dense, density) if work.conditioning else 0.0
+        selects = 1.0 if work.bsa is None else work.bsa.select_share(steps)
+        made = self._layer_seconds(work, work.grid, work.conditioning, dense, density, selects)
+        first = self._layer_seconds(work, given, 0, dense, density, selects) if work.conditioning else 0.0
         if work.cached:
             seconds = self._shape.depth * (steps * work.rows * made + first)
         else:
@@ -250,11 +251,12 @@ class Estimator:
         return self._shape.depth * cost.exchange_seconds(self._shape, tokens, size, sharing, self._rates)
 
     def _layer_seconds(
-        self, work: Workload, grid: Grid, conditioning: int, dense: float, density: float | None
+        self, work: Workload, grid: Grid, conditioning: int, dense: float, density: float | None, selects: float
     ) -> float:
         """Seconds of one layer of one row, for the tokens of `grid` after its conditioning frames.
 
-        dense: share of the layers with dense attention. density: of the others, where the data decide it.
+        dense: share of the layers with dense attention. density: of the others, where the data decide it. selects:
+            share of the steps that select blocks.
         """
         shape, rates, bsa = self._shape, self._rates, work.bsa
         tokens, keys = grid._replace(t=grid.t - conditioning).volume, grid.volume
@@ -262,7 +264,7 @@ class Estimator:
         if bsa is not None and work.blocks is not None:
             kept = cost.kept_blocks(bsa, grid, density, conditioning)
             kind = "ragged" if work.blocks.ragged else "sparse"
-            sparse = cost.sparse_seconds(shape, grid, bsa, kept, rates, conditioning)
+            sparse = cost.sparse_seconds(shape, grid, bsa, kept, rates, conditioning, selects)
             layer += (1 - dense) * sparse * self._scale(kind, tokens)
         return layer + dense * cost.dense_seconds(shape, tokens, rates, keys) * self._scale("dense", tokens)
 

@@ -24,10 +24,16 @@ class WordPalette(Drawn):
     """The panel. Its value is `palette_view` of the checkpoint."""
 
     def __init__(self, site: Site, **kwargs: Any) -> None:
-        def unknown(prompt: Any) -> list[str]:
-            return unknown_words(site.checkpoint, prompt[:LONGEST] if isinstance(prompt, str) else "")
+        def reading(prompt: Any) -> dict[str, Any]:
+            """{"english": what the model makes of a Chinese prompt, else "", "unknown": words that it does not know}"""
+            text = prompt[:LONGEST] if isinstance(prompt, str) else ""
+            known = site.checkpoint.vocabulary
+            read = None if known is None else known.read(text)
+            if read is None:
+                return {"english": "", "unknown": unknown_words(site.checkpoint, text)}
+            return {"english": read.english, "unknown": list(read.unknown)}
 
-        super().__init__("words", ["words.js"], palette_view(site.checkpoint), [unknown], **kwargs)
+        super().__init__("words", ["words.js"], palette_view(site.checkpoint), [reading], **kwargs)
 
 
 def word_palette(site: Site, page: gr.Blocks, shown: gr.State) -> None:

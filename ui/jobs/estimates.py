@@ -14,7 +14,7 @@ from pipeline.machine.device import expected_device
 from pipeline.machine.gpus import Device
 from pipeline.machine.memory import available_memory, held_memory, total_memory
 from pipeline.runs.plan import Plan, plan
-from ui.jobs.job import Job
+from ui.jobs.job import Job, VideoJob
 from ui.jobs.runner import Runner
 from ui.jobs.worker import Worker
 
@@ -39,6 +39,7 @@ class Estimates:
         self._memory = (float("-inf"), 0)
         self._calibration: threading.Thread | None = None
         worker.admit.append(self._admit)
+        worker.on_submit.append(self._expect)
         worker.listeners.append(self._observe)
         worker.queue.predict = self.seconds
         self.use(checkpoint)
@@ -144,6 +145,10 @@ class Estimates:
     def _admit(self, job: Job) -> None:
         for request in job_requests(job):
             self.plan(request)
+
+    def _expect(self, job: Job) -> None:
+        if isinstance(job, VideoJob) and job.side_by_side:
+            job.speedup = self.ratio(job.request)
 
     def _observe(self, job: Job) -> None:
         results, estimator, learnt = getattr(job, "results", None), self._estimator, False

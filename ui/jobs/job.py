@@ -163,13 +163,15 @@ class Job:
 class VideoJob(Job):
     """One press of Generate: one video, or the same clip both dense and sparse.
 
-    results: the finished videos by arm.
+    results: the finished videos by arm, in the order of `arms`.
+    speedup: how many times as fast the sparse video is expected to be made; None if that is not known.
     """
 
     request: VideoRequest
     side_by_side: bool
     results: dict[str, VideoResult] = field(default_factory=dict, init=False)
     comparison: Comparison | None = field(default=None, init=False)
+    speedup: float | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if self.side_by_side:
@@ -177,8 +179,16 @@ class VideoJob(Job):
 
     @property
     def arms(self) -> tuple[str, ...]:
-        """The videos that this job makes, in order."""
+        """The videos that this job makes, in the order in which they are shown."""
         return ARMS if self.side_by_side else (arm_of(self.request),)
+
+    @property
+    def sparse_first(self) -> bool:
+        """Whether a pair begins with the sparse video, because it will be there sooner.
+
+        A pair that keeps keys and values does not: beside a dense video of that kind no sparse pass can be timed.
+        """
+        return self.side_by_side and (self.speedup or 0.0) > 1 and not self.request.workload.cached
 
     @property
     def work(self) -> float:
@@ -186,22 +196,27 @@ class VideoJob(Job):
         return float(len(self.arms) * work.rows * self.request.steps * work.grid.volume)
 
     def remaining(self) -> float | None:
-        update, made = self.update, [result.seconds["total"] for result in self.results.values()]
-        if update is None or update.phase in ("text", "encode"):
+        update = self.update
+        if update is None or update.phase in ("text", "encode") or update.step == 0:
             return None
+        phase = update.seconds / update.step * update.total
+        left = phase - update.seconds
+        made = next(iter(self.results.values()), None)
+        # decoding is the same work in both videos; before the first one decodes, how long it takes is not known
+        decode = 0.0 if made is None else made.seconds.get("decode", 0.0)
         if update.phase == "decode":
-            this_one = 0.0  # short compared with denoising, and its length is unknown
-            whole = made[-1] if made else None
-        elif update.step == 0:
-            return None
+            denoise, decode = self._seconds_denoised(), phase
         else:
-            per_step = update.seconds / update.step
-            this_one = per_step * (update.total - update.step)
-            whole = made[-1] if made else per_step * update.total
-        others = len(self.arms) - len(made) - 1
-        if others > 0 and whole is None:
-            return None
-        return this_one + max(0, others) * (whole or 0.0)
+            denoise, left = phase, left + decode
+        if len(self.results) + 1 >= len(self.arms):
+            return left
+        speedup = self.speedup or 1.0
+        return left + denoise * (speedup if self.arm == "sparse" else 1 / speedup) + decode
+
+    def _seconds_denoised(self) -> float:
+        """Seconds from the first denoising step to the decoding of the video that is being decoded."""
+        began = {mark.phase: mark.time for mark in self.marks if mark.arm == self.arm}
+        return began["decode"] - began["denoise"] if began.keys() >= {"denoise", "decode"} else 0.0
 
     def begin_again(self) -> None:
         self.results, self.comparison = {}, None
@@ -211,7 +226,8 @@ class VideoJob(Job):
         self._keep_source()
         watched = _Watched(pipeline, self)
         if self.side_by_side:
-            self.comparison = compare(watched, self.request, on_step, self.folder)
+            first = self.sparse_first
+            self.comparison = compare(watched, self.request, on_step, self.folder, sparse_first=first)
         else:
             watched.generate_frames(self.request, on_step, self.folder / f"{self.arms[0]}.mp4")
 
@@ -255,7 +271,8 @@ class _Watched:
         job = self._job
         job.begin_video(arm_of(request))
         result, frames = self._pipeline.generate_frames(request, on_step, output)
-        job.results = {**job.results, job.arm: result}
+        made = {**job.results, job.arm: result}
+        job.results = {arm: made[arm] for arm in job.arms if arm in made}
         job.version += 1
         return result, frames
 
