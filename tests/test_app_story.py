@@ -32,22 +32,10 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def fake():
-    return FakePipeline()
-
-
-@pytest.fixture(scope="module")
 def address(folder, fake, tmp_path_factory):
     known = replace(CHECKPOINT, bsa=BSA, vocabulary=inspect_checkpoint(EMBEDDED_CHECKPOINT).vocabulary)
     with running_page(fake, tmp_path_factory.mktemp("outputs"), known, shown_first=Premade.read(folder)) as address:
         yield address
-
-
-@pytest.fixture
-def page(browser, address):
-    page = open_page(browser, address)
-    yield page
-    page.context.close()
 
 
 # the pair -------------------------------------------------------------------------------------------------------

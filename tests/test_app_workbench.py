@@ -7,7 +7,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from app_server import running_page, until
+from app_server import until
 from browser import (
     button,
     expect_playing,
@@ -20,7 +20,7 @@ from browser import (
     open_tab,
     video,
 )
-from fake_pipeline import CHECKPOINT, FakePipeline
+from fake_pipeline import CHECKPOINT
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from playwright.sync_api import expect
@@ -129,24 +129,6 @@ def test_too_many_are_refused_before_the_first(seeds, said):
 
 
 # the page -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def fake():
-    return FakePipeline()
-
-
-@pytest.fixture(scope="module")
-def address(fake, tmp_path_factory):
-    with running_page(fake, tmp_path_factory.mktemp("outputs")) as address:
-        yield address
-
-
-@pytest.fixture
-def page(browser, address):
-    page = open_page(browser, address)
-    yield page
-    page.context.close()
 
 
 def press(page, prompt):

@@ -82,13 +82,19 @@ class Estimator:
     Args:
         store: JSON file that keeps the measurements; None keeps them in memory only.
         weights: how the model's weights are kept. Each of these options has measurements of its own.
+        engines: how many share the processor, if that is the device.
 
     Raises:
         ValueError: the checkpoint's configurations cannot be read.
     """
 
     def __init__(
-        self, info: CheckpointInfo, device: Device, store: Path | None = None, weights: LoadOptions = AS_STORED
+        self,
+        info: CheckpointInfo,
+        device: Device,
+        store: Path | None = None,
+        weights: LoadOptions = AS_STORED,
+        engines: int = 1,
     ) -> None:
         self.info = info
         self.device = device
@@ -97,7 +103,7 @@ class Estimator:
         self._rates = cost.reference_rates(device)
         self._lock = threading.Lock()
         name = " ".join((info.name, str(info.parameters), *weights.options))
-        self._ledger = Ledger(store, f"{device_name(device)} | {name} | {_versions()}")
+        self._ledger = Ledger(store, f"{device_name(device, engines)} | {name} | {_versions()}")
         self._take_in()
 
     @property
@@ -313,13 +319,13 @@ class Estimator:
         return CALIBRATION if self._points else NOTHING
 
 
-def device_name(device: Device) -> str:
-    """The key of measurements: the processor and its number of threads, or the GPU."""
+def device_name(device: Device, engines: int = 1) -> str:
+    """The key of measurements: the processor and the threads that each engine has of it, or the GPU."""
     if device.type == "cuda":
         gpu = gpu_of(device)
         return f"cuda {gpu.name}" if gpu is not None else "cuda"
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"cpu {platform.processor() or platform.machine()}, {threads} threads"
+    return f"cpu {platform.processor() or platform.machine()}, {(threads or 1) // engines} threads"
 
 
 def _versions() -> str:

@@ -1,4 +1,4 @@
-"""Jobs for the worker. The worker's thread writes a job; all others only read it.
+"""Jobs for the worker. The thread of the engine that it runs on writes a job; all others only read it.
 
 Views watch a job's `version` counter and read its attributes. So several views can follow one job, and a reloaded page
 can find its job again.
@@ -43,18 +43,20 @@ class Mark(NamedTuple):
 
 @dataclass(eq=False)
 class Job:
-    """One task for the pipeline.
+    """One task for a pipeline.
 
     owner: whose job it is; only the owner sees it. address: where it came from, for who has no login.
     folder: its files, set when it is submitted.
     state: waiting, running, done, stopped or failed. `version` grows with every change.
     arm is the video being made now, "dense" or "sparse". preview is the newest latent preview, uint8 [H, W, 3] or
-    [T, H, W, 3], or None; it is computed in the worker's thread because the latents belong to the running loop.
+    [T, H, W, 3], or None; it is computed in the thread of its engine because the latents belong to the running loop.
     marks: when which phase began. submitted, started, ended: `time.time()`, 0 for not yet.
     work: how much there is to do, in a unit that only compares jobs of one class; 0 for unknown.
     errand: whether it is the worker's own business: it has no folder, no report and no place in any history.
     barrier: whether those that wait before it must be done before it, and those after it must not come before it.
     away: seconds that it waited between its turns.
+    engine: number of the engine that it runs on, or ran on last, from 0 on.
+    lives: how many engines it may lose before it fails. lost: how many it has lost.
     """
 
     errand: ClassVar[bool] = False
@@ -72,13 +74,16 @@ class Job:
     started: float = field(default=0.0, init=False)
     ended: float = field(default=0.0, init=False)
     away: float = field(default=0.0, init=False)
+    engine: int = field(default=0, init=False)
+    lives: int = field(default=1, init=False)
+    lost: int = field(default=0, init=False)
     error: str = field(default="", init=False)
     version: int = field(default=0, init=False)
     _stop: threading.Event = field(default_factory=threading.Event, init=False)
     _ending: bool = field(default=False, init=False)
 
     def run(self, pipeline: Generator, on_step: OnStep) -> None:
-        """Run the job, or its next part, in the worker's thread. `on_step` raises `Cancelled` to stop the job."""
+        """Run the job, or its next part, in its engine's thread. `on_step` raises `Cancelled` to stop the job."""
         raise NotImplementedError
 
     @property
@@ -120,6 +125,17 @@ class Job:
     def check_stop(self) -> None:
         if self._stop.is_set():
             raise Cancelled
+
+    def lose_engine(self) -> bool:
+        """Note that the engine ended under it. Returns whether it may be made once more."""
+        self.lost += 1
+        return self.lost < self.lives and not self.stopping
+
+    def begin_again(self) -> None:
+        """Wait as if it had never begun."""
+        self.state, self.arm, self.update, self.preview = "waiting", "", None, None
+        self.marks, self.started, self.away = [], 0.0, 0.0
+        self.version += 1
 
     def end(self, state: str, error: str, listeners: Sequence[Listener]) -> None:
         """Set the final state and call the listeners. Only then is the job `over`."""
@@ -202,6 +218,10 @@ class VideoJob(Job):
         began = {mark.phase: mark.time for mark in self.marks if mark.arm == self.arm}
         return began["decode"] - began["denoise"] if began.keys() >= {"denoise", "decode"} else 0.0
 
+    def begin_again(self) -> None:
+        self.results, self.comparison = {}, None
+        super().begin_again()
+
     def run(self, pipeline: Generator, on_step: OnStep) -> None:
         self._keep_source()
         watched = _Watched(pipeline, self)
@@ -218,6 +238,8 @@ class VideoJob(Job):
         if isinstance(start, FromNoise):
             return
         kept = self.folder / ("image" if isinstance(start, FromImage) else "clip.mp4")
+        if start.source == kept.absolute():  # of a job that began before
+            return
         try:
             shutil.copyfile(start.source, kept)
         except FileNotFoundError:
