@@ -41,7 +41,7 @@ def processor(monkeypatch):
     ("asked", "device", "width", "flags", "name", "reason"),
     [
         pytest.param(AS_STORED, CUDA, 4096, (), "bf16", "the device is a GPU", id="gpu"),
-        pytest.param(AS_STORED, CPU, 256, ("avx2", "avx512_bf16"), "bf16", "the processor has avx512_bf16", id="avx512"),
+        pytest.param(AS_STORED, CPU, 256, ("avx2", "avx512_bf16"), "bf16", "processor has avx512_bf16", id="avx512"),
         pytest.param(AS_STORED, CPU, 256, ("amx_bf16", "avx512_bf16"), "bf16", "the processor has amx_bf16", id="amx"),
         pytest.param(AS_STORED, CPU, 256, ("avx512f",), "fp32", "neither of amx_bf16 and avx512_bf16", id="neither"),
         pytest.param(AS_STORED, CPU, 64, ("avx512_bf16",), "fp32", "in a transformer of width 64", id="narrow"),
