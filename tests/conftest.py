@@ -4,12 +4,17 @@ Tests in a browser are run once more when they fail, as Playwright's own runner 
 things may starve Chromium. The summary lists them, and one that fails twice has failed.
 """
 
+import os
 import signal
 import tempfile
 
 import pytest
 
-import pipeline  # noqa: F401  before any test imports PyTorch: it sets how threads wait
+# Here and in every program that a test starts. The tensors are small: more threads would mostly wait for each other,
+# and take the processors from the browser and from the other worker of pytest-xdist.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pipeline  # noqa: E402, F401  before any test imports PyTorch: it sets how threads wait
 
 # A shell's background job ignores Ctrl-C, and so would every program that a test starts in order to interrupt it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
