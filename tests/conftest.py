@@ -26,6 +26,7 @@ SLOW = {
     "test_app_api_jobs",
     "test_app_api_result",
     "test_app_e2e",
+    "test_app_engines",
     "test_app_faults",
     "test_app_hang",
     "test_app_history_records",

@@ -13,6 +13,7 @@ from playwright.sync_api import expect
 from test_app_browser import EVIL
 
 from bsa import BSAConfig
+from pipeline import FromClip
 from pipeline.cli.options import build_parser, read_request
 from pipeline.media.write import write_video
 from ui.form.read import form_request
@@ -98,6 +99,17 @@ def test_a_foreign_file_is_one_sentence_and_changes_nothing(page, tmp_path, cont
     expect(notice(page)).to_contain_text(sentence)
     expect(page.locator("#prompt textarea")).to_have_value("as before")
     generate(page)
+
+
+@needs_chromium
+def test_a_piece_of_a_long_video_is_refused_and_changes_nothing(page, tmp_path):
+    """It begins with refined frames, without which Generate would make another video."""
+    start = FromClip(video="window-002.source.mp4", refined="end.mp4", cond_frames=13)
+    request = replace(REQUEST, start=start, lora="refine", num_frames=34, guidance_scale=1.0)
+    page.locator("#prompt textarea").fill("as before")
+    drop(page, video_of(request, tmp_path / "window-002.mp4"))
+    expect(notice(page)).to_contain_text("Window-002.mp4 is a piece of a long video")
+    expect(page.locator("#prompt textarea")).to_have_value("as before")
 
 
 @needs_chromium

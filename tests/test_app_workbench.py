@@ -30,6 +30,7 @@ from ui.form.own_presets import preset_values
 from ui.form.sizes import frames_of, seconds_of, shaped
 from ui.jobs.job import Job, VideoJob
 from ui.jobs.queue import JobQueue
+from ui.views.queue_panel import state_text
 from ui.views.stage import differences, pair_view
 
 
@@ -74,6 +75,21 @@ def test_a_running_job_is_not_moved_and_comes_first():
     assert queue.move(jobs["a1"], 1) is False
     queue.move(jobs["a3"], -1)
     assert queue.live("a") == [jobs["a1"], jobs["a3"], jobs["a2"]]
+
+
+def test_places_count_from_the_first_that_waits_also_while_a_model_is_loaded():
+    queue, jobs = queue_of("a1", "a2", "a3")
+    site = SimpleNamespace(worker=SimpleNamespace(queue=queue))
+
+    def places(*names):
+        return [state_text(site, jobs[name]) for name in names]
+
+    assert places("a1", "a2", "a3") == [f"Number {place} of all that wait" for place in (1, 2, 3)]
+    queue.take().state = "running"
+    assert places("a1", "a2", "a3") == ["Being made", *(f"Number {place} of all that wait" for place in (1, 2))]
+    queue.predict = lambda job: 60.0
+    queue.predict_anew()
+    assert places("a2", "a3") == [f"Number {at} of all that wait, starts in about {at} min" for at in (1, 2)]
 
 
 def test_moves_and_takes_at_the_same_time_lose_nothing():

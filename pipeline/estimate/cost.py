@@ -11,6 +11,7 @@ from typing import NamedTuple
 from bsa import BSAConfig, Grid
 from pipeline.checkpoint.shape import ModelShape
 from pipeline.machine.gpus import Device
+from pipeline.request.load_options import AS_STORED, LoadOptions
 
 TEXT_TOKENS = 40  # a prompt of a sentence or two; cross-attention is too small a part to need the exact number
 
@@ -41,11 +42,15 @@ class Rates(NamedTuple):
 # ratios matter. The CPU's exchange, through shared memory, is assumed.
 _RATES = {
     "cpu": Rates(73e9, 155e9, 115e9, 136e9, 530, 500, 250, 1.6, 1.5e-3, 1e9),
+    "cpu bf16": Rates(73e9, 155e9, 115e9, 136e9, 530, 500, 250, 1.6, 1.5e-3, 1e9),
     "cuda": Rates(350e12, 600e12, 400e12, 50e12, 4000, 20000, 280, 1.3, 1e-3, 160e9),
 }
 
 
-def reference_rates(device: Device) -> Rates:
+def reference_rates(device: Device, weights: LoadOptions = AS_STORED) -> Rates:
+    """weights: their precision counts on a CPU, and "auto" is taken for fp32 there."""
+    if device.type != "cuda" and weights.precision == "bf16":
+        return _RATES["cpu bf16"]
     return _RATES.get(device.type, _RATES["cpu"])
 
 
@@ -62,19 +67,26 @@ def dense_seconds(shape: ModelShape, tokens: int, rates: Rates, keys: int | None
 
 
 def sparse_seconds(
-    shape: ModelShape, grid: Grid, bsa: BSAConfig, kept: float, rates: Rates, conditioning: int = 0
+    shape: ModelShape,
+    grid: Grid,
+    bsa: BSAConfig,
+    kept: float,
+    rates: Rates,
+    conditioning: int = 0,
+    selects: float = 1.0,
 ) -> float:
     """Seconds of the sparse self-attention of one block, for one row of the batch: layout, selection and attention.
 
     kept: key blocks per query block. A smaller block at the edge costs as much as a full one, because it is padded to
     its chunk.
     conditioning: first frames of the grid, whose queries are not counted.
+    selects: share of the steps that select blocks.
     """
     plan = bsa.blocks(grid, conditioning)
     chunk_k = grid.clip(bsa.chunk_k, conditioning).volume
     pairs = 4 * grid._replace(t=grid.t - conditioning).volume * kept * chunk_k * shape.hidden
     layout = rates.layout * grid.volume * shape.hidden
-    select = shape.heads * (rates.select * plan.work.block_pairs + rates.cells * plan.work.cell_pairs)
+    select = selects * shape.heads * (rates.select * plan.work.block_pairs + rates.cells * plan.work.cell_pairs)
     return (pairs + layout + select) / rates.sparse * (rates.ragged if plan.ragged else 1)
 
 

@@ -11,12 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bsa import BlockLayout, BlockSelection, BSAConfig, Grid, block_order_attention, nested_layouts
+from bsa import (
+    BlockLayout,
+    BlockSelection,
+    BSAConfig,
+    Grid,
+    block_order_attention,
+    full_attention,
+    nested_layouts,
+)
 from bsa.selectors import DEFAULT_SCORES
 from bsa.variants import Tuning
 from pipeline.parallel.sequence import ALONE, SequenceParallel
@@ -30,12 +39,15 @@ from pipeline.transformer.forward import (
     trim_text,
     unpatchify,
 )
+from pipeline.transformer.kept_selections import KeptSelections
 from pipeline.transformer.kv_cache import KeyValues
 from pipeline.weights import Net
 from pipeline.weights.fp8 import Quantised, is_fp8
 from pipeline.weights.offload import Offload
 
-FFN_TOKENS = 16384  # tokens per part of the feed-forward; enough for full speed of its matrix products
+# Tokens per part of the feed-forward: enough for full speed of its products, and on a CPU few enough for its caches.
+FFN_TOKENS = 16384
+CPU_FFN_TOKENS = 1024
 
 
 @torch.no_grad()
@@ -49,12 +61,13 @@ def fast_forward(
     *,
     conditioning: int = 0,
     cache: KeyValues | None = None,
+    kept: KeptSelections | None = None,
     dense_layers: int = 0,
     zero_text_padding: bool = False,
     backend: str = "auto",
     tuning: Tuning | None = None,
     observe: Callable[[Tensor, Tensor, BlockSelection | None], None] | None = None,
-    ffn_tokens: int = FFN_TOKENS,
+    ffn_tokens: int | None = None,
     offload: Offload | None = None,
     parallel: SequenceParallel = ALONE,
 ) -> Tensor:
@@ -64,10 +77,11 @@ def fast_forward(
         other, as equal ones do.
     backend: "auto", "torch" or "triton", for both the attention and the fused operations.
     tuning: see `bsa.block_order_attention`.
+    kept: selections of earlier steps, for a config that uses them again.
     dense_layers: number of first layers with dense attention, in block order as well.
     observe: called in every layer with queries and keys, [B, H, N, D] in block order, and the selection, which is None
         for dense attention.
-    ffn_tokens: tokens per part of the feed-forward.
+    ffn_tokens: tokens per part of the feed-forward; by default what suits the device.
     offload: brings the blocks' weights from the host, for a model that does not fit on the GPU.
     parallel: the ranks that share the tokens. All of them call this with the same arguments and get the same result;
         `observe` and the cache have this rank's heads.
@@ -84,9 +98,9 @@ def fast_forward(
     heads = model.blocks[0].self_attn.num_heads
     proj = model.patch_embed.proj
     dtype, device, dim = proj.weight.dtype, latents.device, proj.weight.shape[0] // heads
-    ops = fused.operations(device, dim, backend)
+    ops = fused.operations(device, dim, backend, dtype)
+    ffn_tokens = ffn_tokens or (CPU_FFN_TOKENS if device.type == "cpu" else FFN_TOKENS)
 
-    t = embed_timestep(model, timestep, made.t, given)
     if not zero_text_padding and (text_mask is None or text_mask.ndim == 2):
         text, text_mask = trim_text(text, text_mask)
     embedder = model.caption_embedder
@@ -96,14 +110,23 @@ def fast_forward(
         text, text_mask = text * text_mask[..., None].to(dtype), None
 
     rope, frames = _tables(grid, made, own, dim, device)
+    if timestep.ndim == 1:  # there are two at most: that of the given frames, which is 0, and that of the others
+        t = embed_timestep(model, timestep, 2 if given else 1, 1 if given else 0)
+        frames = (frames >= given).int() if given else torch.zeros_like(frames)
+    else:
+        t = embed_timestep(model, timestep, made.t)
     share = parallel.share(made.volume, heads)
     frames = frames[share.tokens]
     without_text = share.first_tokens(without_text)
-    x = _patches(latents.to(dtype), patch)
-    x = x[:, share.tokens] if own is None else x[:, own.order(device)[share.tokens]]
-    x = F.linear(x, proj.weight.flatten(1), proj.bias)
+    x = _patches(latents, patch)
+    x = ops.embed(x[:, share.tokens] if own is None else x[:, own.order(device)[share.tokens]], proj)
 
-    by_means = config is not None and config.selection == DEFAULT_SCORES
+    kept = kept or KeptSelections(config)
+
+    def pools(layer: int) -> bool:
+        """Whether the layer selects by the means of its blocks."""
+        by_means = config is not None and config.selection == DEFAULT_SCORES
+        return by_means and layer >= dense_layers and kept.of(layer) is None
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, means: tuple[Tensor, Tensor] | None) -> Tensor:
         if cache is not None:
@@ -115,9 +138,13 @@ def fast_forward(
         if layer < dense_layers:
             out, selection = _dense(q, k, v, conditioning * grid.h * grid.w), None
         else:
+            options: dict[str, Any] = {"selection": kept.of(layer), "backend": backend, "tuning": tuning}
+            if observe is None and config.select_every == 1:
+                return block_order_attention(q, k, v, layouts[0], config, means=means, **options)
             out, selection = block_order_attention(
-                q, k, v, layouts[0], config, means=means, backend=backend, tuning=tuning, return_selection=True
+                q, k, v, layouts[0], config, means=means, return_selection=True, **options
             )
+            kept.keep(layer, selection)
         if observe is not None:
             observe(q.transpose(1, 2), k.transpose(1, 2), selection)
         return out
@@ -125,7 +152,7 @@ def fast_forward(
     fp8 = is_fp8(model)
     text = ops.quantise(text) if fp8 else text
     for layer, block in enumerate(model.blocks if offload is None else offload.blocks()):
-        pooled = owns if by_means and layer >= dense_layers else None
+        pooled = owns if pools(layer) else None
         run = partial(attend, layer)
         _block(ops, block, x, t, text, text_mask, rope, frames, pooled, run, without_text, ffn_tokens, fp8, share)
     if cache is not None:
@@ -133,8 +160,8 @@ def fast_forward(
 
     final = model.final_layer
     shift, scale = _linear_fp32(final.adaln_linear, F.silu(t)).chunk(2, dim=-1)
-    parts = []
-    for part in _parts(x.shape[1], ffn_tokens):  # fp32 as in the original, but only part of the tokens at a time
+    parts, ops = [], fused.operations(device, dim, backend)  # fp32 as in the original
+    for part in _parts(x.shape[1], ffn_tokens):  # but only part of the tokens at a time
         h = ops.residual_norm_(x[:, part].contiguous(), None, None, 1 + scale, shift.contiguous(), frames[part])
         parts.append(_linear_fp32(final.proj, h))
     x = share.gather(torch.cat(parts, dim=1))
@@ -220,7 +247,7 @@ def _dense(q: Tensor, k: Tensor, v: Tensor, given: int = 0) -> Tensor:
         return torch.cat([first, _dense(q[:, given:], k, v)], dim=1)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if not q.is_cuda:
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return full_attention(q, k, v).transpose(1, 2)
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]

@@ -15,7 +15,7 @@ import numpy as np
 
 from bsa import BSAConfig
 from bsa.selectors import SCORES
-from pipeline import Axis, CheckpointInfo, Floor, Search, Sweep, VideoRequest, read_resources
+from pipeline import Axis, CheckpointInfo, Floor, Resources, Search, Sweep, VideoRequest, read_resources
 from pipeline.estimate.estimator import Estimate
 from pipeline.media.attention_record import AttentionRecord, record_path
 from pipeline.media.clip import inspect_clip
@@ -62,6 +62,7 @@ def attention_parameters(bsa: BSAConfig) -> list[tuple[str, Any, Any, str]]:
         ("selection", SCORED_BY, bsa.selection, "Scores blocks by their means, or by cells inside them"),
         ("dense_steps", int, bsa.dense_steps, "So many of the first steps attend to everything"),
         ("dense_layers", int, bsa.dense_layers, "So many of the first layers attend to everything"),
+        ("select_every", int, bsa.select_every, "So many steps share one selection of blocks"),
     ]
 
 
@@ -188,11 +189,20 @@ def add_api(page: Page, site: Site) -> None:
 
     async def resources() -> dict[str, Any]:
         """Read memory and load of every GPU (NVML), of the host, and of the process that runs the model. Values are in
-        bytes, percent, degrees Celsius and watts; null if the machine does not report them."""
+        bytes, percent, degrees Celsius and watts; null if the machine does not report them. Of several engines, which
+        "engines" lists with their states, the reading is that of the first one's process, or machine."""
         worker = site.worker
-        memory = worker.torch_memory()
-        reading = await asyncio.to_thread(read_resources, worker.engine_pid, memory)
-        return plain(asdict(reading) | {"worker": worker.status(), "torch_memory": memory})
+        memory, there = worker.torch_memory(), worker.runners[0].engine.reading()
+        if there is None:
+            reading: Resources | None = await asyncio.to_thread(read_resources, worker.engine_pid, memory)
+        else:
+            reading = there.resources
+        engines = [
+            {"state": runner.state, "message": runner.message, "torch_memory": runner.engine.torch_memory()}
+            for runner in worker.runners
+        ]
+        told = {"worker": worker.status(), "torch_memory": memory, "engines": engines}
+        return plain((asdict(reading) if reading else {}) | told)
 
     async def result(job_id: str) -> dict[str, Any]:
         """A job by its job_id, over or not, also when the connection was lost that began it: its state (waiting,

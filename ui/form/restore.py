@@ -28,6 +28,10 @@ OTHER_QUANTIZATION = (
 OTHER_FPS = "It has {fps} frames a second; the form has no field for that, and this checkpoint uses {here}."
 OTHER_CLIP = "It was refined from {clip}, which is not here: choose that clip under Refine a clip."
 BEGINS_WITH = "It begins with {file}; the form has no place for that, but the command line has (--image, --video)."
+PIECE_OF_LONG = (
+    "{video} is a piece of a long video and begins with the refined frames of the piece before it, for which the form "
+    "has no place; refine the long video again, with --task long --refine"
+)
 LARGE_SEED = "Its seed {seed} has more digits than the form can hold; the command line can use it."
 OF_ONE_VIDEO = ("prompt", "negative_prompt", "seed", "randomise")
 LARGEST_SEED = 2**53  # a browser's numbers are exact up to here
@@ -105,6 +109,15 @@ def remarks(site: Site, fields: Fields, request: VideoRequest, versions: dict[st
     return said
 
 
+def check_whole(request: VideoRequest, video: str) -> None:
+    """ValueError for a video that the form could only restore in part, so that Generate would make another one.
+
+    video: its name.
+    """
+    if isinstance(request.start, FromClip) and request.start.refined is not None:
+        raise ValueError(PIECE_OF_LONG.format(video=video))
+
+
 def settings_drop(site: Site, fields: Fields, notice: gr.HTML) -> None:
     """Add a field that takes a video made by this program and puts its settings into the form."""
     drop = gr.File(
@@ -116,6 +129,7 @@ def settings_drop(site: Site, fields: Fields, notice: gr.HTML) -> None:
             return {}
         try:
             found = read_settings(path)
+            check_whole(found.request, Path(path).name)
         except ValueError as error:
             return {notice: notice_html(page_sentence(error), "error"), drop: None}
         said = [RESTORED.format(video=Path(path).name)]
@@ -146,6 +160,7 @@ def code_of(site: Site, job: VideoJob) -> dict[str, str]:
     output = f"again-{job.id}" if job.side_by_side else f"again-{job.id}.mp4"
     options: dict[str, Any] = {"model_path": site.checkpoint.path, "device": device, "output": output}
     options |= {"compare": job.side_by_side, "weights": LoadOptions.from_versions(versions)}
+    options["lora_dir"] = site.checkpoint.lora_dir_for(job.request.lora)
     code = {"python": python_code(job.request, **options)}
     try:
         return code | {"cli": cli_command(job.request, **options)}

@@ -32,7 +32,7 @@ SIZE = "{width} × {height}, {frames} frames, {steps} steps, seed {seed}"
 SPARSITY = "sparsity {value:g}"
 MASS = "CDF threshold {value:g}"
 SCORED = "scored by {value}"
-STEPS_FIRST, LAYERS_FIRST = "dense steps: {value}", "dense layers: {value}"
+STEPS_FIRST, LAYERS_FIRST, EVERY = "dense steps: {value}", "dense layers: {value}", "select every {value}"
 
 
 class History(Drawn):
@@ -169,7 +169,8 @@ def _view(job_id: str, kind: str, request: dict[str, Any], submitted: float) -> 
         detail = SIZE.format(**size, frames=request.get("num_frames"))
     rules = request.get("bsa") or {}
     rule = [(SPARSITY, "sparsity"), (MASS, "cdf_threshold"), (SCORED, "selection"), (STEPS_FIRST, "dense_steps")]
-    texts = [(text, rules.get(name)) for text, name in [*rule, (LAYERS_FIRST, "dense_layers")]]
+    rule += [(LAYERS_FIRST, "dense_layers"), (EVERY, "select_every")]
+    texts = [(text, rules.get(name)) for text, name in rule]
     return {
         "job": job_id,
         "kind": KINDS.get(kind, kind.capitalize()),
