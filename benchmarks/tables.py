@@ -322,7 +322,8 @@ def pictures() -> dict[Path, str]:
     return drawn
 
 
-MEASURED = (kernel_correctness, attention_cpu, embedded_checkpoint, page_start, page_load, soak, soak_engines)
+CPU = (attention_cpu, precision_cpu, embedded_checkpoint)
+MEASURED = (kernel_correctness, *CPU, page_start, page_load, soak, soak_engines)
 ATTENTION = (attention_peers, attention_variants, attention_small, attention_sweep, kernel_limits)
 GPU = (fused, forward, forward_profile, numerics, memory, cost_curve, multi_gpu)
 QUALITY = (quality, quality_details, quality_layers, selection_methods, selection_times, selection_forward)
