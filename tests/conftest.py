@@ -97,6 +97,14 @@ def temporary_files(tmp_path_factory):
     tempfile.tempdir = before
 
 
+@pytest.fixture(scope="session", autouse=True)
+def plain_processor():
+    """In this process "auto" means fp32 on every machine, so that figures and videos are the same on all of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.weights.precision.processor_flags", frozenset)
+        yield
+
+
 @pytest.fixture(scope="module")
 def browser():
     """Chromium. One for each module: while it runs, Playwright's event loop does, and others could not start theirs."""
