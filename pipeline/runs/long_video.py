@@ -26,7 +26,7 @@ class LongVideo:
     """The plan of a long video.
 
     Attributes:
-        request: of the first segment; it may begin with an image or continue a clip.
+        request: of the first segment, with its prompt; it may begin with an image or continue a clip.
         prompts: one for each segment.
         cond_frames, kv_cache, enhance_hf: of the segments after the first, as in `FromFrames`.
         seeds: one for each segment; by default they count up from the request's. Segments that are made again with
@@ -62,6 +62,7 @@ class LongVideo:
                 self.segment(number, Path("end.mp4"))
             except ValueError as error:
                 raise ValueError(f"segment {number + 1} of {len(self.prompts)} cannot be made: {error}") from None
+        object.__setattr__(self, "request", replace(self.request, prompt=self.prompts[0]))
 
     def __len__(self) -> int:
         return len(self.prompts)

@@ -30,8 +30,8 @@ SEGMENTS, WHOLE, GIVEN = "Segments", "All segments", "Given"
 LENGTH = "{count}, together {frames} frames, {seconds} s"
 GIVEN_FRAMES = "{count} of {of} latent frames, which are read and not made"
 UNTRAINED = (
-    "{name} was trained to begin from text alone. It keeps the frames that are given, but soon after them outlines jump "
-    "and colours shift, and it goes on with a scene of its own as the prompt describes it."
+    "{name} was trained to begin from text alone. It keeps the frames that are given, but soon after them outlines "
+    "jump and colours shift, and it goes on with a scene of its own as the prompt describes it."
 )
 _CONTINUED = FromFrames(video="end.mp4")
 SMALLER = "Smaller blocks"

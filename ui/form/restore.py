@@ -11,7 +11,6 @@ import gradio as gr
 from bsa import BSAConfig
 from bsa.config import SCHEDULE
 from pipeline import FromClip, FromFrames, FromImage, FromNoise, VideoRequest, cli_command, python_code, read_settings
-from pipeline.media.comment import VideoSettings
 from pipeline.request.load_options import LoadOptions
 from pipeline.request.start import Start
 from pipeline.runs.long_video import LongVideo
@@ -133,9 +132,16 @@ def fill(fields: Fields, values: dict[str, Any]) -> dict[Any, Any]:
     return changes
 
 
-def remarks(site: Site, fields: Fields, request: VideoRequest, versions: dict[str, str]) -> list[str]:
-    """Sentences about differences that keep the form, or this machine, from making exactly the same video again."""
+def remarks(
+    site: Site, fields: Fields, request: VideoRequest, versions: dict[str, str], long: LongVideo | None = None
+) -> list[str]:
+    """Sentences about differences that keep the form, or this machine, from making exactly the same video again.
+
+    long: the long video whose first segment is `request`.
+    """
     defaults, said = site.checkpoint.defaults, []
+    if long is not None and long.seeds:
+        said.append(OWN_SEEDS)
     start, clip = request.start, request.start.clip
     if isinstance(start, FromImage | FromFrames) and _here(start) is None:
         said.append(OTHER_IMAGE if isinstance(start, FromImage) else OTHER_SOURCE)
@@ -158,11 +164,6 @@ def remarks(site: Site, fields: Fields, request: VideoRequest, versions: dict[st
     return said
 
 
-def stored_values(found: VideoSettings) -> dict[str, Any]:
-    """The form's values for the settings in a video. Raises ValueError for those of no video that could be made."""
-    return form_values(found.request) if found.long is None else long_values(LongVideo.from_dict(found.long))
-
-
 def settings_drop(site: Site, fields: Fields, notice: gr.HTML) -> None:
     """Add a field that takes a video made by this program and puts its settings into the form."""
     drop = gr.File(
@@ -174,13 +175,14 @@ def settings_drop(site: Site, fields: Fields, notice: gr.HTML) -> None:
             return {}
         try:
             found = read_settings(path)
-            values = stored_values(found)
+            long = None if found.long is None else LongVideo.from_dict(found.long)
         except ValueError as error:
             return {notice: notice_html(page_sentence(error), "error"), drop: None}
         said = [RESTORED.format(video=Path(path).name)]
         if found.checkpoint not in (None, "", site.checkpoint.name):
             said.append(OTHER_CHECKPOINT.format(made=found.checkpoint[:80], here=site.checkpoint.name))
-        said += remarks(site, fields, found.request, found.versions)
+        said += remarks(site, fields, found.request, found.versions, long)
+        values = form_values(found.request) if long is None else long_values(long)
         return fill(fields, values) | {notice: notice_html(" ".join(said)), drop: None}
 
     drop.upload(restore, drop, [*fields.values(), notice, drop], **QUIET)

@@ -34,10 +34,10 @@ CLIP_CHOSEN = "The video goes on from the last {count} of {frames} frames and is
 Changes = dict[Any, Any]  # component -> its new value
 
 NO_VIDEO = "This video is gone; choose another one, or a file."
-AFTER = "The first {kept} segments are kept; what follows is made: {count} more."
-AFTER_ALL = "The first {kept} segments are kept, and nothing follows."
-KEPT = "The settings of that long video are in the form. Change its prompts after line {kept} and press Generate."
-DROPPED = "The first {kept} segments of that long video make a shorter one. Press Generate."
+AFTER = "Segments kept: {kept}. To be made: {count}."
+KEPT = "That long video is in the form. Change its prompts after line {kept}, if you like, and press Generate."
+ANEW = "That long video is in the form. Change what you like, and press Generate to make all of it again."
+DROPPED = "That long video is in the form, ending after segment {kept}. Press Generate."
 FIRST, LAST = "The first frame", "The last of the given frames"
 PREVIEW = '<figure class="start"><img src="{source}" alt=""><figcaption>{text}</figcaption></figure>'
 
@@ -126,7 +126,7 @@ class StartChooser:
         lines = values["prompt"].splitlines()[:count]
         values |= {"prompt": "\n".join(lines), "segments": count, "randomise": True}
         values |= {"after": after_text(job, kept) if kept else ""}
-        said = KEPT if kept < count else DROPPED
+        said = DROPPED if kept == count else KEPT if kept else ANEW
         return fill(self._fields, values) | {self._notice: notice_html(said.format(kept=kept))}
 
     def kept(self, after: str, segments: Any, request: gr.Request) -> list[Any]:
@@ -138,7 +138,7 @@ class StartChooser:
         except ValueError as error:
             return [gr.update(visible=True), f"<p>{escape(page_sentence(error))}</p>"]
         more = segments - kept if isinstance(segments, int | float) and segments > kept else 0
-        said = AFTER.format(kept=kept, count=int(more)) if more else AFTER_ALL.format(kept=kept)
+        said = AFTER.format(kept=kept, count=int(more))
         return [gr.update(visible=True), f"<p>{escape(said)}</p>"]
 
     async def preview(self, task: Any, begins: Any, image: str | None, clip: str | None) -> str:

@@ -202,8 +202,9 @@ class Follower:
 
     def ended(self, request: gr.Request, job: VideoJob) -> Changes:
         """Changes of the page at the end of the job that it followed."""
+        said = job.request.prompt if job.long is None else "\n".join(job.long.prompts)
         changes = {
-            self.notice: ended_notice(job, unknown_sentence(self.site.checkpoint, job.request.prompt)),
+            self.notice: ended_notice(job, unknown_sentence(self.site.checkpoint, said)),
             self.watch: self._watch(request),
             self.generate: gr.update(interactive=True),
             self.stop: gr.update(interactive=False),

@@ -93,10 +93,10 @@ def history_panel(
         if record is None or record.owner != site.owner(request) or not record.request:
             return {notice: notice_html(GONE, "error")}
         try:
-            wanted, values = _settings(record.request)
+            wanted, values, long = _settings(record.request)
         except ValueError as error:
             return {notice: notice_html(str(error), "error")}
-        said = [RESTORED_RUN, *remarks(site, fields, wanted, {})]
+        said = [RESTORED_RUN, *remarks(site, fields, wanted, {}, long)]
         return fill(fields, values) | {notice: notice_html(" ".join(said))}
 
     def delete(event: gr.EventData, shown: str, limit: int, request: gr.Request) -> dict[str, Any]:
@@ -119,15 +119,17 @@ def history_panel(
     return refresh, where, history
 
 
-def _settings(request: dict[str, Any]) -> tuple[VideoRequest, dict[str, Any]]:
-    """The request of a recorded run, of a long video its first segment's, and the form's values for all of it."""
+def _settings(request: dict[str, Any]) -> tuple[VideoRequest, dict[str, Any], LongVideo | None]:
+    """The request of a recorded run, the form's values for it, and its plan if it is a long video; the request is then
+    that of the first segment."""
     values = dict(request)
     side_by_side, long = values.pop("side_by_side", False), values.pop("long", None)
+    values.pop("kept", None)
     if long is not None:
         video = LongVideo.from_dict(long)
-        return video.request, long_values(video, side_by_side)
+        return video.request, long_values(video, side_by_side), video
     wanted = VideoRequest.from_dict(values)
-    return wanted, form_values(wanted, side_by_side)
+    return wanted, form_values(wanted, side_by_side), None
 
 
 def _id(event: gr.EventData) -> str:
