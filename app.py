@@ -34,10 +34,10 @@ if __name__ == "__main__":
 from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 
-from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint
-from pipeline.cli.options import add_weights, read_weights
+from pipeline import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
+from pipeline.cli.options import add_lora_dir, add_weights, read_weights
 from pipeline.engine.process import EngineProcess
-from pipeline.machine.device import expected_device
+from pipeline.engine.share import Share, shares
 from pipeline.machine.paths import RESCUE, expand_user
 from pipeline.request.sentences import VisibleFormatter, one_line
 from ui import Look, Worker, build_page
@@ -54,12 +54,15 @@ from ui.storage.disk import UPLOADS, Disk, own_folder, rescue_folder
 from ui.storage.files import PRIVATE
 from ui.tasks.pictures import FOLDER as PICTURES
 
+log = logging.getLogger("ui")
+
 # Gradio keeps a quarter of a megabyte of each, also of a single call of the API, and of 10,000 unless it is told. The
 # state of the one that was used longest ago is forgotten: which run its page shows, and how much of the history.
 MOST_SESSIONS = 500
 # Events that Gradio has under way at once, and 40 unless it is told. A call or a page that waits for its job is one all
 # that time, so a full queue of jobs would keep every other button and call from being heard.
 MOST_EVENTS = MAX_WAITING + 100
+ENGINE = "pipeline.engine.child:load_longcat"  # what makes videos in a process of its own
 GRADIO_FOLDER = "GRADIO_TEMP_DIR"  # environment variable that Gradio reads whenever it takes a file in
 
 
@@ -80,8 +83,8 @@ def _main(arguments: list[str] | None) -> int:
     raise_handle_limit()
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it is up
     try:
-        checkpoint = inspect_checkpoint(options.model_path)
-        expected_device(options.device, options.gpus)
+        checkpoint = inspect_checkpoint(options.model_path, options.lora_dir)
+        parts = shares(options.device, options.gpus, options.engines)
         output_dir = writable_folder(options.output_dir)
         uploads = uploads_base(output_dir)
         check_temporary_folder()
@@ -99,9 +102,7 @@ def _main(arguments: list[str] | None) -> int:
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if (rescued := rescue_folder(output_dir)) is not None:
         os.environ[RESCUE] = str(rescued)  # for the engine
-    where = {"path": str(checkpoint.path), "device": options.device}
-    engine = EngineProcess("pipeline.engine.child:load_longcat", **where, **read_weights(options).arguments)
-    worker = Worker(engine, output_dir, checkpoint.name).start()
+    worker = Worker(_engines(options, checkpoint, parts), output_dir, checkpoint.name).start()
     try:
         with uploads_in(uploads) as folder:
             disk = Disk(output_dir, int(options.disk_budget * 1e9), folder, rescued)
@@ -135,6 +136,19 @@ def _main(arguments: list[str] | None) -> int:
                 rescued.rmdir()
         signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def _engines(options: argparse.Namespace, checkpoint: CheckpointInfo, parts: Sequence[Share]) -> list[EngineProcess]:
+    """What will make the videos, each with its part of the machine."""
+    given = {"path": str(checkpoint.path)} | read_weights(options).arguments
+    if checkpoint.lora_dir is not None:
+        given["lora_dir"] = str(checkpoint.lora_dir)
+    engines = []
+    for number, share in enumerate(parts, 1):
+        engines.append(EngineProcess(ENGINE, share=share, device=share.device or options.device, **given))
+        if len(parts) > 1:
+            log.info("engine %d of %d: %s", number, len(parts), share.text)
+    return engines
 
 
 def serve(
@@ -290,6 +304,13 @@ def port_number(text: str) -> int:
     return int(text)
 
 
+def count(text: str) -> int:
+    """A number of engines from the command line."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of engines; use a whole number from 1 on")
+    return int(text)
+
+
 def mebibytes(text: str) -> int:
     """A positive size from the command line."""
     if not text.isdecimal() or int(text) < 1:
@@ -347,7 +368,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--mcp", action="store_true", help="offer the API to MCP clients at /gradio_api/mcp/; not with a login")
     add("--share", action="store_true", help="open a public link through gradio.live too; needs the internet")
     add_enhancer(parser)
+    add_lora_dir(parser)
     add_weights(parser)
+    add(
+        "--engines",
+        type=count,
+        default=1,
+        metavar="K",
+        help="so many videos at a time, each on --gpus GPUs of its own; on a CPU the threads are divided",
+    )
     return parser
 
 

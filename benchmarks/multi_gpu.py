@@ -32,15 +32,18 @@ from pipeline.parallel.sequence import SequenceParallel, Share
 from pipeline.transformer.fast_forward import fast_forward
 
 REPEATS, LIMIT = 3, 15  # runs, and the seconds after which no further one starts
-# size, sparse, form, rows of guidance; the most wanted first
+# size, frames, sparse, form, rows of guidance; the most wanted first
 CASES = (
-    ("704p", True, "bf16", 1),
-    ("704p", True, "bf16", 2),
-    ("704p", False, "bf16", 1),
-    ("720p", True, "bf16", 1),
-    ("720p", False, "bf16", 1),
-    ("704p", True, "fp8", 1),
-    ("720p", True, "fp8", 1),
+    ("704p", 93, True, "bf16", 1),
+    ("704p", 93, True, "bf16", 2),
+    ("704p", 93, False, "bf16", 1),
+    ("720p", 93, True, "bf16", 1),
+    ("720p", 93, False, "bf16", 1),
+    ("704p", 93, True, "fp8", 1),
+    ("720p", 93, True, "fp8", 1),
+    ("720p", 189, True, "bf16", 1),
+    ("704p", 189, True, "bf16", 1),
+    ("720p", 189, True, "fp8", 1),
 )
 
 
@@ -88,13 +91,14 @@ class Comparison:
         self._device, self._smoke = ranks.device, smoke
         self._models = Models(ranks.device, smoke)
         # a group is made by all ranks, also by those outside
-        counts = sorted({ranks.size // 2, ranks.size} - {0, 1}) or [1]
+        counts = [count for count in (2, 4, 8) if 2 * count <= ranks.size] + [ranks.size]
         self._groups = {count: dist.new_group(range(count)) for count in counts}
 
-    def case(self, size: str, sparse: bool, form: str, rows: int) -> None:
-        grid = Grid(5, 6, 8) if self._smoke else grid_of(size, 93)
+    def case(self, size: str, frames: int, sparse: bool, form: str, rows: int) -> None:
+        grid = Grid(5, 6, 8) if self._smoke else grid_of(size, frames)
         config = BSAConfig(0.5 if self._smoke else 0.9375) if sparse else None
-        key = {"size": size, "grid": str(grid), "what": "sparse" if sparse else "dense", "form": form, "rows": rows}
+        key = {"size": size, "frames": frames, "grid": str(grid), "what": "sparse" if sparse else "dense"}
+        key |= {"form": form, "rows": rows}
         counts = self._groups if rows == 1 else (self._ranks.size,)
         if not self._wanted(*({**key, "mode": "shared", "gpus": count} for count in counts)):
             return

@@ -1,11 +1,12 @@
 """The tables of docs/quality.md, each from the content of a results file."""
 
+import quality_plot
 from table_parts import grid, machine, rows
 
 LARGE_AND_SMALL = ("4x4x4 / 4x4x4", "2x2x4 / 2x2x4")
 
 
-def _settings(d: dict) -> list[dict]:
+def settings(d: dict) -> list[dict]:
     """Every setting of the study, with its words in place of its name."""
     found = []
     for row in d["rows"]:
@@ -18,8 +19,17 @@ def _settings(d: dict) -> list[dict]:
     return found
 
 
+def plot(d: dict) -> str:
+    """The settings of the study as a picture, SVG."""
+    return quality_plot.svg(settings(d), _floor(d), f"{d['device']}, {d['date'][:10]}, {d['prompts']} prompts")
+
+
+def _floor(d: dict) -> dict:
+    return next(row for row in d["rows"] if "bsa" not in row)
+
+
 def _intro(d: dict) -> str:
-    floor = next(row for row in d["rows"] if "bsa" not in row)
+    floor = _floor(d)
     judged = ""
     if "flips" in floor:
         judged = (
@@ -36,19 +46,20 @@ def _intro(d: dict) -> str:
 def psnr(d: dict) -> str:
     """Mean PSNR of every setting at every sparsity."""
     cells: dict[tuple, dict[float, str]] = {}
-    for row in _settings(d):
+    for row in settings(d):
         key = row["scores"], row["blocks"], row["first"]
         cells.setdefault(key, {})[row["sparsity"]] = f"{row['psnr']:.1f} dB"
     sparsities = sorted({sparsity for line in cells.values() for sparsity in line})
     lines = [f"| {' | '.join([*key, *(line[sparsity] for sparsity in sparsities)])} |" for key, line in cells.items()]
     head = f"| scores | query / key chunk | dense first | {' | '.join(f'at {sparsity}' for sparsity in sparsities)} |"
-    return _intro(d) + rows(head, lines)
+    picture = "![PSNR to dense against the share of pairs computed](images/quality.svg)\n\n"
+    return _intro(d) + picture + rows(head, lines)
 
 
 def details(d: dict) -> str:
     """All figures at the two sparsities that people use. Those of the judge are there if it was asked."""
-    lines, judged = [], any("flips" in row for row in _settings(d))
-    for row in _settings(d):
+    lines, judged = [], any("flips" in row for row in settings(d))
+    for row in settings(d):
         if row["sparsity"] in (0.75, 0.9375):
             low, high = row["gain_interval"]
             meaning = f" {row['flips']} of {row['judged']} | {row['follows']:.0%} |" if judged else ""
@@ -68,7 +79,7 @@ def layers(d: dict) -> str:
     """Recall and output error of each layer at the same two sparsities, for the largest and the smallest blocks."""
     shown = [
         row
-        for row in _settings(d)
+        for row in settings(d)
         if "layers" in row and row["sparsity"] in (0.75, 0.9375) and row["blocks"] in LARGE_AND_SMALL
     ]
     if not shown:

@@ -1,6 +1,7 @@
 """Many clients for a while, and then a full queue: what is lost, and how quickly pages are still answered.
 
-    python benchmarks/soak.py            # some minutes, on a machine that does nothing else
+    python benchmarks/soak.py              # some minutes, on a machine that does nothing else
+    python benchmarks/soak.py --engines 4  # the same with four engines, 40 clients and 200 jobs
 
 The server is the real one, with the real estimator, which has learned 60 runs, and the real record of jobs. Its engine
 is a real process too, but draws squares in place of videos (tests/soak_server.py): what is looked at is everything but
@@ -8,8 +9,9 @@ the model. Each client has an address of its own, as behind a reverse proxy.
 
 First CLIENTS clients have JOBS short videos made, as many clients as CANCELS cancel one, a page is reloaded RELOADS
 times while its video is made, and the engine is killed KILLS times. A job that was under way then fails and says so;
-every other one must be made once. Then WAITING jobs wait behind a long one while pages are fetched one after another,
-and after that all of them must be made. Writes benchmarks/results/soak.json.
+every other one must be made once; with several engines that one too, because it is put back. Then WAITING jobs wait
+behind a long one on every engine while pages are fetched one after another, and after that all of them must be made.
+Writes benchmarks/results/soak.json, or soak_engines.json.
 """
 
 import argparse
@@ -42,8 +44,9 @@ from browser import button, chromium, expect, notice, open_page
 from page import END_MS, cpu_name
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "soak.json"
+RESULTS = ROOT / "benchmarks" / "results"
 CLIENTS, JOBS, CANCELS, RELOADS, KILLS, WAITING = 20, 100, 5, 3, 2, 200
+OF_SEVERAL = {"clients": 40, "jobs": 200}  # where there are several engines
 STEP_SECONDS = 0.1
 SMALL = {"width": 32, "height": 32, "num_frames": 5, "steps": 1, "guidance_scale": 1.0}
 LONG_STEPS = 1000
@@ -54,9 +57,9 @@ FETCHES = 100  # of each page
 class Server:
     """tests/soak_server.py, and what it has of the machine."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, engines: int) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, ROOT / "tests" / "soak_server.py", folder, str(STEP_SECONDS)],
+            [sys.executable, ROOT / "tests" / "soak_server.py", folder, str(STEP_SECONDS), str(engines)],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path[:2])},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -136,7 +139,7 @@ def busy(server: Server, options: argparse.Namespace, stack: ExitStack) -> tuple
         for number in range(options.kills):
             until(lambda share=number + 1: sum(map(done, made)) >= share * options.jobs // (options.kills + 2), "jobs")
             server.tell("kill")
-            until(lambda: server.tell("look")["state"] in ("ready", "busy"), "the engine")
+            until(lambda: server.tell("look")["ready"] == options.engines, "the engine")
         ends = [future.result() for future in made]
     if page is not None:
         expect(button(page, "Generate")).to_be_enabled(timeout=END_MS)
@@ -151,11 +154,13 @@ def done(future) -> bool:
 
 
 def full(server: Server, options: argparse.Namespace) -> tuple[dict, dict, list[str]]:
-    """The queue is filled behind a long job; pages are fetched; the long job is cancelled and all others are made."""
+    """The queue is filled behind long jobs; pages are fetched; the long jobs are cancelled and all others are made."""
     clients, first = Clients(server.address, options.clients), Clients(server.address, 1).all[0]
-    long = first.submit("long", **SMALL | {"steps": LONG_STEPS}, api_name="/generate")
-    until(lambda: server.tell("look")["state"] == "busy" or long.done(), "the long job")
-    assert not long.done(), long.exception()
+    long = [
+        first.submit("long", **SMALL | {"steps": LONG_STEPS}, api_name="/generate") for _ in range(options.engines)
+    ]
+    until(lambda: server.tell("look")["running"] == options.engines or any(map(done, long)), "the long jobs")
+    assert not any(map(done, long)), [job.exception() for job in long if job.done()]
     numbers = range(options.jobs, options.jobs + options.waiting)
     with ThreadPoolExecutor(options.waiting) as pool:
         made = [pool.submit(clients.make, number) for number in numbers]
@@ -177,7 +182,8 @@ def full(server: Server, options: argparse.Namespace) -> tuple[dict, dict, list[
             "page_ms": percentiles([value for values in took.values() for value in values]),
             "page_ms_each": {page: percentiles(values) for page, values in took.items()},
         }
-        long.cancel()
+        for job in long:
+            job.cancel()
         ends = [future.result() for future in made]
         drained = {"seconds": time.perf_counter() - began - seconds} | server.look()
     return waiting, drained, ends
@@ -198,7 +204,7 @@ def percentiles(values: list[float]) -> dict[str, float]:
 
 def soak(options: argparse.Namespace) -> dict:
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
-        server = Server(Path(name))
+        server = Server(Path(name), options.engines)
         try:
             until(lambda: server.tell("look")["state"] == "ready", "the engine")
             time.sleep(0.5)
@@ -217,6 +223,7 @@ def soak(options: argparse.Namespace) -> dict:
         "python": platform.python_version(),
         "versions": {package: metadata.version(package) for package in ("gradio", "uvicorn", "torch")},
         "engine": "a process that draws squares; estimator, server and record of jobs are the real ones",
+        "engines": options.engines,
         "clients": options.clients,
         "jobs": options.jobs,
         "cancels": options.cancels,
@@ -245,8 +252,12 @@ def main() -> None:
         ("fetches", FETCHES),
     ]:
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--engines", type=int, default=1)
+    parser.add_argument("--output", type=Path)
+    if (several := parser.parse_known_args()[0].engines > 1):
+        parser.set_defaults(**OF_SEVERAL)
     options = parser.parse_args()
+    options.output = options.output or RESULTS / ("soak_engines.json" if several else "soak.json")
     results = soak(options)
     options.output.write_text(json.dumps(results, indent=1) + "\n")
     print(json.dumps(results, indent=1))

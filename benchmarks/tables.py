@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -110,8 +111,12 @@ def page_load() -> str:
     return f"{_pagemachine(d)}: {what}.\n\n" + rows("| what | measured |", lines)
 
 
-def soak() -> str:
-    d = load("soak")
+def soak_engines() -> str:
+    return soak("soak_engines")
+
+
+def soak(name: str = "soak") -> str:
+    d = load(name)
     waiting, ends = d["waiting"], d["ends"]
     ms, made = waiting["page_ms"], f"{ends['done']}, {ends['failed_by_a_kill']}, {ends['lost']}, {d['doubled']}"
     lines = [
@@ -133,6 +138,7 @@ def soak() -> str:
     jobs = f"{d['clients']} clients, {d['jobs']} jobs, {d['cancels']} cancelled, {d['reloads']} reloads"
     rest = f"{d['kills']} engines killed, then {waiting['waiting']} jobs that wait"
     machine = f"{_pagemachine(d)}, gradio {d['versions']['gradio']}"
+    machine += f", {d['engines']} engines" if d.get("engines", 1) > 1 else ""
     return f"{machine}: {jobs}, {rest}.\n\n" + rows("| what | measured |", lines)
 
 
@@ -290,13 +296,14 @@ def multi_gpu() -> str:
 
 def pictures() -> dict[Path, str]:
     """Plots of the measurements, by file."""
-    try:
-        return {DOCS / "images" / "cost_curve.svg": svg(load("cost_curve"))}
-    except FileNotFoundError:
-        return {}
+    drawn = {}
+    for name, draw in {"cost_curve": svg, "quality": quality_tables.plot}.items():
+        with suppress(FileNotFoundError):
+            drawn[DOCS / "images" / f"{name}.svg"] = draw(load(name))
+    return drawn
 
 
-MEASURED = (kernel_correctness, attention_cpu, embedded_checkpoint, page_start, page_load, soak)
+MEASURED = (kernel_correctness, attention_cpu, embedded_checkpoint, page_start, page_load, soak, soak_engines)
 ATTENTION = (attention_peers, attention_variants, attention_small, attention_sweep, kernel_limits)
 GPU = (fused, forward, forward_profile, numerics, memory, cost_curve, multi_gpu)
 QUALITY = (quality, quality_details, quality_layers, selection_methods, selection_times, selection_forward)

@@ -40,6 +40,7 @@ def block_sparse_attention(
     conditioning: int = ...,
     backend: str = ...,
     scale: float | None = ...,
+    selection: BlockSelection | None = ...,
     return_selection: Literal[False] = False,
 ) -> Tensor: ...
 
@@ -55,6 +56,7 @@ def block_sparse_attention(
     conditioning: int = ...,
     backend: str = ...,
     scale: float | None = ...,
+    selection: BlockSelection | None = ...,
     return_selection: Literal[True],
 ) -> tuple[Tensor, BlockSelection]: ...
 
@@ -69,6 +71,7 @@ def block_sparse_attention(
     conditioning: int = 0,
     backend: str = "auto",
     scale: float | None = None,
+    selection: BlockSelection | None = None,
     return_selection: bool = False,
 ) -> Tensor | tuple[Tensor, BlockSelection]:
     """Exact attention over the key blocks that pooled scores pick for each query block.
@@ -83,6 +86,8 @@ def block_sparse_attention(
         small grids) or "auto", which picks one of the first two and logs which and why. A named backend
         never falls back to another.
     scale: factor on q @ k; 1 / sqrt(D) by default.
+    selection: the blocks to attend to, instead of choosing some: what an earlier call with the same shapes and config
+        returned. Its numbers are not checked, since that would wait for the device.
     return_selection: also return the BlockSelection that was used, of all query blocks over all key blocks of
         ``BlockLayout(grid, chunk, conditioning)``.
 
@@ -95,15 +100,18 @@ def block_sparse_attention(
     k_layout = BlockLayout(grid, config.chunk_k, conditioning)
     q_layout = BlockLayout(grid, config.chunk_q, conditioning)
     check_alike(q, k, v, "batch, heads, tokens, head_dim", q_layout)
+    queries = q_layout if q.shape[2] == grid.volume else q_layout.rest
+    check_selection(selection, (*q.shape[:2], queries.blocks.volume))
     scale = checked_scale(scale, q.shape[-1])
     backend = resolve_backend(backend, q, k, v)
     outputs, selections = [], []
     with without_autocast(q.device):
         for part in parts_of(q.shape[2], q_layout, k_layout):
             some = q[:, :, part.queries], k[:, :, part.keys], v[:, :, part.keys]
-            out, selection = _attend(*some, part.q_layout, part.k_layout, config, backend, scale)
+            given = part.of(selection, config)
+            out, used = _attend(*some, part.q_layout, part.k_layout, config, backend, scale, given)
             outputs.append(out)
-            selections.append(selection)
+            selections.append(used)
     out = join_parts(outputs, dim=2)
     return (out, BlockSelection.joined(selections)) if return_selection else out
 
@@ -122,6 +130,10 @@ class Part(NamedTuple):
     k_blocks: slice
     q_layout: BlockLayout
     k_layout: BlockLayout
+
+    def of(self, selection: BlockSelection | None, config: BSAConfig) -> BlockSelection | None:
+        """The lists of this part's query blocks, with the numbers of its own key blocks."""
+        return selection and selection.part(self.q_blocks, config.selector.kept(self.k_layout.blocks.volume))
 
 
 _ALL = slice(None)
@@ -158,12 +170,13 @@ def _attend(
     config: BSAConfig,
     backend: str,
     scale: float,
+    selection: BlockSelection | None,
 ) -> tuple[Tensor, BlockSelection]:
     """Attention of queries that may all attend to all keys."""
     if backend == "triton":
-        return _attend_with_triton(q, k, v, q_layout, k_layout, config, scale)
+        return _attend_with_triton(q, k, v, q_layout, k_layout, config, scale, selection)
     q_blocks, k_blocks = q_layout.to_blocks(q), k_layout.to_blocks(k)
-    selection = select_blocks(q_blocks, k_blocks, q_layout, k_layout, config, scale)
+    selection = selection or select_blocks(q_blocks, k_blocks, q_layout, k_layout, config, scale)
     if backend == "reference":
         from bsa.reference import masked_attention
 
@@ -176,7 +189,14 @@ def _attend(
 
 
 def _attend_with_triton(
-    q: Tensor, k: Tensor, v: Tensor, q_layout: BlockLayout, k_layout: BlockLayout, config: BSAConfig, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_layout: BlockLayout,
+    k_layout: BlockLayout,
+    config: BSAConfig,
+    scale: float,
+    selection: BlockSelection | None,
 ) -> tuple[Tensor, BlockSelection]:
     """Attend in block order, which has no padding. The conversion also gives the means of the blocks."""
     from bsa.kernels.attend import attend_tokens
@@ -185,13 +205,15 @@ def _attend_with_triton(
 
     tuning = tuning_of(q, q_layout, k_layout)
     means = config.selector.scores == DEFAULT_SCORES
-    (q, q_pooled), (k, k_pooled) = to_order(q, q_layout, means), to_order(k, k_layout, means)
-    if q_pooled is None or k_pooled is None:
-        q_pooled, k_pooled = pool_cells_in_order(q, q_layout), pool_cells_in_order(k, k_layout)
+    pooling = means and selection is None
+    (q, q_pooled), (k, k_pooled) = to_order(q, q_layout, pooling), to_order(k, k_layout, pooling)
     v, _ = to_order(v, k_layout, means=False)
-    # Cells are scored by a kernel of the fused top-k; without it, all their scores would be in memory.
-    fused = tuning.fused_top_k or not means
-    selection = select_pooled(q_pooled, k_pooled, q_layout, k_layout, config, scale, fused=fused)
+    if selection is None:
+        if q_pooled is None or k_pooled is None:
+            q_pooled, k_pooled = pool_cells_in_order(q, q_layout), pool_cells_in_order(k, k_layout)
+        # Cells are scored by a kernel of the fused top-k; without it, all their scores would be in memory.
+        fused = tuning.fused_top_k or not means
+        selection = select_pooled(q_pooled, k_pooled, q_layout, k_layout, config, scale, fused=fused)
     out = torch.empty_like(q)
     attend_tokens(q, k, v, selection, q_layout, k_layout, scale, out, variant=tuning.variant)
     return from_order(out, q_layout), selection
@@ -236,6 +258,18 @@ def check_alike(q: Tensor, k: Tensor, v: Tensor, axes: str, layout: BlockLayout)
                 f"{name} has {tokens} tokens but the grid {layout.grid} has {layout.grid.volume}{without}; pass the "
                 "grid these tokens came from"
             )
+
+
+def check_selection(selection: BlockSelection | None, lists: tuple[int, ...]) -> None:
+    """Raise ValueError unless a given selection has one list for each of [batch, heads, query blocks]."""
+    if selection is None:
+        return
+    shapes = tuple(selection.indices.shape[:-1]), tuple(selection.counts.shape)
+    if shapes != (lists, lists):
+        raise ValueError(
+            f"the selection has lists for {list(shapes[0])} and counts for {list(shapes[1])}, but there are "
+            f"{list(lists)} of batch, heads and query blocks; pass one that was made for the same shapes"
+        )
 
 
 def resolve_backend(backend: str, q: Tensor, k: Tensor, v: Tensor, known: tuple[str, ...] = _BACKENDS) -> str:

@@ -32,6 +32,11 @@ class BlockSelection(NamedTuple):
         indices = [F.pad(part.indices, (0, width - part.indices.shape[-1])) for part in parts]
         return cls(torch.cat(indices, dim=2), torch.cat([part.counts for part in parts], dim=2))
 
+    def part(self, q_blocks: slice, width: int | None = None) -> BlockSelection:
+        """The lists of some query blocks, without the order of `whole_counts`. width: their length, where one part's
+        are shorter than another's."""
+        return BlockSelection(self.indices[:, :, q_blocks, :width], self.counts[:, :, q_blocks])
+
     def mask(self, key_blocks: int) -> Tensor:
         """The same selection as booleans, [B, H, NQ, key_blocks], or [..., key_blocks] for a part of the lists."""
         unused = torch.arange(self.indices.shape[-1], device=self.counts.device) >= self.counts[..., None]

@@ -54,6 +54,9 @@ class BSAConfig:
     dense_steps, dense_layers: number of first denoising steps, and of first layers in every other step, with dense
         attention. A model asks `dense_layers_at`; a single call of the operation ignores them. The first steps and
         layers settle what a video shows (Sparse VideoGen, arXiv 2502.01776, keeps them dense as well).
+    select_every: a selection is made in every so many sparse steps, and used again in those between, for which the
+        number of blocks must not depend on the data. A model asks `selects_at`; a single call ignores it. What a block
+        looks at changes little from one step to the next (AdaSpa, arXiv 2502.21079).
 
     Raises ValueError for values outside these ranges, or if neither rule is set.
     """
@@ -65,15 +68,21 @@ class BSAConfig:
     selection: str = DEFAULT_SCORES
     dense_steps: int = 0
     dense_layers: int = 0
+    select_every: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "chunk_q", as_grid(self.chunk_q, "chunk_q"))
         object.__setattr__(self, "chunk_k", as_grid(self.chunk_k, "chunk_k"))
-        for name in SCHEDULE:
+        for name, least in SCHEDULE.items():
             count = getattr(self, name)
-            if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-                raise ValueError(f"{name} must be a whole number from 0 on, got {count!r}; 0 makes none of them dense")
-        _ = self.selector  # raises for values that cannot be used
+            if not isinstance(count, int) or isinstance(count, bool) or count < least:
+                raise ValueError(f"{name} must be a whole number from {least} on, got {count!r}; {_LEAST[name]}")
+        selector = self.selector  # raises for values that cannot be used
+        if self.select_every > 1 and not selector.uniform:  # its lists may have room for every block
+            raise ValueError(
+                f"select_every {self.select_every} keeps the lists of blocks of all layers, whose length a "
+                "cdf_threshold leaves open; use sparsity alone, or select_every 1"
+            )
 
     def __repr__(self) -> str:
         """The call that makes this configuration, without default values of our own fields: logs and copied code stay
@@ -84,7 +93,7 @@ class BSAConfig:
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments that make this configuration, in the order of the fields."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        own = {"selection": DEFAULT_SCORES, **dict.fromkeys(SCHEDULE, 0)}
+        own = {"selection": DEFAULT_SCORES, **SCHEDULE}
         return {name: value for name, value in values.items() if name not in own or value != own[name]}
 
     @property
@@ -99,6 +108,15 @@ class BSAConfig:
     def dense_layers_at(self, step: int, layers: int) -> int:
         """Number of first layers with dense attention in a step (counted from 0) of a model with ``layers`` layers."""
         return layers if step < self.dense_steps else min(self.dense_layers, layers)
+
+    def selects_at(self, step: int) -> bool:
+        """Whether blocks are selected in a step (counted from 0), instead of taken from an earlier one."""
+        return max(0, step - self.dense_steps) % self.select_every == 0
+
+    def select_share(self, steps: int) -> float:
+        """Share of the sparse steps of a generation of ``steps`` steps that select blocks."""
+        sparse = range(min(self.dense_steps, steps), steps)
+        return sum(map(self.selects_at, sparse)) / max(1, len(sparse))
 
     def dense_share(self, steps: int, layers: int) -> float:
         """Share of dense attention calls in a generation of ``steps`` steps."""
@@ -141,9 +159,13 @@ class BSAConfig:
     def to_bsa_params(self) -> dict[str, Any]:
         """The same settings as LongCat's ``bsa_params``, ready for JSON."""
         params = self.selector.to_params() | {key: list(getattr(self, name)) for key, name in _CHUNKS.items()}
-        return params | {name: getattr(self, name) for name in SCHEDULE if getattr(self, name)}
+        given = {name: getattr(self, name) for name in SCHEDULE}
+        return params | {name: value for name, value in given.items() if value != SCHEDULE[name]}
 
 
-SCHEDULE = ("dense_steps", "dense_layers")  # the same names in bsa_params and on the command line
+# What changes from step to step, with the defaults, which are the least values. The same names in bsa_params and on the
+# command line.
+SCHEDULE = {"dense_steps": 0, "dense_layers": 0, "select_every": 1}
+_LEAST = {**dict.fromkeys(SCHEDULE, "0 makes none of them dense"), "select_every": "1 selects in every step"}
 _CHUNKS = {"chunk_3d_shape_q": "chunk_q", "chunk_3d_shape_k": "chunk_k"}
 KNOWN_PARAMS = (*PARAMS, *_CHUNKS, *SCHEDULE)  # keys of bsa_params

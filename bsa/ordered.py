@@ -11,7 +11,15 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from bsa.attention import check_alike, checked_scale, join_parts, parts_of, resolve_backend, tuning_of
+from bsa.attention import (
+    check_alike,
+    check_selection,
+    checked_scale,
+    join_parts,
+    parts_of,
+    resolve_backend,
+    tuning_of,
+)
 from bsa.block_selection import BlockSelection
 from bsa.config import BSAConfig
 from bsa.layout import BlockLayout, nested_layouts
@@ -32,6 +40,7 @@ def block_order_attention(
     backend: str = ...,
     scale: float | None = ...,
     tuning: Tuning | None = ...,
+    selection: BlockSelection | None = ...,
     return_selection: Literal[False] = False,
 ) -> Tensor: ...
 
@@ -48,6 +57,7 @@ def block_order_attention(
     backend: str = ...,
     scale: float | None = ...,
     tuning: Tuning | None = ...,
+    selection: BlockSelection | None = ...,
     return_selection: Literal[True],
 ) -> tuple[Tensor, BlockSelection]: ...
 
@@ -63,6 +73,7 @@ def block_order_attention(
     backend: str = "auto",
     scale: float | None = None,
     tuning: Tuning | None = None,
+    selection: BlockSelection | None = None,
     return_selection: bool = False,
 ) -> Tensor | tuple[Tensor, BlockSelection]:
     """`block_sparse_attention` on tokens in block order.
@@ -76,6 +87,7 @@ def block_order_attention(
     backend: as in `block_sparse_attention`, without "reference".
     scale: factor on q @ k; 1 / sqrt(D) by default.
     tuning: the kernels of the triton backend; by default those measured to be best on this GPU.
+    selection: as in `block_sparse_attention`, with blocks in raster order; no means are needed then.
     return_selection: also return the BlockSelection that was used, with blocks in raster order as from
         `block_sparse_attention`.
 
@@ -83,6 +95,9 @@ def block_order_attention(
     """
     check_alike(q, k, v, "batch, tokens, heads, head_dim", layout)
     k_layout = _key_layout(layout, config)
+    q_layout = layout if q.shape[1] == layout.grid.volume else layout.rest
+    check_selection(selection, (q.shape[0], q.shape[2], q_layout.blocks.volume))
+    given = selection and _renumbered(selection, q_layout, k_layout, to_raster=False)
     scale = checked_scale(scale, q.shape[-1])
     backend = resolve_backend(backend, q, k, v, known=("auto", "triton", "torch"))
     outputs, selections = [], []
@@ -90,14 +105,14 @@ def block_order_attention(
         for part in parts_of(q.shape[1], layout, k_layout):
             some = q[:, part.queries], k[:, part.keys], v[:, part.keys]
             pooled = None if means is None else (means[0][:, :, part.q_blocks], means[1][:, :, part.k_blocks])
-            out, selection = _attend(*some, part.q_layout, part.k_layout, config, pooled, backend, scale, tuning)
+            lists = part.of(given, config)
+            out, used = _attend(*some, part.q_layout, part.k_layout, config, pooled, backend, scale, tuning, lists)
             outputs.append(out)
-            selections.append(selection)
+            selections.append(used)
     out = join_parts(outputs, dim=1)
     if not return_selection:
         return out
-    q_layout = layout if q.shape[1] == layout.grid.volume else layout.rest
-    return out, _in_raster_order(BlockSelection.joined(selections), q_layout, k_layout)
+    return out, selection or _renumbered(BlockSelection.joined(selections), q_layout, k_layout, to_raster=True)
 
 
 def _attend(
@@ -111,24 +126,25 @@ def _attend(
     backend: str,
     scale: float,
     tuning: Tuning | None,
+    selection: BlockSelection | None,
 ) -> tuple[Tensor, BlockSelection]:
     """Attention of queries that may all attend to all keys."""
     layouts = q_layout, k_layout
     tuning = tuning or (tuning_of(q, q_layout, k_layout) if backend == "triton" else Tuning())
-    cells_by_kernel = config.selector.scores == CELLS and backend == "triton"
-    if cells_by_kernel:
-        from bsa.kernels.cell_scores import pool_cells_in_order
-
-        pooled = pool_cells_in_order(q.transpose(1, 2), q_layout), pool_cells_in_order(k.transpose(1, 2), k_layout)
-    elif config.selector.scores != DEFAULT_SCORES:
-        pooled = None
     blocks: tuple[Tensor, ...] = ()
-    if pooled is None or backend == "torch":
+    if backend == "torch":
         blocks = q_layout.blocks_from_order(q), k_layout.blocks_from_order(k)
-    pooled = pooled or (pool(blocks[0], q_layout, config), pool(blocks[1], k_layout, config))
-    # Cells are scored by a kernel of the fused top-k; without it, all their scores would be in memory.
-    fused = tuning.fused_top_k or cells_by_kernel
-    selection = select_pooled(*pooled, *layouts, config, scale, fused=fused)
+    if selection is None:
+        # Cells are scored by a kernel of the fused top-k; without it, all their scores would be in memory.
+        cells_by_kernel = config.selector.scores == CELLS and backend == "triton"
+        if cells_by_kernel:
+            from bsa.kernels.cell_scores import pool_cells_in_order
+
+            pooled = pool_cells_in_order(q.transpose(1, 2), q_layout), pool_cells_in_order(k.transpose(1, 2), k_layout)
+        elif pooled is None or config.selector.scores != DEFAULT_SCORES:
+            some = blocks or (q_layout.blocks_from_order(q), k_layout.blocks_from_order(k))
+            pooled = pool(some[0], q_layout, config), pool(some[1], k_layout, config)
+        selection = select_pooled(*pooled, *layouts, config, scale, fused=tuning.fused_top_k or cells_by_kernel)
     if backend == "triton":
         from bsa.kernels.attend import attend_tokens
 
@@ -156,11 +172,16 @@ def _key_layout(layout: BlockLayout, config: BSAConfig) -> BlockLayout:
     return layouts[1]
 
 
-def _in_raster_order(selection: BlockSelection, q_layout: BlockLayout, k_layout: BlockLayout) -> BlockSelection:
-    """The same selection with the blocks of nested layouts in raster order."""
+def _renumbered(
+    selection: BlockSelection, q_layout: BlockLayout, k_layout: BlockLayout, to_raster: bool
+) -> BlockSelection:
+    """The same selection with the blocks of nested layouts in raster order, or from it back in their own."""
     if k_layout.nest is None:
         return selection
     device = selection.indices.device
-    rows = q_layout.raster_numbers(device).argsort()
-    numbers = k_layout.raster_numbers(device)[selection.indices[:, :, rows]]
-    return BlockSelection(numbers, selection.counts[:, :, rows])
+    rows, numbers = q_layout.raster_numbers(device), k_layout.raster_numbers(device)
+    if to_raster:
+        rows = rows.argsort()
+    else:
+        numbers = numbers.argsort().int()
+    return BlockSelection(numbers[selection.indices[:, :, rows]], selection.counts[:, :, rows])

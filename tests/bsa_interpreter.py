@@ -147,7 +147,7 @@ def cells_error(case):
 
 
 def operation_error(case):
-    """Relative error of both public operations against the reference with its own selection.
+    """Relative error of both public operations against the reference with its own selection, or with a given one.
 
     With conditioning frames, also of the same without their queries.
     """
@@ -155,8 +155,13 @@ def operation_error(case):
     config = BSAConfig(0.6, None, case["chunk_q"], case["chunk_k"], case.get("scores", "cells"))
     q, k, v = random_qkv((case.get("batch", 1), 2, grid.volume, 16), torch.float32)
     expected = block_sparse_attention(q, k, v, grid, config, conditioning=given, backend="reference")
-    out = block_sparse_attention(q, k, v, grid, config, conditioning=given, backend="triton")
+    out, used = block_sparse_attention(
+        q, k, v, grid, config, conditioning=given, backend="triton", return_selection=True
+    )
     errors, first = [relative_error(out, expected)], given * grid.h * grid.w
+    again = block_sparse_attention(-q, k, v, grid, config, conditioning=given, backend="triton", selection=used)
+    oracle = block_sparse_attention(-q, k, v, grid, config, conditioning=given, backend="reference", selection=used)
+    errors.append(relative_error(again, oracle))
     if first:
         out = block_sparse_attention(q[:, :, first:], k, v, grid, config, conditioning=given, backend="triton")
         errors.append(relative_error(out, expected[:, :, first:]))

@@ -17,6 +17,7 @@ from pipeline import CheckpointInfo, StepUpdate, VideoRequest, VideoResult
 from pipeline.media.attention_record import record_path
 from pipeline.media.write import write_video
 from pipeline.model.recorder import AttentionRecorder
+from pipeline.transformer.kept_selections import KeptSelections
 from pipeline.transformer.self_attention import attention_for
 
 CHECKPOINT = CheckpointInfo(
@@ -152,10 +153,11 @@ def write_record(video: Path, request: VideoRequest, layers: int = 3, heads: int
     """A real record of real attention, over made-up tokens in which neighbours are alike."""
     recorder = AttentionRecorder(request, layers)
     attention = attention_for(request.workload, recorder)
+    [attend] = attention.layers(1, 0, KeptSelections(request.bsa))
     random = torch.Generator().manual_seed(request.seed)
     for _ in range(request.steps * layers):
         q, k = torch.randn(2, 1, heads, request.grid.volume, 8, generator=random).cumsum(-2)
-        attention(q / 4, k / 4, k, request.grid)
+        attend(q / 4, k / 4, k, request.grid)
     recorder.record({"fake": "1"}).save(record_path(video))
 
 

@@ -31,6 +31,7 @@ FORM = {
     "selection": "mean",
     "dense_steps": 0,
     "dense_layers": 0,
+    "select_every": 1,
     "cdf_threshold": 0.9,
     **{f"chunk_{kind}_{axis}": 4 for kind in "qk" for axis in "thw"},
     "width": 96,

@@ -34,6 +34,7 @@ FORM = {
     "selection": "mean",
     "dense_steps": 0,
     "dense_layers": 0,
+    "select_every": 1,
     "cdf_threshold": 0.9,
     **{f"chunk_{kind}_{axis}": 4 for kind in "qk" for axis in "thw"},
     "width": 256,
@@ -137,6 +138,10 @@ class TestWorker:
         parts = [measured.of(request(bsa=bsa)).seconds["total"] for bsa in (None, BSAConfig(sparsity=0.75))]
         assert both == pytest.approx(sum(parts))
         assert measured.seconds(VideoJob(request(), side_by_side=False)) == pytest.approx(parts[1])
+
+    def test_a_pair_begins_with_the_video_that_is_expected_sooner(self, worker, measured):
+        pair = worker.submit(VideoJob(request(), side_by_side=True))
+        assert pair.speedup == measured.ratio(request()) and pair.sparse_first == (pair.speedup > 1)
 
     def test_nothing_is_promised_without_a_measurement(self, estimates):
         assert estimates.seconds(VideoJob(request(), side_by_side=True)) is None

@@ -153,7 +153,7 @@ class TestDeath:
         assert run(shared, job_of()).state == "done"
 
     def test_stops_trying(self, worker_of, tmp_path, monkeypatch):
-        monkeypatch.setattr("ui.jobs.worker.RETRY_SECONDS", 0.01)
+        monkeypatch.setattr("ui.jobs.runner.RETRY_SECONDS", 0.01)
         count = tmp_path / "count"
         worker = worker_of("fake_engine:load_flaky", count=str(count), failures=99)
         job = worker.submit(job_of())
@@ -163,7 +163,7 @@ class TestDeath:
         assert job.error == worker.message
 
     def test_a_second_start_may_succeed(self, worker_of, tmp_path, monkeypatch):
-        monkeypatch.setattr("ui.jobs.worker.RETRY_SECONDS", 0.01)
+        monkeypatch.setattr("ui.jobs.runner.RETRY_SECONDS", 0.01)
         worker = worker_of("fake_engine:load_flaky", count=str(tmp_path / "count"), failures=1)
         assert run(worker, job_of()).state == "done"
 

@@ -30,12 +30,12 @@ REQUEST = VideoRequest(
 
 @pytest.fixture
 def site(tmp_path):
-    pipeline = SampledPipeline(lambda: site.monitor.sampler.latest.time, step_seconds=0.05)
+    pipeline = SampledPipeline(lambda: site.monitor.sampler().latest.time, step_seconds=0.05)
     worker = Worker(lambda say: pipeline, tmp_path, "fake").start()
     site = Site(CHECKPOINT, worker)
-    assert site.monitor.sampler.latest is not None
+    assert site.monitor.sampler().latest is not None
     yield site
-    site.monitor.sampler.stop()
+    site.monitor.sampler().stop()
     worker.close()
 
 
@@ -130,7 +130,7 @@ class TestAnswer:
         ask = {"ticket": ticket, "from": 120}
         first = answer(site, site.monitor, ask)
         last = first["times"][-1]
-        until(lambda: site.monitor.sampler.latest.time > last, "another sample")
+        until(lambda: site.monitor.sampler().latest.time > last, "another sample")
         more = answer(site, site.monitor, ask | {"last": last, "shows": first["shows"]})
         assert not more["fresh"]
         assert more["times"] and min(more["times"]) > last
@@ -138,7 +138,7 @@ class TestAnswer:
 
     def test_somebody_elses_run_is_only_busy(self, site, ticket):
         owner = site.visitors.owner_of(site.visitors.new_ticket())
-        before = site.monitor.sampler.latest.time
+        before = site.monitor.sampler().latest.time
         job = site.worker.submit(VideoJob(REQUEST, side_by_side=True, owner=owner))
         until(lambda: job.over, "the job")
         told = answer(site, site.monitor, {"ticket": ticket, "from": 120, "job": job.id, "picked": before})

@@ -1,7 +1,8 @@
-"""The queue: who comes when, also beside a job of several parts, and how long that takes."""
+"""The queue: who comes when, also beside a job of several parts and with several engines, and how long that takes."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -114,6 +115,84 @@ def test_the_part_under_way_counts_for_what_is_left_of_it():
     long.count -= 0.75
     assert queue.wait_seconds(other) == pytest.approx(0.25 * SECONDS)
     assert queue.seconds_left(long) == pytest.approx((0.25 + 1 + 2) * SECONDS)
+
+
+def play_on(queue: JobQueue, engines: int) -> dict[str, tuple[float, float]]:
+    """When each job begins and ends, with engines that take a part for SECONDS each, in steps of that."""
+    times: dict[str, tuple[float, float]] = {}
+    at: list[Parts] = list(queue.running)
+    for job in at:
+        times[job.name] = (0.0, math.nan)
+    now = 0.0
+    while at or len(queue):
+        while len(at) < engines and queue.ready:
+            at.append(job := queue.take())
+            times.setdefault(job.name, (now, math.nan))
+        now += SECONDS
+        for job in list(at):
+            job.count -= 1
+            if job.count <= 0:
+                times[job.name] = times[job.name][0], now
+                queue.end(job)
+            if job.count <= 0 or queue.give_way(job):
+                at.remove(job)
+    return times
+
+
+@pytest.mark.parametrize(
+    ("words", "begin"),
+    [
+        pytest.param("A1 A2 A3 A4 A5", "0 0 0 1 1", id="first-come"),
+        pytest.param("A1*3 B1 B2 B3 B4 C1", "0 0 0 1 1 2", id="a-sweep-lets-others-pass"),
+        pytest.param("A1*4 B1*2 C1 D1", "0 0 0 1", id="two-sweeps"),
+        pytest.param("A1*2 B1 | C1 D1", "0 0 2 3 3", id="a-change-of-model-runs-alone"),
+        pytest.param("A1", "0", id="fewer-jobs-than-engines"),
+    ],
+)
+@pytest.mark.parametrize("begun", [pytest.param(0, id="waiting"), pytest.param(2, id="two-run")])
+def test_three_engines_begin_and_end_as_the_queue_says(words, begin, begun):
+    queue, jobs = queue_of(words)
+    queue.engines = lambda: 3
+    for _ in range(min(begun, len(jobs))):
+        queue.take()
+    said = {job.name: (queue.wait_seconds(job), queue.seconds_left(job)) for job in jobs}
+    played = play_on(queue, 3)
+    assert {name: pytest.approx(times) for name, times in played.items()} == said
+    assert [played[job.name][0] / SECONDS for job in jobs] == [float(turn) for turn in begin.split()]
+
+
+def test_a_job_waits_for_as_many_as_must_end():
+    queue, jobs = queue_of("A1 A2 A3 A4 A5 A6")
+    queue.engines = lambda: 3
+    assert [queue.waiting_text(job).partition(",")[0] for job in jobs] == [
+        *["Starting…"] * 3,
+        "Waiting for 1 other job",
+        "Waiting for 2 other jobs",
+        "Waiting for 3 other jobs",
+    ]
+    for _ in range(3):
+        queue.take()
+    assert [queue.place(job) for job in jobs] == [1, 1, 1, 1, 2, 3]
+
+
+def test_behind_what_nobody_knows_the_others_are_still_told():
+    """One engine at a job of unknown length leaves two that get free at known times."""
+    queue, jobs = queue_of("A1 A2 A3 A4")
+    queue.engines = lambda: 3
+    queue.predict = lambda job: None if job is jobs[0] else SECONDS
+    queue.predict_anew()
+    assert [queue.wait_seconds(job) for job in jobs] == [0.0, 0.0, 0.0, SECONDS]
+    queue.engines = lambda: 1
+    queue.predict_anew()
+    assert [queue.wait_seconds(job) for job in jobs] == [0.0, None, None, None]
+
+
+def test_one_that_lost_its_engine_is_the_next():
+    queue, (first, second, third) = queue_of("A1 B1 C1")
+    queue.take().started = 1.0
+    queue.put_back(first)
+    assert (first.state, first.started, queue.running) == ("waiting", 0.0, [])
+    assert [queue.take(), queue.take(), queue.take()] == [first, second, third]
 
 
 def test_one_that_is_to_stop_does_not_wait_first():

@@ -90,6 +90,27 @@ def test_the_few_step_preset_uses_the_adapter():
     assert adapter_choices(ADAPTED) == [("None", ""), ("distill", "distill"), ("refine", "refine")]
 
 
+@needs_chromium
+def test_the_strength_of_an_adapter_has_a_slider(address):
+    with chromium() as browser:
+        page = open_page(browser, address)
+        open_group(page, "Size, frames, steps, guidance, seed")
+        field, slider = page.locator("#lora input"), page.locator("#lora-strength input[type=number]")
+        expect(slider).to_be_hidden()
+        field.click()
+        page.get_by_role("option", name="distill").click()
+        expect(slider).to_be_visible()
+        slider.fill("0.5")
+        slider.press("Enter")
+        expect(field).to_have_value("distill:0.5")
+        field.fill("distill:0.7+refine")
+        field.press("Enter")
+        expect(slider).to_be_hidden()
+        field.fill("refine:0.25")
+        field.press("Enter")
+        expect(slider).to_have_value("0.25")
+
+
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     with running_page(FakePipeline(step_seconds=0), tmp_path_factory.mktemp("outputs"), ADAPTED) as address:

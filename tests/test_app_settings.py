@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from app_server import running_page
 from browser import Watch, button, generate, needs_chromium, notice, open_page
-from fake_pipeline import CHECKPOINT, FakePipeline
+from fake_pipeline import CHECKPOINT
 from playwright.sync_api import expect
 from test_app_browser import EVIL
 
 from bsa import BSAConfig
+from pipeline import FromClip
 from pipeline.cli.options import build_parser, read_request
 from pipeline.media.write import write_video
 from ui.form.read import form_request
@@ -43,24 +43,6 @@ def test_the_form_says_the_same_request(bsa, mode):
     unset |= {"sparsity": 0.5, "cdf_threshold": 0.5, "keep_by": "top-k"}
     assert form_request(CHECKPOINT, unset | values) == request
     assert (values["mode"], values["randomise"]) == (mode, False)
-
-
-@pytest.fixture(scope="module")
-def fake():
-    return FakePipeline(step_seconds=0.0)
-
-
-@pytest.fixture(scope="module")
-def address(fake, tmp_path_factory):
-    with running_page(fake, tmp_path_factory.mktemp("outputs")) as address:
-        yield address
-
-
-@pytest.fixture
-def page(browser, address):
-    page = open_page(browser, address)
-    yield page
-    page.context.close()
 
 
 def drop(page, file) -> None:
@@ -117,6 +99,17 @@ def test_a_foreign_file_is_one_sentence_and_changes_nothing(page, tmp_path, cont
     expect(notice(page)).to_contain_text(sentence)
     expect(page.locator("#prompt textarea")).to_have_value("as before")
     generate(page)
+
+
+@needs_chromium
+def test_a_piece_of_a_long_video_is_refused_and_changes_nothing(page, tmp_path):
+    """It begins with refined frames, without which Generate would make another video."""
+    start = FromClip(video="window-002.source.mp4", refined="end.mp4", cond_frames=13)
+    request = replace(REQUEST, start=start, lora="refine", num_frames=34, guidance_scale=1.0)
+    page.locator("#prompt textarea").fill("as before")
+    drop(page, video_of(request, tmp_path / "window-002.mp4"))
+    expect(notice(page)).to_contain_text("Window-002.mp4 is a piece of a long video")
+    expect(page.locator("#prompt textarea")).to_have_value("as before")
 
 
 @needs_chromium

@@ -32,22 +32,10 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def fake():
-    return FakePipeline()
-
-
-@pytest.fixture(scope="module")
 def address(folder, fake, tmp_path_factory):
     known = replace(CHECKPOINT, bsa=BSA, vocabulary=inspect_checkpoint(EMBEDDED_CHECKPOINT).vocabulary)
     with running_page(fake, tmp_path_factory.mktemp("outputs"), known, shown_first=Premade.read(folder)) as address:
         yield address
-
-
-@pytest.fixture
-def page(browser, address):
-    page = open_page(browser, address)
-    yield page
-    page.context.close()
 
 
 # the pair -------------------------------------------------------------------------------------------------------
@@ -256,8 +244,14 @@ def test_the_time_left_is_told_from_the_first_step(page, fake):
         expect(page.locator('.tile[data-arm="dense"] .label')).to_have_text(
             re.compile(r"step 1 of 60 .*about \d+ .*left")
         )
+        # what is under the picture is no longer that of the run before
+        tile = page.locator('.tile[data-arm="dense"]')
+        expect(tile.locator(".caption")).to_have_text("Each block of the video looks at every other block.")
+        expect(tile.locator(".save")).to_be_hidden()
         button(page, "Stop").click()
         expect(notice(page)).to_contain_text("Stopped")
+        expect(tile.locator(".caption")).to_contain_text("all of attention computed")
+        expect(tile.locator(".save")).to_be_visible()
 
 
 @needs_chromium
@@ -316,6 +310,24 @@ def test_unknown_words_are_named_before_and_after_a_run(page):
     expect(notice(page)).to_contain_text("Words that fake-longcat does not know: cat, kitchen, looks.")
     page.locator("#prompt textarea").fill("a red ball bounces")
     expect(page.locator(".words-unknown")).to_have_text("")
+
+
+@needs_chromium
+def test_a_chinese_prompt_is_read_as_english_and_the_page_says_so(page, fake):
+    page.locator("#prompt textarea").fill("厨房里的猫，日落时的海面上大的粉色爱心跳动")
+    read = "a large pink heart pulses over the sea at sunset"
+    expect(page.locator(".words-read")).to_have_text(f"fake-longcat reads: {read}")
+    expect(page.locator(".words-unknown")).to_have_text("Words that fake-longcat does not know: 厨房, 猫")
+    below = page.locator("#reading").bounding_box()["y"] - page.locator("#prompt").bounding_box()["y"]
+    assert below < 300, "on a phone the palette is far below the prompt, and this must not be"
+    heart = page.locator(".words").get_by_role("button", name="heart", exact=True)
+    expect(heart).to_have_attribute("aria-pressed", "true")
+    generate(page)
+    assert fake.requests[-1].prompt == read
+    expect(page.locator("#prompt textarea")).to_have_value("厨房里的猫，日落时的海面上大的粉色爱心跳动")
+    page.locator(".words").get_by_role("button", name="star", exact=True).click()
+    expect(page.locator("#prompt textarea")).to_have_value("a large pink star pulses over the sea at sunset")
+    expect(page.locator(".words-read")).to_have_text("")
 
 
 @needs_chromium

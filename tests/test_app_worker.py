@@ -13,10 +13,10 @@ from app_server import WAIT_SECONDS, until
 from fake_engine import NOWHERE
 from fake_pipeline import CHECKPOINT, FakePipeline
 
-from pipeline import StepUpdate
+from pipeline import FromFrames, StepUpdate
 from pipeline.engine.process import EngineProcess
 from ui.jobs.eta import duration_text
-from ui.jobs.job import VideoJob
+from ui.jobs.job import Mark, VideoJob
 from ui.jobs.worker import Worker
 
 
@@ -125,6 +125,34 @@ class TestJobs:
             job_of(num_frames=1, both=True)
 
 
+class TestOrder:
+    @pytest.mark.parametrize(
+        ("speedup", "order"),
+        [
+            pytest.param(None, ["dense", "sparse"], id="not known"),
+            pytest.param(0.9, ["dense", "sparse"], id="slower"),
+            pytest.param(2.0, ["sparse", "dense"], id="faster"),
+        ],
+    )
+    def test_the_faster_video_is_made_first_and_shown_in_the_same_place(self, worker_of, speedup, order):
+        fake = FakePipeline(step_seconds=0)
+        worker = worker_of(fake)
+        worker.on_submit.append(lambda job: setattr(job, "speedup", speedup))
+        job = run(worker, job_of(both=True, steps=2))
+        assert ["dense" if made.bsa is None else "sparse" for made in fake.requests] == order
+        assert list(job.results) == list(job.arms) == ["dense", "sparse"]
+        assert list(job.report())[:2] == ["dense", "sparse"]
+        assert job.marks[0].arm == order[0]
+
+    def test_what_keeps_keys_and_values_begins_with_the_dense_one(self):
+        """No sparse pass can be timed beside it otherwise."""
+        job = job_of(both=True)
+        job.speedup = 2.0
+        assert job.sparse_first
+        job.request = replace(job.request, start=FromFrames(video="clip.mp4"))
+        assert not job.sparse_first
+
+
 class TestQueue:
     def test_limits(self, worker_of):
         worker = worker_of(FakePipeline(step_seconds=0.05), max_waiting=3, max_waiting_of_one=2)
@@ -213,6 +241,32 @@ class TestWaitingTime:
         both.begin_video("sparse")
         both.note(StepUpdate("denoise", 1, 4, 5.0))
         assert both.remaining() == pytest.approx(15)
+
+    def test_the_other_video_takes_as_much_longer_as_expected(self):
+        for arm, other in (("sparse", 10 * 2 * 3), ("dense", 10 * 2 / 3)):
+            job = job_of(both=True, steps=10)
+            job.speedup = 3.0
+            job.begin_video(arm)
+            job.note(StepUpdate("denoise", 4, 10, 8.0))
+            assert job.remaining() == pytest.approx(6 * 2 + other)
+
+    def test_decoding_counts_as_long_as_it_takes(self, worker_of):
+        """Of small videos it is most of the time."""
+        made = run(worker_of(FakePipeline()), job_of(steps=4)).results["sparse"]
+        job = job_of(both=True, steps=10)
+        job.speedup = 3.0
+        job.begin_video("sparse")
+        job.marks = [Mark(100.0, "sparse", "denoise"), Mark(120.0, "sparse", "decode")]
+        job.update = StepUpdate("decode", 2, 8, 5.0)
+        assert job.remaining() == pytest.approx(15 + 20 * 3 + 20)
+        job.results = {"sparse": replace(made, seconds={"decode": 20.0})}
+        job.begin_video("dense")
+        job.note(StepUpdate("denoise", 4, 10, 24.0))
+        assert job.remaining() == pytest.approx(36 + 20)
+        job.note(StepUpdate("decode", 0, 8, 0.0))
+        assert job.remaining() is None
+        job.note(StepUpdate("decode", 6, 8, 15.0))
+        assert job.remaining() == pytest.approx(5)
 
     def test_jobs_before_this_one(self, worker_of):
         worker = worker_of(FakePipeline(step_seconds=0.05))

@@ -21,8 +21,8 @@ def module(name):
     return loaded
 
 
-curve_plot, gpu, tables, tune, forward_profile = map(
-    module, ("curve_plot", "gpu", "tables", "tune", "forward_profile")
+curve_plot, gpu, tables, tune, forward_profile, multi_gpu_table = map(
+    module, ("curve_plot", "gpu", "tables", "tune", "forward_profile", "multi_gpu_table")
 )
 SVG = "{http://www.w3.org/2000/svg}"
 ABOUT = {"device": "NVIDIA Made-up", "date": "2026-01-01T00:00:00+00:00", "torch": "0", "triton": "0"}
@@ -240,3 +240,26 @@ def test_the_script_runs_its_steps_and_finds_what_is_there(tmp_path):
     assert late.returncode == 1 and "no time for memory" in late.stdout and not (tmp_path / "memory.json").exists()
     unknown = subprocess.run([*command, "curves"], env=env, capture_output=True, text=True, timeout=60)
     assert unknown.returncode == 2 and "unknown step curves" in unknown.stderr
+
+
+class TestEightGPUs:
+    ALONE = {"size": "704p", "what": "sparse", "form": "bf16", "rows": 1, "mode": "alone", "gpus": 1, "ms": 8000.0}
+    # 10 ms for each of 32 GB beyond the half, 5 ms for each of 24 GB beyond the quarter
+    TWO = ALONE | {"mode": "shared", "gpus": 2, "ms": 4320.0, "counted_gb": 32.0, "peak_gib": [1.0, 1.0]}
+    FOUR = ALONE | {"mode": "shared", "gpus": 4, "ms": 2120.0, "counted_gb": 24.0, "peak_gib": [1.0] * 4}
+
+    def test_are_predicted_from_two_and_four(self):
+        *measured, line = multi_gpu_table.lines([self.ALONE, self.TWO, self.FOUR])
+        assert len(measured) == 2
+        # 24 GB are 3/16 of all, so 8 GPUs send 7/64 of 128 GB: 14 GB, in 70 to 140 ms
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[4:9] == ["8, predicted", "1.07 to 1.14 s", "7.0 to 7.5x", "88% to 93%", "14.0 GB"]
+
+    @pytest.mark.parametrize("rows", [[ALONE, TWO], [TWO, FOUR], [ALONE, TWO, FOUR, FOUR | {"gpus": 8}]])
+    def test_are_not_where_too_little_is_known_or_they_were_measured(self, rows):
+        rows = [row | {"peak_gib": [1.0] * 8} for row in rows]
+        assert not any("predicted" in line for line in multi_gpu_table.lines(rows))
+
+    def test_other_numbers_of_frames_are_other_kinds(self):
+        lines = multi_gpu_table.lines([self.ALONE, self.TWO | {"frames": 189}, self.FOUR])
+        assert len(lines) == 1 and "189" not in lines[0]

@@ -116,6 +116,30 @@ def test_schedule(schedule, layers):
     assert eval(repr(config), {"BSAConfig": BSAConfig, "Grid": Grid}) == config
 
 
+@pytest.mark.parametrize(
+    ("schedule", "selects"),
+    [
+        pytest.param({}, [1, 1, 1, 1, 1], id="always"),
+        pytest.param({"select_every": 2}, [1, 0, 1, 0, 1], id="every second"),
+        pytest.param({"select_every": 3, "dense_steps": 1}, [1, 1, 0, 0, 1], id="from the first sparse step on"),
+        pytest.param({"select_every": 9}, [1, 0, 0, 0, 0], id="once"),
+    ],
+)
+def test_steps_that_select(schedule, selects):
+    config = BSAConfig(**schedule)
+    assert [config.selects_at(step) for step in range(5)] == [bool(one) for one in selects]
+    sparse = selects[config.dense_steps :]
+    assert config.select_share(5) == pytest.approx(sum(sparse) / len(sparse))
+    assert BSAConfig.from_bsa_params(config.to_bsa_params()) == config
+
+
+def test_selections_of_unknown_length_are_not_kept():
+    with pytest.raises(ValueError, match="select_every 2 keeps the lists .* cdf_threshold .* use sparsity alone"):
+        BSAConfig(0.75, cdf_threshold=0.9, select_every=2)
+    with pytest.raises(ValueError, match="select_every must be a whole number from 1 on, got 0"):
+        BSAConfig(select_every=0)
+
+
 @pytest.mark.parametrize("count", [-1, 1.0, True, "2", None])
 def test_a_schedule_counts_whole_steps(count):
     with pytest.raises(ValueError, match="dense_steps must be a whole number from 0 on"):

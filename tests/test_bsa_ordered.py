@@ -49,6 +49,35 @@ def test_equals_the_operation_on_raster_order(grid, chunk, rule, given_means):
     torch.testing.assert_close(out[:, back].transpose(1, 2), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("lead", [0, 2])
+@pytest.mark.parametrize(("grid", "chunk", "rule"), ROWS[:2] + NESTED)
+def test_a_given_selection_is_used(grid, chunk, rule, lead):
+    """What one call selected, given to the next with other queries and keys, is what it attends to: with the first
+    call's it gives the same output."""
+    config, _, *raster = make(grid, chunk, rule)
+    layout, k_layout = nested_layouts(Grid(*grid), config.chunk_q, config.chunk_k, lead)
+    q, k, v = (x[:, layout.order(torch.device("cpu"))] for x in raster)
+    expected, selection = block_order_attention(q, k, v, layout, config, return_selection=True)
+    out, same = block_order_attention(q, k, v, layout, config, selection=selection, return_selection=True)
+    assert torch.equal(out, expected) and same is selection
+    other, used = block_order_attention(-q, k, v, layout, config, selection=selection, return_selection=True)
+    assert used is selection
+    *raster, v_raster = (x.transpose(1, 2) for x in (-raster[0], *raster[1:]))
+    oracle = block_sparse_attention(
+        *raster, v_raster, layout.grid, config, conditioning=lead, selection=selection, backend="reference"
+    )
+    back = layout.place_of_token(torch.device("cpu"))
+    # The same sums in fp64.
+    torch.testing.assert_close(other[:, back].transpose(1, 2), oracle, rtol=1e-12, atol=1e-12)
+
+
+def test_a_selection_of_other_shapes_is_refused():
+    config, layout, q, k, v = make((4, 8, 8), (4, 4, 4), {"sparsity": 0.5})
+    _, selection = block_order_attention(q, k, v, layout, config, return_selection=True)
+    with pytest.raises(ValueError, match=r"lists for \[2, 3, 4\] .* but there are \[1, 3, 4\]"):
+        block_order_attention(q[:1], k[:1], v[:1], layout, config, selection=selection)
+
+
 @pytest.mark.parametrize(("grid", "chunk", "rule"), ROWS[:3])
 def test_order_and_block_major_agree(grid, chunk, rule):
     _, layout, x, *_ = make(grid, chunk, rule)

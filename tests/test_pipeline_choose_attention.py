@@ -140,6 +140,21 @@ def test_numbers_in_the_reason_are_the_estimates():
     )
 
 
+def test_times_without_load_decide_where_they_are_known():
+    """Other programs ran beside the sparse video alone: by the wall clock it was no faster, by its work a third."""
+    work = {(s, c): 400.0 for s in SPARSITIES for c in SCORES} | {(0.9375, "mean"): 200.0}
+    by_wall = machine(600, 610)
+
+    def estimate(request: VideoRequest) -> Estimate:
+        took = 600.0 if request.bsa is None else work[request.bsa.sparsity, request.bsa.selection]
+        return replace(by_wall(request), work=took)
+
+    assert choose_attention(HD, LONGCAT, by_wall).bsa is None
+    found = choose_attention(HD, LONGCAT, estimate)
+    assert (found.bsa.sparsity, found.bsa.selection) == (0.9375, "mean")
+    assert "at about 200 s of denoising, where dense attention takes 600 s" in found.auto
+
+
 def test_a_calibration_is_enough():
     estimator = Estimator(INFO, DeviceName("cpu"))
     estimator.calibrate(calibration())

@@ -14,7 +14,7 @@ from bsa import BlockLayout, BSAConfig, Grid, select_blocks
 from pipeline import EMBEDDED_CHECKPOINT, LongCatPipeline, VideoRequest, VideoResult, inspect_checkpoint
 from pipeline.checkpoint.shape import ModelShape
 from pipeline.cli.main import main
-from pipeline.estimate import cost, refusal
+from pipeline.estimate import cost, footprint, refusal
 from pipeline.estimate.calibrate import measure
 from pipeline.estimate.estimator import FILE_NAME, PHASES, Estimator
 from pipeline.estimate.refusal import refuse
@@ -88,6 +88,19 @@ def calibration() -> list[dict]:
 
 
 class TestCounting:
+    def test_kept_selections_are_counted(self):
+        kept = replace(SPARSE, select_every=2, dense_layers=3)
+        assert footprint.selection_bytes(SHAPE, request()) == 0
+        # 64 query blocks, each with 16 numbers and their count, in 4 bytes
+        lists = (SHAPE.depth - 3) * SHAPE.heads * 64 * (16 + 1) * 4
+        assert footprint.selection_bytes(SHAPE, request(bsa=kept)) == lists
+        assert footprint.selection_bytes(SHAPE, request(bsa=kept, guidance_scale=4.0)) == 2 * lists
+        kept = replace(kept, dense_layers=0)
+        estimator = Estimator(INFO, CPU)
+        estimator.calibrate(calibration())
+        every, some = (estimator.estimate(request(bsa=bsa)) for bsa in (SPARSE, kept))
+        assert some.seconds["denoise"] < every.seconds["denoise"]
+
     def test_shape_of_the_embedded_checkpoint(self):
         assert (SHAPE.hidden, SHAPE.depth, SHAPE.heads, SHAPE.ffn) == (256, 10, 4, 768)
         assert (SHAPE.decoder_width, SHAPE.decoder_patch) == (32, 2)

@@ -46,6 +46,16 @@ def test_a_cache_on_the_host_takes_one_layer_of_the_device():
     assert on_device - on_host == kept - kept // 48
 
 
+@pytest.mark.parametrize("start", [FromNoise(), KEPT], ids=["noise", "clip"])
+def test_selections_that_are_kept_take_their_bytes(start):
+    asked = request(start, 704, 1280, bsa=SPARSE)
+    kept = replace(asked, bsa=replace(SPARSE, select_every=2))
+    lists = footprint.selection_bytes(LONGCAT_SHAPE, kept)
+    assert lists > 2**30
+    for count in (footprint.least_bytes, footprint.activation_bytes):
+        assert count(LONGCAT_SHAPE, kept, GPU) - count(LONGCAT_SHAPE, asked, GPU) == lists
+
+
 def counted(asked) -> float:
     """Denoising seconds at the reference rates, which `cost` is tested for elsewhere."""
     estimator = Estimator(INFO, CPU)

@@ -75,6 +75,7 @@ ATTENTION = [
     pytest.param(SAME, id="sparse"),
     pytest.param(replace(SAME, selection="cells"), id="cells"),
     pytest.param(replace(SAME, dense_steps=1, dense_layers=1), id="first-ones-dense"),
+    pytest.param(replace(SAME, select_every=2), id="selections-kept"),
 ]
 
 
@@ -104,6 +105,19 @@ def test_both_forwards_make_the_same_video_and_record(tiny_pipeline, request_, t
         for name in ("density", "recall", "block_recall"):
             # fp32 sums of a few hundred probabilities
             np.testing.assert_allclose(getattr(records[1], name), getattr(records[0], name), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("forward", ["plain", "fast"])
+def test_a_selection_can_serve_several_steps(tiny_pipeline, request_, tmp_path, monkeypatch, forward):
+    """The first step is dense, so that of the next four the first and the third select."""
+    monkeypatch.setattr(tiny_pipeline, "record", True)
+    monkeypatch.setattr(tiny_pipeline, "forward", forward)
+    bsa = replace(SAME, dense_steps=1, dense_layers=1, select_every=2)
+    result = tiny_pipeline.generate(replace(request_, steps=5, bsa=bsa), output=tmp_path / "video.mp4")
+    selections = AttentionRecord.load(tmp_path / "video.attention.npz").selections  # [steps, layers, ...]
+    same = [(selections[step] == selections[step - 1]).all() for step in range(1, 5)]
+    assert same == [False, True, False, True]
+    assert "blocks are selected in every 2 steps" in result.bsa_reason
 
 
 def test_the_first_steps_and_layers_can_be_dense(tiny_pipeline, request_, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import logging
 import struct
 import subprocess
 from dataclasses import replace
+from types import SimpleNamespace
 
 import imageio_ffmpeg
 import numpy as np
@@ -12,7 +13,9 @@ import pytest
 import torch
 
 from bsa import BSAConfig, Grid
-from pipeline import Cancelled, LongCatPipeline, VideoRequest, compare
+from pipeline import Cancelled, FromFrames, LongCatPipeline, VideoRequest, compare
+from pipeline.transformer.run_forward import forward_for
+from pipeline.transformer.self_attention import attention_for
 
 SPARSE = BSAConfig(sparsity=0.5, chunk_q=Grid(2, 2, 2), chunk_k=Grid(2, 2, 2))
 
@@ -270,6 +273,45 @@ def test_compare(tiny_pipeline, request_, tmp_path):
     json.dumps(comparison.to_dict(), allow_nan=False)
 
 
+def test_compare_with_the_sparse_video_first(tiny_pipeline, request_, tmp_path):
+    """It is there sooner; the comparison is the same, and sparse passes are timed beside the dense steps."""
+    request, order = replace(request_, num_frames=5, seed=8), []
+    made = tiny_pipeline.generate_frames
+
+    def noting(asked, *given):
+        order.append("dense" if asked.bsa is None else "sparse")
+        return made(asked, *given)
+
+    watched = SimpleNamespace(generate_frames=noting)
+    other = compare(watched, request, output_dir=tmp_path / "other", sparse_first=True)
+    assert order == ["sparse", "dense"]
+    assert [other.dense.video.name, other.sparse.video.name] == ["dense.mp4", "sparse.mp4"]
+    usual = compare(tiny_pipeline, request, output_dir=tmp_path / "usual")
+    assert (other.psnr, other.ssim, other.frames) == (usual.psnr, usual.ssim, usual.frames)
+    dense, sparse = other.dense.timing, other.sparse.timing
+    assert (len(dense.reference), len(sparse.reference)) == (3, 0)
+    assert dense.reference_of == request.bsa.to_bsa_params() and sparse.reference_of is None
+    beside = 3 * np.median(dense.reference)
+    assert other.speedup == pytest.approx(dense.denoise / beside)
+
+
+def test_a_pass_stands_for_the_step_beside_which_it_is(tiny_pipeline, request_):
+    """Or the first sparse pass between dense steps would attend to everything, where dense steps come first."""
+    plan = tiny_pipeline.plan(replace(request_, num_frames=5, bsa=replace(request_.bsa, dense_steps=1)))
+    attention = attention_for(plan.work)
+    with tiny_pipeline.exclusive() as model, torch.no_grad():
+        run = forward_for(plan.forward, model, plan.work, attention, at=(2, 0))
+        channels, (frames, rows, columns) = model.transformer.in_channels, plan.request.latent_shape
+        given = torch.zeros(plan.work.rows, channels, frames, rows, columns, dtype=model.dtype)
+        width = model.transformer.caption_embedder.linear_1.weight.shape[1]
+        text = torch.zeros(plan.work.rows, 4, width, dtype=model.dtype)
+        shares = []
+        for _ in range(2):
+            run(given, torch.zeros(plan.work.rows), text, torch.ones(plan.work.rows, 4, dtype=torch.long))
+            shares.append(attention.density())
+    assert shares == [pytest.approx(plan.work.blocks.density), pytest.approx((1 + plan.work.blocks.density) / 2)]
+
+
 def test_only_a_sparse_video_right_after_its_dense_one_times_dense_passes(tiny_pipeline, request_):
     """Whoever asks for one video does not pay for a comparison."""
 
@@ -281,6 +323,13 @@ def test_only_a_sparse_video_right_after_its_dense_one_times_dense_passes(tiny_p
     assert references(replace(sparse, seed=99)) == 0
     assert [references(request) for request in (dense, sparse, more)] == [0, 3, 3]  # as in a sweep
     assert [references(request) for request in (replace(dense, seed=1), sparse)] == [0, 0]
+    assert [references(request) for request in (sparse, replace(dense, seed=1))] == [0, 0]
+    assert [references(request) for request in (more, replace(dense, seed=2))] == [0, 0]
+    assert [references(request) for request in (sparse, dense, sparse, dense)] == [0, 3, 3, 0]  # once for each pair
+    continued = replace(dense, start=FromFrames(video="x.mp4"), num_frames=17)
+    plans = [tiny_pipeline.plan(replace(continued, bsa=bsa)) for bsa in (sparse.bsa, None)]
+    tiny_pipeline._last = plans[0]
+    assert tiny_pipeline._beside(plans[1]) is None  # its kept keys are not those of sparse attention
 
 
 def test_dense_passes_in_between_change_no_video(tiny_pipeline, request_):

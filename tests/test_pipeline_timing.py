@@ -15,6 +15,7 @@ from pipeline import EMBEDDED_CHECKPOINT, Axis, Sweep, SweepResult, SweepVideo, 
 from pipeline.estimate.estimator import Estimator
 from pipeline.machine.measure import OtherPrograms, Stopwatch
 from pipeline.model.work_timer import WorkTimer
+from pipeline.request.result import speed as speed_between
 from pipeline.request.timing import Speed, Timing, equal_work, read_speed, read_timing, reference_steps, speed_of
 from pipeline.request.workload import Workload
 
@@ -53,6 +54,7 @@ class TestTypicalSeconds:
             pytest.param(BSAConfig(0.75), (0, 0, 0), id="sparse"),
             pytest.param(BSAConfig(0.75, dense_steps=1), (10, 0, 0), id="first step dense"),
             pytest.param(BSAConfig(0.75, dense_layers=2), (2, 2, 2), id="first layers dense"),
+            pytest.param(BSAConfig(0.75, select_every=2), (0, 11, 0), id="a step that selects nothing"),
             pytest.param(BSAConfig(None, 0.9), (11, 12, 13), id="the data decide: no two steps alike"),
             pytest.param(BSAConfig(None, 0.9, dense_steps=2), (10, 10, 13), id="but for dense ones"),
         ],
@@ -77,6 +79,30 @@ class TestSpeed:
         mixed = timing(8.0, 4.0, 4.0, 4.0, alike=(10, 0, 0, 0), reference=(8.0, 8.0, 8.0))
         assert speed_of(dense, mixed, WALL).ratio == pytest.approx(32 / 20)
 
+    def test_sparse_passes_beside_the_dense_steps_count_instead_of_the_sparse_run(self):
+        """The sparse video came first, and the machine was half as fast in the dense run, for both kinds of steps."""
+        dense, beside = timing(8.0, 8.0, 8.0, 8.0), {"reference": (4.0, 4.0, 4.0)}
+        assert speed_of(replace(dense, **beside), timing(2.0, 2.0, 2.0, 2.0), WALL) == Speed(2.0, 2.0, 2.0, "CPU time")
+        # the first of the passes stands for a dense first step: 4 x 8 over 8 + 3 x 4
+        mixed = timing(4.0, 2.0, 2.0, 2.0, alike=(10, 0, 0, 0))
+        assert speed_of(replace(dense, reference=(8.0, 4.0, 4.0)), mixed, WALL).ratio == pytest.approx(32 / 20)
+        # where the data decide, each stands for its own step: a machine twice as slow in all of them
+        each = timing(1.0, 5.0, 3.0, 2.0, alike=(11, 12, 13, 14))
+        assert speed_of(replace(dense, reference=(2.0, 6.0, 4.0)), each, WALL).ratio == pytest.approx(32 / 22)
+        assert speed_of(replace(dense, **beside), timing(0.0, 2.0, 0.0, 0.0, alike=(1, 2, 3, 4)), WALL).ratio == 16
+
+    def test_passes_of_another_sparse_video_do_not_count(self):
+        def made(bsa, timing):
+            spent = {"denoise": 1.0}
+            return VideoResult(INFO.request("x", bsa=bsa), Path(), spent, 1, "", 1.0, 1, 1, True, "", {}, timing)
+
+        ours, other = BSAConfig(0.75), BSAConfig(0.5)
+        sparse = made(ours, timing(2.0, 2.0))
+        for of, ratio in ((ours, 2.0), (other, 4.0)):
+            beside = timing(8.0, 8.0, reference=(4.0, 4.0), reference_of=of.to_bsa_params())
+            assert read_timing(json.loads(json.dumps(beside.to_dict()))) == beside
+            assert speed_between(made(None, beside), sparse).ratio == ratio
+
     @pytest.mark.parametrize(
         ("steps", "places"),
         [
@@ -86,7 +112,7 @@ class TestSpeed:
             pytest.param(1, (0,), id="one"),
         ],
     )
-    def test_where_the_dense_passes_are(self, steps, places):
+    def test_where_the_passes_are(self, steps, places):
         assert reference_steps(steps) == places
 
     def test_slower_decoding_in_one_run_is_a_doubt_and_its_size_the_range(self):

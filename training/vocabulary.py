@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint.vocabulary import NAME, Vocabulary
+from training.chinese import chinese
 from training.scenes import COLOURS, SHAPES, sample_scene
 
 CAPTIONS = 20_000  # enough for every word of the grammar to come up many times
@@ -82,13 +83,14 @@ def vocabulary() -> dict[str, Any]:
         "sentences": list(SENTENCES),
         "default": DEFAULT,
         "words": words(),
+        "chinese": chinese(),
     }
 
 
 def write_vocabulary(folder: Path) -> None:
     values = vocabulary()
     Vocabulary.of(values)
-    (folder / NAME).write_text(json.dumps(values, indent=1) + "\n")
+    (folder / NAME).write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def main() -> None:

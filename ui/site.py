@@ -8,9 +8,9 @@ from functools import cached_property
 import gradio as gr
 
 from pipeline import CheckpointInfo
+from ui.access.clips import ClipReader
 from ui.access.visitor import Visitors
 from ui.enhance import Enhancer
-from ui.jobs.clips import ClipReader
 from ui.jobs.estimates import Estimates
 from ui.jobs.monitor import Monitor
 from ui.jobs.worker import AnyJob, Worker

@@ -7,6 +7,7 @@ kohya's scripts, for FastVideo's layers or LongCat's fused ones.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ from typing import Any
 
 from pipeline.checkpoint.layout import fastvideo_layers, original_modules
 from pipeline.checkpoint.safetensors_files import PRECISIONS, Stored, open_file, parse_header, read_json
+
+logger = logging.getLogger("pipeline")
 
 _HYPHEN = "___lorahyphen___"  # stands for the dots of a name in LongCat's files
 # What libraries put before the name of a module: peft, diffusers, ComfyUI.
@@ -28,7 +31,40 @@ _PART = re.compile(
     r"|(?P<up>lora_up|lora_B|lora\.up)(?:\.blocks\.(?P<number>\d{1,2}))?(?:\.default)?(?:\.weight)?"
     r"|(?P<scale>alpha_scale)|(?P<alpha>lora_alpha|alpha))"
 )
+SUFFIX = ".safetensors"
 _NUMBERS = {*PRECISIONS, "F64", "I64", "I32"}
+
+
+def adapters_in(folder: Path) -> dict[str, Path]:
+    """Name -> file of the LoRA files that lie directly in a folder. Reads none of them.
+
+    A link that leads out of the folder is passed over, and so is a name that cannot be shown; the log says so.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder of LoRA files at {folder}; check --lora-dir, or leave it out")
+    try:
+        files, home = sorted(folder.glob(f"*{SUFFIX}")), folder.resolve()
+    except OSError as error:
+        raise ValueError(f"cannot read the folder of LoRA files {folder}: {error.strerror}; check it") from None
+    found = {}
+    for file in files:
+        if not file.is_file():
+            continue
+        if not is_file_name(file.stem):
+            logger.warning("%r in %s has characters that cannot be shown and is left out; rename it", file.name, folder)
+        elif not file.resolve().is_relative_to(home):
+            logger.warning("%s leads out of its folder and is left out; put the file itself there", file)
+        else:
+            found[file.stem] = file
+    return found
+
+
+def is_file_name(name: str) -> bool:
+    """Whether it is the name of a file that can be shown, and not a path, a hidden file or a text of several lines."""
+    return name.isprintable() and not name.startswith(".") and not {"/", "\\"} & set(name)
 
 
 @dataclass(frozen=True)

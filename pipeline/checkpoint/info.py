@@ -10,7 +10,7 @@ from typing import Any
 
 from bsa import BSAConfig
 from bsa.config import KNOWN_PARAMS
-from pipeline.checkpoint.adapter import read_adapter
+from pipeline.checkpoint.adapter import adapters_in, is_file_name, read_adapter
 from pipeline.checkpoint.expected import linear_layers
 from pipeline.checkpoint.layout import CONFIGS, FASTVIDEO, Layout, layout_of
 from pipeline.checkpoint.safetensors_files import component_parameters, incomplete, open_file, read_json
@@ -62,7 +62,8 @@ class CheckpointInfo:
             and any others in generation_config.json.
         sparse: block sparse attention from `bsa_params`, even if `enable_bsa` is not set.
         shift: timestep shift of the scheduler.
-        loras: adapter name -> file in the folder lora/. LongCat's own are "distill" and "refine".
+        loras: adapter name -> file in the folder lora/, or in `lora_dir`. LongCat's own are "distill" and "refine".
+        lora_dir: a folder of further adapters; None for none.
         linear: layer name -> outputs and inputs of the transformer's linear layers, which adapters must fit.
         vocabulary: the words that a small checkpoint knows; None for one that understands language in general.
         layout: where the transformer lies, and under which names.
@@ -78,6 +79,7 @@ class CheckpointInfo:
     sparse: BSAConfig = BSAConfig()
     shift: float = 12.0
     loras: Mapping[str, Path] = field(default_factory=dict)
+    lora_dir: Path | None = None
     linear: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     vocabulary: Vocabulary | None = None
     layout: Layout = FASTVIDEO
@@ -86,6 +88,8 @@ class CheckpointInfo:
     def request(self, prompt: str, **overrides: Any) -> VideoRequest:
         """A request with this checkpoint's settings, or with the settings of its adapter `lora`.
 
+        prompt: in Chinese also for a model that knows English words alone, if its vocabulary has a table: the request
+            then has the English that `Vocabulary.read` makes of it.
         overrides: fields of `VideoRequest`.
         Raises ValueError for a value that cannot be used, or for an adapter that the checkpoint does not have.
         """
@@ -102,6 +106,8 @@ class CheckpointInfo:
         unknown = sorted(set(overrides) - {field.name for field in fields(VideoRequest)})
         if unknown:
             raise ValueError(f"unknown request field {unknown[0]!r}; see VideoRequest for the fields")
+        read = self.vocabulary.read(prompt) if self.vocabulary is not None and isinstance(prompt, str) else None
+        prompt = prompt if read is None or not read.english else read.english
         asked = self._asked(overrides)
         usual = next((usual for name, usual in _WITH_ADAPTER.items() if name in asked), {})
         request = VideoRequest(prompt=prompt, **(values | usual | overrides))
@@ -206,17 +212,28 @@ class CheckpointInfo:
                 read_adapter(self.loras[name], self.linear)
                 continue
             found = f"there are {', '.join(sorted(self.loras))}" if self.loras else "there is none"
+            missing = f"{self.name} has no LoRA adapter {name!r} ({found})"
+            if not is_file_name(name):
+                one = f"such as {min(self.loras)}" if self.loras else "such as style for lora/style.safetensors"
+                raise ValueError(f"{missing}; an adapter is called as its file is, without folder and ending, {one}")
             file = ADAPTER_FILES.get(name, f"{name}.safetensors")
-            raise ValueError(f"{self.name} has no LoRA adapter {name!r} ({found}); put {file} into its folder lora")
+            raise ValueError(f"{missing}; put {file} into its folder lora")
+
+    def lora_dir_for(self, lora: str | None) -> Path | None:
+        """`lora_dir` if an adapter that a request runs with is from there."""
+        used = [self.loras.get(adapter.name) for adapter in read_adapters(lora, self.loras)]
+        return self.lora_dir if any(file is not None and file.parent == self.lora_dir for file in used) else None
 
 
-def inspect_checkpoint(path: str | Path) -> CheckpointInfo:
+def inspect_checkpoint(path: str | Path, lora_dir: str | Path | None = None) -> CheckpointInfo:
     """Check that a folder is a complete LongCat checkpoint, as released or in FastVideo's layout, and describe it.
 
     Only the configurations and the headers of the weight files are read.
 
+    lora_dir: a folder with further LoRA files, NAME.safetensors. Where both have a name, the checkpoint's counts.
+
     Raises:
-        ValueError: the folder, a component, a shard or a configuration is missing or damaged.
+        ValueError: a folder, a component, a shard or a configuration is missing or damaged.
     """
     path = expand_user(path)
     if path == EMBEDDED_CHECKPOINT and not is_there(path):
@@ -249,6 +266,7 @@ def inspect_checkpoint(path: str | Path) -> CheckpointInfo:
     parameters = {
         part: component_parameters(path / folder, configs[part], path) for part, folder in layout.weights.items()
     }
+    further = None if lora_dir is None else expand_user(lora_dir).absolute()
     generation = path / "generation_config.json"
     transformer = configs["transformer"]
     sparse = _bsa_config(transformer, path / layout.configs["transformer"])
@@ -260,7 +278,8 @@ def inspect_checkpoint(path: str | Path) -> CheckpointInfo:
         bsa=sparse if transformer.get("enable_bsa") else None,
         sparse=sparse,
         shift=_shift(configs["scheduler"], path),
-        loras=_adapters(path / "lora"),
+        loras=({} if further is None else adapters_in(further)) | _adapters(path / "lora"),
+        lora_dir=further,
         linear=linear_layers(transformer),
         vocabulary=read_vocabulary(path),
         defaults=defaults,

@@ -11,13 +11,17 @@ A checkpoint that understands language in general has no such file. The file of 
     sentences   prompts of another form
     default     the prompt to begin with
     words       every word of the training captions, in small letters
+    chinese     optional: kind -> Chinese phrase -> the English phrase that it stands for. Kinds are the groups, and
+                place, hour (together a scene), event (what happens to a landscape) and filler (grammar, for "")
 """
 
 from __future__ import annotations
 
 import re
 import string
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +30,24 @@ from pipeline.checkpoint.safetensors_files import read_json
 NAME = "vocabulary.json"
 LONGEST = 300  # letters of a phrase or sentence
 MOST = 20_000  # entries of a list
+_CHINESE = re.compile(r"[\u3400-\u9fff]")
+_STOP = r"[，。；、！？,.;!?\n]"
+_KINDS = ("place", "hour", "event", "filler")
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 # Words that say nothing about what is to be seen, so that a model does without them.
 _GRAMMAR = frozenset("a an the and or of to in on at by with is are be it its this that his her their very".split())
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A Chinese prompt as the model reads it.
+
+    english: in the words and the order of its captions; "" if nothing of it is known.
+    unknown: the words that it has no English for, in their order, each once.
+    """
+
+    english: str
+    unknown: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -43,6 +62,7 @@ class Vocabulary:
     sentences: tuple[str, ...]
     default: str
     words: frozenset[str]
+    chinese: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, values: Any) -> Vocabulary:
@@ -65,12 +85,81 @@ class Vocabulary:
             sentences=lists["sentences"],
             words=frozenset(lists["words"]),
             avoid=tuple(_texts("avoid", phrases) for phrases in avoid),
+            chinese=_table(values.get("chinese", {}), {*read, *_KINDS}),
         )
 
     def unknown(self, prompt: str) -> list[str]:
         """The words of a prompt that the model was never shown, in their order, each once."""
         found = dict.fromkeys(word.lower().replace("’", "'") for word in _WORD.findall(prompt))
         return [word for word in found if word not in self.words and word not in _GRAMMAR]
+
+    def read(self, prompt: str) -> Reading | None:
+        """The English of a prompt with Chinese in it; None for one without, and for a model without a table."""
+        if not self.chinese or not _CHINESE.search(prompt):
+            return None
+        known, unknown, end = list[tuple[str, str]](), list[str](), 0
+        for match in (*self._pattern.finditer(prompt), None):
+            unknown += self.unknown(prompt[end : match.start() if match else len(prompt)])
+            if match:
+                end = match.end()
+                known.append(self._phrases.get(match[0].lower(), ("stop", "")))
+        return Reading(self._in_order(known), tuple(dict.fromkeys(unknown)))
+
+    @cached_property
+    def _phrases(self) -> dict[str, tuple[str, str]]:
+        """Phrase -> kind and English phrase, of all that may stand in a Chinese prompt."""
+        both = [(kind, word, said) for kind, words in self.chinese.items() for word, said in words.items()]
+        english = {said: (kind, said) for kind, _, said in both if said}
+        english |= {phrase: (kind, phrase) for kind, phrases in self.groups.items() for phrase in phrases}
+        return english | {word: (kind, said) for kind, word, said in both}
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        """Finds the longest phrase at each place, English ones as whole words, or the end of a clause."""
+        by_length = sorted(self._phrases, key=len, reverse=True)
+        words = (rf"\b{re.escape(one)}\b" if one.isascii() else re.escape(one) for one in by_length)
+        return re.compile("|".join((*words, _STOP)), re.IGNORECASE | re.ASCII)
+
+    def _in_order(self, known: Iterable[tuple[str, str]]) -> str:
+        """The sentence that the phrases make: clauses by the template, then the scene."""
+        clauses, scene = [dict[str, str]()], dict[str, str]()
+        for kind, english in known:
+            last = clauses[-1]
+            if kind in ("scene", "place", "hour"):
+                scene.setdefault(kind, english)
+            elif kind == "stop" or kind == "event":
+                clauses += [{"event": english}, {}] if kind == "event" else [{}]
+            elif kind != "filler":
+                if kind in last or (kind != "motion" and "thing" in last):
+                    clauses.append(last := {})
+                last[kind] = english
+        said = [self._clause(clause) for clause in _merged(clauses)]
+        place = scene.get("scene") or " ".join(scene[part] for part in ("place", "hour") if part in scene)
+        if not said:  # a landscape at rest, which is no place of anything
+            place = re.sub(r"^(?:in front of|over|on|in) ", "", place)
+        elif any("event" in clause for clause in clauses):
+            place = re.sub(r"^in front of ", "over ", place)
+        return " ".join(filter(None, (" and ".join(said), place)))
+
+    def _clause(self, clause: Mapping[str, str]) -> str:
+        if "event" in clause:
+            return clause["event"]
+        filled = self.template.format(**{name: clause.get(name, "") for name in self.groups})
+        filled = " ".join(filled.split())
+        filled = filled if "thing" in clause else re.sub(r"^an? ", "", filled)
+        return re.sub(r"\ba (?=[aeiou])", "an ", filled)
+
+
+def _merged(clauses: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Without empty ones, and what has no thing of its own with the clause before: "a ball, it is red"."""
+    merged: list[dict[str, str]] = []
+    for clause in filter(None, clauses):
+        before = merged[-1] if merged else {"event": ""}
+        if "thing" in clause or "event" in {*clause, *before} or clause.keys() & before.keys():
+            merged.append(clause)
+        else:
+            before |= clause
+    return merged
 
 
 def read_vocabulary(checkpoint: Path) -> Vocabulary | None:
@@ -92,6 +181,18 @@ def _text(name: str, value: Any) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= LONGEST:
         raise ValueError(f"{name} has {str(value)[:40]!r}, not a text of 1 to {LONGEST} letters")
     return value
+
+
+def _table(values: Any, kinds: set[str]) -> dict[str, dict[str, str]]:
+    objects = isinstance(values, dict) and all(isinstance(words, dict) for words in values.values())
+    if not objects or not values.keys() <= kinds:
+        raise ValueError(f"chinese is not an object of objects by {', '.join(sorted(kinds))}")
+    if sum(map(len, values.values())) > MOST:
+        raise ValueError(f"chinese has more than {MOST} phrases")
+    return {
+        kind: {_text("chinese", word): said and _text("chinese", said) for word, said in words.items()}
+        for kind, words in values.items()
+    }
 
 
 def _texts(name: str, values: Any) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ def run_long_command(args: argparse.Namespace, progress: Progress, folder: Path,
         raise ValueError(f"--task long makes a folder of files, and {folder} names one file; name a folder for them")
     weights = read_weights(args)
     weights.check_forward(args.forward)
-    info = open_checkpoint(args.model_path, args.device, weights)
+    info = open_checkpoint(args, weights)
     video = read_long(args, info)
     store = ChainStore(folder, video, info.name)
     chains: list[tuple[Chain, ChainStore, Path]] = [(video, store, folder / "video.mp4")]
@@ -55,6 +55,7 @@ def run_long_command(args: argparse.Namespace, progress: Progress, folder: Path,
         on_message=lambda message: print(visible(message), file=sys.stderr),
         record=args.record,
         forward=args.forward,
+        lora_dir=args.lora_dir,
         **weights.arguments,
     )
     for number in range(len(video)):

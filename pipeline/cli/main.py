@@ -25,7 +25,14 @@ from tqdm import tqdm
 
 from pipeline.cli.inspect import run_inspect
 from pipeline.cli.long_command import run_long_command
-from pipeline.cli.options import build_parser, checked_device, open_checkpoint, read_request, read_weights
+from pipeline.cli.options import (
+    build_parser,
+    checked_device,
+    open_checkpoint,
+    read_request,
+    read_weights,
+    tell_reading,
+)
 from pipeline.cli.progress import Progress
 from pipeline.cli.sweep_command import run_sweep_command
 from pipeline.cli.tasks import chosen_task
@@ -50,7 +57,8 @@ def run_generate(args: argparse.Namespace) -> dict[str, Any]:
         return _run_long(args)
     weights = read_weights(args)
     weights.check_forward(args.forward)
-    info = open_checkpoint(args.model_path, args.device, weights)
+    info = open_checkpoint(args, weights)
+    tell_reading(args, info)
     request = read_request(args, info)
     # loading may take minutes: everything that can be found wrong is found before
     made = [request.dense, request] if args.compare else [request]
@@ -72,6 +80,7 @@ def run_generate(args: argparse.Namespace) -> dict[str, Any]:
         on_message=lambda message: print(visible(message), file=sys.stderr),
         record=args.record,
         forward=args.forward,
+        lora_dir=args.lora_dir,
         **weights.arguments,
     )
     if args.bsa == "auto":
@@ -115,7 +124,7 @@ def _new_name(seed: int, suffix: str) -> Path:
 def run_info(args: argparse.Namespace) -> dict[str, Any]:
     """Describe the checkpoint and the request, and return the description."""
     weights = read_weights(args)
-    info = open_checkpoint(args.model_path, weights=weights)
+    info = open_checkpoint(args, weights)
     request, device, store = read_request(args, info), choose_device("auto"), Path("outputs") / FILE_NAME
     estimator = Estimator(info, device, store, weights)
     if args.bsa == "auto":

@@ -23,7 +23,7 @@ from pipeline.machine.device import rank_devices
 from pipeline.machine.gpus import Device
 from pipeline.request.fields import FIELDS
 from pipeline.request.load_options import AS_STORED, QUANTIZATIONS, LoadOptions
-from pipeline.request.sentences import one_line
+from pipeline.request.sentences import one_line, visible
 from pipeline.request.values import chunk
 from pipeline.request.video import VideoRequest
 from pipeline.sweeps.search import MOST
@@ -183,6 +183,17 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
         help="LongCat checkpoint, as released or in FastVideo's layout: a folder, or org/model on the Hugging Face Hub "
         "(default: the embedded one)",
     )
+    add_lora_dir(group)
+
+
+def add_lora_dir(group: Any) -> None:
+    """The option for the command line and the page's server alike."""
+    group.add_argument(
+        "--lora-dir",
+        type=Path,
+        metavar="FOLDER",
+        help="a folder with LoRA files, NAME.safetensors, besides those in the checkpoint's folder lora",
+    )
 
 
 def _add_video(parser: argparse.ArgumentParser, *, prompt_required: bool, several: bool = False) -> None:
@@ -205,7 +216,7 @@ def _add_video(parser: argparse.ArgumentParser, *, prompt_required: bool, severa
         action=argparse.BooleanOptionalAction,
         help=_help("use_distill"),
     )
-    _add_lora(group, "LoRA adapter of the checkpoint to run with; distill is LongCat's for 16 steps (default: none)")
+    _add_lora(group, "LoRA adapter to run with, NAME or NAME:STRENGTH; distill is for 16 steps (default: none)")
 
 
 def _add_fields(group: Any, *names: str, **options: Any) -> None:
@@ -340,6 +351,9 @@ def _add_attention(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dense-layers", type=int, metavar="N", help="so many of the first layers attend to everything (default: 0)"
     )
+    group.add_argument(
+        "--select-every", type=int, metavar="N", help="select blocks anew in every Nth step (default: 1, in each)"
+    )
     group.add_argument("--dense", action="store_true", help="dense attention, whatever the checkpoint says")
 
 
@@ -422,10 +436,19 @@ def read_request(args: argparse.Namespace, info: CheckpointInfo) -> VideoRequest
     return read_task(task, args, info, read_bsa(args, info, info.bsa), given)
 
 
-def open_checkpoint(text: str | Path, device: str = "auto", weights: LoadOptions = AS_STORED) -> CheckpointInfo:
+def tell_reading(args: argparse.Namespace, info: CheckpointInfo) -> None:
+    """Say on stderr what a small model makes of a Chinese prompt."""
+    read = None if info.vocabulary is None or not args.prompt else info.vocabulary.read(args.prompt)
+    if read is not None:
+        missing = f"; it does not know {', '.join(read.unknown)}" if read.unknown else ""
+        print(visible(f"{info.name} reads: {read.english or 'nothing'}{missing}"), file=sys.stderr)
+
+
+def open_checkpoint(args: argparse.Namespace, weights: LoadOptions = AS_STORED) -> CheckpointInfo:
     """`inspect_checkpoint` for a command line: what is a hub id is fetched first, with a bar on stderr."""
+    text, device = args.model_path, getattr(args, "device", "auto")
     if not is_hub_id(str(text)):
-        return inspect_checkpoint(text)
+        return inspect_checkpoint(text, args.lora_dir)
 
     seldom = 0.1 if sys.stderr.isatty() else 60.0  # seconds; in a log every state of the bar is a line
     title = f"Downloading {text}"
@@ -436,4 +459,4 @@ def open_checkpoint(text: str | Path, device: str = "auto", weights: LoadOptions
             bar.update(progress.done - bar.n)
 
         room = partial(check_weights_fit, device=rank_devices(device, weights.gpus)[0], weights=weights)
-        return inspect_checkpoint(fetch_checkpoint(str(text), room, show))
+        return inspect_checkpoint(fetch_checkpoint(str(text), room, show), args.lora_dir)

@@ -9,7 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipeline.cli.options import checked_device, open_checkpoint, read_request, read_weights
+from pipeline.cli.options import checked_device, open_checkpoint, read_request, read_weights, tell_reading
 from pipeline.estimate.estimator import FILE_NAME, Estimator
 from pipeline.media.write import prepare_output
 from pipeline.request.result import OnStep
@@ -34,7 +34,8 @@ def run_sweep_command(args: argparse.Namespace, on_step: OnStep, output: TextIO)
     if args.bsa == "auto":
         raise ValueError("--bsa auto leaves nothing to sweep, it chooses one setting; leave it out")
     weights = read_weights(args)
-    info = open_checkpoint(args.model_path, args.device, weights)
+    info = open_checkpoint(args, weights)
+    tell_reading(args, info)
     device, request = checked_device(args.device, weights), read_request(args, info)
     if args.command == "find":
         sweep: Sweep = _search(args, request, Estimator(info, device, Path("outputs") / FILE_NAME, weights))
@@ -51,7 +52,11 @@ def run_sweep_command(args: argparse.Namespace, on_step: OnStep, output: TextIO)
         print(f"video {next(numbers)} of {at_most}{len(runs)}: {_title(sweep, run)}", file=sys.stderr)
 
     pipeline = LongCatPipeline.load(
-        info.path, args.device, on_message=lambda message: print(visible(message), file=sys.stderr), **weights.arguments
+        info.path,
+        args.device,
+        on_message=lambda message: print(visible(message), file=sys.stderr),
+        lora_dir=args.lora_dir,
+        **weights.arguments,
     )
     result = run_sweep(pipeline, sweep, on_step, folder, on_begin=on_begin)
     print(_table(result), file=output)

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
@@ -57,9 +57,18 @@ class EngineDied(RuntimeError):
 
 
 class Child:
-    """One child process, from start to end. Only messages of the current task are kept."""
+    """One child process, from start to end. Only messages of the current task are kept.
 
-    def __init__(self, target: str, arguments: dict[str, Any], on_exit: Callable[[], None]) -> None:
+    environment: variables that it gets besides those of this process.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        arguments: dict[str, Any],
+        on_exit: Callable[[], None],
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.alive = True
         self.why = EXITED.format(code=0)
         self.memory: dict[str, int] | None = None
@@ -81,6 +90,7 @@ class Child:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _PROGRAM, *map(str, handles), *sys.path],
                 pass_fds=handles,
+                env=os.environ | dict(environment or {}),
                 stdin=subprocess.DEVNULL,
                 # a group of its own: Ctrl-C in the terminal does not reach it, and a kill takes its children too
                 start_new_session=True,

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.engine.child import LOADING
+from pipeline.engine.engine import Say
 from pipeline.engine.parent import CUDA_LOST, Child, EngineDied
+from pipeline.engine.share import WHOLE, Share
 from pipeline.machine.device import DeviceName
 from pipeline.machine.whole_files import remove_partials
 from pipeline.request.load_options import LoadOptions
@@ -23,7 +25,6 @@ from pipeline.request.result import Generator, VideoResult
 from pipeline.request.sentences import one_line
 from pipeline.request.video import StepUpdate, VideoRequest
 
-Say = Callable[[str], None]
 Load = Callable[[Say], Generator]
 
 NOT_RUNNING = "the engine is not running; try again in a moment"
@@ -34,15 +35,15 @@ class EngineProcess:
     """Makes videos in a child process. It runs one task at a time; calls from several threads wait their turn.
 
     target: "module:function", called in the child as function(say, **arguments); it returns the pipeline.
-    on_exit: called from another thread whenever a child has ended, for any reason.
-    tries: number of attempts to start a child.
+    share: what the child gets of this machine.
     """
 
     tries = 3
 
-    def __init__(self, target: str, **arguments: Any) -> None:
+    def __init__(self, target: str, *, share: Share = WHOLE, **arguments: Any) -> None:
         self.on_exit: Callable[[], None] = lambda: None
         self.device = DeviceName("cpu")
+        self.share = share
         self._target = target
         self._arguments = arguments
         self._child: Child | None = None
@@ -64,6 +65,9 @@ class EngineProcess:
         child = self._child
         return child.memory if child is not None and child.alive else None
 
+    def reading(self) -> None:
+        """None: it runs on this machine."""
+
     def start(self, say: Say) -> EngineProcess:
         """Start a child, in place of an earlier one, and wait until it has loaded the pipeline.
 
@@ -75,11 +79,13 @@ class EngineProcess:
         """
         with self._turn:
             self._end_child()
-            child = self._child = Child(self._target, self._arguments, lambda: self.on_exit())
+            environment = self.share.environment
+            child = self._child = Child(self._target, self._arguments, lambda: self.on_exit(), environment)
             if self._closed:  # by another thread, meanwhile
                 child.kill()
             try:
-                self.device = DeviceName.parse(_follow(child, LOADING, lambda kind, text: say(text)))
+                device = DeviceName.parse(_follow(child, LOADING, lambda kind, text: say(text)))
+                self.device = self.share.as_here(device)
             except BaseException:
                 child.kill()
                 raise
@@ -209,6 +215,7 @@ class InProcess:
     path = Path()
     why = NOT_RUNNING
     weights = LoadOptions()
+    share = WHOLE
 
     def __init__(self, load: Load) -> None:
         self.on_exit: Callable[[], None] = lambda: None
@@ -219,6 +226,9 @@ class InProcess:
 
     def torch_memory(self) -> dict[str, int] | None:
         return None
+
+    def reading(self) -> None:
+        """None: it runs on this machine."""
 
     def calibrate(self) -> list[dict[str, Any]]:
         return []

@@ -62,19 +62,26 @@ def dense_seconds(shape: ModelShape, tokens: int, rates: Rates, keys: int | None
 
 
 def sparse_seconds(
-    shape: ModelShape, grid: Grid, bsa: BSAConfig, kept: float, rates: Rates, conditioning: int = 0
+    shape: ModelShape,
+    grid: Grid,
+    bsa: BSAConfig,
+    kept: float,
+    rates: Rates,
+    conditioning: int = 0,
+    selects: float = 1.0,
 ) -> float:
     """Seconds of the sparse self-attention of one block, for one row of the batch: layout, selection and attention.
 
     kept: key blocks per query block. A smaller block at the edge costs as much as a full one, because it is padded to
     its chunk.
     conditioning: first frames of the grid, whose queries are not counted.
+    selects: share of the steps that select blocks.
     """
     plan = bsa.blocks(grid, conditioning)
     chunk_k = grid.clip(bsa.chunk_k, conditioning).volume
     pairs = 4 * grid._replace(t=grid.t - conditioning).volume * kept * chunk_k * shape.hidden
     layout = rates.layout * grid.volume * shape.hidden
-    select = shape.heads * (rates.select * plan.work.block_pairs + rates.cells * plan.work.cell_pairs)
+    select = selects * shape.heads * (rates.select * plan.work.block_pairs + rates.cells * plan.work.cell_pairs)
     return (pairs + layout + select) / rates.sparse * (rates.ragged if plan.ragged else 1)
 
 

@@ -82,13 +82,19 @@ class Estimator:
     Args:
         store: JSON file that keeps the measurements; None keeps them in memory only.
         weights: how the model's weights are kept. Each of these options has measurements of its own.
+        engines: how many share the processor, if that is the device.
 
     Raises:
         ValueError: the checkpoint's configurations cannot be read.
     """
 
     def __init__(
-        self, info: CheckpointInfo, device: Device, store: Path | None = None, weights: LoadOptions = AS_STORED
+        self,
+        info: CheckpointInfo,
+        device: Device,
+        store: Path | None = None,
+        weights: LoadOptions = AS_STORED,
+        engines: int = 1,
     ) -> None:
         self.info = info
         self.device = device
@@ -97,7 +103,7 @@ class Estimator:
         self._rates = cost.reference_rates(device)
         self._lock = threading.Lock()
         name = " ".join((info.name, str(info.parameters), *weights.options))
-        self._ledger = Ledger(store, f"{device_name(device)} | {name} | {_versions()}")
+        self._ledger = Ledger(store, f"{device_name(device, engines)} | {name} | {_versions()}")
         self._take_in()
 
     @property
@@ -229,8 +235,9 @@ class Estimator:
             if density is not None and dense < 1:
                 density = max(0.0, density - dense) / (1 - dense)  # of the sparse layers, not of all
         given = work.grid._replace(t=work.conditioning)
-        made = self._layer_seconds(work, work.grid, work.conditioning, dense, density)
-        first = self._layer_seconds(work, given, 0, dense, density) if work.conditioning else 0.0
+        selects = 1.0 if work.bsa is None else work.bsa.select_share(steps)
+        made = self._layer_seconds(work, work.grid, work.conditioning, dense, density, selects)
+        first = self._layer_seconds(work, given, 0, dense, density, selects) if work.conditioning else 0.0
         if work.cached:
             seconds = self._shape.depth * (steps * work.rows * made + first)
         else:
@@ -244,11 +251,12 @@ class Estimator:
         return self._shape.depth * cost.exchange_seconds(self._shape, tokens, size, sharing, self._rates)
 
     def _layer_seconds(
-        self, work: Workload, grid: Grid, conditioning: int, dense: float, density: float | None
+        self, work: Workload, grid: Grid, conditioning: int, dense: float, density: float | None, selects: float
     ) -> float:
         """Seconds of one layer of one row, for the tokens of `grid` after its conditioning frames.
 
-        dense: share of the layers with dense attention. density: of the others, where the data decide it.
+        dense: share of the layers with dense attention. density: of the others, where the data decide it. selects:
+            share of the steps that select blocks.
         """
         shape, rates, bsa = self._shape, self._rates, work.bsa
         tokens, keys = grid._replace(t=grid.t - conditioning).volume, grid.volume
@@ -256,7 +264,7 @@ class Estimator:
         if bsa is not None and work.blocks is not None:
             kept = cost.kept_blocks(bsa, grid, density, conditioning)
             kind = "ragged" if work.blocks.ragged else "sparse"
-            sparse = cost.sparse_seconds(shape, grid, bsa, kept, rates, conditioning)
+            sparse = cost.sparse_seconds(shape, grid, bsa, kept, rates, conditioning, selects)
             layer += (1 - dense) * sparse * self._scale(kind, tokens)
         return layer + dense * cost.dense_seconds(shape, tokens, rates, keys) * self._scale("dense", tokens)
 
@@ -311,13 +319,13 @@ class Estimator:
         return CALIBRATION if self._points else NOTHING
 
 
-def device_name(device: Device) -> str:
-    """The key of measurements: the processor and its number of threads, or the GPU."""
+def device_name(device: Device, engines: int = 1) -> str:
+    """The key of measurements: the processor and the threads that each engine has of it, or the GPU."""
     if device.type == "cuda":
         gpu = gpu_of(device)
         return f"cuda {gpu.name}" if gpu is not None else "cuda"
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"cpu {platform.processor() or platform.machine()}, {threads} threads"
+    return f"cpu {platform.processor() or platform.machine()}, {(threads or 1) // engines} threads"
 
 
 def _versions() -> str:

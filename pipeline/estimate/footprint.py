@@ -103,6 +103,17 @@ def _kept_on_device(shape: ModelShape, request: VideoRequest, device: Device, we
     return kept // shape.depth if request.start.kv_on_host and device.type == "cuda" else kept
 
 
+def selection_bytes(shape: ModelShape, request: VideoRequest, weights: LoadOptions = AS_STORED) -> int:
+    """Bytes of the lists of blocks that one GPU keeps for later steps; 0 if every step selects its own."""
+    work = request.workload
+    if work.bsa is None or work.blocks is None or work.bsa.select_every == 1:
+        return 0
+    parts = [part for part in (work.blocks, work.blocks.first) if part is not None]
+    numbers = sum(part.q_blocks.volume for part in parts) * (max(part.min_kept for part in parts) + 1)
+    layers = shape.depth - work.bsa.dense_layers_at(work.bsa.dense_steps, shape.depth)
+    return 4 * layers * work.rows * shape.heads * numbers // weights.gpus
+
+
 def activation_bytes(shape: ModelShape, request: VideoRequest, device: Device, weights: LoadOptions = AS_STORED) -> int:
     """Bytes of activations: the largest of the transformer's, the decoder's, and an offloaded text encoder's weights.
 
@@ -121,6 +132,7 @@ def activation_bytes(shape: ModelShape, request: VideoRequest, device: Device, w
     if work.cached:  # and all keys and values of one layer, those kept and those new
         joined = 2 * work.rows * work.grid.volume * shape.hidden * size // weights.gpus
         block += _kept_on_device(shape, request, device, weights) + joined
+    block += selection_bytes(shape, request, weights)
     positions = request.height * request.width // shape.decoder_patch**2
     pixels = 3 * request.num_frames * request.height * request.width
     strips = strip_count(weights.gpus, request.latent_shape[1])
@@ -137,7 +149,7 @@ def least_bytes(shape: ModelShape, request: VideoRequest, device: Device, weight
     size = element_size(device)
     work = request.workload
     block = 5 * work.rows * work.step_grid.volume * shape.hidden * size // weights.gpus
-    block += _kept_on_device(shape, request, device, weights)
+    block += _kept_on_device(shape, request, device, weights) + selection_bytes(shape, request, weights)
     pixels = 3 * request.num_frames * request.height * request.width // strip_count(
         weights.gpus, request.latent_shape[1]
     )

@@ -6,7 +6,7 @@ NVML numbers GPUs by PCI order whatever CUDA_VISIBLE_DEVICES says; `gpus.py` fin
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,10 +70,14 @@ def with_uuid(uuid: str, gpus: tuple[GpuReading, ...]) -> GpuReading | None:
 
 
 class Nvml:
-    """Keeps NVML open between readings and reopens it after a fault. Use it from one thread at a time."""
+    """Keeps NVML open between readings and reopens it after a fault. Use it from one thread at a time.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    only: the GPUs to read, by NVML's numbers or the beginnings of their UUIDs; none for all.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, only: Collection[str] = ()) -> None:
         self._clock = clock
+        self._only = only
         self._open = False
         self._devices: tuple[_Device, ...] = ()
         self._slow: dict[str, tuple[float, dict[str, Any], list[str]]] = {}
@@ -116,12 +120,20 @@ class Nvml:
             self.close()
             return
         self._fault = ""
-        found = {device.blank.key: device for index in range(count) for device in self._find(index)}
+        there = (device for index in range(count) for device in self._find(index))
+        found = {device.blank.key: device for device in there if self._wanted(device.blank)}
         lost = {d.blank.key: _Device(None, d.blank) for d in self._devices if d.blank.key not in found}
         self._devices = tuple(sorted((lost | found).values(), key=lambda d: (d.blank.index, d.blank.slice or 0)))
         if not self._devices:
             self._fail("no GPU reading, the NVIDIA driver reports no GPU")
             self.close()
+
+    def _wanted(self, gpu: GpuReading) -> bool:
+        ids = (gpu.uuid, gpu.parent)
+        return not self._only or any(
+            gpu.index == int(name) if name.isdecimal() else any(one.startswith(name) for one in ids)
+            for name in self._only
+        )
 
     def _fail(self, fault: str) -> None:
         self._fault = fault

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -170,6 +170,8 @@ class ResourceSampler:
     torch_memory: returns the result of `torch_memory` in that process, or None.
     interval: seconds between readings. A peak shorter than this may be missed.
     more: returns further series to keep, by name.
+    only: the GPUs to read, as for `Nvml`; none for all.
+    elsewhere: returns the newest reading of another machine in place of this one, or None while there is none.
     """
 
     def __init__(
@@ -178,11 +180,15 @@ class ResourceSampler:
         torch_memory: Callable[[], Mapping[str, Any] | None] = lambda: None,
         interval: float = 0.1,
         more: Callable[[], Mapping[str, float | None]] = dict,
+        only: Collection[str] = (),
+        elsewhere: Callable[[], Resources | None] | None = None,
     ) -> None:
         self.interval = interval
         self._pid = pid
         self._torch_memory = torch_memory
         self._more = more
+        self._only = only
+        self._elsewhere = elsewhere
         self._samples = Samples()
         self._latest: Resources | None = None
         self._fault = ""
@@ -218,7 +224,7 @@ class ResourceSampler:
         return self._samples.peak(start, end)
 
     def _run(self) -> None:
-        nvml = Nvml()
+        nvml = Nvml(only=self._only)
         machine = _Machine(nvml)
         while True:
             try:
@@ -232,7 +238,12 @@ class ResourceSampler:
                 return
 
     def _sample(self, machine: _Machine) -> None:
-        reading = machine.read(self._pid(), self._torch_memory())
+        if self._elsewhere is None:
+            reading: Resources | None = machine.read(self._pid(), self._torch_memory())
+        elif (reading := self._elsewhere()) is not None:
+            reading = replace(reading, time=round(time.time(), 3))  # its clock may be another
+        if reading is None:
+            return
         self._samples.add(reading.time, {**reading.series(), **self._more()})
         self._latest = reading
         self._first.set()

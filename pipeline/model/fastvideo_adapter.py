@@ -29,6 +29,7 @@ from pipeline.checkpoint.view import linked
 from pipeline.machine.quiet import quiet
 from pipeline.model.denoising import check_finite
 from pipeline.model.schedule import longcat_sigmas
+from pipeline.parallel.ranks import leave
 from pipeline.parallel.strips import Strips
 from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.video import LATENT_PIXELS, MAX_PROMPT_TOKENS, VideoRequest
@@ -327,13 +328,8 @@ def _prepare_process(device: torch.device) -> None:
                 raise
             # gloo binds to the host's address even if there is no other rank
             raise RuntimeError(NO_LOOPBACK) from error
-        atexit.register(_leave_group)
+        atexit.register(leave)  # that of several ranks, if it has taken this one's place
     _device_in_use = str(device)
-
-
-def _leave_group() -> None:
-    if torch.distributed.is_initialized():  # a group of several ranks may have taken its place, and ended
-        torch.distributed.destroy_process_group()
 
 
 def _support_cpu() -> None:

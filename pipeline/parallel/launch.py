@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.machine.memory import out_of_memory
-from pipeline.parallel.ranks import Group
+from pipeline.parallel.ranks import Group, leave
 from pipeline.request.sentences import one_line
 
 logger = logging.getLogger("pipeline")
@@ -76,8 +76,7 @@ def join(store: dist.Store, rank: int, size: int, device: torch.device, follower
         if followers is not None and not followers.alive:
             raise RankLost(followers.lost())
         time.sleep(WATCH_SECONDS)
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    leave()
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)

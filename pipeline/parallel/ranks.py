@@ -6,10 +6,10 @@ decoded frame) all ranks ask each other whether to go on. These messages travel 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -97,10 +97,12 @@ class Group(Ranks):
         self.settled = True
         self._host = dist.new_group(backend="gloo")
         self._jobs = dist.new_group(backend="gloo", timeout=_A_YEAR)
-        self._mesh = lru_cache(maxsize=None)(self._make_mesh)
+        self._meshes: dict[tuple[int, int], DeviceMesh] = {}
 
-    def _make_mesh(self, shape: tuple[int, int]) -> DeviceMesh:
-        return init_device_mesh(self.device.type, shape, mesh_dim_names=("guidance", "sequence"))
+    def _mesh(self, shape: tuple[int, int]) -> DeviceMesh:
+        if shape not in self._meshes:
+            self._meshes[shape] = init_device_mesh(self.device.type, shape, mesh_dim_names=("guidance", "sequence"))
+        return self._meshes[shape]
 
     def sequence(self, rows: int) -> SequenceParallel:
         return SequenceParallel(self._mesh(mesh_shape(self.size, rows)).get_group("sequence"))
@@ -187,3 +189,14 @@ class Group(Ranks):
         message, self.settled = [job], False
         dist.broadcast_object_list(message, 0, group=self._jobs, device=torch.device("cpu"))
         return message[0]
+
+
+def leave() -> None:
+    """Leave the process group, if there is one, and end its threads. No `Group` of it may be held any more.
+
+    A thread of gloo may still have to let go of a tensor. Python ends threads that ask for it while it exits, and with
+    such a one the whole process: exit code 134, after all work was done.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    gc.collect()  # meshes and their groups refer to each other

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,7 +62,10 @@ class VideoResult:
 
 def speed(dense: VideoResult, sparse: VideoResult) -> Speed:
     """How much faster the second was made than the first; the figure of compare, sweep, report and estimates."""
-    return speed_of(dense.timing, sparse.timing, (dense.seconds["denoise"], sparse.seconds["denoise"]))
+    timing, bsa = dense.timing, sparse.request.bsa
+    if timing is not None and bsa is not None and timing.reference_of != bsa.to_bsa_params():
+        timing = replace(timing, reference=())  # of another sparse video
+    return speed_of(timing, sparse.timing, (dense.seconds["denoise"], sparse.seconds["denoise"]))
 
 
 @dataclass(frozen=True)

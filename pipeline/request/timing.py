@@ -2,9 +2,9 @@
 
 Wall seconds grow with whatever else runs, and the two videos of a comparison are made one after the other. So work is
 timed on a clock that stops while others run: CPU time on a CPU, time between two events of the stream on a GPU. That
-clock still drifts with the load (shared caches and cores, another program on the same GPU), so a sparse video that is
-compared also times a few dense forward passes between its own steps. What is left shows in the decoding, which is the
-same work in both. Imports no PyTorch.
+clock still drifts with the load (shared caches and cores, another program on the same GPU), so whichever video of a
+pair is made second also times a few forward passes of the other kind between its own steps. What is left shows in the
+decoding, which is the same work in both. Imports no PyTorch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SAME = 1.10  # two decodings further apart than this factor were not made on the
 SHORT = 0.05  # seconds; a shorter decoding says nothing
 BUSY = 0.25  # share of the processors that others may take without a doubt
 LEAST_DOUBT = 1.15  # factor to either side of a figure in doubt; benchmarks/speed_under_load.py
-REFERENCES = 3  # dense forward passes timed between the steps of a sparse video that is compared
+REFERENCES = 3  # forward passes of the other kind timed between the steps of the second video of a pair
 
 DECODED = "decoding is the same work in both, and it took {factor:.2f} times as long in the {arm} run"
 OTHERS = "other programs used {share:.0%} of the processors"
@@ -38,7 +38,9 @@ class Timing:
         alike: a number for each step; steps of the same number do equal work.
         decode: seconds of decoding.
         others: share of the processors that other programs took meanwhile, 0 to 1; None where that does not matter.
-        reference: seconds of dense forward passes over the same latents, timed between the steps of a sparse video.
+        reference: seconds of forward passes of the other kind over the same latents, timed beside `reference_steps`.
+        reference_of: their block sparse attention as `bsa_params`; None for dense passes beside the steps of a sparse
+            video.
     """
 
     clock: str
@@ -47,6 +49,7 @@ class Timing:
     decode: float
     others: float | None = None
     reference: tuple[float, ...] = ()
+    reference_of: Mapping[str, Any] | None = None
 
     @property
     def denoise(self) -> float:
@@ -76,19 +79,20 @@ _LISTS = ("steps", "alike", "reference")
 
 
 def reference_steps(steps: int) -> tuple[int, ...]:
-    """The steps, counted from 0, beside which a dense forward pass is timed: spread evenly, at most `REFERENCES`."""
+    """The steps, counted from 0, beside which one of the other kind is timed: at most `REFERENCES`, spread evenly."""
     count = min(REFERENCES, steps)
     return tuple((2 * number + 1) * steps // (2 * count) for number in range(count))
 
 
 def equal_work(work: Workload, steps: int, layers: int) -> tuple[int, ...]:
-    """`Timing.alike` for a generation: dense first steps are one kind and all others another, but where the data decide
-    how many blocks are kept, every step is a kind of its own."""
-    if work.bsa is None:
+    """`Timing.alike` for a generation: dense first steps are one kind, steps that select blocks another, and those that
+    take earlier ones a third, but where the data decide how many blocks are kept, every step is a kind of its own."""
+    bsa = work.bsa
+    if bsa is None:
         return (0,) * steps
-    dense = tuple(work.bsa.dense_layers_at(step, layers) for step in range(steps))
-    if work.bsa.selector.uniform:
-        return dense
+    dense = tuple(bsa.dense_layers_at(step, layers) for step in range(steps))
+    if bsa.selector.uniform:
+        return tuple(some if bsa.selects_at(step) else layers + 1 for step, some in enumerate(dense))
     return tuple(layers if all_dense == layers else layers + 1 + step for step, all_dense in enumerate(dense))
 
 
@@ -132,9 +136,13 @@ def speed_of(dense: Timing | None, sparse: Timing | None, seconds: tuple[float, 
     if dense is None or sparse is None or dense.clock != sparse.clock or not sparse.denoise:
         ratio = seconds[0] / seconds[1]
         return Speed(ratio, ratio, ratio, WALL_TIME)
-    beside = replace(dense, steps=sparse.reference, alike=(0,) * len(sparse.reference)) if sparse.reference else dense
-    scale = len(dense.steps) / len(beside.steps)
-    ratio = scale * beside.denoise / sparse.denoise
+    full, scale = dense, 1.0
+    if sparse.reference:
+        full = replace(dense, steps=sparse.reference, alike=(0,) * len(sparse.reference))
+        scale = len(dense.steps) / len(full.steps)
+    elif dense.reference:
+        sparse = _beside_dense(dense.reference, sparse)
+    ratio = scale * full.denoise / sparse.denoise
     apart, doubts = 1.0, []
     if min(dense.decode, sparse.decode) >= SHORT:
         apart = dense.decode / sparse.decode
@@ -147,9 +155,25 @@ def speed_of(dense: Timing | None, sparse: Timing | None, seconds: tuple[float, 
     if not doubts:
         return Speed(ratio, ratio, ratio, dense.clock)
     factor = max(apart, 1 / apart, LEAST_DOUBT)
-    low = scale * beside.denoise_by(_lower) / sparse.denoise_by(_upper)
-    high = scale * beside.denoise_by(_upper) / sparse.denoise_by(_lower)
+    low = scale * full.denoise_by(_lower) / sparse.denoise_by(_upper)
+    high = scale * full.denoise_by(_upper) / sparse.denoise_by(_lower)
     return Speed(ratio, min(low, ratio / factor), max(high, ratio * factor), dense.clock, tuple(doubts))
+
+
+def _beside_dense(reference: tuple[float, ...], sparse: Timing) -> Timing:
+    """A sparse timing as it would have been during the dense run, in which `reference` are some of its passes.
+
+    Its steps need not do equal work, so each pass is compared with the step that it stands for. The first pass may have
+    to select blocks where its step took earlier ones (`select_every`), which the median passes over.
+    """
+    kinds = list(zip(sparse.alike, sparse.steps, strict=True))
+    usual = [
+        statistics.median(seconds for kind, seconds in kinds if kind == sparse.alike[step])
+        for step in reference_steps(len(sparse.steps))
+    ]
+    drifts = [then / before for then, before in zip(reference, usual, strict=True) if before]
+    drift = statistics.median(drifts) if drifts else 1.0
+    return replace(sparse, steps=tuple(drift * seconds for seconds in sparse.steps))
 
 
 def _lower(seconds: list[float]) -> float:

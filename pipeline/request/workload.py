@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from bsa import BlockPlan, BSAConfig, Grid
@@ -14,6 +14,7 @@ ONE_FRAME = (
 )
 KEEPS = "each query block keeps {kept} of {blocks} key blocks"
 DENSE_FIRST = "; dense steps first: {steps}, dense layers first: {layers}"
+EVERY = "; blocks are selected in every {steps} steps"
 
 
 @dataclass(frozen=True)
@@ -60,16 +61,14 @@ class Workload:
         reason = KEEPS.format(kept=bsa.selector.kept_words(key_blocks), blocks=key_blocks)
         if bsa.dense_steps or bsa.dense_layers:
             reason += DENSE_FIRST.format(steps=bsa.dense_steps, layers=bsa.dense_layers)
+        if bsa.select_every > 1:
+            reason += EVERY.format(steps=bsa.select_every)
         return make(bsa=bsa, blocks=blocks, reason=reason)
 
     @property
     def step_grid(self) -> Grid:
         """The tokens that run in every step."""
         return self.grid._replace(t=self.grid.t - self.conditioning) if self.cached else self.grid
-
-    def as_dense(self) -> Workload:
-        """The same tokens with dense attention."""
-        return replace(self, bsa=None, blocks=None, reason=DENSE)
 
     @property
     def sparse(self) -> bool:

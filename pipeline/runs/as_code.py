@@ -25,6 +25,7 @@ def cli_command(
     compare: bool,
     output: str,
     weights: LoadOptions = AS_STORED,
+    lora_dir: Path | None = None,
     long: LongVideo | None = None,
 ) -> str:
     """A command for a POSIX shell (of 2024, as bash and zsh are) that makes `request` again, bit for bit on the same
@@ -44,6 +45,8 @@ def cli_command(
         options.append(("negative-prompt", request.negative_prompt))
     if model_path != EMBEDDED_CHECKPOINT:
         options.append(("model-path", model_path))
+    if lora_dir is not None:
+        options.append(("lora-dir", lora_dir))
     names: tuple[str, ...] = ("height", "width", "num_frames", "steps", "guidance_scale", "seed", "fps")
     words = ["python", "-m", "pipeline", "generate"]
     if isinstance(start, FromClip):  # the clip says how many frames there are, and there is no guidance
@@ -125,12 +128,14 @@ def python_code(
     compare: bool,
     output: str,
     weights: LoadOptions = AS_STORED,
+    lora_dir: Path | None = None,
     long: LongVideo | None = None,
 ) -> str:
     """A Python program that makes `request` again, bit for bit on the same kind of device. long: as in
     `cli_command`."""
     path = "" if model_path == EMBEDDED_CHECKPOINT else f"{str(model_path)!r}, "
-    kept = "".join(f", {name}={value!r}" for name, value in weights.arguments.items())
+    loading = weights.arguments | ({} if lora_dir is None else {"lora_dir": str(lora_dir)})
+    kept = "".join(f", {name}={value!r}" for name, value in loading.items())
     # the attention is named, so who chose it is of no account
     values = ((field.name, getattr(request, field.name)) for field in fields(request) if field.name != "auto")
     settings = "".join(f"    {name}={_literal(value)},\n" for name, value in values)

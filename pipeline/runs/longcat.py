@@ -55,13 +55,13 @@ class _Job(NamedTuple):
     """A video that all ranks make together, as rank 0 tells them.
 
     record: whether to record attention. warm: whether its like ran before.
-    compared: whether a sparse video follows its dense one; then some dense passes are timed beside its steps.
+    beside: the plan of the other video of a pair whose second is made; some of its passes are timed beside the steps.
     """
 
     plan: Plan
     record: bool
     warm: bool
-    compared: bool
+    beside: Plan | None
 
 
 class LongCatPipeline:
@@ -98,7 +98,8 @@ class LongCatPipeline:
         self._contents = contents
         self._yardstick = read_yardstick(info.path)
         self._warm: set[tuple] = set()
-        self._last_dense: VideoRequest | None = None
+        self._last: Plan | None = None
+        self._last_dense: Plan | None = None
         self._estimator = Estimator(info, device, weights=weights)
 
     @classmethod
@@ -112,6 +113,7 @@ class LongCatPipeline:
         quantization: str | None = None,
         offload: bool = False,
         gpus: int = 1,
+        lora_dir: str | Path | None = None,
     ) -> LongCatPipeline:
         """Load the checkpoint folder `path`.
 
@@ -128,6 +130,7 @@ class LongCatPipeline:
             gpus: number of GPUs that make each video together, from the chosen one on; under torchrun its processes.
                 Each loads the weights.
                 These three need the fast forward.
+            lora_dir: a folder with further adapters, see `inspect_checkpoint`.
 
         Raises:
             ValueError: the folder is not a complete LongCat checkpoint, the device does not exist or cannot run such
@@ -143,7 +146,7 @@ class LongCatPipeline:
             raise ValueError(f"{place.size} processes were started, and gpus is {gpus}; leave gpus out")
         weights = LoadOptions(quantization, offload, gpus if place is None else place.size)
         weights.check_forward(checked_forward(forward))
-        info = inspect_checkpoint(path)
+        info = inspect_checkpoint(path, lora_dir)
         colours = LatentColours.from_config(info.defaults)
         chosen = rank_devices(device, weights.gpus)[0 if place is None else place.rank]
         if weights.quantization is not None and chosen.type == "cuda":
@@ -155,6 +158,8 @@ class LongCatPipeline:
         kept = f" with {weights}" if weights else ""
         say(f"Loading {info.name} ({info.parameters / 1e6:,.1f} M parameters) to {chosen}{kept}")
         arguments = {"path": str(info.path.resolve()), "device": device, **weights.of_one.arguments}
+        if info.lora_dir is not None:
+            arguments["lora_dir"] = str(info.lora_dir)
         team = Team(place, weights.gpus, f"{__name__}:{load_rank.__name__}", arguments)
         with team.loading():
             model = FastVideoLongCat(info.path.resolve(), chosen, info.loras, weights.of_one, reads_text=team.rank == 0)
@@ -197,14 +202,27 @@ class LongCatPipeline:
         with self._lock:
             self.check_tokens(request)
             plan = self.plan(request)
-            compared = plan.work.sparse and request.dense == self._last_dense
-            job = _Job(plan, self.record, self._kind(plan) in self._warm, compared)
-            if not plan.work.sparse:
-                self._last_dense = request.dense
+            job = _Job(plan, self.record, self._kind(plan) in self._warm, self._beside(plan))
             with self._team.job(self.device, job) as ranks:
                 made = self._generate(job, on_step or (lambda update: None), output, ranks)
             assert made is not None  # this is rank 0
+            self._last = None if job.beside is not None else plan  # once for each pair is enough
+            if not plan.work.sparse:
+                self._last_dense = plan
             return made
+
+    def _beside(self, plan: Plan) -> Plan | None:
+        """The video made before that this one will be compared with, by all signs: a sparse one with its dense one,
+        however many other sparse ones were made since, and a dense one with the sparse one right before it."""
+        other = self._last_dense if plan.work.sparse else self._last
+        if other is None or other.work.sparse == plan.work.sparse:
+            return None
+        pair = (other, plan) if plan.work.sparse else (plan, other)
+        if pair[0].request != pair[1].request.dense:
+            return None
+        # kept keys and values are those of one forward and one attention; of the two, dense attention can read both
+        alike = plan.work.sparse and plan.forward.name == other.forward.name
+        return other if alike or not plan.work.cached else None
 
     def _follow(self, ranks: Ranks, job: _Job) -> None:
         """Do this rank's part of a job of rank 0."""
@@ -252,7 +270,7 @@ class LongCatPipeline:
             with ranks.together():
                 told(update)
 
-        plan, record, warm, compared = job
+        plan, record, warm, other = job
         model, request, work = self._model, plan.request, plan.work
         if work.bsa is not None:
             logger.info("Enabling Block Sparse Attention (BSA) for LongCat transformer")
@@ -303,9 +321,9 @@ class LongCatPipeline:
                     given, on_host = latents[:, :, : work.conditioning].to(model.dtype), request.start.kv_on_host
                     cache = keep_conditioning(plan.forward, model, work, given, text, mask, on_host, ranks)
                 run, beside = forward_for(plan.forward, model, work, attention, cache, ranks), None
-                if compared:
-                    dense = work.as_dense()
-                    beside = forward_for(plan.forward, model, dense, attention_for(dense), cache, ranks)
+                if other is not None:
+                    attends, at = attention_for(other.work), reference_steps(steps)
+                    beside = forward_for(other.forward, model, other.work, attends, cache, ranks, at)
                 timer = WorkTimer(self.device)
                 latents = denoise(
                     timer.each(run, beside, reference_steps(steps)),
@@ -321,7 +339,7 @@ class LongCatPipeline:
                 )
             del cache
 
-            if compared or (record and work.sparse):
+            if other is not None or (record and work.sparse):
                 recording = 0.0 if recorder is None else recorder.seconds()
                 clock.leave_out("denoise", ranks.largest(timer.reference_seconds() + recording))
 
@@ -337,6 +355,8 @@ class LongCatPipeline:
         records, spent = ([part[which] for part in recorded if part is not None] for which in (0, 1))
         # all ranks wait for the one that recorded longest
         timing = timer.timing(work, layers, [max(step) for step in zip(*spent)] or None)
+        if other is not None and other.work.bsa is not None:
+            timing = replace(timing, reference_of=other.work.bsa.to_bsa_params())
         density, versions = attention.density(), _versions(self.device) | self.weights.versions
         if plan.forward.name != "plain":
             versions["forward"] = plan.forward.name  # the same video up to rounding, but not bit for bit

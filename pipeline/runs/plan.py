@@ -19,7 +19,7 @@ from pipeline.request.load_options import LoadOptions
 from pipeline.request.video import VideoRequest
 from pipeline.request.workload import Workload
 
-STEPS, LAYERS = SCHEDULE
+STEPS, LAYERS, _ = SCHEDULE
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,7 @@ class Team:
         if self._place is not None and isinstance(self._ranks, Group) and self._ranks.settled:
             self._ranks.next_job(None)
         self._part()
+        self._ranks = ONE_RANK if self.size == 1 else None  # so that the group can end
         abort()
 
     def follow(self, device: torch.device, run: Callable[[Ranks, Any], None]) -> None:
@@ -133,6 +134,8 @@ class Team:
                         raise
         except BaseException as error:
             fail(self._store, self.rank, error)
+        finally:
+            self._ranks = None  # so that the group can end
 
 
 def _own(error: BaseException) -> bool:

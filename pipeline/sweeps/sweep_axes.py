@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bsa import Grid
+from bsa.config import SCHEDULE
 from bsa.selectors import SCORES
 from pipeline.request.values import LARGEST, MAX_DIGITS, chunk, whole
 
@@ -19,6 +20,7 @@ LABELS = {
     "selection": "selection",
     "dense_steps": "dense steps",
     "dense_layers": "dense layers",
+    "select_every": "select every",
     "seed": "seed",
     "steps": "steps",
 }
@@ -100,6 +102,7 @@ EXAMPLES = {
     "selection": "mean, cells",
     "dense_steps": "0, 1",
     "dense_layers": "0, 2",
+    "select_every": "1, 2",
     "seed": "1, 2, 3",
     "steps": "8, 16",
 }
@@ -154,5 +157,5 @@ _READ: dict[str, Callable[[str, Any], Any]] = {
     "cdf_threshold": _number,
     "chunk": _chunks,
     "selection": _scores,
-    **dict.fromkeys(("dense_steps", "dense_layers", "seed", "steps"), _whole),
+    **dict.fromkeys((*SCHEDULE, "seed", "steps"), _whole),
 }

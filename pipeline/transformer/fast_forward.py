@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,7 @@ from pipeline.transformer.forward import (
     trim_text,
     unpatchify,
 )
+from pipeline.transformer.kept_selections import KeptSelections
 from pipeline.transformer.kv_cache import KeyValues
 from pipeline.weights import Net
 from pipeline.weights.fp8 import Quantised, is_fp8
@@ -49,6 +51,7 @@ def fast_forward(
     *,
     conditioning: int = 0,
     cache: KeyValues | None = None,
+    kept: KeptSelections | None = None,
     dense_layers: int = 0,
     zero_text_padding: bool = False,
     backend: str = "auto",
@@ -64,6 +67,7 @@ def fast_forward(
         other, as equal ones do.
     backend: "auto", "torch" or "triton", for both the attention and the fused operations.
     tuning: see `bsa.block_order_attention`.
+    kept: selections of earlier steps, for a config that uses them again.
     dense_layers: number of first layers with dense attention, in block order as well.
     observe: called in every layer with queries and keys, [B, H, N, D] in block order, and the selection, which is None
         for dense attention.
@@ -103,7 +107,12 @@ def fast_forward(
     x = x[:, share.tokens] if own is None else x[:, own.order(device)[share.tokens]]
     x = F.linear(x, proj.weight.flatten(1), proj.bias)
 
-    by_means = config is not None and config.selection == DEFAULT_SCORES
+    kept = kept or KeptSelections(config)
+
+    def pools(layer: int) -> bool:
+        """Whether the layer selects by the means of its blocks."""
+        by_means = config is not None and config.selection == DEFAULT_SCORES
+        return by_means and layer >= dense_layers and kept.of(layer) is None
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, means: tuple[Tensor, Tensor] | None) -> Tensor:
         if cache is not None:
@@ -115,9 +124,13 @@ def fast_forward(
         if layer < dense_layers:
             out, selection = _dense(q, k, v, conditioning * grid.h * grid.w), None
         else:
+            options: dict[str, Any] = {"selection": kept.of(layer), "backend": backend, "tuning": tuning}
+            if observe is None and config.select_every == 1:
+                return block_order_attention(q, k, v, layouts[0], config, means=means, **options)
             out, selection = block_order_attention(
-                q, k, v, layouts[0], config, means=means, backend=backend, tuning=tuning, return_selection=True
+                q, k, v, layouts[0], config, means=means, return_selection=True, **options
             )
+            kept.keep(layer, selection)
         if observe is not None:
             observe(q.transpose(1, 2), k.transpose(1, 2), selection)
         return out
@@ -125,7 +138,7 @@ def fast_forward(
     fp8 = is_fp8(model)
     text = ops.quantise(text) if fp8 else text
     for layer, block in enumerate(model.blocks if offload is None else offload.blocks()):
-        pooled = owns if by_means and layer >= dense_layers else None
+        pooled = owns if pools(layer) else None
         run = partial(attend, layer)
         _block(ops, block, x, t, text, text_mask, rope, frames, pooled, run, without_text, ffn_tokens, fp8, share)
     if cache is not None:

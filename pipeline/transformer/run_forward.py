@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -16,7 +16,8 @@ from pipeline.parallel.ranks import ONE_RANK, Ranks
 from pipeline.request.choose_forward import ForwardChoice
 from pipeline.request.workload import Workload
 from pipeline.transformer.fast_forward import fast_forward
-from pipeline.transformer.forward import Attend, longcat_forward
+from pipeline.transformer.forward import longcat_forward
+from pipeline.transformer.kept_selections import KeptSelections
 from pipeline.transformer.kv_cache import KeyValues
 from pipeline.transformer.self_attention import DenseAttention, SparseAttention, attention_for
 
@@ -28,25 +29,27 @@ def forward_for(
     attention: DenseAttention | SparseAttention,
     cache: KeyValues | None = None,
     ranks: Ranks = ONE_RANK,
+    at: Iterable[int] | None = None,
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]:
     """Return the velocity function for `denoise`, which calls it once per step. model: a loaded `FastVideoLongCat`.
 
     cache: of the conditioning frames of `work.cached`, from `keep_conditioning`.
     ranks: those that share the work; only the fast forward can be shared.
+    at: the steps, counted from 0, that the calls stand for; None for every one in turn.
     """
     transformer, padding = model.transformer, model.zero_text_padding
-    depth, steps = len(transformer.blocks), itertools.count()
+    depth, kept = len(transformer.blocks), KeptSelections(work.bsa)
+    steps = itertools.count() if at is None else iter(at)
     given: dict[str, Any] = {"conditioning": work.conditioning, "cache": cache, "zero_text_padding": padding}
 
-    def dense_layers() -> int:
-        return 0 if work.bsa is None else work.bsa.dense_layers_at(next(steps), depth)
+    def begin() -> int:
+        """Enter the next step. Returns the number of its first layers with dense attention."""
+        step = next(steps)
+        kept.begin(step)
+        return 0 if work.bsa is None else work.bsa.dense_layers_at(step, depth)
 
     def plain(latents: Tensor, timestep: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
-        if isinstance(attention, DenseAttention):
-            each: list[Attend] = [attention] * depth
-        else:
-            dense = dense_layers()
-            each = [*[attention.dense] * dense, *[attention] * (depth - dense)]
+        each = attention.layers(depth, begin(), kept)
         return longcat_forward(transformer, latents, timestep, text, mask, each, **given)
 
     if choice.name == "plain":
@@ -57,7 +60,7 @@ def forward_for(
 
     def fast(latents: Tensor, timestep: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
         return fast_forward(
-            transformer, latents, timestep, text, mask, work.bsa, dense_layers=dense_layers(), **options
+            transformer, latents, timestep, text, mask, work.bsa, kept=kept, dense_layers=begin(), **options
         )
 
     # A cache is filled by one row, which ranks of every row of guidance need.
@@ -105,7 +108,8 @@ def warm_up(
         heads = transformer.blocks[0].self_attn.num_heads
         shape = (rows, heads, work.grid.volume, transformer.hidden_size // heads)
         k = torch.randn(shape, device=device, dtype=model.dtype)
-        attention(k[:, :, -work.step_grid.volume :], k, k, work.grid, work.conditioning)
+        [attend] = attention.layers(1, 0, KeptSelections(work.bsa))
+        attend(k[:, :, -work.step_grid.volume :], k, k, work.grid, work.conditioning)
         return
     size = [n * p for n, p in zip(work.grid, transformer.patch_size, strict=True)]
     latents = torch.randn(rows, transformer.in_channels, *size, device=device, dtype=model.dtype)
@@ -118,7 +122,8 @@ def warm_up(
         cache = keep_conditioning(choice, first, work, given, text, mask, on_host=False, ranks=ranks)
         latents = latents[:, :, work.conditioning :]
     run = forward_for(choice, first, work, attention, cache, ranks)
-    run(latents, torch.full((rows,), 500.0, device=device), text, mask)
+    for _ in range(1 if work.bsa is None else min(2, work.bsa.select_every)):  # a step that selects, one that does not
+        run(latents, torch.full((rows,), 500.0, device=device), text, mask)
 
 
 class _FirstBlock:

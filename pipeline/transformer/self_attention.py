@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,7 +11,8 @@ from torch import Tensor
 from bsa import BlockLayout, BlockSelection, BSAConfig, Grid, block_sparse_attention
 from pipeline.parallel.ranks import Ranks
 from pipeline.request.workload import Workload
-from pipeline.transformer.forward import attend_dense
+from pipeline.transformer.forward import Attend, attend_dense
+from pipeline.transformer.kept_selections import KeptSelections
 
 # (q, k, selection) of every call; the tensors are those that `block_sparse_attention` takes and returns
 Observer = Callable[[Tensor, Tensor, BlockSelection], None]
@@ -18,6 +20,10 @@ Observer = Callable[[Tensor, Tensor, BlockSelection], None]
 
 class DenseAttention:
     """Full attention. It is an `Attend` for `longcat_forward`."""
+
+    def layers(self, depth: int, dense_layers: int, kept: KeptSelections) -> list[Attend]:
+        """The attention of each layer in one step."""
+        return [self] * depth
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, conditioning: int = 0) -> Tensor:
         return attend_dense(q, k, v, grid, conditioning)
@@ -36,7 +42,7 @@ class DenseAttention:
 
 
 class SparseAttention:
-    """Block sparse attention with one configuration. It is an `Attend` for `longcat_forward`.
+    """Block sparse attention with one configuration.
 
     With top-k on a grid that the key chunks divide, the density follows from the configuration alone. If it depends on
     the data (a cdf threshold, or smaller blocks at the edge), it is summed on the device and read once, after the
@@ -58,15 +64,21 @@ class SparseAttention:
         self._heads = 0  # of all rows of the batch that a call sees
         self._sums: Tensor | float = 0.0  # fp64 [2] on the device: density and blocks kept, summed over sparse calls
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, conditioning: int = 0) -> Tensor:
+    def layers(self, depth: int, dense_layers: int, kept: KeptSelections) -> list[Attend]:
+        """The attention of each layer in one step (see `BSAConfig.dense_layers_at`)."""
+        return [self._dense if layer < dense_layers else partial(self._sparse, layer, kept) for layer in range(depth)]
+
+    def _sparse(
+        self, layer: int, kept: KeptSelections, q: Tensor, k: Tensor, v: Tensor, grid: Grid, conditioning: int = 0
+    ) -> Tensor:
         out, selection = block_sparse_attention(
-            q, k, v, grid, self._config, conditioning=conditioning, return_selection=True
+            q, k, v, grid, self._config, conditioning=conditioning, selection=kept.of(layer), return_selection=True
         )
+        kept.keep(layer, selection)
         self.observe(q, k, selection)
         return out
 
-    def dense(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, conditioning: int = 0) -> Tensor:
-        """The same for a layer that attends to everything (see `BSAConfig.dense_layers_at`)."""
+    def _dense(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, conditioning: int = 0) -> Tensor:
         out = attend_dense(q, k, v, grid, conditioning)
         self.observe(q, k, None)
         return out

@@ -19,7 +19,7 @@ from pipeline.media import clip as clips
 from pipeline.media.clip import inspect_clip, read_clip
 from pipeline.media.comment import read_settings
 from pipeline.media.write import write_video
-from ui.jobs.clips import BUSY, MOST_WAITING, ClipReader
+from ui.access.clips import BUSY, MOST_WAITING, ClipReader
 
 HUGE = 80_000_000
 

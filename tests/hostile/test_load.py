@@ -24,7 +24,9 @@ from ui import build_page
 from ui.access import connections, guard
 from ui.access.bodies import LARGEST
 from ui.access.connections import Sparing, raise_handle_limit
+from ui.jobs import queue
 from ui.jobs.estimates import Estimates
+from ui.jobs.eta import Outlook
 from ui.jobs.job import VideoJob
 from ui.jobs.worker import MAX_WAITING, Worker
 from ui.storage import store as stores
@@ -70,8 +72,8 @@ class TestWaiting:
         assert worker.queue.wait_seconds(jobs[-1]) == pytest.approx(199 * estimates.of(request()).seconds["total"])
 
     def test_turns_are_counted_once_for_each_change(self, worker, monkeypatch):
-        counted, turns = [], worker.queue._turns
-        monkeypatch.setattr(worker.queue, "_turns", lambda: counted.append(0) or turns())
+        counted = []
+        monkeypatch.setattr(queue, "Outlook", lambda *given: counted.append(0) or Outlook(*given))
         jobs = [worker.submit(VideoJob(request(seed=n), False)) for n in range(50)]
         assert [worker.ahead(job) for job in jobs] == list(range(50))
         worker.stop(jobs[10])
@@ -186,7 +188,7 @@ class TestRecords:
 class TestStarts:
     @pytest.fixture(autouse=True)
     def impatient(self, monkeypatch):
-        monkeypatch.setattr("ui.jobs.worker.RETRY_SECONDS", 0.01)
+        monkeypatch.setattr("ui.jobs.runner.RETRY_SECONDS", 0.01)
 
     @pytest.mark.parametrize(
         ("error", "sentence"),

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pipeline import Axis, Floor, Search, Sweep, read_resources
+from pipeline import Axis, Floor, Resources, Search, Sweep, read_resources
 from pipeline.estimate.estimator import Estimate
 from pipeline.media.attention_record import AttentionRecord, record_path
 from pipeline.media.clip import inspect_clip
@@ -148,11 +148,20 @@ def add_api(page: Page, site: Site) -> None:
 
     async def resources() -> dict[str, Any]:
         """Read memory and load of every GPU (NVML), of the host, and of the process that runs the model. Values are in
-        bytes, percent, degrees Celsius and watts; null if the machine does not report them."""
+        bytes, percent, degrees Celsius and watts; null if the machine does not report them. Of several engines, which
+        "engines" lists with their states, the reading is that of the first one's process, or machine."""
         worker = site.worker
-        memory = worker.torch_memory()
-        reading = await asyncio.to_thread(read_resources, worker.engine_pid, memory)
-        return plain(asdict(reading) | {"worker": worker.status(), "torch_memory": memory})
+        memory, there = worker.torch_memory(), worker.runners[0].engine.reading()
+        if there is None:
+            reading: Resources | None = await asyncio.to_thread(read_resources, worker.engine_pid, memory)
+        else:
+            reading = there.resources
+        engines = [
+            {"state": runner.state, "message": runner.message, "torch_memory": runner.engine.torch_memory()}
+            for runner in worker.runners
+        ]
+        told = {"worker": worker.status(), "torch_memory": memory, "engines": engines}
+        return plain((asdict(reading) if reading else {}) | told)
 
     async def result(job_id: str) -> dict[str, Any]:
         """A job by its job_id, over or not, also when the connection was lost that began it: its state (waiting,

@@ -58,6 +58,7 @@ def attention_parameters(bsa: BSAConfig) -> list[tuple[str, Any, Any, str]]:
         ("selection", SCORED_BY, bsa.selection, "Scores blocks by their means, or by cells inside them"),
         ("dense_steps", int, bsa.dense_steps, "So many of the first steps attend to everything"),
         ("dense_layers", int, bsa.dense_layers, "So many of the first layers attend to everything"),
+        ("select_every", int, bsa.select_every, "So many steps share one selection of blocks"),
     ]
 
 

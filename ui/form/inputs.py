@@ -9,7 +9,9 @@ import gradio as gr
 from bsa import BSAConfig
 from bsa.selectors import CELLS, DEFAULT_SCORES
 from pipeline import CheckpointInfo
+from pipeline.request.values import Adapter, read_adapters
 from ui.form.read import AUTOMATIC, DENSE_ONLY, MASS, SIDE_BY_SIDE, SPARSE_ONLY, TOP_K, TOP_K_AND_MASS, keep_by
+from ui.look.parts import QUIET
 
 # For checkpoints that understand language in general. Those with a vocabulary have a palette of their own words.
 EXAMPLES = {
@@ -120,16 +122,24 @@ def block_fields(default: BSAConfig) -> Fields:
         elem_id="selection",
     )
     with gr.Row(elem_classes="triple"):
-        for name, label in (("dense_steps", "Dense steps"), ("dense_layers", "Dense layers")):
+        for name, label, info in SCHEDULE_FIELDS:
             fields[name] = gr.Number(
                 getattr(default, name),
                 label=label,
-                info="The first ones attend to everything.",
+                info=info,
                 step=1,
                 min_width=60,
                 elem_id=name,
             )
     return fields
+
+
+FIRST = "The first ones attend to everything."
+SCHEDULE_FIELDS = (
+    ("dense_steps", "Dense steps", FIRST),
+    ("dense_layers", "Dense layers", FIRST),
+    ("select_every", "Select every", "So many steps share a choice of blocks."),
+)
 
 
 def video_fields(checkpoint: CheckpointInfo) -> Fields:
@@ -167,11 +177,12 @@ def video_fields(checkpoint: CheckpointInfo) -> Fields:
         adapter_choices(checkpoint),
         value="",
         label="Adapter (LoRA)",
-        info="Of the checkpoint's folder lora/. LongCat has one for few steps and one for refinement. For a strength "
-        "or two at once, write distill:0.7 or distill+style:0.7.",
+        info="Of the checkpoint's folder lora/ or the server's --lora-dir. LongCat has one for few steps and one for "
+        "refinement. For two at once, write distill+style:0.7.",
         allow_custom_value=True,
         elem_id="lora",
     )
+    _strength(fields["lora"])
     fields["use_distill"] = gr.Checkbox(
         bool(defaults["use_distill"]),
         label="Few-step schedule",
@@ -189,6 +200,36 @@ def video_fields(checkpoint: CheckpointInfo) -> Fields:
         elem_id="negative_prompt",
     )
     return fields
+
+
+def _strength(lora: gr.Dropdown) -> None:
+    """Add a slider that writes the strength behind a single adapter's name, and shows the one that stands there."""
+    strength = gr.Slider(
+        -2,
+        2,
+        value=1,
+        step=0.05,
+        label="Strength of the adapter",
+        info="1 is what it was trained for.",
+        visible=False,
+        elem_id="lora-strength",
+    )
+
+    def write(text: str, value: float) -> str:
+        (one,) = read_adapters(text)
+        return str(Adapter(one.name, value))
+
+    def show(text: str) -> dict[str, Any]:
+        try:
+            found = read_adapters(text or None)
+        except ValueError:  # said when a video is asked for
+            found = ()
+        if len(found) != 1:
+            return gr.update(visible=False)
+        return gr.update(visible=True, value=found[0].strength)
+
+    strength.input(write, [lora, strength], lora, **QUIET)
+    lora.change(show, lora, strength, **QUIET)
 
 
 def adapter_choices(checkpoint: CheckpointInfo) -> list[tuple[str, str]]:

@@ -81,7 +81,7 @@ class ModelChange:
                 cancelled.set()  # also if the page was closed; the next attempt resumes the download
                 thread.close()
             path = fetching.result()
-            info = inspect_checkpoint(path)
+            info = inspect_checkpoint(path, self._site.checkpoint.lora_dir)
             job = self._site.worker.load(path, owner)
             while not job.over:
                 yield LOADING.format(name=info.name), None

@@ -60,6 +60,7 @@ def form_request(
             selection=values["selection"],
             dense_steps=values["dense_steps"],
             dense_layers=values["dense_layers"],
+            select_every=values["select_every"],
         )
     request = video_request(
         checkpoint,
@@ -130,6 +131,7 @@ def bsa_config(
     selection: str,
     dense_steps: Any,
     dense_layers: Any,
+    select_every: Any,
 ) -> BSAConfig:
     return BSAConfig(
         sparsity=None if sparsity is None else real("sparsity", sparsity),
@@ -139,6 +141,7 @@ def bsa_config(
         selection=selection,
         dense_steps=whole("dense steps", dense_steps),
         dense_layers=whole("dense layers", dense_layers),
+        select_every=whole("select every", select_every),
     )
 
 
@@ -222,6 +225,7 @@ _PAGE_WORDS = {
     "chunk_q": "query chunk",
     "dense_steps": "dense steps",
     "dense_layers": "dense layers",
+    "select_every": "select every",
     "chunk_k": "key chunk",
     "t_thresh": "noise level",
     "cond_frames": "conditioning frames",

@@ -46,6 +46,10 @@ OTHER_CONTINUATION = (
     "(--kv-cache, --enhance-hf)."
 )
 OWN_SEEDS = "Some of its segments were made again with seeds of their own, which the form cannot hold."
+PIECE_OF_LONG = (
+    "{video} is a piece of a long video and begins with the refined frames of the piece before it, for which the form "
+    "has no place; refine the long video again, with --task long --refine"
+)
 LARGE_SEED = "Its seed {seed} has more digits than the form can hold; the command line can use it."
 OF_ONE_VIDEO = ("prompt", "negative_prompt", "seed", "randomise")
 OF_ITS_TASK = ("task", "begins", "image", "clip", "cond_frames", "segments", "after")
@@ -164,6 +168,15 @@ def remarks(
     return said
 
 
+def check_whole(request: VideoRequest, video: str) -> None:
+    """ValueError for a video that the form could only restore in part, so that Generate would make another one.
+
+    video: its name.
+    """
+    if isinstance(request.start, FromClip) and request.start.refined is not None:
+        raise ValueError(PIECE_OF_LONG.format(video=video))
+
+
 def settings_drop(site: Site, fields: Fields, notice: gr.HTML) -> None:
     """Add a field that takes a video made by this program and puts its settings into the form."""
     drop = gr.File(
@@ -175,6 +188,7 @@ def settings_drop(site: Site, fields: Fields, notice: gr.HTML) -> None:
             return {}
         try:
             found = read_settings(path)
+            check_whole(found.request, Path(path).name)
             long = None if found.long is None else LongVideo.from_dict(found.long)
         except ValueError as error:
             return {notice: notice_html(page_sentence(error), "error"), drop: None}
@@ -209,6 +223,7 @@ def code_of(site: Site, job: VideoJob) -> dict[str, str]:
     output = f"again-{job.id}" if job.side_by_side else f"again-{job.id}.mp4"
     options: dict[str, Any] = {"model_path": site.checkpoint.path, "device": device, "output": output}
     options |= {"compare": job.side_by_side, "weights": LoadOptions.from_versions(versions)}
+    options["lora_dir"] = site.checkpoint.lora_dir_for(job.request.lora)
     code = {"python": python_code(job.request, **options)}
     try:
         return code | {"cli": cli_command(job.request, **options)}

@@ -1,4 +1,4 @@
-"""Errands: the worker's own tasks for the engine, between the jobs of people."""
+"""Errands: the worker's own tasks for an engine, between the jobs of people."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pipeline import CheckpointInfo
-from pipeline.request.result import Generator, OnStep
+from pipeline.engine.engine import Engine
 from ui.jobs.job import Job
 
 
@@ -17,6 +17,10 @@ from ui.jobs.job import Job
 class Errand(Job):
     errand: ClassVar[bool] = True
     _over: threading.Event = field(default_factory=threading.Event, init=False)
+
+    def perform(self, engine: Engine) -> None:
+        """Do it on the engine whose turn it is, in that engine's thread."""
+        raise NotImplementedError
 
     def wait(self) -> None:
         self._over.wait()
@@ -30,20 +34,19 @@ class Errand(Job):
 class Calibration(Errand):
     """Measures the machine. `points` holds the measurements."""
 
-    measure: Callable[[], list[dict[str, Any]]]
     points: list[dict[str, Any]] = field(default_factory=list, init=False)
 
-    def run(self, pipeline: Generator, on_step: OnStep) -> None:
-        self.points = self.measure()
+    def perform(self, engine: Engine) -> None:
+        self.points = engine.calibrate()
 
 
 @dataclass(eq=False)
 class Loading(Errand):
-    """Changes the checkpoint. `switch` raises ValueError if it cannot be loaded."""
+    """Changes the checkpoint of all engines. `switch` raises ValueError if it cannot be loaded."""
 
     barrier: ClassVar[bool] = True
-    switch: Callable[[Path, str], None]
+    switch: Callable[[Engine, Path, str], None]
     checkpoint: CheckpointInfo
 
-    def run(self, pipeline: Generator, on_step: OnStep) -> None:
-        self.switch(self.checkpoint.path, self.checkpoint.name)
+    def perform(self, engine: Engine) -> None:
+        self.switch(engine, self.checkpoint.path, self.checkpoint.name)

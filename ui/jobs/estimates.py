@@ -14,7 +14,8 @@ from pipeline.machine.device import expected_device
 from pipeline.machine.gpus import Device
 from pipeline.machine.memory import available_memory, held_memory, total_memory
 from pipeline.runs.plan import Plan, plan
-from ui.jobs.job import Job
+from ui.jobs.job import Job, VideoJob
+from ui.jobs.runner import Runner
 from ui.jobs.worker import Worker
 
 log = logging.getLogger("ui")
@@ -38,6 +39,7 @@ class Estimates:
         self._memory = (float("-inf"), 0)
         self._calibration: threading.Thread | None = None
         worker.admit.append(self._admit)
+        worker.on_submit.append(self._expect)
         worker.listeners.append(self._observe)
         worker.queue.predict = self.seconds
         self.use(checkpoint)
@@ -47,7 +49,8 @@ class Estimates:
         self._checkpoint = checkpoint
         try:
             store = self._worker.output_dir / FILE_NAME
-            self._estimator = Estimator(checkpoint, self.device, store, self._worker.weights)
+            weights, engines = self._worker.weights, len(self._worker.runners)
+            self._estimator = Estimator(checkpoint, self.device, store, weights, engines)
         except ValueError as error:
             log.info("no estimates: %s", error)
             self._estimator = None
@@ -73,15 +76,26 @@ class Estimates:
         return None if self._estimator is None else self._estimator.estimate(request)
 
     def available(self) -> int | None:
-        """Bytes that a video may take, including the loaded weights. Read again every few seconds."""
+        """Bytes that a video may take on an engine, its loaded weights included: on a GPU where the engines have
+        different ones that with the least, and of this machine's memory each engine's part. Read again every few
+        seconds."""
         estimator = self._estimator
         if estimator is None:
             return None
         taken, size = self._memory
         if time.monotonic() - taken > MEMORY_SECONDS:
-            size = available_memory(self.device) + self.held()
+            size = self._read_available()
             self._memory = time.monotonic(), size
         return size
+
+    def _read_available(self) -> int:
+        runners = self._worker.runners
+        elsewhere = [there.available for runner in runners if (there := runner.engine.reading()) is not None]
+        if elsewhere:
+            return min(elsewhere)
+        if self.device.type != "cuda":
+            return (available_memory(self.device) + self.held()) // len(runners)
+        return min(available_memory(runner.device or self.device) + _reserved(runner) for runner in runners)
 
     def plan(self, request: VideoRequest) -> Plan:
         """The plan of a request. Raises ValueError if it cannot run."""
@@ -116,19 +130,25 @@ class Estimates:
         return total or None
 
     def held(self) -> int:
-        """Bytes of the device's memory that the worker's engine already holds and would use for the next video."""
+        """Bytes of the device's memory that the worker's engines already hold and would use for the next video: of the
+        first one's GPU, or of this machine's memory."""
+        runners = self._worker.runners
         if self.device.type == "cuda":
-            memory = self._worker.torch_memory()
-            return memory["reserved"] if memory else 0
-        return held_memory(self.device, self._worker.engine_pid)
+            return _reserved(runners[0])
+        return sum(held_memory(self.device, pid) for pid in {runner.pid for runner in runners})
 
     def total(self) -> int:
         """Size of the device's memory in bytes."""
-        return total_memory(self.device)
+        there = self._worker.runners[0].engine.reading()
+        return total_memory(self.device) if there is None else there.total
 
     def _admit(self, job: Job) -> None:
         for request in job_requests(job):
             self.plan(request)
+
+    def _expect(self, job: Job) -> None:
+        if isinstance(job, VideoJob) and job.side_by_side:
+            job.speedup = self.ratio(job.request)
 
     def _observe(self, job: Job) -> None:
         estimator, learnt = self._estimator, False
@@ -154,6 +174,11 @@ class Estimates:
                 self._worker.queue.predict_anew()
         except Exception as error:
             log.warning("no calibration, so estimates come with the first video: %s", error)
+
+
+def _reserved(runner: Runner) -> int:
+    memory = runner.engine.torch_memory()
+    return memory["reserved"] if memory else 0
 
 
 def job_requests(job: Job) -> list[VideoRequest]:

@@ -1,11 +1,15 @@
-"""Predicts the seconds of jobs from those of earlier jobs."""
+"""Predicts the seconds of jobs from those of earlier jobs, and plays what a queue and its engines will do."""
 
 from __future__ import annotations
 
+import heapq
+import itertools
+import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
+from itertools import takewhile
 
 from ui.jobs.job import Job
 
@@ -47,71 +51,109 @@ def seconds_left(job: Job, whole: float | None) -> float | None:
     return None if whole is None else max(0.0, whole - (time.time() - job.started - job.away))
 
 
+def may_begin(first: Job, running: Collection[Job]) -> bool:
+    """Whether the first job that waits may run beside these. A barrier runs alone."""
+    return not running or not (first.barrier or any(job.barrier for job in running))
+
+
+def place_of(job: Job, waiting: Iterable[Job]) -> int:
+    """The position of a job that gives way: behind as many jobs of other owners as there are other owners.
+
+    So every waiting owner gets one turn for each turn of the job, and an owner with twenty jobs cannot make it wait for
+    all of them. Each job without an owner counts as one of its own owner.
+    """
+    passing = list(takewhile(lambda other: not other.barrier, waiting))
+    strangers = [index for index, other in enumerate(passing) if not job.owner or other.owner != job.owner]
+    people = {passing[index].owner or passing[index].id for index in strangers}
+    return strangers[len(people) - 1] + 1 if people else 0
+
+
 class Outlook:
     """When the jobs of a queue will run and end, as long as nobody else comes.
 
-    It is made once for each change of the queue and then answers any number of pages without going through the jobs
-    again. Only the running job moves on meanwhile, so what is left of that one is looked up when asked.
+    It plays what will happen: an engine that is free takes the first job that waits, and one that gives way after a
+    part of it comes up again. Made once, it answers any number of pages without going through the jobs again.
 
-    turns: jobs in the order in which they get their turns, and how much of a part each turn is.
-    running: the one that has the first turn now; None while none runs.
+    waiting: in the order of the queue. running: those that engines are at now.
+    engines: how many there are, at least one.
     whole: guesses at all that a job takes, None where that is not known.
     """
 
     def __init__(
-        self, turns: list[tuple[Job, float]], running: Job | None, whole: Callable[[Job], float | None]
+        self,
+        waiting: Iterable[Job],
+        running: Collection[Job],
+        engines: int,
+        whole: Callable[[Job], float | None],
     ) -> None:
-        self._order: list[Job] = []
-        self._places: dict[Job, int] = {}
-        # seconds of the turns of others than the running job, None where not known, and the number of its own turns
-        self._begin: dict[Job, tuple[float | None, int]] = {}
-        self._end: dict[Job, tuple[float | None, int]] = {}
-        self._running = running
-        self._guess = None if running is None else whole(running)
-        rates: dict[Job, float | None] = {}
-        seconds: float | None = 0.0
-        own = 0
-        for job, part in turns:
-            if job not in self._places:
-                self._places[job] = len(self._order)
-                self._order.append(job)
-                self._begin[job] = seconds, own
-                left = None if job is running else seconds_left(job, whole(job))
-                rates[job] = None if left is None else left / max(job.parts, 1e-9)
-            rate = rates[job]
-            if job is running:
-                own += 1
-            elif seconds is not None:
-                seconds = None if rate is None else seconds + part * rate
-            self._end[job] = seconds, own
-        self._own = own
+        self._engines = max(1, engines, len(running))
+        self._order: list[Job] = list(running)
+        self._running = len(running)
+        # seconds from now; infinity for what is behind a job of which nothing is known
+        self._begin: dict[Job, float] = {}
+        self._end: dict[Job, float] = {}
+        queue, left, rates = list(waiting), {}, {}
+        for job in (*running, *queue):
+            seconds = seconds_left(job, whole(job))
+            left[job] = job.parts
+            rates[job] = math.inf if seconds is None else seconds / max(left[job], 1e-9)
+        under_way: list[tuple[float, int, Job]] = []  # the ends of the parts that are being made, the next first
+        numbers = itertools.count()  # equal ends come in the order in which they began
+
+        def begin(job: Job, now: float) -> None:
+            self._begin.setdefault(job, now)
+            after = max(0, math.ceil(left[job]) - 1)
+            share, left[job] = left[job] - after, after
+            heapq.heappush(under_way, (now + share * rates[job] if share else now, next(numbers), job))
+
+        def fill(now: float) -> None:
+            while queue and len(under_way) < self._engines and may_begin(queue[0], [job for *_, job in under_way]):
+                job = queue.pop(0)
+                if job not in self._begin:
+                    self._order.append(job)
+                begin(job, now)
+
+        for job in running:
+            begin(job, 0.0)
+        fill(0.0)
+        while under_way:
+            now, _, job = heapq.heappop(under_way)
+            self._end[job] = now
+            if left[job]:
+                place = place_of(job, queue)
+                if place:
+                    queue.insert(place, job)
+                else:
+                    begin(job, now)
+            fill(now)
+        self._places = {job: place if place >= self._running else 0 for place, job in enumerate(self._order)}
 
     def __contains__(self, job: Job) -> bool:
         return job in self._places
 
-    def count_before(self, job: Job) -> int:
-        """How many jobs run before this one does."""
-        return self._places.get(job, 0)
-
     def before(self, job: Job) -> list[Job]:
-        return self._order[: self.count_before(job)]
+        """The jobs that begin before this one does, those that run included."""
+        return self._order[: self._places.get(job, 0)]
+
+    def place(self, job: Job) -> int:
+        """Its number among those that wait, from 1 on."""
+        return max(1, self._places.get(job, 0) - self._running + 1)
+
+    def must_end(self, job: Job) -> int:
+        """How many jobs have to end before an engine is free for this one."""
+        return max(0, self._places.get(job, 0) - self._engines + 1)
 
     def wait_seconds(self, job: Job) -> float | None:
         """Seconds until it runs; 0 for one that does or does not wait, None where that cannot be told."""
-        return self._seconds(*self._begin.get(job, (0.0, 0)))
+        return _known(self._begin.get(job, 0.0))
 
     def seconds_left(self, job: Job) -> float | None:
         """Seconds until it is done; None where that cannot be told. It must be one of the queue's."""
-        return self._seconds(*self._end[job])
+        return _known(self._end[job])
 
-    def _seconds(self, others: float | None, own: int) -> float | None:
-        if others is None or self._running is None or not own:
-            return others
-        left, parts = seconds_left(self._running, self._guess), self._running.parts
-        if left is None:
-            return None
-        under_way = max(0.0, parts - (self._own - 1))
-        return others + (under_way + own - 1) * left / max(parts, 1e-9)
+
+def _known(seconds: float) -> float | None:
+    return seconds if math.isfinite(seconds) else None
 
 
 def duration_text(seconds: float) -> str:

@@ -12,6 +12,7 @@ NO_MEMORY = "the device ran out of memory; use a smaller size, fewer frames or a
 NOT_WRITTEN = "the video could not be written ({reason}); check space and permission of the output folder"
 NOT_READ = "a file of it could not be read, or its process not started ({reason}); try again in a moment"
 NO_HANDLES = "the server has too many files and connections open ({reason}); try again in a moment"
+TWICE = "it was begun twice, and both times the engine ended: {reason}"
 UNEXPECTED = "{kind}: {reason}; the server's log has the details"
 
 

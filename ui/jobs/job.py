@@ -1,4 +1,4 @@
-"""Jobs for the worker. The worker's thread writes a job; all others only read it.
+"""Jobs for the worker. The thread of the engine that it runs on writes a job; all others only read it.
 
 Views watch a job's `version` counter and read its attributes. So several views can follow one job, and a reloaded page
 can find its job again.
@@ -45,18 +45,20 @@ class Mark(NamedTuple):
 
 @dataclass(eq=False)
 class Job:
-    """One task for the pipeline.
+    """One task for a pipeline.
 
     owner: whose job it is; only the owner sees it. address: where it came from, for who has no login.
     folder: its files, set when it is submitted.
     state: waiting, running, done, stopped or failed. `version` grows with every change.
     arm is the video being made now, "dense" or "sparse". preview is the newest latent preview, uint8 [H, W, 3] or
-    [T, H, W, 3], or None; it is computed in the worker's thread because the latents belong to the running loop.
+    [T, H, W, 3], or None; it is computed in the thread of its engine because the latents belong to the running loop.
     marks: when which phase began. submitted, started, ended: `time.time()`, 0 for not yet.
     work: how much there is to do, in a unit that only compares jobs of one class; 0 for unknown.
     errand: whether it is the worker's own business: it has no folder, no report and no place in any history.
     barrier: whether those that wait before it must be done before it, and those after it must not come before it.
     away: seconds that it waited between its turns.
+    engine: number of the engine that it runs on, or ran on last, from 0 on.
+    lives: how many engines it may lose before it fails. lost: how many it has lost.
     """
 
     errand: ClassVar[bool] = False
@@ -74,13 +76,16 @@ class Job:
     started: float = field(default=0.0, init=False)
     ended: float = field(default=0.0, init=False)
     away: float = field(default=0.0, init=False)
+    engine: int = field(default=0, init=False)
+    lives: int = field(default=1, init=False)
+    lost: int = field(default=0, init=False)
     error: str = field(default="", init=False)
     version: int = field(default=0, init=False)
     _stop: threading.Event = field(default_factory=threading.Event, init=False)
     _ending: bool = field(default=False, init=False)
 
     def run(self, pipeline: Generator, on_step: OnStep) -> None:
-        """Run the job, or its next part, in the worker's thread. `on_step` raises `Cancelled` to stop the job."""
+        """Run the job, or its next part, in its engine's thread. `on_step` raises `Cancelled` to stop the job."""
         raise NotImplementedError
 
     @property
@@ -123,6 +128,17 @@ class Job:
         if self._stop.is_set():
             raise Cancelled
 
+    def lose_engine(self) -> bool:
+        """Note that the engine ended under it. Returns whether it may be made once more."""
+        self.lost += 1
+        return self.lost < self.lives and not self.stopping
+
+    def begin_again(self) -> None:
+        """Wait as if it had never begun."""
+        self.state, self.arm, self.update, self.preview = "waiting", "", None, None
+        self.marks, self.started, self.away = [], 0.0, 0.0
+        self.version += 1
+
     def end(self, state: str, error: str, listeners: Sequence[Listener]) -> None:
         """Set the final state and call the listeners. Only then is the job `over`."""
         self._ending = True
@@ -149,8 +165,9 @@ class Job:
 class VideoJob(Job):
     """One press of Generate: one video, or the same clip both dense and sparse.
 
-    results: the finished videos by arm.
+    results: the finished videos by arm, in the order of `arms`.
     long: the plan of a long video, of which `request` describes the whole; None for any other.
+    speedup: how many times as fast the sparse video is expected to be made; None if that is not known.
     """
 
     request: VideoRequest
@@ -158,6 +175,7 @@ class VideoJob(Job):
     long: LongVideo | None = field(default=None, init=False)
     results: dict[str, VideoResult] = field(default_factory=dict, init=False)
     comparison: Comparison | None = field(default=None, init=False)
+    speedup: float | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if self.side_by_side:
@@ -184,8 +202,16 @@ class VideoJob(Job):
 
     @property
     def arms(self) -> tuple[str, ...]:
-        """The videos that this job makes, in order."""
+        """The videos that this job makes, in the order in which they are shown."""
         return ARMS if self.side_by_side else (arm_of(self.request),)
+
+    @property
+    def sparse_first(self) -> bool:
+        """Whether a pair begins with the sparse video, because it will be there sooner.
+
+        A pair that keeps keys and values does not: beside a dense video of that kind no sparse pass can be timed.
+        """
+        return self.side_by_side and (self.speedup or 0.0) > 1 and not self.request.workload.cached
 
     @property
     def work(self) -> float:
@@ -193,28 +219,38 @@ class VideoJob(Job):
         return float(len(self.arms) * work.rows * self.request.steps * work.grid.volume)
 
     def remaining(self) -> float | None:
-        update, made = self.update, [result.seconds["total"] for result in self.results.values()]
-        if update is None or update.phase in ("text", "encode"):
+        update = self.update
+        if update is None or update.phase in ("text", "encode") or update.step == 0:
             return None
+        phase = update.seconds / update.step * update.total
+        left = phase - update.seconds
+        made = next(iter(self.results.values()), None)
+        # decoding is the same work in both videos; before the first one decodes, how long it takes is not known
+        decode = 0.0 if made is None else made.seconds.get("decode", 0.0)
         if update.phase == "decode":
-            this_one = 0.0  # short compared with denoising, and its length is unknown
-            whole = made[-1] if made else None
-        elif update.step == 0:
-            return None
+            denoise, decode = self._seconds_denoised(), phase
         else:
-            per_step = update.seconds / update.step
-            this_one = per_step * (update.total - update.step)
-            whole = made[-1] if made else per_step * update.total
-        others = len(self.arms) - len(made) - 1
-        if others > 0 and whole is None:
-            return None
-        return this_one + max(0, others) * (whole or 0.0)
+            denoise, left = phase, left + decode
+        if len(self.results) + 1 >= len(self.arms):
+            return left
+        speedup = self.speedup or 1.0
+        return left + denoise * (speedup if self.arm == "sparse" else 1 / speedup) + decode
+
+    def _seconds_denoised(self) -> float:
+        """Seconds from the first denoising step to the decoding of the video that is being decoded."""
+        began = {mark.phase: mark.time for mark in self.marks if mark.arm == self.arm}
+        return began["decode"] - began["denoise"] if began.keys() >= {"denoise", "decode"} else 0.0
+
+    def begin_again(self) -> None:
+        self.results, self.comparison = {}, None
+        super().begin_again()
 
     def run(self, pipeline: Generator, on_step: OnStep) -> None:
         self.request = replace(self.request, start=self.keep_source(self.request.start))
         watched = _Watched(pipeline, self)
         if self.side_by_side:
-            self.comparison = compare(watched, self.request, on_step, self.folder)
+            first = self.sparse_first
+            self.comparison = compare(watched, self.request, on_step, self.folder, sparse_first=first)
         else:
             watched.generate_frames(self.request, on_step, self.folder / f"{self.arms[0]}.mp4")
 
@@ -226,6 +262,8 @@ class VideoJob(Job):
         kind = start.source.suffix.lower()
         name = f"image{kind if kind in PICTURES else ''}" if isinstance(start, FromImage) else "clip.mp4"
         kept = self.folder / name
+        if start.source == kept.absolute():  # of a job that began before
+            return start
         try:
             shutil.copyfile(start.source, kept)
         except FileNotFoundError:
@@ -257,7 +295,8 @@ class _Watched:
         job = self._job
         job.begin_video(arm_of(request))
         result, frames = self._pipeline.generate_frames(request, on_step, output)
-        job.results = {**job.results, job.arm: result}
+        made = {**job.results, job.arm: result}
+        job.results = {arm: made[arm] for arm in job.arms if arm in made}
         job.version += 1
         return result, frames
 

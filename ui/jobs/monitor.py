@@ -1,4 +1,4 @@
-"""Observes the machine while jobs run: readings from a thread of the server, and a trace for each job."""
+"""Observes the machine while jobs run: readings from threads of the server, and a trace for each job."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.machine.resources import ResourceSampler
+from pipeline.machine.resources import Resources, ResourceSampler
 from pipeline.machine.whole_files import write_whole
 from ui.jobs.job import Job, VideoJob
+from ui.jobs.runner import Runner
 from ui.jobs.worker import Worker
 
 TRACE = "resources.json"
@@ -30,14 +31,12 @@ class Span(NamedTuple):
 
 
 class Monitor:
-    """Samples the machine and the worker's engine from its first use on, and writes a trace when a job ends."""
+    """Samples the machine and the worker's engines from its first use on, and writes a trace when a job ends."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._last: OrderedDict[str, Job] = OrderedDict()  # owner -> the job that ended last
-        self.sampler = ResourceSampler(
-            pid=lambda: worker.engine_pid, torch_memory=worker.torch_memory, more=self._activity
-        ).start()
+        self.samplers = [_sampler_of(runner) for runner in worker.runners]
         worker.listeners.append(self._keep)
 
     def current(self, owner: str, chosen: str = "", since: float = 0.0) -> Job | None:
@@ -47,6 +46,11 @@ class Monitor:
         if running is not None or (last is not None and (not chosen or last.ended > since)):
             return running or last
         return self._worker.find(chosen, owner) if chosen else None
+
+    def sampler(self, job: Job | None = None) -> ResourceSampler:
+        """Of the engine that a job runs on, or ran on; of the first one for no job."""
+        number = 0 if job is None else job.engine
+        return self.samplers[number] if number < len(self.samplers) else self.samplers[0]
 
     def trace(self, job: Job) -> dict[str, Any] | None:
         """The trace of a job, or of a running job so far. None for a job without readings.
@@ -59,35 +63,15 @@ class Monitor:
         return self._summary(job) if job.started else None
 
     def _summary(self, job: Job) -> dict[str, Any]:
-        found = list(spans(job, self._now()))
+        sampler = self.sampler(job)
+        found = list(spans(job, _now(sampler)))
         return {
             "started": job.started,
             "ended": job.ended or None,
-            "gpus": self._gpus(),
+            "gpus": _gpus(sampler),
             "spans": [list(span) for span in found],
-            "peaks": self._peaks(found),
+            "peaks": _peaks(sampler, found),
         }
-
-    def _peaks(self, found: list[Span]) -> dict[str, dict[str, list[float]]]:
-        peaks: dict[str, dict[str, list[float]]] = {}
-        for arm, start, end in _videos(found):
-            best = peaks.setdefault(arm, {})
-            for name, peak in self.sampler.peak(start, end).items():
-                if name not in best or peak.value > best[name][0]:
-                    best[name] = list(peak)
-        return peaks
-
-    def _gpus(self) -> list[dict[str, Any]]:
-        latest = self.sampler.latest
-        gpus = latest.gpus if latest is not None else ()
-        return [{"key": gpu.key, "label": gpu.label, "name": gpu.name, "total": gpu.total} for gpu in gpus]
-
-    def _now(self) -> float:
-        latest = self.sampler.latest
-        return latest.time if latest is not None else math.inf
-
-    def _activity(self) -> dict[str, float]:
-        return {"busy": 1.0 if self._worker.status()["state"] == "busy" else 0.0}
 
     def _keep(self, job: Job) -> None:
         if not job.started or not job.folder.is_dir():
@@ -96,10 +80,48 @@ class Monitor:
         self._last.move_to_end(job.owner)
         while len(self._last) > MOST_OWNERS:
             self._last.popitem(last=False)
-        history = self.sampler.history(job.started - self.sampler.interval, job.ended, POINTS)
+        sampler = self.sampler(job)
+        history = sampler.history(job.started - sampler.interval, job.ended, POINTS)
         series = {name: values for name, values in history.series.items() if name != "busy"}
         trace = self._summary(job) | {"times": history.times, "series": series}
         write_whole(job.folder / TRACE, json.dumps(trace, separators=(",", ":")))
+
+
+def _sampler_of(runner: Runner) -> ResourceSampler:
+    engine = runner.engine
+
+    def elsewhere() -> Resources | None:
+        there = engine.reading()
+        return None if there is None else there.resources
+
+    return ResourceSampler(
+        pid=lambda: runner.pid,
+        torch_memory=engine.torch_memory,
+        more=lambda: {"busy": 0.0 if runner.state != "ready" or runner.job is None else 1.0},
+        only=engine.share.gpus,
+        elsewhere=None if engine.reading() is None else elsewhere,
+    ).start()
+
+
+def _peaks(sampler: ResourceSampler, found: list[Span]) -> dict[str, dict[str, list[float]]]:
+    peaks: dict[str, dict[str, list[float]]] = {}
+    for arm, start, end in _videos(found):
+        best = peaks.setdefault(arm, {})
+        for name, peak in sampler.peak(start, end).items():
+            if name not in best or peak.value > best[name][0]:
+                best[name] = list(peak)
+    return peaks
+
+
+def _gpus(sampler: ResourceSampler) -> list[dict[str, Any]]:
+    latest = sampler.latest
+    gpus = latest.gpus if latest is not None else ()
+    return [{"key": gpu.key, "label": gpu.label, "name": gpu.name, "total": gpu.total} for gpu in gpus]
+
+
+def _now(sampler: ResourceSampler) -> float:
+    latest = sampler.latest
+    return latest.time if latest is not None else math.inf
 
 
 def spans(job: Job, now: float) -> Iterator[Span]:

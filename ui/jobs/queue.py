@@ -1,4 +1,4 @@
-"""The waiting jobs, the running job, and the jobs that ended lately."""
+"""The waiting jobs, the running jobs, and the jobs that ended lately."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from itertools import takewhile
+from collections.abc import Callable
 
-from ui.jobs.eta import Durations, Outlook, duration_text, seconds_left
+from ui.jobs.eta import Durations, Outlook, duration_text, may_begin, place_of, seconds_left
 from ui.jobs.job import Job
 
 QUEUE_FULL = "{count} jobs are waiting and the limit is {limit}; try again when some of them are done"
@@ -21,21 +20,27 @@ WAIT_FOR_ONE_ABOUT = "Waiting for 1 other job, about {time}…"
 WAIT_FOR_MANY_ABOUT = "Waiting for {ahead} other jobs, about {time}…"
 STARTING = "Starting…"
 
+OUTLOOK_SECONDS = 0.5  # an outlook is used for this long while jobs run, and else until the queue changes
+
 
 class JobQueue:
-    """A first-in, first-out queue for any number of threads. Between its parts a job lets others pass (`give_way`).
+    """A first-in, first-out queue that any number of engines take jobs from. Between its parts a job lets others pass
+    (`give_way`).
 
     most, most_of_one: jobs that may wait, in all and of one owner. Jobs without an owner count in all. From one address
         half of all may come, whatever owners it makes up.
     kept: ended jobs that are remembered.
-    changed: notified when a job arrives; whoever waits for one, or for something else, waits on it.
+    changed: notified when a job arrives or has ended; whoever waits for one, or for something else, waits on it.
+    running: the jobs that engines are at, in the order in which they took them.
+    engines: tells how many take jobs.
     predict: guesses a job's seconds better than the jobs before it do; None where it cannot. Asked once for each job,
         and again at `predict_anew`: many pages ask many times a second how long they will wait.
     """
 
     def __init__(self, most: int, most_of_one: int, kept: int) -> None:
         self.changed = threading.Condition()
-        self.running: Job | None = None
+        self.running: list[Job] = []
+        self.engines: Callable[[], int] = lambda: 1
         self.predict: Callable[[Job], float | None] = lambda job: None
         self._limits = most, most_of_one, max(1, most // 2)
         self._kept = kept
@@ -46,9 +51,15 @@ class JobQueue:
         self._left: dict[Job, float] = {}  # when those that gave way did so
         self._guesses: dict[Job, float | None] = {}
         self._outlook: Outlook | None = None  # None after every change
+        self._outlook_until = 0.0
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a job waits that may begin beside those that run. The caller has the lock."""
+        return bool(self._waiting) and may_begin(self._waiting[0], self.running)
 
     @property
     def first_is_errand(self) -> bool:
@@ -78,28 +89,40 @@ class JobQueue:
             self.changed.notify_all()
 
     def take(self) -> Job:
-        """Take the next job, which counts as running from now on. There must be one."""
+        """Take the next job, which counts as running from now on. The queue must be `ready`."""
         with self.changed:
-            self.running = job = self._waiting.popleft()
+            job = self._waiting.popleft()
+            self.running.append(job)
             self._outlook = None
             if since := self._left.pop(job, 0.0):
                 job.away += time.time() - since
             return job
 
     def give_way(self, job: Job) -> bool:
-        """Between two parts of the running job, let as many jobs pass as there are other owners waiting.
+        """Between two parts of a running job, let as many jobs pass as there are other owners waiting.
 
         Returns False if nobody else waits; the job then continues.
         """
         with self.changed:
-            place = _place(job, self._waiting)
+            place = place_of(job, self._waiting)
             if place == 0 or job.stopping:
                 return False
-            job.state, self._left[job], self.running = "waiting", time.time(), None
+            job.state, self._left[job] = "waiting", time.time()
+            self.running.remove(job)
             self._waiting.insert(place, job)
             self._outlook = None
             job.version += 1
+            self.changed.notify_all()
             return True
+
+    def put_back(self, job: Job) -> None:
+        """Let a running job that lost its engine wait again, before all others."""
+        with self.changed:
+            self.running.remove(job)
+            job.begin_again()
+            self._waiting.appendleft(job)
+            self._outlook = None
+            self.changed.notify_all()
 
     def remove(self, job: Job) -> bool:
         """Remove a waiting job. Returns False if it is not waiting."""
@@ -122,11 +145,12 @@ class JobQueue:
         """A job has ended here; others are expected to take as long."""
         self._durations.add(job)
         with self.changed:
-            if self.running is job:
-                self.running = None
+            if job in self.running:
+                self.running.remove(job)
             self._left.pop(job, None)
             self._guesses.pop(job, None)
             self._outlook = None
+            self.changed.notify_all()
         self.remember(job)
 
     def predict_anew(self) -> None:
@@ -183,13 +207,17 @@ class JobQueue:
             return True
 
     def before(self, job: Job) -> list[Job]:
-        """Jobs that run before this one does, the running one included."""
+        """Jobs that begin before this one does, those that run included."""
         return self._ahead().before(job)
 
+    def place(self, job: Job) -> int:
+        """The number of a job among those that wait, from 1 on."""
+        return self._ahead().place(job)
+
     def waiting_text(self, job: Job) -> str:
-        """The number of jobs before this one, and their seconds if they can be told."""
+        """How many jobs have to end before this one begins, and the seconds until then if they can be told."""
         outlook = self._ahead()
-        ahead = outlook.count_before(job)
+        ahead = outlook.must_end(job)
         if not ahead:
             return STARTING
         seconds = outlook.wait_seconds(job)
@@ -209,39 +237,13 @@ class JobQueue:
 
     def _ahead(self) -> Outlook:
         with self.changed:
-            if self._outlook is None:
-                self._outlook = Outlook(self._turns(), self.running, self._guess)
+            now = time.monotonic()
+            if self._outlook is None or now > self._outlook_until:
+                self._outlook = Outlook(self._waiting, self.running, self.engines(), self._guess)
+                # what runs moves on; if nothing does, the outlook stays true
+                self._outlook_until = now + OUTLOOK_SECONDS if self.running else math.inf
             return self._outlook
-
-    def _turns(self) -> list[tuple[Job, float]]:
-        """Whose turn it is from now on, as long as nobody else comes: jobs, and how much of a part is left to do. One
-        that gives way comes up once for every part. The caller has the lock."""
-        waiting = list(self._waiting)
-        if self.running is not None:
-            waiting.insert(0, self.running)
-        left = {job: job.parts for job in waiting}
-        turns = []
-        while waiting:
-            job = waiting.pop(0)
-            after = max(0, math.ceil(left[job]) - 1)
-            turns.append((job, left[job] - after))
-            left[job] = after
-            if after:
-                waiting.insert(_place(job, waiting), job)
-        return turns
 
     def _guess(self, job: Job) -> float | None:
         guess = self._guesses.get(job)
         return self._durations.guess(job) if guess is None else guess
-
-
-def _place(job: Job, waiting: Iterable[Job]) -> int:
-    """The position of a job that gives way: behind as many jobs of other owners as there are other owners.
-
-    So every waiting owner gets one turn for each turn of the job, and an owner with twenty jobs cannot make it wait for
-    all of them. Each job without an owner counts as one of its own owner.
-    """
-    passing = list(takewhile(lambda other: not other.barrier, waiting))
-    strangers = [index for index, other in enumerate(passing) if not job.owner or other.owner != job.owner]
-    people = {passing[index].owner or passing[index].id for index in strangers}
-    return strangers[len(people) - 1] + 1 if people else 0

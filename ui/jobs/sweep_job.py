@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import Comparison, Sweep, SweepResult, SweepRun, VideoRequest, VideoResult, sweep_videos
+from pipeline.engine.parent import EngineDied
 from pipeline.request.result import Generator, OnStep
 from ui.jobs.job import Job, VideoJob, arm_of
 
@@ -128,9 +129,10 @@ class SweepJob(Job):
 
 
 class _RestartedPipeline:
-    """A pipeline whose process is restarted for the next video if it died during the previous one.
+    """A pipeline whose process is restarted for the next video if it died during the previous one, and for the same
+    video while the job may lose an engine.
 
-    pipeline: set before each video, because the worker may have loaded it anew in between.
+    pipeline: set before each video, because the worker may have loaded it anew, or another engine has the turn.
     """
 
     def __init__(self, pipeline: Any, job: Job) -> None:
@@ -144,12 +146,14 @@ class _RestartedPipeline:
     def generate_frames(
         self, request: VideoRequest, on_step: OnStep | None, output: Path
     ) -> tuple[VideoResult, np.ndarray]:
-        self._job.check_stop()
-        if not getattr(self.pipeline, "alive", True):
-            self.pipeline.start(lambda message: None)
-        try:
-            made: tuple[VideoResult, np.ndarray] = self.pipeline.generate_frames(request, on_step, output)
-            return made
-        except Exception:
-            self._job.check_stop()  # if the engine was killed to stop the job, it did not fail
-            raise
+        while True:
+            self._job.check_stop()
+            if not getattr(self.pipeline, "alive", True):
+                self.pipeline.start(lambda message: None)
+            try:
+                made: tuple[VideoResult, np.ndarray] = self.pipeline.generate_frames(request, on_step, output)
+                return made
+            except Exception as error:
+                self._job.check_stop()  # if the engine was killed to stop the job, it did not fail
+                if not isinstance(error, EngineDied) or not self._job.lose_engine():
+                    raise

@@ -33,11 +33,10 @@ function show(tile, file, caption) {
     video.dataset.url = file.url;
     video.src = file.url;
     const save = tile.querySelector('.save');
-    Object.assign(save, { href: file.url, download: file.orig_name || 'video.mp4', hidden: false });
-    tile.querySelector('.go-on').hidden = false;
+    Object.assign(save, { href: file.url, download: file.orig_name || 'video.mp4' });
     if (!calm) video.play().catch(() => {});
   }
-  tile.querySelector('.caption').textContent = caption;
+  tile.dataset.caption = caption;
   tile.dataset.video = job;
 }
 
@@ -120,6 +119,10 @@ function draw(view) {
     tile.dataset.state = busy ? 'busy' : waits ? 'waits' : tile.dataset.video ? 'video' : 'empty';
     tile.dataset.older = Boolean(tile.dataset.video && tile.dataset.video !== job);
     if (!busy || !view.preview) delete tile.dataset.preview;
+    // what stands there until then is another run's, and so are its figures and its file
+    const caption = tile.querySelector('.caption');
+    caption.textContent = busy || waits ? caption.dataset.plain : tile.dataset.caption || caption.dataset.plain;
+    for (const name of ['.save', '.go-on']) tile.querySelector(name).hidden = busy || waits || !tile.dataset.video;
     tile.querySelector('.label').textContent = busy ? view.label : waits ? 'Waiting' : '';
     const track = tile.querySelector('.track');
     track.classList.toggle('unknown', busy && !view.total);

@@ -2,6 +2,7 @@
 // came to be there. Texts are set through textContent only.
 const TEXT = {
   title: (name, millions) => `${name} is a small model of ${millions} million parameters, and these are its words`,
+  reads: (name, english) => `${name} reads: ${english}`,
   unknown: (name, words) => `Words that ${name} does not know: ${words}`,
   sentences: 'whole scenes',
 };
@@ -11,6 +12,7 @@ const find = (selector) => root.querySelector(selector);
 const field = () => document.querySelector('#prompt textarea');
 let known = {};
 let asked = 0;
+let read = ''; // the English of a Chinese prompt, once the server has told
 
 function words(name, phrases, act) {
   const group = document.createElement('div');
@@ -29,7 +31,11 @@ function words(name, phrases, act) {
 function draw() {
   known = props.value && props.value.groups ? props.value : {};
   root.hidden = !known.groups;
-  if (root.hidden) return;
+  if (root.hidden) {
+    say('.words-read', '');
+    say('.words-unknown', '');
+    return;
+  }
   find('.words-title').textContent = TEXT.title(known.name, known.millions);
   find('.words-about').textContent = known.about;
   find('.words-groups').replaceChildren(
@@ -55,7 +61,7 @@ function compose(chosen) {
 const any = (list) => list[Math.floor(Math.random() * list.length)];
 
 function choose(name, phrase) {
-  const chosen = parse(field().value);
+  const chosen = parse(read || field().value);
   chosen[name] = chosen[name] === phrase && known.optional.includes(name) ? '' : phrase;
   for (const [other, phrases] of known.groups) if (!chosen[other] && !known.optional.includes(other)) chosen[other] = phrases[0];
   write(compose(chosen));
@@ -78,11 +84,16 @@ function write(prompt) {
 
 function mark() {
   const prompt = field()?.value || '';
-  const chosen = new Set([...Object.values(parse(prompt)), prompt]);
+  if (prompt !== checked) read = '';
+  press(prompt);
+  check(prompt);
+}
+
+function press(prompt) {
+  const chosen = new Set([...Object.values(parse(read || prompt)), read || prompt]);
   for (const button of root.querySelectorAll('.words-groups button')) {
     button.setAttribute('aria-pressed', chosen.has(button.dataset.phrase));
   }
-  check(prompt);
 }
 
 let checked = '';
@@ -92,21 +103,35 @@ async function check(prompt) {
   const mine = (asked += 1);
   await new Promise((wait) => setTimeout(wait, 400)); // until the word is typed
   if (mine !== asked) return;
-  let unknown = [];
+  let told = { english: '', unknown: [] };
   try {
-    unknown = prompt.trim() ? await server.unknown(prompt) : [];
+    if (prompt.trim()) told = await server.reading(prompt);
   } catch (error) {
     checked = ''; // no connection; asked again
   }
-  if (mine === asked) {
-    const text = unknown.length ? TEXT.unknown(known.name, unknown.slice(0, SHOWN).join(', ')) : '';
-    if (find('.words-unknown').textContent !== text) find('.words-unknown').textContent = text;
-  }
+  if (mine !== asked) return;
+  read = told.english;
+  say('.words-read', read ? TEXT.reads(known.name, read) : '');
+  say('.words-unknown', told.unknown.length ? TEXT.unknown(known.name, told.unknown.slice(0, SHOWN).join(', ')) : '');
+  if (read) press(prompt);
+}
+
+function say(where, text) {
+  const line = document.querySelector(`#reading ${where}`);
+  if (line && line.textContent !== text) line.textContent = text;
+}
+
+// The prompt to begin with is in the language of the page, as long as nobody has written another.
+function speak() {
+  const chinese = document.documentElement.lang.startsWith('zh');
+  const [other, wanted] = chinese ? [known.default, known.chinese] : [known.chinese, known.default];
+  if (known.chinese && document.activeElement !== field() && field().value === other) write(wanted);
 }
 
 // A preset or a restored run fills the field without an event.
 function watchField() {
   if (!element.isConnected) return;
+  if (known.groups && field()) speak();
   if (known.groups && field() && field().value !== checked) mark();
   setTimeout(watchField, 500);
 }

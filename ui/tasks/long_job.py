@@ -96,6 +96,11 @@ class LongJob(VideoJob):
         return SEGMENT.format(number=self.number + 1, total=len(self.video))
 
     @property
+    def sparse_first(self) -> bool:
+        """Never: all segments but the first keep keys and values."""
+        return False
+
+    @property
     def unfinished(self) -> bool:
         return not self.results
 
@@ -148,6 +153,7 @@ class LongJob(VideoJob):
         overlap = self.video.overlap(self.number)
         for arm in self.arms:
             store = self._stores[arm]
+            store.parts = store.parts[: self.number]  # of a pair, one may be there without the other: it is made again
             self.begin_video(arm)
             result, frames = made[arm] = make_next(pipeline, self._chain(arm), store, on_step)
             write_picture(frames[overlap:], picture_of(result.video))

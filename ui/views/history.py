@@ -39,7 +39,7 @@ SIZE = "{width} × {height}, {frames} frames, {steps} steps, seed {seed}"
 SPARSITY = "sparsity {value:g}"
 MASS = "CDF threshold {value:g}"
 SCORED = "scored by {value}"
-STEPS_FIRST, LAYERS_FIRST = "dense steps: {value}", "dense layers: {value}"
+STEPS_FIRST, LAYERS_FIRST, EVERY = "dense steps: {value}", "dense layers: {value}", "select every {value}"
 
 
 class History(Drawn):
@@ -191,7 +191,8 @@ def _view(job_id: str, kind: str, request: dict[str, Any], submitted: float) -> 
     tasks = [text for name, text in TASKS.items() if request.get(name)]
     rules = request.get("bsa") or {}
     rule = [(SPARSITY, "sparsity"), (MASS, "cdf_threshold"), (SCORED, "selection"), (STEPS_FIRST, "dense_steps")]
-    texts = [(text, rules.get(name)) for text, name in [*rule, (LAYERS_FIRST, "dense_layers")]]
+    rule += [(LAYERS_FIRST, "dense_layers"), (EVERY, "select_every")]
+    texts = [(text, rules.get(name)) for text, name in rule]
     return {
         "job": job_id,
         "kind": ": ".join([*tasks[:1], KINDS.get(kind, kind.capitalize())]),

@@ -52,7 +52,7 @@ def poll_function(site: Site) -> Any:
 
 
 def answer(site: Site, monitor: Monitor, ask: dict[str, Any]) -> dict[str, Any]:
-    """Answer a poll.
+    """Answer a poll. Where there are several engines, it is about the one that makes, or made, the visitor's job.
 
     ask: {"ticket", "job", "picked": from the panel's value; "from": start of the chart in seconds before now, or "run";
         "last": time of the newest sample that the page has; "shows": the subject of these samples}.
@@ -60,16 +60,17 @@ def answer(site: Site, monitor: Monitor, ask: dict[str, Any]) -> dict[str, Any]:
     Returns {"now"; "machine": the newest values; "job": see `job_view`, or None; "shows"; "span": [start, end] of the
     chart; "fresh": whether the samples replace those of the page; "times"; "series"}.
     """
-    latest = monitor.sampler.latest
-    if latest is None:
-        return {"machine": None}
     owner = site.visitors.owner_of(ask.get("ticket"))
     job = monitor.current(owner, _text(ask.get("job")), _number(ask.get("picked"))) if owner else None
+    sampler = monitor.sampler(job)
+    latest = sampler.latest
+    if latest is None:
+        return {"machine": None}
     trace = monitor.trace(job) if job is not None else None
     window = _number(ask.get("from"))
     if window > 0 or trace is None or job is None:
         start, end, source = latest.time - (window or 120), latest.time, None
-        shows = f"last {window:g}"
+        shows = f"last {window:g} {monitor.samplers.index(sampler)}"
     else:
         start, end = trace["started"], trace["ended"] or latest.time
         source = trace if "times" in trace else None
@@ -79,7 +80,7 @@ def answer(site: Site, monitor: Monitor, ask: dict[str, Any]) -> dict[str, Any]:
     if source is not None:
         times, series = _after(source, since if not fresh else -math.inf)
     else:
-        history = monitor.sampler.history(since, end, POINTS if fresh else None)
+        history = sampler.history(since, end, POINTS if fresh else None)
         times, series = history.times, history.series
     return {
         "now": latest.time,

@@ -36,6 +36,7 @@ NAMES = {
     "Scores": "selection",
     "Dense steps": "dense_steps",
     "Dense layers": "dense_layers",
+    "Select every": "select_every",
     "Seed": "seed",
     "Denoising steps": "steps",
 }

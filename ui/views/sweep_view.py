@@ -56,6 +56,7 @@ def default_values(steps: int) -> dict[str, str]:
         "selection": "mean, cells",
         "dense_steps": "0, 1",
         "dense_layers": "0, 2",
+        "select_every": "1, 2",
         "seed": "1, 2",
         "steps": f"{fewer}, {steps}" if fewer != steps else f"{steps}, {steps + 1}",
     }
