@@ -52,6 +52,7 @@ from ui.jobs.worker import MAX_WAITING
 from ui.premade import Premade
 from ui.storage.disk import UPLOADS, Disk, own_folder, rescue_folder
 from ui.storage.files import PRIVATE
+from ui.tasks.pictures import FOLDER as PICTURES
 
 log = logging.getLogger("ui")
 
@@ -197,7 +198,7 @@ def serve(
         theme=look.theme,
         css=look.css,
         head=look.head,
-        allowed_paths=[str(output_dir), *map(str, public)],  # the guard narrows the first down
+        allowed_paths=[str(output_dir), str(PICTURES), *map(str, public)],  # the guard narrows the first down
         app_kwargs={"middleware": [guard]},
         auth=list(logins) or None,
         max_file_size=max_upload,
