@@ -16,6 +16,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 needs_chromium = pytest.mark.skipif(
     CHROMIUM is None, reason="no chromium on the PATH, and only a system build plays H.264: apt-get install chromium"
 )
+DESKTOP = {"width": 1440, "height": 900}
 WAIT_MS = 120_000  # far above what any of this takes, only against hanging
 expect.set_options(timeout=WAIT_MS)
 
@@ -53,14 +54,36 @@ def open_page(
     browser: Browser, address: str, watch: Watch | None = None, width: int = 1440, height: int = 900, **context: Any
 ) -> Page:
     """The page in a context of its own, once its form has the values that it will have. context: further options."""
-    page = browser.new_context(viewport={"width": width, "height": height}, **context).new_page()
-    page.set_default_timeout(WAIT_MS)
+    page = new_tab(browser, viewport={"width": width, "height": height}, **context)
     if watch is not None:
         watch.attach(page, address)
+    enter(page, address)
+    return page
+
+
+def new_tab(browser: Browser, viewport: dict[str, int] = DESKTOP, **context: Any) -> Page:
+    """An empty tab in a context of its own."""
+    tab = browser.new_context(viewport=viewport, **context).new_page()
+    tab.set_default_timeout(WAIT_MS)
+    return tab
+
+
+def enter(page: Page, address: str) -> None:
     # "networkidle" never comes, because the page asks for readings every second
     page.goto(address, wait_until="domcontentloaded")
     expect(page.locator("#generate")).to_be_enabled()
-    return page
+
+
+def enter_as_stranger(tab: Page, address: str) -> None:
+    """Open the page again in a tab, as a visitor who was never there. It takes half the work of a first time: the tab
+    has fetched and compiled the page's scripts."""
+    for other in tab.context.pages:
+        if other is not tab:
+            other.close()
+    storage = {"origin": address, "storageTypes": "cookies,local_storage,indexeddb"}
+    tab.context.new_cdp_session(tab).send("Storage.clearDataForOrigin", storage)
+    tab.set_viewport_size(DESKTOP)
+    enter(tab, address)
 
 
 def reload(page: Page) -> None:

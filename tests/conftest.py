@@ -91,6 +91,59 @@ def browser():
         yield browser
 
 
+@pytest.fixture(scope="module")
+def fake():
+    """The pipeline behind the page at `address`: it draws instead of computing."""
+    from fake_pipeline import FakePipeline
+
+    return FakePipeline()
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    """Folder of its videos."""
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.fixture(scope="module")
+def address(fake, outputs):
+    """One server for each module. A module that needs another kind of it has an `address`, or a `fake`, of its own."""
+    from app_server import running_page
+
+    with running_page(fake, outputs) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def tab(browser):
+    """Where one visitor after the other opens the page."""
+    from browser import new_tab
+
+    tab = new_tab(browser)
+    yield tab
+    tab.context.close()
+
+
+@pytest.fixture
+def page(tab, address):
+    """The page, opened by a new visitor."""
+    from browser import enter_as_stranger
+
+    enter_as_stranger(tab, address)
+    return tab
+
+
+@pytest.fixture(scope="module")
+def pair(browser, address):
+    """The page with a finished pair, for tests that leave it as they find it, or put it back before they begin."""
+    from browser import generate, open_page
+
+    page = open_page(browser, address)
+    generate(page)
+    yield page
+    page.context.close()
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory):
     """Folder of a random LongCat checkpoint; do not write to it."""

@@ -1,11 +1,14 @@
-"""One rank of the tests of `pipeline.parallel`: python tests/parallel_ranks.py RANK SIZE FOLDER
+"""The ranks of the tests of `pipeline.parallel`, of each size: python tests/parallel_ranks.py FOLDER
 
-All ranks run every case, and compare what they got with what this process computes alone. Rank 0 writes the distances.
+All ranks run every case, and compare what they got with what a process computes alone. Rank 0 writes the distances to
+FOLDER/SIZE.json. The ranks are forks of one process, for which PyTorch and diffusers are imported once.
 """
 
 import json
+import multiprocessing
 import sys
 from datetime import timedelta
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
@@ -24,6 +27,7 @@ from pipeline.weights.fp8 import to_fp8
 from pipeline.weights.offload import Offload
 
 CPU = torch.device("cpu")
+SIZES = (2, 3, 4)
 SMALL = (2, 3, 4)
 # grid, config, options of the model ("heads", "fp8", "offload"), options of the forward
 CASES = {
@@ -111,7 +115,7 @@ def cache_case(ranks: Ranks) -> dict:
 
 def vae_case(ranks: Ranks, patch: int, rows: int) -> dict:
     """Wan's VAE with random weights, as FastVideo runs it, on pictures of an odd number of latent rows."""
-    from diffusers import AutoencoderKLWan
+    from diffusers import AutoencoderKLWan  # here, because a test imports the names of the cases alone
 
     torch.manual_seed(0)
     channels = {} if patch == 1 else {"in_channels": 12, "out_channels": 12, "patch_size": 2}
@@ -173,23 +177,38 @@ def raised(call, *arguments) -> str:
     return ""
 
 
-def main(rank: int, size: int, folder: Path) -> None:
+def be_rank(rank: int, size: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), size)
+    store = dist.FileStore(str(folder / f"{size}.store"), size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=300))
     ranks = Group(CPU)
     found = {name: forward_case(ranks, *case) for name, case in CASES.items()}
-    if size == 3:  # importing diffusers takes longer than all other cases
+    if size == 3:  # of which one has neighbours on both sides
         found |= {"vae": vae_case(ranks, 1, 7), "vae-in-patches": vae_case(ranks, 2, 5)}
     found["cache"] = cache_case(ranks)
     found |= {"guidance": guidance_case(ranks), "refusal": refusal_case(ranks), "talk": talk_case(ranks)}
     every = [None] * size
     dist.all_gather_object(every, found)
     if rank == 0:
-        (folder / "found.json").write_text(json.dumps(every))
+        (folder / f"{size}.json").write_text(json.dumps(every))
     del ranks
     leave()
 
 
+def main(folder: Path) -> None:
+    import diffusers  # noqa: F401
+
+    process = multiprocessing.get_context("fork").Process
+    for size in SIZES:
+        ranks = [process(target=be_rank, args=(rank, size, folder), daemon=True) for rank in range(size)]
+        for rank in ranks:
+            rank.start()
+        left = {rank.sentinel: rank for rank in ranks}
+        while left:
+            for ended in wait(left):
+                if left.pop(ended).exitcode:
+                    sys.exit(f"one of {size} ranks failed")  # the others, which would wait for it, end with this one
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(Path(sys.argv[1]))

@@ -1,12 +1,10 @@
-"""What the tests of the compare player share: a page with a finished pair, and ways to move and read it."""
+"""What the tests of the compare player share: ways to make a pair, to move it and to read it."""
 
 from __future__ import annotations
 
-import pytest
-from app_server import running_page
+from browser import button, video
 from browser import generate as generate_and_wait
-from browser import open_page, video
-from fake_pipeline import CHECKPOINT, FakePipeline
+from fake_pipeline import CHECKPOINT
 from playwright.sync_api import expect
 
 FPS = CHECKPOINT.defaults["fps"]
@@ -37,23 +35,25 @@ HEAT = """() => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def fake():
-    return FakePipeline()
+def put_back(page):
+    """A pair as it is at first, whatever a test did with it: playing side by side at its own speed, without votes."""
+    mode(page, "Side by side")
+    button(page, "Speed 1").click()
+    page.evaluate("Math.random = window.chance ?? Math.random")
+    page.locator(".tally-clear").evaluate("clear => clear.click()")  # hidden where nobody voted
+    page.locator(".overlay.wipe input").evaluate(
+        "range => { range.value = 50; range.dispatchEvent(new Event('input', { bubbles: true })); }"
+    )
+    if button(page, "Loop").get_attribute("aria-pressed") == "false":
+        button(page, "Loop").click()
+    if button(page, "Play").is_visible():
+        button(page, "Play").click()
+    expect(player(page)).to_have_attribute("data-playing", "true")
 
 
-@pytest.fixture(scope="module")
-def address(fake, tmp_path_factory):
-    with running_page(fake, tmp_path_factory.mktemp("outputs")) as address:
-        yield address
-
-
-@pytest.fixture
-def page(browser, address):
-    page = open_page(browser, address)
-    generate(page)
-    yield page
-    page.context.close()
+def draw_lots(page, lot):
+    """From now on, every lot is this one, from 0 to 1."""
+    page.evaluate("lot => { window.chance ??= Math.random; Math.random = () => lot; }", lot)
 
 
 def generate(page):

@@ -14,11 +14,6 @@ LONG_LIST = list(range(50_000))
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory):
-    return tmp_path_factory.mktemp("outputs")
-
-
-@pytest.fixture(scope="module")
 def address(outputs):
     with running_page(FakePipeline(step_seconds=0.0), outputs) as address:
         yield address

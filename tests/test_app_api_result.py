@@ -18,17 +18,6 @@ from ui.access.presence import Presence, session_of_stream
 from ui.api.calls import Calls
 
 
-@pytest.fixture(scope="module")
-def fake():
-    return FakePipeline(step_seconds=0)
-
-
-@pytest.fixture(scope="module")
-def address(fake, tmp_path_factory):
-    with running_page(fake, tmp_path_factory.mktemp("outputs")) as address:
-        yield address
-
-
 def post(address: str, endpoint: str, *values) -> str:
     """Begin a REST call; the address of its stream."""
     call = f"{address}/gradio_api/call/{endpoint}"

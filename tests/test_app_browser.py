@@ -16,7 +16,6 @@ from browser import (
     open_page,
     video,
 )
-from fake_pipeline import FakePipeline
 from playwright.sync_api import expect
 
 from ui.form.inputs import EXAMPLES
@@ -24,24 +23,6 @@ from ui.form.inputs import EXAMPLES
 pytestmark = needs_chromium
 
 EVIL = "<img src=x onerror='window.pwned=1'> ${window.pwned=1} {{value}} <script>window.pwned=1</script>"
-
-
-@pytest.fixture(scope="module")
-def fake():
-    return FakePipeline(step_seconds=0.05)
-
-
-@pytest.fixture(scope="module")
-def address(fake, tmp_path_factory):
-    with running_page(fake, tmp_path_factory.mktemp("outputs")) as address:
-        yield address
-
-
-@pytest.fixture
-def page(browser, address):
-    page = open_page(browser, address)
-    yield page
-    page.context.close()
 
 
 def test_two_playing_videos_without_foreign_requests_or_complaints(browser, address):

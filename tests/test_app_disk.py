@@ -47,11 +47,6 @@ def kept(where: Path, name: str, size: int = 1000, changed: float = 1.0) -> Path
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory):
-    return tmp_path_factory.mktemp("outputs")
-
-
-@pytest.fixture(scope="module")
 def address(outputs):
     with served(outputs, FakePipeline(step_seconds=0)) as address:
         yield address

@@ -6,7 +6,7 @@ import re
 import shutil
 
 import pytest
-from app_server import running_page, until
+from app_server import until
 from browser import (
     Watch,
     button,
@@ -19,7 +19,6 @@ from browser import (
     open_page,
     video,
 )
-from fake_pipeline import FakePipeline
 from playwright.sync_api import expect
 from test_app_browser import EVIL
 
@@ -53,29 +52,6 @@ class TestView:
     def test_a_row_without_a_request_can_only_be_deleted(self):
         view = run_view(Record("a", "visitor:a", "", "interrupted"))
         assert (view["settings"], view["playable"], view["state"]) == (False, False, "Interrupted: the server ended")
-
-
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory):
-    return tmp_path_factory.mktemp("outputs")
-
-
-@pytest.fixture(scope="module")
-def fake():
-    return FakePipeline()
-
-
-@pytest.fixture(scope="module")
-def address(fake, outputs):
-    with running_page(fake, outputs) as address:
-        yield address
-
-
-@pytest.fixture
-def page(browser, address):
-    page = open_page(browser, address)
-    yield page
-    page.context.close()
 
 
 def make(page, prompt: str, mode: str = "Dense and sparse side by side") -> None:

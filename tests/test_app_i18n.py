@@ -227,6 +227,13 @@ def test_a_chinese_palette_writes_what_the_model_knows(browser, tmp_path):
     checkpoint = replace(CHECKPOINT, vocabulary=inspect_checkpoint(EMBEDDED_CHECKPOINT).vocabulary)
     with running_page(FakePipeline(), tmp_path, checkpoint) as address:
         page = open_page(browser, address, locale="zh-CN")
+        prompt, default = page.locator("#prompt textarea"), checkpoint.vocabulary.default
+        expect(prompt).to_have_value(CHINESE)  # the default, which the model reads as the English one
+        expect(page.locator(".words-read")).to_have_text(f"fake-longcat 读到的是：{default}")
+        page.get_by_role("button", name="English", exact=True).click()
+        expect(prompt).to_have_value(default)
+        page.get_by_role("button", name="中文", exact=True).click()
+        expect(prompt).to_have_value(CHINESE)
         for name in ("红色", "星星", "旋转", "夜晚的城市上空"):
             page.locator(".words").get_by_role("button", name=name, exact=True).click()
         expect(page.locator("#prompt textarea")).to_have_value(re.compile("red star spins over a city at night$"))

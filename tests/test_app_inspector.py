@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from app_server import running_page
-from browser import Watch, button, generate, needs_chromium, open_page
+from browser import Watch, button, generate, needs_chromium
 from fake_pipeline import CHECKPOINT, FakePipeline, draw, write_mp4, write_record
 from playwright.sync_api import expect
 
@@ -128,22 +128,21 @@ def test_pictures_are_the_asked_frames(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory):
-    return tmp_path_factory.mktemp("outputs")
-
-
-@pytest.fixture(scope="module")
 def address(outputs):
     with running_page(FakePipeline(), outputs, replace(CHECKPOINT, bsa=BSA)) as address:
         yield address
 
 
-@pytest.fixture
-def page(browser, address):
+@pytest.fixture(scope="module")
+def watch(tab, address):
     watch = Watch()
-    page = open_page(browser, address, watch)
+    watch.attach(tab, address)
+    return watch
+
+
+@pytest.fixture
+def page(page, watch):
     yield page
-    page.context.close()
     assert watch.foreign == [] and watch.complaints == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from browser import button, expect_playing, needs_chromium, video
 from player import (
     ASIDE,
@@ -9,18 +10,22 @@ from player import (
     FPS,
     FRAMES,
     WATCH,
-    address,
-    fake,
     frames_shown,
-    page,
     pause,
     player,
+    put_back,
     scrub_to,
     settled,
 )
 from playwright.sync_api import expect
 
 pytestmark = needs_chromium
+
+
+@pytest.fixture
+def page(pair):
+    put_back(pair)
+    return pair
 
 
 def test_a_pair_plays_as_one_and_stays_within_a_frame(page):

@@ -13,19 +13,24 @@ from player import (
     FRAMES,
     HEAT,
     WATCH,
-    address,
-    fake,
+    draw_lots,
     frames_shown,
     generate,
     mode,
-    page,
     pause,
     player,
+    put_back,
     scrub_to,
 )
 from playwright.sync_api import expect
 
 pytestmark = needs_chromium
+
+
+@pytest.fixture
+def page(pair):
+    put_back(pair)
+    return pair
 
 
 def test_wipe_shows_dense_left_and_sparse_right_of_the_divider(page):
@@ -140,23 +145,24 @@ LATE = """() => {
 }"""
 
 
-@pytest.mark.parametrize("late", [pytest.param(False, id="idle"), pytest.param(True, id="busy")])
-def test_the_heat_map_of_equal_clips_is_black_also_while_they_play(page, monkeypatch, late):
+def test_the_heat_map_of_equal_clips_is_black_also_while_they_play(browser, address, monkeypatch):
     monkeypatch.setitem(COLOURS, "sparse", COLOURS["dense"])
+    page = open_page(browser, address)
     generate(page)
-    if late:
-        page.evaluate(LATE)
     mode(page, "Difference")
     page.wait_for_function(f"() => ({HEAT})().frame !== undefined")
-    seen = page.evaluate(WATCH % HEAT, [2, "frame", 4])
-    assert len({reading["frame"] for reading in seen}) > 3, "the heat map stands still"
-    assert {reading["most"] for reading in seen} == {0}
-    expect(page.locator(".heat-mean")).to_have_text("mean 0.00 of 255")
+    for late in ("() => {}", LATE):
+        page.evaluate(late)
+        seen = page.evaluate(WATCH % HEAT, [2, "frame", 4])
+        assert len({reading["frame"] for reading in seen}) > 3, "the heat map stands still"
+        assert {reading["most"] for reading in seen} == {0}
+        expect(page.locator(".heat-mean")).to_have_text("mean 0.00 of 255")
+    page.context.close()
 
 
 @pytest.mark.parametrize("lot", [pytest.param(0.1, id="dense-left"), pytest.param(0.9, id="sparse-left")])
 def test_blind_hides_every_name_until_the_vote(page, lot):
-    page.evaluate("lot => { Math.random = () => lot; }", lot)
+    draw_lots(page, lot)
     mode(page, "Blind A/B")
     left, right = ("dense", "sparse") if lot < 0.5 else ("sparse", "dense")
     tiles = {arm: page.locator(f'.tile[data-arm="{arm}"]') for arm in ("dense", "sparse")}
@@ -178,7 +184,7 @@ def test_blind_hides_every_name_until_the_vote(page, lot):
 
 
 def test_the_tally_survives_a_reload(page):
-    page.evaluate("Math.random = () => 0.1")
+    draw_lots(page, 0.1)
     mode(page, "Blind A/B")
     for choice in ("A is better", "B is better", "No difference", "A is better"):
         button(page, choice).click()
@@ -186,8 +192,7 @@ def test_the_tally_survives_a_reload(page):
         expect(page.locator('.tile[data-arm="dense"] .name')).to_be_hidden()
     told = "Your votes: 2 for dense, 1 for sparse, 1 no difference."
     expect(page.locator(".tally-text")).to_have_text(told)
-    reload(page)
-    generate(page)
+    again(page)
     mode(page, "Blind A/B")
     expect(page.locator(".tally-text")).to_have_text(told)
     button(page, "Clear").click()
@@ -196,16 +201,21 @@ def test_the_tally_survives_a_reload(page):
 
 def test_broken_storage_is_no_tally(page):
     page.evaluate('localStorage.setItem(\'bsa-blind-votes\', \'{"dense": "<img src=x>", "sparse": -3\')')
-    reload(page)
-    generate(page)
+    again(page)
     mode(page, "Blind A/B")
     expect(page.locator(".tally-text")).to_have_text("No votes yet.")
+
+
+def again(page):
+    """Load the page again; it shows the pair that it showed before."""
+    reload(page)
+    expect(player(page)).to_have_attribute("data-pair", "true")
 
 
 def test_sides_are_drawn_anew(page):
     mode(page, "Blind A/B")
     sides = set()
-    for _ in range(40):  # all alike with a chance of 2**-39
+    for _ in range(25):  # all alike with a chance of 2**-24
         sides.add(player(page).get_attribute("data-swap"))
         button(page, "No difference").click()
         button(page, "Shuffle again").click()
@@ -213,7 +223,7 @@ def test_sides_are_drawn_anew(page):
 
 
 def test_a_new_run_shows_tiles_then_the_chosen_view_again(page, fake):
-    page.evaluate("Math.random = () => 0.1")
+    draw_lots(page, 0.1)
     mode(page, "Blind A/B")
     with fake.held():
         button(page, "Generate").click()
@@ -227,8 +237,9 @@ def test_a_new_run_shows_tiles_then_the_chosen_view_again(page, fake):
     expect(page.locator('.tile[data-arm="dense"] .name')).to_be_hidden()
 
 
-def test_one_video_has_its_own_controls(page):
-    expect(video(page, "dense")).not_to_have_attribute("controls", "")
+def test_one_video_has_its_own_controls(pair, browser, address):
+    expect(video(pair, "dense")).not_to_have_attribute("controls", "")
+    page = open_page(browser, address)
     page.get_by_label("Dense only").check()
     button(page, "Generate").click()
     expect(player(page)).to_have_attribute("data-pair", "false")
@@ -237,6 +248,7 @@ def test_one_video_has_its_own_controls(page):
     expect(video(page, "dense")).to_have_attribute("controls", "")
     assert video(page, "dense").evaluate("video => video.loop")
     expect_playing(page, "dense")
+    page.context.close()
 
 
 def test_reduced_motion_starts_nothing(browser, address):

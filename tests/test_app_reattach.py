@@ -25,27 +25,9 @@ pytestmark = needs_chromium
 STEPS = 9
 
 
-@pytest.fixture(scope="module")
-def fake():
-    return FakePipeline()
-
-
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory):
-    return tmp_path_factory.mktemp("outputs")
-
-
-@pytest.fixture(scope="module")
-def address(fake, outputs):
-    with running_page(fake, outputs) as address:
-        yield address
-
-
 @pytest.fixture
-def page(browser, address, fake):
-    page = open_page(browser, address)
+def page(page, fake):
     yield page
-    page.context.close()
     until(lambda: not fake.running, "the last job")
 
 

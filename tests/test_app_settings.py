@@ -7,9 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from app_server import running_page
 from browser import Watch, button, generate, needs_chromium, notice, open_page
-from fake_pipeline import CHECKPOINT, FakePipeline
+from fake_pipeline import CHECKPOINT
 from playwright.sync_api import expect
 from test_app_browser import EVIL
 
@@ -44,24 +43,6 @@ def test_the_form_says_the_same_request(bsa, mode):
     unset |= {"sparsity": 0.5, "cdf_threshold": 0.5, "keep_by": "top-k"}
     assert form_request(CHECKPOINT, unset | values) == request
     assert (values["mode"], values["randomise"]) == (mode, False)
-
-
-@pytest.fixture(scope="module")
-def fake():
-    return FakePipeline(step_seconds=0.0)
-
-
-@pytest.fixture(scope="module")
-def address(fake, tmp_path_factory):
-    with running_page(fake, tmp_path_factory.mktemp("outputs")) as address:
-        yield address
-
-
-@pytest.fixture
-def page(browser, address):
-    page = open_page(browser, address)
-    yield page
-    page.context.close()
 
 
 def drop(page, file) -> None:

@@ -32,22 +32,10 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def fake():
-    return FakePipeline()
-
-
-@pytest.fixture(scope="module")
 def address(folder, fake, tmp_path_factory):
     known = replace(CHECKPOINT, bsa=BSA, vocabulary=inspect_checkpoint(EMBEDDED_CHECKPOINT).vocabulary)
     with running_page(fake, tmp_path_factory.mktemp("outputs"), known, shown_first=Premade.read(folder)) as address:
         yield address
-
-
-@pytest.fixture
-def page(browser, address):
-    page = open_page(browser, address)
-    yield page
-    page.context.close()
 
 
 # the pair -------------------------------------------------------------------------------------------------------
@@ -330,6 +318,8 @@ def test_a_chinese_prompt_is_read_as_english_and_the_page_says_so(page, fake):
     read = "a large pink heart pulses over the sea at sunset"
     expect(page.locator(".words-read")).to_have_text(f"fake-longcat reads: {read}")
     expect(page.locator(".words-unknown")).to_have_text("Words that fake-longcat does not know: 厨房, 猫")
+    below = page.locator("#reading").bounding_box()["y"] - page.locator("#prompt").bounding_box()["y"]
+    assert below < 300, "on a phone the palette is far below the prompt, and this must not be"
     heart = page.locator(".words").get_by_role("button", name="heart", exact=True)
     expect(heart).to_have_attribute("aria-pressed", "true")
     generate(page)

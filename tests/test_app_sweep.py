@@ -30,11 +30,13 @@ pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
-def idle(tmp_path_factory):
-    """A pipeline that should never be asked for a video, and its page."""
-    fake = FakePipeline()
-    with running_page(fake, tmp_path_factory.mktemp("idle")) as address:
-        yield fake, address
+def page(browser, address):
+    """Of a visitor who types and starts nothing."""
+    page = open_page(browser, address)
+    page.on("dialog", lambda dialog: pytest.fail(f"markup ran: {dialog.message}"))
+    open_tab(page, "Sweep")
+    yield page
+    page.context.close()
 
 
 class Fragile(FakePipeline):
@@ -146,9 +148,8 @@ POINTS = """(points) => {
 }"""
 
 
-def test_what_nobody_sees_does_not_press_the_rest_together(browser, idle):
+def test_what_nobody_sees_does_not_press_the_rest_together(page):
     """Values above 50 dB and infinite ones stand on lines of their own, which say so."""
-    page = open_page(browser, idle[1])
     page.add_script_tag(path=Path(__file__).parents[1] / "ui/static/pareto.js")
     shown = {"20": 20.0, "30": 30.0, "96": 96.5, "copy": float("inf")}
     points = [{"x": 1 + y / 100, "y": y, "name": name, "short": name, "text": ""} for name, y in shown.items()]
@@ -158,7 +159,6 @@ def test_what_nobody_sees_does_not_press_the_rest_together(browser, idle):
     assert height["copy"] < height["96"] < height["30"] < height["20"]
     assert height["20"] - height["30"] > 60, "10 dB take less of 192 px than on a scale up to 96 dB"
     assert "∞" in ticks and "> 50" in ticks and "60" not in ticks
-    page.context.close()
 
 
 class Faster(FakePipeline):
@@ -221,7 +221,9 @@ def test_a_reload_finds_the_running_sweep_and_stop_keeps_what_is_done(browser, t
         # somebody else sees nothing of it
         other = open_page(browser, address)
         open_tab(other, "Sweep")
-        other.wait_for_timeout(1500)
+        for _ in range(2):  # each waits for another reading than the last: by then, a sweep would be there
+            with other.expect_response(lambda answer: "component_server" in answer.url):
+                pass
         expect(other.locator(".sweep-grid .clip")).to_have_count(0)
 
 
@@ -270,11 +272,7 @@ def test_a_sweep_survives_a_restart_of_the_server(browser, tmp_path):
         pytest.param("<img src=x onerror=alert(1)>", "4x4x4", "Sparsity '<img src=x onerror=alert(1)>'", id="markup"),
     ],
 )
-def test_a_bad_list_is_a_sentence(browser, idle, rows, columns, sentence):
-    fake, address = idle
-    page = open_page(browser, address)
-    page.on("dialog", lambda dialog: pytest.fail(f"markup ran: {dialog.message}"))
-    open_tab(page, "Sweep")
+def test_a_bad_list_is_a_sentence(page, fake, rows, columns, sentence):
     write(page, rows, columns)
     expect(page.locator("#sweep_plan [role=alert]")).to_contain_text(sentence)
     button(page, "Run sweep").click()
@@ -282,10 +280,7 @@ def test_a_bad_list_is_a_sentence(browser, idle, rows, columns, sentence):
     assert not fake.requests
 
 
-def test_another_setting_brings_its_list_and_leaving_the_choice_brings_none(browser, idle):
-    _, address = idle
-    page = open_page(browser, address)
-    open_tab(page, "Sweep")
+def test_another_setting_brings_its_list_and_leaving_the_choice_brings_none(page):
     rows, values = page.get_by_label("Rows", exact=True), page.get_by_label("Values of the rows")
     fill(values, "0.125")
     rows.focus()
@@ -298,4 +293,3 @@ def test_another_setting_brings_its_list_and_leaving_the_choice_brings_none(brow
     page.get_by_role("option", name="Seed").click()
     expect(values).not_to_have_value("0.125")
     expect(rows).to_have_value("Seed")
-    page.context.close()

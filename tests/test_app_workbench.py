@@ -7,7 +7,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from app_server import running_page, until
+from app_server import until
 from browser import (
     button,
     expect_playing,
@@ -20,7 +20,7 @@ from browser import (
     open_tab,
     video,
 )
-from fake_pipeline import CHECKPOINT, FakePipeline
+from fake_pipeline import CHECKPOINT
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from playwright.sync_api import expect
@@ -87,6 +87,9 @@ def test_places_count_from_the_first_that_waits_also_while_a_model_is_loaded():
     assert places("a1", "a2", "a3") == [f"Number {place} of all that wait" for place in (1, 2, 3)]
     queue.take().state = "running"
     assert places("a1", "a2", "a3") == ["Being made", *(f"Number {place} of all that wait" for place in (1, 2))]
+    queue.predict = lambda job: 60.0
+    queue.predict_anew()
+    assert places("a2", "a3") == [f"Number {at} of all that wait, starts in about {at} min" for at in (1, 2)]
 
 
 def test_moves_and_takes_at_the_same_time_lose_nothing():
@@ -126,24 +129,6 @@ def test_too_many_are_refused_before_the_first(seeds, said):
 
 
 # the page -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def fake():
-    return FakePipeline()
-
-
-@pytest.fixture(scope="module")
-def address(fake, tmp_path_factory):
-    with running_page(fake, tmp_path_factory.mktemp("outputs")) as address:
-        yield address
-
-
-@pytest.fixture
-def page(browser, address):
-    page = open_page(browser, address)
-    yield page
-    page.context.close()
 
 
 def press(page, prompt):

@@ -1,42 +1,26 @@
 """One video on several ranks, over gloo: each gets what one process gets. The cases are in `parallel_ranks.py`."""
 
 import json
-import os
-import subprocess
-import sys
-import time
 
 import pytest
-from parallel_ranks import CASES
-from programs import HERE, ROOT
+from parallel_ranks import CASES, SIZES
+from programs import run_program
 
 from pipeline.parallel.mesh import mesh_shape, strip_count
 from pipeline.parallel.sequence import cuts
 
-SIZES = (2, 3, 4)
-_FOUND = {}
 
-
-@pytest.fixture(scope="module", params=SIZES, ids=lambda size: f"{size}-ranks")
-def found(request, tmp_path_factory):
-    """What the ranks of one size found in every case, a list by rank: one start of the processes for all cases."""
-    size = request.param
+@pytest.fixture(scope="module")
+def of_each_size(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, HERE))), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, HERE / "parallel_ranks.py"]
-    ranks = []
-    for rank in range(size):
-        with (folder / f"{rank}.log").open("w") as log:
-            ranks.append(subprocess.Popen([*command, str(rank), str(size), folder], env=env, stderr=log))
-    end = time.monotonic() + 500
-    while any(rank.poll() is None for rank in ranks) and not any(rank.poll() for rank in ranks):
-        assert time.monotonic() < end, "a rank hangs"
-        time.sleep(0.1)
-    for rank in ranks:
-        rank.kill()  # the others would wait for one that failed
-    logs = [(folder / f"{rank}.log").read_text()[-2000:] for rank in range(size)]
-    assert all(rank.wait() == 0 for rank in ranks), "\n".join(logs)
-    return json.loads((folder / "found.json").read_text())
+    run_program("parallel_ranks.py", folder)
+    return {size: json.loads((folder / f"{size}.json").read_text()) for size in SIZES}
+
+
+@pytest.fixture(params=SIZES, ids=lambda size: f"{size}-ranks")
+def found(request, of_each_size):
+    """What the ranks of one size found in every case, a list by rank."""
+    return of_each_size[request.param]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -63,9 +47,8 @@ def test_guidance_rows_on_their_own_ranks(found):
 
 @pytest.mark.parametrize("vae", ["vae", "vae-in-patches"])
 @pytest.mark.parametrize("what", ["decode", "encode"])
-def test_strips_join_to_the_picture_of_one_process(found, vae, what):
-    if len(found) != 3:
-        pytest.skip("three ranks run it, of which one has neighbours on both sides")
+def test_strips_join_to_the_picture_of_one_process(of_each_size, vae, what):
+    found = of_each_size[3]
     # fp32 through 20 convolutions; without the neighbours' rows the edges would be off by a few per cent.
     assert max(rank[vae][what] for rank in found) < 2e-6
     assert all(rank[vae]["restored"] for rank in found)

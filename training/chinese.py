@@ -85,7 +85,8 @@ EVENTS: Words = {
     "the camera pans right": "镜头向右 镜头右移 镜头向右移动 镜头向右扫过 镜头向右摇",
     "the camera pans left": "镜头向左 镜头左移 镜头向左移动 镜头向左扫过 镜头向左摇",
 }
-SENTENCES: Words = {  # of the palette, as the Chinese page shows them
+SENTENCES: Words = {  # the default, and those of the palette as the Chinese page shows them
+    "a large pink heart pulses over the sea at sunset": "日落时的海面上，一颗大大的粉色爱心在跳动",
     "colourful fireworks explode over a city skyline": "城市天际线上绽放五彩烟花",
     "snow falls on a mountain range in the evening light": "傍晚的光线里，雪落在山脉上",
     "the sun rises over rolling green hills": "太阳从起伏的绿色山丘上升起",

@@ -25,7 +25,7 @@ from ui.form.read import MASS, SIDE_BY_SIDE, TOP_K, form_request, new_seed, page
 from ui.form.refine import ClipChooser, refine_fields
 from ui.form.restore import OF_ONE_VIDEO, code_panel, fill, form_values, settings_drop
 from ui.form.sizes import size_helpers
-from ui.form.words import enhance_button, word_palette
+from ui.form.words import enhance_button, reading_box, word_palette
 from ui.jobs.job import VideoJob
 from ui.jobs.records import keep_record_of
 from ui.jobs.worker import Worker
@@ -109,6 +109,7 @@ def build_page(
                     generate = gr.Button("Generate", variant="primary", interactive=False, elem_id="generate")
                     stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop")
                 notice = box("notice")
+                reading_box()
                 enhance_button(site, fields["prompt"], notice)
                 queue = QueuePanel(site)
                 fields |= sparsity_field(default)

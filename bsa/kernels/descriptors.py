@@ -19,7 +19,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from bsa.block_selection import BlockSelection
 from bsa.kernels.launch import launch_options, shared_memory
-from bsa.kernels.primitives import SIZES, first_token, online_softmax_update
+from bsa.kernels.primitives import SIZES, first_token, online_softmax_update, store_output
 from bsa.layout import BlockLayout
 from bsa.variants import Variant
 
@@ -127,10 +127,8 @@ def _attend_descriptors_kernel(
             tl.load(counts_ptr + line), k_row, k_column, v_row, v_column, scale_log2, CHUNK_K, TILE_K, REGULAR,
         )  # fmt: skip
 
-    # a query block with an empty list attends to nothing: zeros, not 0 / 0
-    out = acc / tl.where(row_sum == 0.0, 1.0, row_sum)[:, None]
     out_tile = out_ptr + batch.to(tl.int64) * out_batch + head.to(tl.int64) * out_head + token * OUT_TOKEN
-    tl.store(out_tile + rows[:, None] * OUT_TOKEN + dims[None, :], out.to(out_ptr.dtype.element_ty), mask=inside)
+    store_output(out_tile + rows[:, None] * OUT_TOKEN + dims[None, :], acc, row_sum, inside)
 
 
 def descriptor_obstacle(

@@ -1,4 +1,4 @@
-"""Shared by the attention kernels: the step of the online softmax, and the arguments that are not specialised."""
+"""Shared by the attention kernels: the steps of the online softmax, and the arguments that are not specialised."""
 
 from __future__ import annotations
 
@@ -24,3 +24,10 @@ def online_softmax_update(acc, row_max, row_sum, scores, values, scale_log2, PRE
     row_sum = row_sum * decay + tl.sum(probs, 1)
     acc = tl.dot(probs.to(values.dtype), values, acc * decay[:, None], input_precision=PRECISION)
     return acc, new_max, row_sum
+
+
+@triton.jit
+def store_output(out_tile, acc, row_sum, inside):
+    """End the softmax. A query block with an empty list attends to nothing: zeros, not 0 / 0."""
+    out = acc / tl.where(row_sum == 0.0, 1.0, row_sum)[:, None]
+    tl.store(out_tile, out.to(out_tile.dtype.element_ty), mask=inside)

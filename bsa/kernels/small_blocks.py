@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bsa.block_selection import BlockSelection
 from bsa.kernels.launch import launch_options, shared_memory
-from bsa.kernels.primitives import SIZES, first_token, online_softmax_update
+from bsa.kernels.primitives import SIZES, first_token, online_softmax_update, store_output
 from bsa.layout import BlockLayout
 from bsa.variants import Variant
 
@@ -116,11 +116,9 @@ def _attend_small_blocks_kernel(
         K_TOKEN, V_TOKEN, HEAD_DIM, DIM, CHUNK_K, SLOTS, TILE_K, REGULAR, True, WIDE, PRECISION,
     )  # fmt: skip
 
-    # a query block with an empty list attends to nothing: zeros, not 0 / 0
-    out = acc / tl.where(row_sum == 0.0, 1.0, row_sum)[:, None]
     out_tile = out_ptr + batch * out_batch + head * out_head + token * OUT_TOKEN
     out_tile += rows[:, None] * OUT_TOKEN + dims[None, :]
-    tl.store(out_tile, out.to(out_ptr.dtype.element_ty), mask=inside)
+    store_output(out_tile, acc, row_sum, inside)
 
 
 def attend_small_blocks(

@@ -163,7 +163,8 @@ def speed_of(dense: Timing | None, sparse: Timing | None, seconds: tuple[float, 
 def _beside_dense(reference: tuple[float, ...], sparse: Timing) -> Timing:
     """A sparse timing as it would have been during the dense run, in which `reference` are some of its passes.
 
-    Its steps need not do equal work, so each pass is compared with the step that it stands for.
+    Its steps need not do equal work, so each pass is compared with the step that it stands for. The first pass may have
+    to select blocks where its step took earlier ones (`select_every`), which the median passes over.
     """
     kinds = list(zip(sparse.alike, sparse.steps, strict=True))
     usual = [

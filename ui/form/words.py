@@ -11,12 +11,15 @@ from typing import Any
 import gradio as gr
 
 from pipeline import CheckpointInfo
+from pipeline.checkpoint.vocabulary import Vocabulary
 from ui.form.read import page_sentence
-from ui.look.parts import QUIET, Drawn, notice_html
+from ui.look.parts import QUIET, Drawn, box, notice_html
 from ui.site import Site
 
 UNKNOWN = "Words that {name} does not know: {words}."
 EMPTY = "Write a prompt first, or a few words of one."
+# near the prompt, because on a phone the palette is far below it
+READING = '<p class="words-read" role="status"></p><p class="words-unknown" role="status"></p>'
 LONGEST = 5000  # letters of a prompt that are looked at while somebody types
 
 
@@ -34,6 +37,11 @@ class WordPalette(Drawn):
             return {"english": read.english, "unknown": list(read.unknown)}
 
         super().__init__("words", ["words.js"], palette_view(site.checkpoint), [reading], **kwargs)
+
+
+def reading_box() -> gr.HTML:
+    """Add the lines in which the palette says how the prompt is read, and which words are not known."""
+    return box("reading", READING)
 
 
 def word_palette(site: Site, page: gr.Blocks, shown: gr.State) -> None:
@@ -76,7 +84,14 @@ def palette_view(checkpoint: CheckpointInfo) -> dict[str, Any]:
         "optional": list(known.optional),
         "avoid": [list(phrases) for phrases in known.avoid],
         "sentences": list(known.sentences),
+        "default": known.default,
+        "chinese": _chinese_of(known, known.default),
     }
+
+
+def _chinese_of(known: Vocabulary, prompt: str) -> str:
+    """The Chinese that its table has for a whole prompt, "" for none."""
+    return next((word for words in known.chinese.values() for word, said in words.items() if said == prompt), "")
 
 
 def unknown_words(checkpoint: CheckpointInfo, prompt: str) -> list[str]:

@@ -31,7 +31,11 @@ function words(name, phrases, act) {
 function draw() {
   known = props.value && props.value.groups ? props.value : {};
   root.hidden = !known.groups;
-  if (root.hidden) return;
+  if (root.hidden) {
+    say('.words-read', '');
+    say('.words-unknown', '');
+    return;
+  }
   find('.words-title').textContent = TEXT.title(known.name, known.millions);
   find('.words-about').textContent = known.about;
   find('.words-groups').replaceChildren(
@@ -113,12 +117,21 @@ async function check(prompt) {
 }
 
 function say(where, text) {
-  if (find(where).textContent !== text) find(where).textContent = text;
+  const line = document.querySelector(`#reading ${where}`);
+  if (line && line.textContent !== text) line.textContent = text;
+}
+
+// The prompt to begin with is in the language of the page, as long as nobody has written another.
+function speak() {
+  const chinese = document.documentElement.lang.startsWith('zh');
+  const [other, wanted] = chinese ? [known.default, known.chinese] : [known.chinese, known.default];
+  if (known.chinese && document.activeElement !== field() && field().value === other) write(wanted);
 }
 
 // A preset or a restored run fills the field without an event.
 function watchField() {
   if (!element.isConnected) return;
+  if (known.groups && field()) speak();
   if (known.groups && field() && field().value !== checked) mark();
   setTimeout(watchField, 500);
 }

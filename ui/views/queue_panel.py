@@ -99,5 +99,7 @@ def state_text(site: Site, job: Job) -> str:
     if job.state == "running":
         left = queue.seconds_left(job)
         return RUNNING if left is None else LEFT.format(state=RUNNING, time=duration_text(left))
-    place, wait = PLACE.format(place=queue.place(job)), queue.wait_seconds(job)
+    place = PLACE.format(place=queue.place(job))
+    # while a model is loaded none runs, and how long that takes is not known
+    wait = queue.wait_seconds(job) if queue.running else None
     return place if wait is None else STARTS.format(place=place, time=duration_text(wait))
