@@ -34,6 +34,7 @@ SLOW = {
     "test_app_monitor",
     "test_app_offline",
     "test_app_queue",
+    "test_app_ray",
     "test_app_sweep_records",
     "test_app_weights",
     "test_app_worker",
