@@ -70,7 +70,7 @@ def _attend(
     """One step: q [G, R, D], keys [G, D, S], v [G, S, D]. Writes to out and scratch."""
     # An odd step, because keys a power of two apart are often in one column of the picture.
     step = max(1, keys.shape[-1] // SAMPLE) | 1
-    sampled = torch.bmm(q, keys[..., ::step])
+    sampled = torch.bmm(q, keys.mT[:, ::step].contiguous().mT)  # PyTorch's own copy of them would take long
     if mask is not None:
         sampled.masked_fill_(~mask[..., ::step], -math.inf)
     size = q.shape[0] * q.shape[1] * keys.shape[-1]
