@@ -16,6 +16,7 @@ import platform
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def measure(rounds: int) -> list[dict]:
         given = inputs(pipeline)
         request = pipeline.info.request("x")
         for attention, bsa in (("dense", None), ("sparse", BSAConfig(0.75))):
-            work = request.workload.as_dense() if bsa is None else request.workload
+            work = replace(request, bsa=bsa).workload
             for forward in ("plain", "fast"):
                 step = forward_for(ForwardChoice(forward, ""), pipeline._model, work, attention_for(work))
                 runs[precision, forward, attention] = lambda step=step, given=given: step(*given)

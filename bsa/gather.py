@@ -94,9 +94,11 @@ def _in_steps(
     training = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     products = takes_products(q, k, v)
     room = max(indices.shape[-1], _CPU_STEP_BYTES // (2 * k[0, 0].numel() * k.element_size()))
+    scratch = q.new_empty(2 * room * k.shape[2] * q.shape[2]) if products else None
     # All steps share one pair of buffers, because new memory would cost a page fault every 4 KiB.
     buffers = (None, None) if training else k.new_empty(2, room, *k.shape[2:])
     outputs = []
+    whole = None if training else (torch.zeros_like if reordered else torch.empty_like)(q)
     for head in range(len(q)):
         start = 0
         while start < q.shape[1]:
@@ -112,11 +114,14 @@ def _in_steps(
             queries = q[head, step, None, :rows]
             if products:
                 some = (queries[:, 0], keys[:, 0], values[:, 0])
-                out = attend_by_products(*some, scale, None if mask is None else mask[:, 0])
+                out = attend_by_products(*some, scale, None if mask is None else mask[:, 0], scratch)
             else:
                 out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)[:, 0]
-            outputs.append(out if rows == q.shape[2] else F.pad(out, (0, 0, 0, q.shape[2] - rows)))
-    out = torch.cat(outputs).view(q.shape)
+            if whole is not None:
+                whole[head, step, :rows] = out
+            else:
+                outputs.append(out if rows == q.shape[2] else F.pad(out, (0, 0, 0, q.shape[2] - rows)))
+    out = torch.cat(outputs).view(q.shape) if whole is None else whole
     return out[row, order.argsort(dim=-1)] if reordered else out
 
 

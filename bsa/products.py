@@ -40,35 +40,44 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attend_by_products(q, k, v, scale).view(shape)
 
 
-def attend_by_products(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
+def attend_by_products(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None, scratch: Tensor | None = None
+) -> Tensor:
     """softmax(scale * q @ k^T) @ v for each of G groups, q [G, R, D] over k, v [G, S, D], all bfloat16.
 
     mask: bool [G, 1, S], true for keys that count, the first of each group among them; None for all of them.
+    scratch: bfloat16 [2 * G * R * S] or more, for calls that follow each other: new memory costs page faults.
     Returns [G, R, D], contiguous.
     """
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     groups, rows, keys = q.shape[0], q.shape[1], k.shape[1]
     room = SCORE_BYTES // (keys * q.element_size())  # rows of scores at one time
     at_once = min(groups, max(1, room // min(rows, LEAST_ROWS)))
-    step = max(1, room // (at_once * LEAST_ROWS)) * LEAST_ROWS
+    step = min(rows, max(1, room // (at_once * LEAST_ROWS)) * LEAST_ROWS)
+    if scratch is None:
+        scratch = q.new_empty(2 * at_once * step * keys)
     for first in range(0, groups, at_once):
         part = slice(first, first + at_once)
         some = k[part].mT, v[part], None if mask is None else mask[part]
         for row in range(0, rows, step):
-            _attend(q[part, row : row + step], *some, scale, out[part, row : row + step])
+            _attend(q[part, row : row + step], *some, scale, out[part, row : row + step], scratch)
     return out
 
 
-def _attend(q: Tensor, keys: Tensor, v: Tensor, mask: Tensor | None, scale: float, out: Tensor) -> None:
-    """One step: q [G, R, D], keys [G, D, S], v [G, S, D]. Writes to out."""
+def _attend(
+    q: Tensor, keys: Tensor, v: Tensor, mask: Tensor | None, scale: float, out: Tensor, scratch: Tensor
+) -> None:
+    """One step: q [G, R, D], keys [G, D, S], v [G, S, D]. Writes to out and scratch."""
     # An odd step, because keys a power of two apart are often in one column of the picture.
     step = max(1, keys.shape[-1] // SAMPLE) | 1
-    sampled = torch.bmm(q, keys[..., ::step])
+    sampled = torch.bmm(q, keys.mT[:, ::step].contiguous().mT)  # PyTorch's own copy of them would take long
     if mask is not None:
         sampled.masked_fill_(~mask[..., ::step], -math.inf)
-    scores = torch.empty(*q.shape[:2], keys.shape[-1], dtype=q.dtype, device=q.device)
+    size = q.shape[0] * q.shape[1] * keys.shape[-1]
+    scores, weights = (scratch[n * size : (n + 1) * size].view(*q.shape[:2], -1) for n in range(2))
     scores.copy_(sampled.amax(-1, keepdim=True).mul_(-scale).expand_as(scores))
     if mask is not None:
         scores.masked_fill_(~mask, -math.inf)
     torch.baddbmm(scores, q, keys, alpha=scale, out=scores)
-    torch.bmm(scores.softmax(-1), v, out=out)
+    torch.softmax(scores, -1, out=weights)
+    torch.bmm(weights, v, out=out)

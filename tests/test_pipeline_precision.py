@@ -44,7 +44,7 @@ def processor(monkeypatch):
         pytest.param(AS_STORED, CPU, 256, ("avx2", "avx512_bf16"), "bf16", "processor has avx512_bf16", id="avx512"),
         pytest.param(AS_STORED, CPU, 256, ("amx_bf16", "avx512_bf16"), "bf16", "processor has amx_bf16", id="amx"),
         pytest.param(AS_STORED, CPU, 256, ("avx512f",), "fp32", "neither of amx_bf16 and avx512_bf16", id="neither"),
-        pytest.param(AS_STORED, CPU, 64, ("avx512_bf16",), "fp32", "in a transformer of width 64", id="narrow"),
+        pytest.param(AS_STORED, CPU, 64, ("avx512_bf16",), "fp32", "256 on, and this transformer has 64", id="narrow"),
         pytest.param(BF16, CPU, 64, (), "bf16", "it was asked for", id="asked-bf16"),
         pytest.param(FP32, CPU, 256, ("avx512_bf16",), "fp32", "it was asked for", id="asked-fp32"),
         pytest.param(LoadOptions("fp8"), CPU, 256, ("avx512_bf16",), "fp32", "computes fp8 weights so", id="fp8"),

@@ -227,10 +227,9 @@ def _block(
     for part in _parts(x.shape[1], ffn_tokens):
         # One row of the batch at a time, because a part of its tokens is contiguous and can be updated in place.
         for row in range(x.shape[0]):
-            place = slice(row, row + 1), part
-            some = Quantised(h.values[place], h.scales[place]) if fp8 else h[place]
+            some = Quantised(h.values[row, part], h.scales[row, part]) if fp8 else h[row, part]
             branch = _linear(ffn.w2, ops.swiglu_(_linear(ffn.w1, some), _linear(ffn.w3, some), fp8))
-            ops.residual_norm_(x[place], branch, ffn_gate[row : row + 1], None, None, frames[part])
+            ops.residual_norm_(x[row : row + 1, part], branch[None], ffn_gate[row : row + 1], None, None, frames[part])
 
 
 def _cross_attention(ops, cross, h, text, text_mask, without_text, fp8) -> Tensor | None:
