@@ -48,11 +48,12 @@ class Node:
         self._folder = Path(tempfile.mkdtemp(prefix="engine-"))
 
     def start(self) -> Iterator[Message]:
-        """Load the pipeline: ("say", sentence) any number of times, then ("done", name of the device)."""
+        """Load the pipeline: ("say", sentence) any number of times, then ("done", (name of the device, the
+        options that the weights are loaded with))."""
 
         def work(say: Callable[[Message], None]) -> Any:
             self._engine.start(lambda text: say(("say", text)))
-            return str(self._engine.device)
+            return str(self._engine.device), self._engine.weights
 
         yield from _stream(work)
 

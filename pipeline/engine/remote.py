@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -80,6 +80,8 @@ class RemoteEngine:
         self._link: Link | None = None
         self._here = Elsewhere()
         self._memory: dict[str, int] | None = None
+        names = {field.name for field in fields(LoadOptions)}
+        self._weights = LoadOptions(**{name: value for name, value in arguments.items() if name in names})
         self._turn = threading.Lock()
         self._closed = False
 
@@ -94,9 +96,8 @@ class RemoteEngine:
 
     @property
     def weights(self) -> LoadOptions:
-        """The options that the model's weights are loaded with."""
-        given = self._arguments
-        return LoadOptions(given.get("quantization"), given.get("offload", False), given.get("gpus", 1))
+        """The options that the model's weights are loaded with; its precision is known once it is loaded."""
+        return self._weights
 
     def torch_memory(self) -> dict[str, int] | None:
         """Bytes "allocated" and "reserved" by the engine's CUDA allocator, half a second old."""
@@ -130,7 +131,8 @@ class RemoteEngine:
             link = self._link = self._cluster.place(self._target, self._arguments)
             if self._closed:  # by another thread, meanwhile
                 link.end()
-            self.device = DeviceName.parse(self._follow(link.stream("start"), lambda kind, text: say(text)))
+            device, self._weights = self._follow(link.stream("start"), lambda kind, text: say(text))
+            self.device = DeviceName.parse(device)
             self.alive, self.why = True, ""
             threading.Thread(target=self._watch, args=(link,), name="engine-watch", daemon=True).start()
         return self
