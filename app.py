@@ -51,6 +51,7 @@ from ui.jobs.worker import MAX_WAITING
 from ui.premade import Premade
 from ui.storage.disk import UPLOADS, Disk, own_folder, rescue_folder
 from ui.storage.files import PRIVATE
+from ui.tasks.pictures import FOLDER as PICTURES
 
 # Gradio keeps a quarter of a megabyte of each, also of a single call of the API, and of 10,000 unless it is told. The
 # state of the one that was used longest ago is forgotten: which run its page shows, and how much of the history.
@@ -181,7 +182,7 @@ def serve(
         theme=look.theme,
         css=look.css,
         head=look.head,
-        allowed_paths=[str(output_dir), *map(str, public)],  # the guard narrows the first down
+        allowed_paths=[str(output_dir), str(PICTURES), *map(str, public)],  # the guard narrows the first down
         app_kwargs={"middleware": [guard]},
         auth=list(logins) or None,
         max_file_size=max_upload,

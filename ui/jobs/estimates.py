@@ -151,8 +151,8 @@ class Estimates:
             job.speedup = self.ratio(job.request)
 
     def _observe(self, job: Job) -> None:
-        results, estimator, learnt = getattr(job, "results", None), self._estimator, False
-        for result in results.values() if isinstance(results, dict) else ():
+        estimator, learnt = self._estimator, False
+        for result in getattr(job, "made", ()):
             if estimator is not None and isinstance(result, VideoResult):
                 estimator.observe(result)
                 learnt = True
