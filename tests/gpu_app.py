@@ -83,14 +83,10 @@ def load(say, **arguments):
 
 def main() -> int:
     import app
-    from pipeline.engine.process import EngineProcess
-
-    class Engine(EngineProcess):
-        def __init__(self, target: str, **arguments: Any) -> None:
-            super().__init__("gpu_app:load", **arguments)
+    from pipeline.cli import engines
 
     os.environ[FOLDER] = sys.argv[1]
-    app.EngineProcess = Engine
+    engines.ENGINE = "gpu_app:load"
     return app.main(sys.argv[2:])
 
 

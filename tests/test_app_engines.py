@@ -13,6 +13,7 @@ import pytest
 from app_server import until
 from fake_pipeline import CHECKPOINT, FakePipeline
 
+import app
 from pipeline import EMBEDDED_CHECKPOINT
 from pipeline.engine import share
 from pipeline.engine.parent import EngineDied
@@ -136,6 +137,31 @@ class TestShares:
     def test_one_engine_changes_nothing(self):
         (only,) = shares("cpu", 1, 1)
         assert (only.environment, only.device, only.gpus) == ({}, "", ())
+
+
+class TestOptions:
+    def test_the_server_has_so_many_engines(self, tmp_path, monkeypatch):
+        built = []
+        monkeypatch.setattr(share, "processor_threads", lambda: 8)
+        monkeypatch.setattr(app, "build_page", lambda checkpoint, worker, *_, **__: built.append(worker))
+        monkeypatch.setattr(app, "serve", lambda *_, **__: None)
+        monkeypatch.setattr(Worker, "start", lambda self: self)
+        assert app.main(["--device", "cpu", "--engines", "2", "--output-dir", str(tmp_path)]) == 0
+        engines = [runner.engine for runner in built[0].runners]
+        assert [engine.share.environment for engine in engines] == [{"OMP_NUM_THREADS": "4"}] * 2
+        assert {engine.path for engine in engines} == {EMBEDDED_CHECKPOINT}
+
+    @pytest.mark.parametrize(
+        ("options", "sentence"),
+        [
+            pytest.param(["--engines", "999"], "999 engines take 999 threads of the processor", id="too many"),
+            pytest.param(["--ray", "auto", "--model-switch"], "leave out one of the two", id="other models on Ray"),
+            pytest.param(["--ray", "auto", "--device", "cuda:1"], "use auto, cuda or cpu", id="a GPU of Ray's"),
+        ],
+    )
+    def test_what_cannot_be_is_refused(self, tmp_path, capsys, options, sentence):
+        assert app.main(["--device", "cpu", "--output-dir", str(tmp_path), *options]) == 2
+        assert sentence in capsys.readouterr().err
 
 
 class TestTurns:

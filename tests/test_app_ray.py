@@ -46,11 +46,11 @@ class Wire:
                 raise LinkLost("the cable was cut")
             yield pickle.loads(pickle.dumps(message))
 
-    def generate(self, request, source, name):
-        return self.stream("generate", request, [] if source is None else [source.read_bytes()], name)
+    def generate(self, request, source, name, task):
+        return self.stream("generate", request, [] if source is None else [source.read_bytes()], name, task)
 
-    def cancel(self):
-        self.node.cancel()
+    def cancel(self, task):
+        self.node.cancel(task)
 
     def end(self):
         self.node.close()
@@ -133,6 +133,15 @@ class TestWire:
         with pytest.raises(Cancelled):
             engine.generate_frames(request_of(steps=900), stop, tmp_path / "sparse.mp4")
         assert engine.call("fake_engine:describe")[0]["pid"] != os.getpid()
+
+    def test_a_stop_that_comes_late_does_not_stop_the_next(self, engine, tmp_path):
+        stopped = engine._task
+
+        def late(update):
+            engine._link.cancel(stopped)
+
+        result, _ = engine.generate_frames(request_of(steps=4), late, tmp_path / "sparse.mp4")
+        assert result.video.is_file()
 
     def test_death_of_its_process_and_of_its_machine(self, tmp_path):
         cluster, ends = Wires(), []

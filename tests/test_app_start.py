@@ -18,6 +18,7 @@ from programs import interrupted_while_importing
 
 import app
 from pipeline import EMBEDDED_CHECKPOINT, GpuReading, inspect_checkpoint
+from pipeline.cli import engines
 from pipeline.machine import device as devices
 from pipeline.machine import gpus as nvml_gpus
 from pipeline.machine.device import DeviceName, expected_device
@@ -35,8 +36,9 @@ def test_the_page_needs_no_torch(tmp_path):
 import sys
 from pathlib import Path
 import app
+from pipeline.engine.process import EngineProcess
 checkpoint = app.inspect_checkpoint(app.EMBEDDED_CHECKPOINT)
-worker = app.Worker(app.EngineProcess("pipeline.engine.child:load_longcat"), Path({str(tmp_path)!r}), checkpoint.name)
+worker = app.Worker(EngineProcess("pipeline.engine.child:load_longcat"), Path({str(tmp_path)!r}), checkpoint.name)
 app.build_page(checkpoint, worker, device="cpu", model_switch=True)
 print([name for name in {HEAVY} if name in sys.modules])
 """
@@ -102,7 +104,7 @@ class TestAddress:
             check_address("127.0.0.1", 80)
 
     def test_found_before_the_engine_starts(self, monkeypatch, tmp_path, capsys):
-        monkeypatch.setattr(app, "EngineProcess", lambda *_, **__: pytest.fail("the engine was made"))
+        monkeypatch.setattr(engines, "EngineProcess", lambda *_, **__: pytest.fail("the engine was made"))
         options = ["--device", "cpu", "--output-dir", str(tmp_path)]
         assert app.main([*options, "--host", "192.0.2.1"]) == 2
         with socket.socket() as other:

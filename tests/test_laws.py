@@ -141,7 +141,7 @@ def test_graph_sees_the_repository(graph: Graph) -> None:
         ("bsa", "bsa.attention"),  # handed on lazily
         ("bsa.attention", "bsa.kernels.attend"),  # inside a function
         ("pipeline", "pipeline.runs.longcat"),
-        ("app", "pipeline.engine.child"),  # named in a string
+        ("pipeline.cli.engines", "pipeline.engine.child"),  # named in a string
         ("ui.page", "ui.api.endpoints"),
         ("benchmarks.attention", "benchmarks.gpu"),  # scripts
         ("training.export", "training.dit"),

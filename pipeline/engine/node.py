@@ -45,23 +45,27 @@ class Node:
         self._engine = EngineProcess(target, **arguments)
         self._engine.on_exit = self._look
         self._ended = threading.Event()
+        self._task = 0
+        self._lock = threading.Lock()  # the task
         self._folder = Path(tempfile.mkdtemp(prefix="engine-"))
 
     def start(self) -> Iterator[Message]:
-        """Load the pipeline: ("say", sentence) any number of times, then ("done", name of the device)."""
+        """Load the pipeline: ("say", sentence) any number of times, then ("done", (name of the device, the
+        options that the weights are loaded with))."""
 
         def work(say: Callable[[Message], None]) -> Any:
             self._engine.start(lambda text: say(("say", text)))
-            return str(self._engine.device)
+            return str(self._engine.device), self._engine.weights
 
         yield from _stream(work)
 
-    def generate(self, request: VideoRequest, source: Iterable[bytes], name: str) -> Iterator[Message]:
+    def generate(self, request: VideoRequest, source: Iterable[bytes], name: str, task: int) -> Iterator[Message]:
         """Make a video: ("step", (phase, step, total, seconds, preview)) for each step; then for each file that was
         written ("file", its name) and its ("piece", uint8 array); ("frames", their shape) with their pieces; and
         ("done", the result), whose paths are of this machine.
 
         source: the bytes of the file that the request begins with, in pieces; none without one. name: of the video.
+        task: its number, from 1 on, for `cancel`.
         """
 
         def work(say: Callable[[Message], None]) -> Any:
@@ -69,6 +73,8 @@ class Node:
                 preview = None if update.preview is None else update.preview()
                 say(("step", (update.phase, update.step, update.total, update.seconds, preview)))
 
+            with self._lock:
+                self._task = task
             folder = Path(tempfile.mkdtemp(dir=self._folder))
             try:
                 here = _with_source(request, source, folder)
@@ -90,9 +96,12 @@ class Node:
         """Call the function "module:name" with the pipeline: ("done", what it returns)."""
         yield from _stream(lambda say: self._engine.call(target))
 
-    def cancel(self) -> None:
-        """End the task that runs now, if any, as `EngineProcess.cancel` does."""
-        self._engine.cancel()
+    def cancel(self, task: int) -> None:
+        """End this task, if it runs now, as `EngineProcess.cancel` does. On a network it may come too late, when the
+        next task has begun."""
+        with self._lock:
+            if task == self._task:
+                self._engine.cancel()
 
     def watch(self) -> Iterator[Message]:
         """What this machine has and does: ("here", (`Elsewhere`, result of `torch_memory`)) twice a second, until the

@@ -88,11 +88,11 @@ class _Actor(Node):
             os.environ["OMP_NUM_THREADS"] = str(threads)
         super().__init__(target, arguments)
 
-    def generate_from(self, request: VideoRequest, references: list[Any], name: str) -> Iterator[Message]:
+    def generate_from(self, request: VideoRequest, references: list[Any], name: str, task: int) -> Iterator[Message]:
         """`generate`, whose source is in the object store."""
         import ray
 
-        yield from self.generate(request, map(ray.get, references), name)
+        yield from self.generate(request, map(ray.get, references), name, task)
 
 
 class _RayLink:
@@ -108,13 +108,13 @@ class _RayLink:
         except self._ray.exceptions.RayError as error:
             raise LinkLost(next(iter(str(error).splitlines()), type(error).__name__)) from error
 
-    def generate(self, request: VideoRequest, source: Path | None, name: str) -> Iterator[Message]:
+    def generate(self, request: VideoRequest, source: Path | None, name: str, task: int) -> Iterator[Message]:
         pieces: Iterable[bytes] = () if source is None else _pieces(source)
-        return self.stream("generate_from", request, [self._ray.put(piece) for piece in pieces], name)
+        return self.stream("generate_from", request, [self._ray.put(piece) for piece in pieces], name, task)
 
-    def cancel(self) -> None:
+    def cancel(self, task: int) -> None:
         with suppress(self._ray.exceptions.RayError):
-            self._actor.cancel.remote()
+            self._actor.cancel.remote(task)
 
     def end(self) -> None:
         # its process group dies with the actor's process: the engine ends itself when its parent is gone

@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -43,10 +43,10 @@ class Link(Protocol):
     def stream(self, method: str, *arguments: Any) -> Iterator[Message]:
         """The messages of a method of the node. Raises LinkLost when no more can come."""
 
-    def generate(self, request: VideoRequest, source: Path | None, name: str) -> Iterator[Message]:
+    def generate(self, request: VideoRequest, source: Path | None, name: str, task: int) -> Iterator[Message]:
         """`Node.generate`, with the bytes of a file of this machine as its source."""
 
-    def cancel(self) -> None:
+    def cancel(self, task: int) -> None:
         """`Node.cancel`. Returns at once."""
 
     def end(self) -> None:
@@ -80,6 +80,9 @@ class RemoteEngine:
         self._link: Link | None = None
         self._here = Elsewhere()
         self._memory: dict[str, int] | None = None
+        names = {field.name for field in fields(LoadOptions)}
+        self._weights = LoadOptions(**{name: value for name, value in arguments.items() if name in names})
+        self._task = 0  # the number of the last video
         self._turn = threading.Lock()
         self._closed = False
 
@@ -94,9 +97,8 @@ class RemoteEngine:
 
     @property
     def weights(self) -> LoadOptions:
-        """The options that the model's weights are loaded with."""
-        given = self._arguments
-        return LoadOptions(given.get("quantization"), given.get("offload", False), given.get("gpus", 1))
+        """The options that the model's weights are loaded with; its precision is known once it is loaded."""
+        return self._weights
 
     def torch_memory(self) -> dict[str, int] | None:
         """Bytes "allocated" and "reserved" by the engine's CUDA allocator, half a second old."""
@@ -130,7 +132,8 @@ class RemoteEngine:
             link = self._link = self._cluster.place(self._target, self._arguments)
             if self._closed:  # by another thread, meanwhile
                 link.end()
-            self.device = DeviceName.parse(self._follow(link.stream("start"), lambda kind, text: say(text)))
+            device, self._weights = self._follow(link.stream("start"), lambda kind, text: say(text))
+            self.device = DeviceName.parse(device)
             self.alive, self.why = True, ""
             threading.Thread(target=self._watch, args=(link,), name="engine-watch", daemon=True).start()
         return self
@@ -156,7 +159,9 @@ class RemoteEngine:
         with self._turn, ExitStack() as files:
             received = _Received(output.parent, files)
             link = self._running()
-            result = self._follow(link.generate(request, request.start.source, output.name), on_message)
+            self._task += 1
+            messages = link.generate(request, request.start.source, output.name, self._task)
+            result = self._follow(messages, on_message)
             return replace(result, request=request, video=output), received.frames
 
     def call(self, target: str) -> Any:
@@ -170,7 +175,7 @@ class RemoteEngine:
     def cancel(self) -> None:
         """End the task that runs now, if any, at its next step. Returns at once."""
         if self._link is not None:
-            self._link.cancel()
+            self._link.cancel(self._task)
 
     def close(self) -> None:
         """End the engine, even during a task. No other is started."""
