@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bsa.block_selection import BlockSelection
     from bsa.layout import BlockLayout
     from bsa.ordered import block_order_attention
+    from bsa.products import full_attention
     from bsa.selection import select_blocks
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Selector",
     "block_order_attention",
     "block_sparse_attention",
+    "full_attention",
     "nested_layouts",
     "select_blocks",
 ]
@@ -40,6 +42,7 @@ _MODULES = {
     "BlockSelection": "bsa.block_selection",
     "block_order_attention": "bsa.ordered",
     "block_sparse_attention": "bsa.attention",
+    "full_attention": "bsa.products",
     "nested_layouts": "bsa.layout",
     "select_blocks": "bsa.selection",
 }

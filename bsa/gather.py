@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bsa.block_selection import BlockSelection
 from bsa.layout import BlockLayout
+from bsa.products import attend_by_products, takes_products
 
 # Bytes of gathered keys and values per CPU step: small enough to stay in the cache, large enough that the threads
 # seldom wait for each other.
@@ -91,6 +92,7 @@ def _in_steps(
         q, indices, counts, sizes = q[row, order], indices[row, order], counts[row, order], sizes[row, order]
 
     training = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    products = takes_products(q, k, v)
     room = max(indices.shape[-1], _CPU_STEP_BYTES // (2 * k[0, 0].numel() * k.element_size()))
     # All steps share one pair of buffers, because new memory would cost a page fault every 4 KiB.
     buffers = (None, None) if training else k.new_empty(2, room, *k.shape[2:])
@@ -108,7 +110,11 @@ def _in_steps(
             mask = None if mask is None else mask[:, None]
             rows = int(sizes[head, step].max()) if reordered else q.shape[2]
             queries = q[head, step, None, :rows]
-            out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)[:, 0]
+            if products:
+                some = (queries[:, 0], keys[:, 0], values[:, 0])
+                out = attend_by_products(*some, scale, None if mask is None else mask[:, 0])
+            else:
+                out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)[:, 0]
             outputs.append(out if rows == q.shape[2] else F.pad(out, (0, 0, 0, q.shape[2] - rows)))
     out = torch.cat(outputs).view(q.shape)
     return out[row, order.argsort(dim=-1)] if reordered else out

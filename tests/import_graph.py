@@ -212,6 +212,7 @@ def levels(edges: dict[str, set[str]]) -> dict[str, int]:
 ROOMS: dict[str, tuple[str, ...]] = {
     "bsa values": (
         *("bsa.grid", "bsa.selectors", "bsa.config", "bsa.block_selection", "bsa.layout", "bsa.cells", "bsa.variants"),
+        "bsa.products",
     ),
     "bsa.kernels": ("bsa.kernels",),
     "bsa": ("bsa",),

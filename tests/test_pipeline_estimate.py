@@ -18,7 +18,7 @@ from pipeline.estimate import cost, footprint, refusal
 from pipeline.estimate.calibrate import measure
 from pipeline.estimate.estimator import FILE_NAME, PHASES, Estimator
 from pipeline.estimate.refusal import refuse
-from pipeline.request.load_options import AS_STORED
+from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.runs.plan import plan_to_load
 
 CPU = SimpleNamespace(type="cpu", index=None)
@@ -294,7 +294,7 @@ class TestMemory:
     def test_weights_that_cannot_fit_are_refused_before_loading(self, monkeypatch):
         monkeypatch.setattr(refusal, "available_memory", lambda device: 2**20)
         with pytest.raises(ValueError, match=r"the weights of longcat-tiny take 0\.\d GiB in fp32 and 0\.0 GiB"):
-            Estimator(INFO, CPU).check_load()
+            Estimator(INFO, CPU, weights=LoadOptions(precision="fp32")).check_load()
         with pytest.raises(ValueError, match="the weights of longcat-tiny"):
             plan_to_load(INFO, [request()], AS_STORED, CPU)
 

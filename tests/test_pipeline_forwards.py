@@ -34,7 +34,8 @@ def gpu(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("asked", "bsa", "device", "name", "reason"),
     [
-        pytest.param("auto", SAME, CPU, "plain", "the device is cpu", id="cpu"),
+        pytest.param("auto", SAME, CPU, "fast", "it is the faster one on a CPU", id="cpu"),
+        pytest.param("auto", MIXED, CPU, "plain", "2x4x4 and 2x3x8 tokens, divides the other", id="cpu-two-chunks"),
         pytest.param("auto", SAME, CUDA, "fast", "it was measured on NVIDIA Made-up", id="measured"),
         pytest.param("auto", None, CUDA, "fast", "it was measured on NVIDIA Made-up", id="dense"),
         pytest.param("auto", MIXED, CUDA, "plain", "2x4x4 and 2x3x8 tokens, divides the other", id="two-chunks"),

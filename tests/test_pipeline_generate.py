@@ -160,7 +160,7 @@ BSA_LINES = [
 def test_log(tiny_pipeline, request_, caplog, changes, lines):
     with caplog.at_level(logging.INFO, logger="pipeline"):
         tiny_pipeline.generate(replace(request_, **changes))
-    forward = ["The plain forward runs because the device is cpu"]
+    forward = ["The fast forward runs because it is the faster one on a CPU"]
     assert [record.getMessage() for record in caplog.records if record.name == "pipeline"] == lines + forward
 
 

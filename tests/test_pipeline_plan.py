@@ -47,7 +47,7 @@ def test_what_a_plan_carries(changes, grid, rows, sparse, reason):
     assert made.work.bsa == (request.bsa if sparse else None)
     assert made.work.blocks == (request.bsa.blocks(grid) if sparse else None)
     assert made.steps == request.steps
-    assert made.forward == ("plain", "the device is cpu")
+    assert made.forward == ("fast", "it is the faster one on a CPU")
     assert made.estimate.memory > made.estimate.memory_least > 0
 
 

@@ -22,7 +22,7 @@ from pipeline.estimate.refusal import check_weights_fit
 from pipeline.machine.device import rank_devices
 from pipeline.machine.gpus import Device
 from pipeline.request.fields import FIELDS
-from pipeline.request.load_options import AS_STORED, QUANTIZATIONS, LoadOptions
+from pipeline.request.load_options import AS_STORED, PRECISIONS, QUANTIZATIONS, LoadOptions
 from pipeline.request.sentences import one_line, visible
 from pipeline.request.values import chunk
 from pipeline.request.video import VideoRequest
@@ -291,6 +291,13 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
     """The options that `read_weights` reads, for the command line and the page's server alike."""
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="numbers that the model computes with (default: auto, bf16 on GPUs and on CPUs with instructions for it, "
+        "fp32 on others); the same video up to rounding",
+    )
     group = parser.add_argument_group("memory", "For GPUs that the model does not fit into. Both run the fast forward.")
     group.add_argument(
         "--quantization",
@@ -378,7 +385,7 @@ def _chunk(option: str, parts: list[str]) -> Grid:
 
 def read_weights(args: argparse.Namespace) -> LoadOptions:
     """Read the options for loading the model."""
-    return LoadOptions(args.quantization, args.offload, args.gpus)
+    return LoadOptions(args.quantization, args.offload, args.gpus, args.precision)
 
 
 def checked_device(name: str, weights: LoadOptions) -> Device:

@@ -30,6 +30,7 @@ from pipeline.engine.patience import BEAT_SECONDS
 from pipeline.machine.memory import out_of_memory, release_memory
 from pipeline.machine.resources import torch_memory
 from pipeline.media.write import check_encoder
+from pipeline.request.load_options import AS_STORED
 from pipeline.request.video import Cancelled, StepUpdate, VideoRequest
 
 log = logging.getLogger("pipeline")
@@ -135,7 +136,8 @@ class _Child:
             self._send_error(LOADING, error)
             return
         threading.Thread(target=self._report_memory, args=(pipeline.device,), name="engine-memory", daemon=True).start()
-        self._send(LOADING, "done", str(pipeline.device))
+        precision = getattr(pipeline, "weights", AS_STORED).precision  # "auto" was settled by loading
+        self._send(LOADING, "done", (str(pipeline.device), precision))
         while True:
             task, kind, arguments = self._tasks.get()
             try:

@@ -49,6 +49,7 @@ class EngineProcess:
         self._child: Child | None = None
         self._turn = threading.Lock()
         self._closed = False
+        self._precision: str | None = None  # of the loaded model
 
     @property
     def alive(self) -> bool:
@@ -84,8 +85,8 @@ class EngineProcess:
             if self._closed:  # by another thread, meanwhile
                 child.kill()
             try:
-                device = DeviceName.parse(_follow(child, LOADING, lambda kind, text: say(text)))
-                self.device = self.share.as_here(device)
+                device, self._precision = _follow(child, LOADING, lambda kind, text: say(text))
+                self.device = self.share.as_here(DeviceName.parse(device))
             except BaseException:
                 child.kill()
                 raise
@@ -111,9 +112,10 @@ class EngineProcess:
 
     @property
     def weights(self) -> LoadOptions:
-        """The options that the model's weights are loaded with."""
+        """The options that the model's weights are loaded with; its precision is known once it is loaded."""
         given = self._arguments
-        return LoadOptions(given.get("quantization"), given.get("offload", False), given.get("gpus", 1))
+        precision = self._precision or given.get("precision", "auto")
+        return LoadOptions(given.get("quantization"), given.get("offload", False), given.get("gpus", 1), precision)
 
     def generate_frames(
         self, request: VideoRequest, on_step: Callable[[StepUpdate], None] | None, output: Path

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from bsa import BSAConfig, Grid
 from pipeline.checkpoint.shape import ModelShape
 from pipeline.machine.gpus import Device
+from pipeline.request.load_options import AS_STORED, LoadOptions
 
 TEXT_TOKENS = 40  # a prompt of a sentence or two; cross-attention is too small a part to need the exact number
 
@@ -41,11 +42,15 @@ class Rates(NamedTuple):
 # ratios matter. The CPU's exchange, through shared memory, is assumed.
 _RATES = {
     "cpu": Rates(73e9, 155e9, 115e9, 136e9, 530, 500, 250, 1.6, 1.5e-3, 1e9),
+    "cpu bf16": Rates(73e9, 155e9, 115e9, 136e9, 530, 500, 250, 1.6, 1.5e-3, 1e9),
     "cuda": Rates(350e12, 600e12, 400e12, 50e12, 4000, 20000, 280, 1.3, 1e-3, 160e9),
 }
 
 
-def reference_rates(device: Device) -> Rates:
+def reference_rates(device: Device, weights: LoadOptions = AS_STORED) -> Rates:
+    """weights: their precision counts on a CPU, and "auto" is taken for fp32 there."""
+    if device.type != "cuda" and weights.precision == "bf16":
+        return _RATES["cpu bf16"]
     return _RATES.get(device.type, _RATES["cpu"])
 
 

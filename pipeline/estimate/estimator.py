@@ -32,6 +32,7 @@ from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.result import VideoResult
 from pipeline.request.video import VideoRequest
 from pipeline.request.workload import Workload
+from pipeline.weights.precision import settled
 
 logger = logging.getLogger("pipeline")
 
@@ -81,11 +82,12 @@ class Estimator:
 
     Args:
         store: JSON file that keeps the measurements; None keeps them in memory only.
-        weights: how the model's weights are kept. Each of these options has measurements of its own.
+        weights: how the model's weights are kept. Each of these options has measurements of its own, and so has each
+            precision.
         engines: how many share the processor, if that is the device.
 
     Raises:
-        ValueError: the checkpoint's configurations cannot be read.
+        ValueError: the checkpoint's configurations cannot be read, or the device has no such precision.
     """
 
     def __init__(
@@ -98,11 +100,11 @@ class Estimator:
     ) -> None:
         self.info = info
         self.device = device
-        self.weights = weights
         self._shape = ModelShape.read(info)
-        self._rates = cost.reference_rates(device)
+        self.weights = settled(weights, device, self._shape.hidden)
+        self._rates = cost.reference_rates(device, self.weights)
         self._lock = threading.Lock()
-        name = " ".join((info.name, str(info.parameters), *weights.options))
+        name = " ".join((info.name, str(info.parameters), *self.weights.options))
         self._ledger = Ledger(store, f"{device_name(device, engines)} | {name} | {_versions()}")
         self._take_in()
 
@@ -153,7 +155,7 @@ class Estimator:
             memory=self._memory(request, runs),
             memory_label="CUDA allocated" if self.device.type == "cuda" else "process RSS",
             memory_least=footprint.least_bytes(self._shape, request, self.device, self.weights),
-            kv_cache=footprint.kv_cache_bytes(self._shape, request, self.device),
+            kv_cache=footprint.kv_cache_bytes(self._shape, request, self.device, self.weights),
             basis=self._basis(runs),
             work=self._work(request, runs),
         )
@@ -247,7 +249,8 @@ class Estimator:
     def _exchange_seconds(self, work: Workload) -> float:
         """Seconds of a step in which ranks exchange tokens for heads."""
         guidance, sharing = mesh_shape(self.weights.gpus, work.rows)
-        size, tokens = footprint.element_size(self.device), work.step_grid.volume * work.rows // guidance
+        size = footprint.element_size(self._shape, self.device, self.weights)
+        tokens = work.step_grid.volume * work.rows // guidance
         return self._shape.depth * cost.exchange_seconds(self._shape, tokens, size, sharing, self._rates)
 
     def _layer_seconds(

@@ -7,6 +7,7 @@ from pipeline.machine.gpus import Device
 from pipeline.parallel.mesh import mesh_shape, strip_count
 from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.video import VideoRequest
+from pipeline.weights.precision import number_bytes
 
 # Tensors of tokens x hidden that exist at the widest point of a block: three of the feed-forward, or q, k and v with
 # their fp32 rotations. In bfloat16, 11.45 GiB at 84,480 x 4096 on an H200 are 17.8 of them, since norms use fp32.
@@ -18,18 +19,19 @@ _FAST_TENSORS = 6
 # and four H200 took at 84,480 tokens (benchmarks/multi_gpu.py).
 _EXCHANGE_TENSORS = 4
 _DECODER_TENSORS = 12  # at the decoder's last level: activations, and frames that its causal convolutions keep
+_TEXT_SIZE = {"cuda": 2, "cpu": 4}  # bytes per weight of the text encoder, whatever the rest computes in
 _PROCESS_BYTES = 900 * 2**20  # Python, PyTorch and FastVideo before any weight (resident set, CPU)
 _CONTEXT_BYTES = 600 * 2**20  # a CUDA context and cuBLAS workspaces, beside what PyTorch allocates
 
 
-def element_size(device: Device) -> int:
-    """Bytes per weight and activation: bfloat16 on CUDA, fp32 elsewhere."""
-    return 2 if device.type == "cuda" else 4
+def element_size(shape: ModelShape, device: Device, weights: LoadOptions) -> int:
+    """Bytes per weight and activation."""
+    return number_bytes(weights, device, shape.hidden)
 
 
 def block_bytes(shape: ModelShape, device: Device, weights: LoadOptions) -> int:
     """Bytes of the weights of one transformer block. Scales, norms and biases are too few to count."""
-    size = element_size(device)
+    size = element_size(shape, device, weights)
     return _linear(shape) * (1 if weights.quantization == "fp8" else size) + _modulation(shape) * size
 
 
@@ -41,10 +43,10 @@ def _modulation(shape: ModelShape) -> int:
     return 6 * shape.hidden * shape.modulation
 
 
-def _outside_blocks(shape: ModelShape, device: Device) -> int:
+def _outside_blocks(shape: ModelShape, device: Device, weights: LoadOptions) -> int:
     """Bytes of the transformer's weights outside its blocks, and of the blocks' small weights."""
     parameters = shape.transformer - shape.depth * (_linear(shape) + _modulation(shape))
-    return max(0, parameters) * element_size(device)
+    return max(0, parameters) * element_size(shape, device, weights)
 
 
 def _offloads(device: Device, weights: LoadOptions) -> bool:
@@ -53,16 +55,16 @@ def _offloads(device: Device, weights: LoadOptions) -> bool:
 
 def _resident_bytes(shape: ModelShape, device: Device, weights: LoadOptions) -> int:
     """Bytes of the weights that stay on the device all the time."""
-    size, block = element_size(device), block_bytes(shape, device, weights)
-    both = _outside_blocks(shape, device) + shape.vae * size
+    size, block = element_size(shape, device, weights), block_bytes(shape, device, weights)
+    both = _outside_blocks(shape, device, weights) + shape.vae * size
     if _offloads(device, weights):
         return both + 2 * block
-    return both + (shape.depth + 2 * weights.offload) * block + shape.text_encoder * size
+    return both + (shape.depth + 2 * weights.offload) * block + shape.text_encoder * _TEXT_SIZE.get(device.type, 4)
 
 
 def _visiting_bytes(shape: ModelShape, device: Device, weights: LoadOptions) -> int:
     """Bytes of the weights that are on the device only while a prompt is encoded."""
-    return shape.text_visit * element_size(device) if _offloads(device, weights) else 0
+    return shape.text_visit * _TEXT_SIZE["cuda"] if _offloads(device, weights) else 0
 
 
 def weight_bytes(shape: ModelShape, device: Device, weights: LoadOptions = AS_STORED) -> int:
@@ -75,7 +77,7 @@ def host_bytes(shape: ModelShape, device: Device, weights: LoadOptions = AS_STOR
     if not _offloads(device, weights):
         return 0
     blocks = weights.gpus * shape.depth * block_bytes(shape, device, weights)  # each rank brings its own
-    return blocks + shape.text_encoder * element_size(device)
+    return blocks + shape.text_encoder * _TEXT_SIZE["cuda"]
 
 
 def fixed_bytes(shape: ModelShape, device: Device, weights: LoadOptions = AS_STORED) -> int:
@@ -84,13 +86,15 @@ def fixed_bytes(shape: ModelShape, device: Device, weights: LoadOptions = AS_STO
     return _resident_bytes(shape, device, weights) + process
 
 
-def kv_cache_bytes(shape: ModelShape, request: VideoRequest, device: Device) -> int:
+def kv_cache_bytes(
+    shape: ModelShape, request: VideoRequest, device: Device, weights: LoadOptions = AS_STORED
+) -> int:
     """Bytes of the keys and values of conditioning frames that are kept for all steps; 0 if none are."""
     work = request.workload
     if not work.cached:
         return 0
     given = work.grid._replace(t=work.conditioning)
-    kept = 2 * given.volume * element_size(device)
+    kept = 2 * given.volume * element_size(shape, device, weights)
     if work.bsa is not None:
         kept += 4 * given.blocks(work.bsa.chunk_k).volume  # the blocks' mean keys, fp32
     return shape.depth * shape.hidden * kept
@@ -98,7 +102,7 @@ def kv_cache_bytes(shape: ModelShape, request: VideoRequest, device: Device) -> 
 
 def _kept_on_device(shape: ModelShape, request: VideoRequest, device: Device, weights: LoadOptions) -> int:
     sharing = mesh_shape(weights.gpus, request.workload.rows)[1]  # each of them keeps its heads
-    kept = kv_cache_bytes(shape, request, device) // sharing
+    kept = kv_cache_bytes(shape, request, device, weights) // sharing
     # on the CPU, host and device are the same memory
     return kept // shape.depth if request.start.kv_on_host and device.type == "cuda" else kept
 
@@ -119,7 +123,7 @@ def activation_bytes(shape: ModelShape, request: VideoRequest, device: Device, w
 
     The three are never needed at the same time.
     """
-    size, work = element_size(device), request.workload
+    size, work = element_size(shape, device, weights), request.workload
     copies = work.rows * work.step_grid.volume * shape.hidden * size // weights.gpus
     if weights and device.type == "cuda":
         block = (_FAST_TENSORS + (_EXCHANGE_TENSORS if weights.gpus > 1 else 0)) * copies
@@ -146,7 +150,7 @@ def least_bytes(shape: ModelShape, request: VideoRequest, device: Device, weight
     These are the weights, plus five tensors of tokens x hidden (input, queries, keys, values, result), or the decoded
     pixels and a copy of them.
     """
-    size = element_size(device)
+    size = element_size(shape, device, weights)
     work = request.workload
     block = 5 * work.rows * work.step_grid.volume * shape.hidden * size // weights.gpus
     block += _kept_on_device(shape, request, device, weights) + selection_bytes(shape, request, weights)

@@ -15,6 +15,9 @@ from pipeline.machine.memory import available_memory
 from pipeline.request.load_options import LoadOptions
 from pipeline.request.start import LATENT_FRAMES
 from pipeline.request.video import TOKEN_PIXELS, VideoRequest
+from pipeline.weights.precision import choose_precision
+
+_WORDS = {"bf16": "bfloat16", "fp32": "fp32"}
 
 
 def refuse(
@@ -123,7 +126,7 @@ def check_weights_fit(shape: ModelShape, name: str, device: Device, weights: Loa
     smaller = smaller_weights(shape, device, weights, fits)
     remedy = "use a larger device, or a smaller checkpoint" if smaller is None else f"try {smaller}"
     if needed > available:
-        kind = ("bfloat16" if device.type == "cuda" else "fp32") + (f" with {weights}" if weights else "")
+        kind = _WORDS[choose_precision(weights, device, shape.hidden).name] + (f" with {weights}" if weights else "")
         raise ValueError(
             f"the weights of {name} take {needed / 2**30:,.1f} GiB in {kind} and {available / 2**30:,.1f} GiB of "
             f"memory are available on {device}; {remedy}"

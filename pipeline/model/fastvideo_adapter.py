@@ -29,6 +29,7 @@ from pipeline.checkpoint.view import linked
 from pipeline.machine.quiet import quiet
 from pipeline.model.denoising import check_finite
 from pipeline.model.schedule import longcat_sigmas
+from pipeline.model.vae_layout import suit_cpu
 from pipeline.parallel.ranks import leave
 from pipeline.parallel.strips import Strips
 from pipeline.request.load_options import AS_STORED, LoadOptions
@@ -56,7 +57,7 @@ class TextStates:
 class FastVideoLongCat:
     """LongCat's components, as FastVideo loads them.
 
-    dtype: the transformer's dtype.
+    dtype: that the transformer computes in.
     zero_text_padding: whether the transformer was trained to see padded text as zero vectors.
     lora: attaches adapters to the transformer.
     encodes: whether the VAE has an encoder.
@@ -71,7 +72,8 @@ class FastVideoLongCat:
         weights: LoadOptions = AS_STORED,
         reads_text: bool = True,
     ) -> None:
-        """Load all weights from `path` to `device`: fp32 on the CPU, bfloat16 on CUDA, kept as `weights` says.
+        """Load all weights from `path` to `device`, kept as `weights` says: bfloat16 on CUDA. On the CPU the text
+        encoder is fp32, and so is the rest unless the precision is "bf16".
 
         loras: adapter name -> file. An adapter is loaded when it is used.
         reads_text: whether to load the text encoder; only one rank of several needs it.
@@ -104,12 +106,16 @@ class FastVideoLongCat:
 
         layout = layout_of(path)
         config = LongCatT2V480PConfig()
-        precision = "bf16" if device.type == "cuda" else "fp32"
+        precision = "bf16" if device.type == "cuda" or weights.precision == "bf16" else "fp32"
+        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         config.dit_precision = config.vae_precision = precision
+        if device.type == "cpu":
+            config.vae_decode_precision = "fp32"  # that of the latents: any other would turn on CUDA's autocast
         if weights and device.type == "cuda":
             # In the stored dtype, weights are pages of the files; converted, all of them would be in memory at once.
             config.dit_precision = stored_precision(path / layout.transformer, path)
-        config.text_encoder_precisions = (precision,)
+        # FastVideo's text encoder fails on a CPU in bfloat16: its norms are fp32 there.
+        config.text_encoder_precisions = ("bf16" if device.type == "cuda" else "fp32",)
         self.encodes = has_encoder(stored_weights(path / "vae", path))
         config.vae_config.load_encoder = self.encodes
         try:
@@ -148,8 +154,9 @@ class FastVideoLongCat:
         self.transformer: Net = modules["transformer"].eval().requires_grad_(False)
         self.scheduler = modules["scheduler"]
         self._vae: Net = modules["vae"].requires_grad_(False)
+        if device.type == "cpu":
+            suit_cpu(self._vae)
         self._tokenizer = modules["tokenizer"]
-        self.dtype: torch.dtype = self.transformer.patch_embed.proj.weight.dtype
         self.zero_text_padding = layout.pads_with_zeros(read_json(path / layout.configs["transformer"], path))
 
     def _place(self, weights: LoadOptions) -> None:
@@ -160,7 +167,6 @@ class FastVideoLongCat:
         else:
             encoder.to(self.device)
         self._vae.to(self.device)
-        self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.offload = place(self.transformer, self.device, self.dtype, weights)
         torch.cuda.empty_cache()  # frees what rounding left behind
 

@@ -28,8 +28,8 @@ def checked_forward(name: str) -> str:
 
 
 def choose_forward(asked: str, work: Workload, device: Device, weights: LoadOptions = AS_STORED) -> ForwardChoice:
-    """ "auto" takes the fast forward where the weights need it and on GPUs that bsa/tuned.json has measurements of, and
-    the plain one elsewhere.
+    """ "auto" takes the fast forward where the weights need it, on CPUs, and on GPUs that bsa/tuned.json has
+    measurements of, and the plain one elsewhere.
 
     A dense and a sparse video get the same one, so that only the attention differs between them; but not where neither
     of the chunks of queries and keys divides the other: ask for "plain" to compare such videos.
@@ -51,7 +51,7 @@ def choose_forward(asked: str, work: Workload, device: Device, weights: LoadOpti
     if weights:
         return ForwardChoice("fast", f"{weights} needs it")
     if device.type != "cuda":
-        return ForwardChoice("plain", f"the device is {device.type}")
+        return ForwardChoice("plain", obstacle) if obstacle else ForwardChoice("fast", "it is the faster one on a CPU")
     gpu = gpu_name(device)
     measured = None if gpu is None else measured_as(gpu)
     if measured is None:

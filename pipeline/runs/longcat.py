@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pipeline.checkpoint.info import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
+from pipeline.checkpoint.shape import ModelShape
 from pipeline.checkpoint.yardstick import read_yardstick
 from pipeline.estimate.calibrate import measure
 from pipeline.estimate.choose_attention import choose_attention
@@ -47,6 +48,7 @@ from pipeline.transformer.forward import trim_text
 from pipeline.transformer.run_forward import forward_for, keep_conditioning, warm_up
 from pipeline.transformer.self_attention import attention_for
 from pipeline.weights.fp8 import check_device
+from pipeline.weights.precision import choose_precision, measured
 
 logger = logging.getLogger("pipeline")
 
@@ -113,6 +115,7 @@ class LongCatPipeline:
         quantization: str | None = None,
         offload: bool = False,
         gpus: int = 1,
+        precision: str = "auto",
         lora_dir: str | Path | None = None,
     ) -> LongCatPipeline:
         """Load the checkpoint folder `path`.
@@ -130,11 +133,13 @@ class LongCatPipeline:
             gpus: number of GPUs that make each video together, from the chosen one on; under torchrun its processes.
                 Each loads the weights.
                 These three need the fast forward.
+            precision: "bf16" or "fp32" for weights and activations, or "auto": bf16 on GPUs and on CPUs that are
+                faster in it, fp32 on others. The log says why.
             lora_dir: a folder with further adapters, see `inspect_checkpoint`.
 
         Raises:
             ValueError: the folder is not a complete LongCat checkpoint, the device does not exist or cannot run such
-                weights, or its memory or the host's cannot hold them.
+                weights or this precision, or its memory or the host's cannot hold them.
             RuntimeError: the installed FastVideo is not the expected one, or another rank could not load.
         """
         say = on_message or (lambda message: None)
@@ -144,13 +149,14 @@ class LongCatPipeline:
             logger.setLevel(logging.WARNING)
         if place is not None and gpus not in (1, place.size):
             raise ValueError(f"{place.size} processes were started, and gpus is {gpus}; leave gpus out")
-        weights = LoadOptions(quantization, offload, gpus if place is None else place.size)
+        weights = LoadOptions(quantization, offload, gpus if place is None else place.size, precision)
         weights.check_forward(checked_forward(forward))
         info = inspect_checkpoint(path, lora_dir)
         colours = LatentColours.from_config(info.defaults)
         chosen = rank_devices(device, weights.gpus)[0 if place is None else place.rank]
         if weights.quantization is not None and chosen.type == "cuda":
             check_device(chosen)
+        weights = _settle_precision(weights, chosen, info)
         Estimator(info, chosen, weights=weights).check_load()
         say("Importing FastVideo")
         from pipeline.model.fastvideo_adapter import FastVideoLongCat
@@ -299,6 +305,8 @@ class LongCatPipeline:
 
             latents, schedule = begin(model, request, batch, on_step, clock, ranks)
             latents, cache = latents.to(self.device), None
+            # A CPU has nothing to gain from rounding what goes into the model.
+            rounding = model.dtype if self.device.type == "cuda" else torch.float32
             with ranks.together():
                 check_finite(latents, "the start", request.lora)
             layers, steps = len(model.transformer.blocks), len(schedule.timesteps)
@@ -318,7 +326,7 @@ class LongCatPipeline:
                         told(StepUpdate("denoise", done, total, elapsed(), self._preview(clean)))
 
                 if work.cached:
-                    given, on_host = latents[:, :, : work.conditioning].to(model.dtype), request.start.kv_on_host
+                    given, on_host = latents[:, :, : work.conditioning].to(rounding), request.start.kv_on_host
                     cache = keep_conditioning(plan.forward, model, work, given, text, mask, on_host, ranks)
                 run, beside = forward_for(plan.forward, model, work, attention, cache, ranks), None
                 if other is not None:
@@ -332,7 +340,7 @@ class LongCatPipeline:
                     text,
                     mask,
                     guidance_scale=request.guidance_scale,
-                    dtype=model.dtype,
+                    dtype=rounding,
                     on_step=on_denoise,
                     conditioning=work.conditioning,
                     cached=work.cached,
@@ -424,6 +432,17 @@ class LongCatPipeline:
 
     def _preview(self, clean: Tensor | None) -> Callable[[], np.ndarray] | None:
         return None if clean is None else partial(self._colours, clean)
+
+
+def _settle_precision(weights: LoadOptions, device: torch.device, info: CheckpointInfo) -> LoadOptions:
+    """The same options with a precision instead of "auto" where there is a choice, on a CPU."""
+    choice = choose_precision(weights, device, ModelShape.read(info).hidden)
+    if device.type != "cpu":
+        return weights
+    if weights.precision == "auto" and choice.name == "bf16":
+        choice = measured(choice)
+    logger.info("The model computes in %s because %s", *choice)
+    return replace(weights, precision=choice.name)
 
 
 def load_rank(**arguments: Any) -> None:

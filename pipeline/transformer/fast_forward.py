@@ -17,7 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bsa import BlockLayout, BlockSelection, BSAConfig, Grid, block_order_attention, nested_layouts
+from bsa import (
+    BlockLayout,
+    BlockSelection,
+    BSAConfig,
+    Grid,
+    block_order_attention,
+    full_attention,
+    nested_layouts,
+)
 from bsa.selectors import DEFAULT_SCORES
 from bsa.variants import Tuning
 from pipeline.parallel.sequence import ALONE, SequenceParallel
@@ -37,7 +45,9 @@ from pipeline.weights import Net
 from pipeline.weights.fp8 import Quantised, is_fp8
 from pipeline.weights.offload import Offload
 
-FFN_TOKENS = 16384  # tokens per part of the feed-forward; enough for full speed of its matrix products
+# Tokens per part of the feed-forward: enough for full speed of its products, and on a CPU few enough for its caches.
+FFN_TOKENS = 16384
+CPU_FFN_TOKENS = 1024
 
 
 @torch.no_grad()
@@ -57,7 +67,7 @@ def fast_forward(
     backend: str = "auto",
     tuning: Tuning | None = None,
     observe: Callable[[Tensor, Tensor, BlockSelection | None], None] | None = None,
-    ffn_tokens: int = FFN_TOKENS,
+    ffn_tokens: int | None = None,
     offload: Offload | None = None,
     parallel: SequenceParallel = ALONE,
 ) -> Tensor:
@@ -71,7 +81,7 @@ def fast_forward(
     dense_layers: number of first layers with dense attention, in block order as well.
     observe: called in every layer with queries and keys, [B, H, N, D] in block order, and the selection, which is None
         for dense attention.
-    ffn_tokens: tokens per part of the feed-forward.
+    ffn_tokens: tokens per part of the feed-forward; by default what suits the device.
     offload: brings the blocks' weights from the host, for a model that does not fit on the GPU.
     parallel: the ranks that share the tokens. All of them call this with the same arguments and get the same result;
         `observe` and the cache have this rank's heads.
@@ -88,9 +98,9 @@ def fast_forward(
     heads = model.blocks[0].self_attn.num_heads
     proj = model.patch_embed.proj
     dtype, device, dim = proj.weight.dtype, latents.device, proj.weight.shape[0] // heads
-    ops = fused.operations(device, dim, backend)
+    ops = fused.operations(device, dim, backend, dtype)
+    ffn_tokens = ffn_tokens or (CPU_FFN_TOKENS if device.type == "cpu" else FFN_TOKENS)
 
-    t = embed_timestep(model, timestep, made.t, given)
     if not zero_text_padding and (text_mask is None or text_mask.ndim == 2):
         text, text_mask = trim_text(text, text_mask)
     embedder = model.caption_embedder
@@ -100,12 +110,16 @@ def fast_forward(
         text, text_mask = text * text_mask[..., None].to(dtype), None
 
     rope, frames = _tables(grid, made, own, dim, device)
+    if timestep.ndim == 1:  # there are two at most: that of the given frames, which is 0, and that of the others
+        t = embed_timestep(model, timestep, 2 if given else 1, 1 if given else 0)
+        frames = (frames >= given).int() if given else torch.zeros_like(frames)
+    else:
+        t = embed_timestep(model, timestep, made.t)
     share = parallel.share(made.volume, heads)
     frames = frames[share.tokens]
     without_text = share.first_tokens(without_text)
-    x = _patches(latents.to(dtype), patch)
-    x = x[:, share.tokens] if own is None else x[:, own.order(device)[share.tokens]]
-    x = F.linear(x, proj.weight.flatten(1), proj.bias)
+    x = _patches(latents, patch)
+    x = ops.embed(x[:, share.tokens] if own is None else x[:, own.order(device)[share.tokens]], proj)
 
     kept = kept or KeptSelections(config)
 
@@ -146,8 +160,8 @@ def fast_forward(
 
     final = model.final_layer
     shift, scale = _linear_fp32(final.adaln_linear, F.silu(t)).chunk(2, dim=-1)
-    parts = []
-    for part in _parts(x.shape[1], ffn_tokens):  # fp32 as in the original, but only part of the tokens at a time
+    parts, ops = [], fused.operations(device, dim, backend)  # fp32 as in the original
+    for part in _parts(x.shape[1], ffn_tokens):  # but only part of the tokens at a time
         h = ops.residual_norm_(x[:, part].contiguous(), None, None, 1 + scale, shift.contiguous(), frames[part])
         parts.append(_linear_fp32(final.proj, h))
     x = share.gather(torch.cat(parts, dim=1))
@@ -233,7 +247,7 @@ def _dense(q: Tensor, k: Tensor, v: Tensor, given: int = 0) -> Tensor:
         return torch.cat([first, _dense(q[:, given:], k, v)], dim=1)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if not q.is_cuda:
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return full_attention(q, k, v).transpose(1, 2)
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]

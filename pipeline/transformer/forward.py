@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bsa import Grid
+from bsa import Grid, full_attention
 from pipeline.transformer.kv_cache import KeyValues
 from pipeline.weights import Net
 
@@ -64,9 +64,9 @@ def attend_dense(q: Tensor, k: Tensor, v: Tensor, grid: Grid, conditioning: int 
     """Full attention over all tokens that a query may see. Used as `Attend` by requests without BSA."""
     given = conditioning * grid.h * grid.w
     if given in (0, k.shape[2]) or q.shape[2] < k.shape[2]:
-        return F.scaled_dot_product_attention(q, k, v)
-    first = F.scaled_dot_product_attention(q[:, :, :given], k[:, :, :given], v[:, :, :given])
-    return torch.cat([first, F.scaled_dot_product_attention(q[:, :, given:], k, v)], dim=2)
+        return full_attention(q, k, v)
+    first = full_attention(q[:, :, :given], k[:, :, :given], v[:, :, :given])
+    return torch.cat([first, full_attention(q[:, :, given:], k, v)], dim=2)
 
 
 def _linear(layer: Net, x: Any) -> Tensor:

@@ -1,4 +1,5 @@
-"""The elementwise work of a LongCat block in PyTorch. `fused_triton.py` has the same functions as kernels.
+"""The elementwise work of a LongCat block in PyTorch. `fused_triton.py` has the same functions as kernels, and
+`fused_cpu.py` in a form that suits a CPU.
 
 Both compute in fp32 and round once. The kernels exist because on a fast GPU these few operations, run as separate
 PyTorch kernels, take longer than the matrix products. Shape letters as in `forward.py`; F frames, H heads.
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bsa import BlockLayout
+from pipeline.weights import Net
 from pipeline.weights.fp8 import Quantised, quantise
 
 
@@ -71,8 +73,16 @@ def swiglu_(a: Tensor, b: Tensor, fp8: bool = False) -> Tensor | Quantised:
     return quantise(out) if fp8 else a.copy_(out)
 
 
-def operations(device: torch.device, head_dim: int, backend: str = "auto") -> ModuleType | Any:
-    """Choose the module that computes: `fused_triton` for "triton", and for "auto" on CUDA; otherwise this module.
+def embed(patches: Tensor, proj: Net) -> Tensor:
+    """The first residual of a forward, [B, N, E]: the convolution `proj` of patches [B, N, C * pt * ph * pw]."""
+    return F.linear(patches.to(proj.weight.dtype), proj.weight.flatten(1), proj.bias)
+
+
+def operations(
+    device: torch.device, head_dim: int, backend: str = "auto", dtype: torch.dtype = torch.float32
+) -> ModuleType | Any:
+    """Choose what computes: `fused_triton` for "triton", and for "auto" on CUDA; `fused_cpu` for "auto" on a CPU;
+    otherwise this module. dtype: of the products.
 
     Raises ValueError for "triton" if the kernels cannot take the head size.
     """
@@ -87,4 +97,8 @@ def operations(device: torch.device, head_dim: int, backend: str = "auto") -> Mo
         from pipeline.transformer import fused_triton
 
         return fused_triton
+    if backend == "auto" and device.type == "cpu":
+        from pipeline.transformer.fused_cpu import CpuOperations
+
+        return CpuOperations(dtype)
     return sys.modules[__name__]
