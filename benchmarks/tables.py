@@ -52,14 +52,33 @@ def kernel_correctness() -> str:
 def attention_cpu() -> str:
     d = load("attention_cpu")
     lines = [
-        f"| {r['shape']} ({r['heads']} x {r['tokens']} x {r['dim']}) | {r['sparsity']} | {r['dense_ms']:.0f} ms "
-        f"| {r['sparse_ms']:.0f} ms | {r['ratio']:.2f}x | {r['ratio_of_block_pairs']:.1f}x |"
+        f"| {r['shape']} ({r['heads']} x {r['tokens']} x {r['dim']}) | {r['dtype']} | {r['sparsity']} "
+        f"| {r['sdpa_ms']:.0f} ms | {r['dense_ms']:.0f} ms | {r['sparse_ms']:.0f} ms | {r['ratio']:.2f}x "
+        f"| {r['ratio_of_block_pairs']:.1f}x |"
         for r in d["rows"]
     ]
-    where = f"{d['cpu']}, {d['threads']} threads, {d['date'][:10]}, torch {d['torch']}"
-    intro = f"{where}, {d['dtype']}, chunks {d['chunk']}.\n\n"
-    head = "| shape (heads x tokens x head size) | sparsity | dense SDPA | BSA, whole op | ratio | fewer block pairs |"
+    where = f"{d['cpu']}, {d['threads']} threads, load average {d['load']:.0f}, {d['date'][:10]}, torch {d['torch']}"
+    intro = f"{where}, chunks {d['chunk']}. Least CPU time of {d['rounds']} rounds, by the number of threads.\n\n"
+    head = (
+        "| shape (heads x tokens x head size) | dtype | sparsity | PyTorch's dense | ours, dense | BSA, whole op "
+        "| ratio | fewer block pairs |"
+    )
     return intro + rows(head, lines)
+
+
+def precision_cpu() -> str:
+    d = load("precision_cpu")
+    lines = []
+    for r in d["rows"]:
+        what = f"{r['what']}, {r['forward']}" if "forward" in r else r["what"]
+        shares = ", ".join(f"{kind} {share:.0%}" for kind, share in (r.get("shares") or {}).items())
+        distance = f"{r['distance']:.1e}" if r.get("distance") else ""
+        lines.append(f"| {what} | {r['precision']} | {r['cpu_s']:.2f} s | {distance} | {shares} |")
+    ratios = "; ".join(f"{name} {ratio:.2f}x" for name, ratio in d["ratios"].items())
+    where = f"{d['cpu']} with {', '.join(d['instructions']) or 'neither instruction'}, {d['threads']} threads"
+    intro = f"{where}, load average {d['load']:.0f}, {d['date'][:10]}, torch {d['torch']}.\n\n"
+    head = "| one pass at 4,096 tokens | precision | CPU time | distance to fp32 | time by operator |"
+    return f"{intro}{rows(head, lines)}\n\nDense over sparse (0.75) forwards, CPU time: {ratios}."
 
 
 def embedded_checkpoint() -> str:
@@ -303,7 +322,8 @@ def pictures() -> dict[Path, str]:
     return drawn
 
 
-MEASURED = (kernel_correctness, attention_cpu, embedded_checkpoint, page_start, page_load, soak, soak_engines)
+CPU = (attention_cpu, precision_cpu, embedded_checkpoint)
+MEASURED = (kernel_correctness, *CPU, page_start, page_load, soak, soak_engines)
 ATTENTION = (attention_peers, attention_variants, attention_small, attention_sweep, kernel_limits)
 GPU = (fused, forward, forward_profile, numerics, memory, cost_curve, multi_gpu)
 QUALITY = (quality, quality_details, quality_layers, selection_methods, selection_times, selection_forward)

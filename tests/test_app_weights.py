@@ -81,3 +81,19 @@ def test_code_and_remarks_say_how_a_video_was_made(site):
     assert remarks(site, {}, REQUEST, BOTH.versions) == remarks(site, {}, REQUEST, LoadOptions("fp8").versions)
     said = remarks(site, {}, REQUEST, {})
     assert any("with the quantization none, and this server runs with fp8" in text for text in said)
+
+
+@pytest.mark.parametrize(
+    ("made", "here", "remark"),
+    [
+        pytest.param({"precision": "bf16"}, "fp32", "in bf16, and this server computes in fp32", id="another"),
+        pytest.param({"precision": "bf16"}, "bf16", None, id="the-same"),
+        pytest.param({"precision": "bf16"}, "auto", None, id="a-gpu"),
+        pytest.param({}, "fp32", None, id="an-old-video"),
+    ],
+)
+def test_another_precision_is_remarked(made, here, remark):
+    worker = SimpleNamespace(weights=LoadOptions(precision=here))
+    site = SimpleNamespace(worker=worker, checkpoint=INFO)
+    said = [text for text in remarks(site, {}, REQUEST, made) if "computes in" in text]
+    assert (remark in said[0]) if remark else not said

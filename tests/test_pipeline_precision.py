@@ -20,7 +20,7 @@ from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.transformer.fast_forward import fast_forward
 from pipeline.transformer.fused import operations
 from pipeline.weights import precision
-from pipeline.weights.precision import Precision, choose_precision, measured, settled
+from pipeline.weights.precision import Precision, choose_precision, measured, processor_flags, settled
 
 CPU, CUDA = DeviceName("cpu"), DeviceName("cuda", 0)
 BF16, FP32 = LoadOptions(precision="bf16"), LoadOptions(precision="fp32")
@@ -42,7 +42,7 @@ def processor(monkeypatch):
     [
         pytest.param(AS_STORED, CUDA, 4096, (), "bf16", "the device is a GPU", id="gpu"),
         pytest.param(AS_STORED, CPU, 256, ("avx2", "avx512_bf16"), "bf16", "processor has avx512_bf16", id="avx512"),
-        pytest.param(AS_STORED, CPU, 256, ("amx_bf16", "avx512_bf16"), "bf16", "the processor has amx_bf16", id="amx"),
+        pytest.param(AS_STORED, CPU, 256, ("amx_bf16", "avx512_bf16"), "bf16", "processor has amx_bf16", id="amx"),
         pytest.param(AS_STORED, CPU, 256, ("avx512f",), "fp32", "neither of amx_bf16 and avx512_bf16", id="neither"),
         pytest.param(AS_STORED, CPU, 64, ("avx512_bf16",), "fp32", "in a transformer of width 64", id="narrow"),
         pytest.param(BF16, CPU, 64, (), "bf16", "it was asked for", id="asked-bf16"),
@@ -83,9 +83,16 @@ def test_products_are_timed_in_both():
     assert all(0 < seconds < 10 for seconds in precision._product_seconds())
 
 
-def test_flags_of_this_processor_are_read():
-    precision.processor_flags.cache_clear()
-    assert all(flag == flag.strip() and flag for flag in precision.processor_flags())
+def test_flags_of_the_processor_are_read(monkeypatch, tmp_path):
+    for name, text, flags in (
+        ("amd", "processor\t: 0\nflags\t\t: fpu avx512_bf16\nbugs\t\t: x\nflags\t: other\n", {"fpu", "avx512_bf16"}),
+        ("arm", "processor\t: 0\nFeatures\t: fp bf16\n", set()),  # no measurement of these
+        ("none", None, set()),
+    ):
+        monkeypatch.setattr(precision, "CPUINFO", tmp_path / name)
+        if text is not None:
+            (tmp_path / name).write_text(text)
+        assert processor_flags.__wrapped__() == flags
 
 
 class TestOptions:

@@ -7,14 +7,16 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Protocol
 
 import psutil
 import torch
 from torch import Tensor
 
-from bsa import BSAConfig, Grid, block_sparse_attention
+from bsa import BSAConfig, Grid, block_order_attention, block_sparse_attention, nested_layouts
 from pipeline.checkpoint.info import CheckpointInfo
+from pipeline.transformer.fast_forward import run_without_attention
 from pipeline.transformer.forward import after_attention, attend_dense, before_attention, rope_table
 
 BUDGET_SECONDS = 1.5  # for the blocks; decoding adds about as much
@@ -89,23 +91,26 @@ def _measure_one(block: Any, model: Any, grid: Grid, device: torch.device, timer
     t = torch.randn(1, grid.t, time_width, device=device)
     text = torch.randn(1, 40, width, device=device, dtype=model.dtype)
     rope = rope_table(grid, width // heads, device)
-
-    def without_attention() -> Tensor:
-        q, _, _, gate, ffn = before_attention(block, x, t, rope)
-        return after_attention(block, x, q, gate, ffn, text, None)
-
     q, k, v, _, _ = before_attention(block, x, t, rope)
+    if device.type == "cpu":  # where the fast forward runs
+        linear = partial(run_without_attention, block, x, t[:, :1], text, rope)
+        layout = nested_layouts(grid, _KEPT.chunk_q, _KEPT.chunk_k)[0]
+        ordered = [part.transpose(1, 2).contiguous() for part in (q, k, v)]
+        sparse = partial(block_order_attention, *ordered, layout, _KEPT)
+    else:
+        linear = partial(_plain_without_attention, block, x, t, text, rope)
+        sparse = partial(block_sparse_attention, q, k, v, grid, _KEPT)
     at = {"grid": list(grid)}
     return [
-        {"part": "linear", **at, "seconds": timer(without_attention)},
+        {"part": "linear", **at, "seconds": timer(linear)},
         {"part": "dense", **at, "seconds": timer(lambda: attend_dense(q, k, v, grid))},
-        {
-            "part": "sparse",
-            **at,
-            "bsa": _KEPT.to_bsa_params(),
-            "seconds": timer(lambda: block_sparse_attention(q, k, v, grid, _KEPT)),
-        },
+        {"part": "sparse", **at, "bsa": _KEPT.to_bsa_params(), "seconds": timer(sparse)},
     ]
+
+
+def _plain_without_attention(block: Any, x: Tensor, t: Tensor, text: Tensor, rope: tuple[Tensor, Tensor]) -> None:
+    q, _, _, gate, ffn = before_attention(block, x, t, rope)
+    after_attention(block, x, q, gate, ffn, text, None)
 
 
 class _Timer:

@@ -38,11 +38,11 @@ class Rates(NamedTuple):
     exchange: float
 
 
-# Measured once with benchmarks/, on two CPU threads in fp32 and on one H200 in bfloat16, the exchange on four. Only the
-# ratios matter. The CPU's exchange, through shared memory, is assumed.
+# Measured once with benchmarks/, on two CPU threads and on one H200 in bfloat16, the exchange on four. Only the ratios
+# matter. The CPU's exchange, through shared memory, is assumed.
 _RATES = {
     "cpu": Rates(73e9, 155e9, 115e9, 136e9, 530, 500, 250, 1.6, 1.5e-3, 1e9),
-    "cpu bf16": Rates(73e9, 155e9, 115e9, 136e9, 530, 500, 250, 1.6, 1.5e-3, 1e9),
+    "cpu bf16": Rates(240e9, 220e9, 180e9, 420e9, 530, 500, 250, 1.6, 1.5e-3, 1e9),
     "cuda": Rates(350e12, 600e12, 400e12, 50e12, 4000, 20000, 280, 1.3, 1e-3, 160e9),
 }
 

@@ -42,7 +42,7 @@ from pipeline.transformer.forward import (
 from pipeline.transformer.kept_selections import KeptSelections
 from pipeline.transformer.kv_cache import KeyValues
 from pipeline.weights import Net
-from pipeline.weights.fp8 import Quantised, is_fp8
+from pipeline.weights.fp8 import Fp8Linear, Quantised, is_fp8
 from pipeline.weights.offload import Offload
 
 # Tokens per part of the feed-forward: enough for full speed of its products, and on a CPU few enough for its caches.
@@ -167,6 +167,20 @@ def fast_forward(
     x = share.gather(torch.cat(parts, dim=1))
     x = x if own is None else x[:, own.place_of_token(device)]
     return unpatchify(x, made, patch).float()
+
+
+def run_without_attention(block: Net, x: Tensor, t: Tensor, text: Tensor, rope: tuple[Tensor, Tensor]) -> None:
+    """Run one block on a CPU as the forward does, but with the queries as the result of self-attention; to time it.
+
+    x [B, N, E] and text [B, L, E] in the dtype of the products; t [B, 1, adaln_tembed_dim]; rope of the N tokens.
+    """
+    tokens = x.shape[1]
+    heads, fp8 = block.self_attn.num_heads, isinstance(block.ffn.w1, Fp8Linear)
+    ops = fused.operations(x.device, x.shape[-1] // heads, dtype=x.dtype)
+    frames, share = torch.zeros(tokens, dtype=torch.int32), ALONE.share(tokens, heads)
+    text = ops.quantise(text) if fp8 else text
+    given = (x.float(), t, text, None, rope, frames, None, lambda q, k, v, means: q)
+    _block(ops, block, *given, 0, CPU_FFN_TOKENS, fp8, share)
 
 
 def _block(

@@ -7,7 +7,6 @@ of such numbers; without them PyTorch converts, and is many times slower.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import NamedTuple
 from pipeline.machine.gpus import Device
 from pipeline.request.load_options import LoadOptions
 
-# Names of these instructions in /proc/cpuinfo.
+CPUINFO = Path("/proc/cpuinfo")
 INSTRUCTIONS = ("amx_bf16", "avx512_bf16")
 # Narrower transformers are held up by the number of operations, not by their products (benchmarks/precision_cpu.py).
 LEAST_WIDTH = 256
@@ -105,7 +104,7 @@ def number_bytes(weights: LoadOptions, device: Device, width: int) -> int:
 def processor_flags() -> frozenset[str]:
     """The features of this machine's processor in Linux's names; empty where they cannot be read."""
     try:
-        lines: Iterable[str] = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return frozenset()
     flags = next((line for line in lines if line.startswith("flags")), "")

@@ -37,6 +37,7 @@ OTHER_CHECKPOINT = "It was made with the checkpoint {made}, and here is {here}: 
 OTHER_QUANTIZATION = (
     "It was made with the quantization {made}, and this server runs with {here}: the result will differ a little."
 )
+OTHER_PRECISION = "It was made in {made}, and this server computes in {here}: the result will differ by rounding."
 OTHER_FPS = "It has {fps} frames a second; the form has no field for that, and this checkpoint uses {here}."
 OTHER_CLIP = "It was refined from {clip}, which is not here: choose that clip under Refine a clip."
 OTHER_IMAGE = "It begins with a picture that is not here: choose it again."
@@ -157,9 +158,11 @@ def remarks(
         said.append(OTHER_FPS.format(fps=request.fps, here=defaults["fps"]))
     if request.seed > LARGEST_SEED:
         said.append(LARGE_SEED.format(seed=request.seed))
-    quantized, ours = LoadOptions.from_versions(versions).quantization, site.worker.weights.quantization
-    if quantized != ours:
-        said.append(OTHER_QUANTIZATION.format(made=quantized or "none", here=ours or "none"))
+    theirs, ours = LoadOptions.from_versions(versions), site.worker.weights
+    if theirs.quantization != ours.quantization:
+        said.append(OTHER_QUANTIZATION.format(made=theirs.quantization or "none", here=ours.quantization or "none"))
+    if theirs.precision != ours.precision and "auto" not in (theirs.precision, ours.precision):  # known for CPUs alone
+        said.append(OTHER_PRECISION.format(made=theirs.precision, here=ours.precision))
     here = {name: metadata.version(name) for name in PACKAGES}
     other = [name for name in PACKAGES if versions.get(name, here[name]) != here[name]]
     if other:
