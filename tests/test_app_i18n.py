@@ -53,7 +53,10 @@ AS_THEY_ARE = {
     "720p with BSA",
 }
 # What these say stays off the page.
-NO_PANELS = ("endpoints", "calls", "child", "guard", "hosts", "bodies", "login", "store", "language", "enhance")
+NO_PANELS = (
+    *("endpoints", "parameters", "calls", "child", "guard", "hosts", "bodies", "login", "store", "language"),
+    "enhance",
+)
 
 
 class Markup(HTMLParser):

@@ -1,17 +1,23 @@
 """``python -m pipeline generate --task long`` on the random checkpoint."""
 
 import json
+import shlex
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 from tiny_checkpoint import write_lora
 
+from pipeline import FromFrames, FromImage, FromNoise, cli_command, inspect_checkpoint
+from pipeline.cli.long_command import read_long
 from pipeline.cli.main import main
 from pipeline.cli.options import build_parser
 from pipeline.cli.tasks import chosen_task
 from pipeline.media.clip import read_clip
+from pipeline.media.write import write_video
+from pipeline.runs.long_video import LongVideo
 
 SMALL = ["--height=32", "--width=48", "--num-frames=17", "--steps=2", "--device=cpu"]
 
@@ -80,6 +86,25 @@ def test_refined_afterwards(tiny_checkpoint, tmp_path, capfd):
     second = report["refined"]["parts"][1]["request"]
     assert (second["num_frames"], second["refine"]["cond_frames"], second["lora"]) == (34, 26, "refine")
     assert len(read_clip(report["refined"]["video"])) == 42
+
+
+@pytest.mark.parametrize("begins", ["text", "image", "clip"])
+def test_the_command_of_a_long_video_makes_it_again(tiny_checkpoint, tmp_path, begins):
+    info = inspect_checkpoint(tiny_checkpoint)
+    Image.new("RGB", (48, 32)).save(tmp_path / "a.png")
+    write_video(tmp_path / "b.mp4", np.zeros((13, 32, 48, 3), np.uint8), 15, {})
+    start = {
+        "text": FromNoise(),
+        "image": FromImage(image=str(tmp_path / "a.png")),
+        "clip": FromFrames(video=str(tmp_path / "b.mp4"), cond_frames=9, enhance_hf=False),
+    }[begins]
+    request = info.request("it's red", height=32, width=48, num_frames=17, start=start)
+    video = LongVideo(request, ("it's red", "then blue"), cond_frames=9, enhance_hf=False)
+    where = {"model_path": tiny_checkpoint, "device": "cpu", "compare": False, "output": "out"}
+    words = shlex.split(cli_command(video.request, long=video, **where))
+    assert read_long(build_parser().parse_args(words[3:]), info) == video
+    with pytest.raises(ValueError, match="seeds of their own"):
+        cli_command(video.request, long=replace(video, seeds=(1, 9)), **where)
 
 
 @pytest.mark.parametrize(

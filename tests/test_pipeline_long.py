@@ -102,6 +102,22 @@ class TestPlan:
         assert second == replace(REQUEST, prompt="b", seed=6, start=start)
         assert (third.prompt, third.seed, third.start.video) == ("c", 7, "end-2.mp4")
 
+    def test_segments_may_have_seeds_of_their_own(self):
+        video = LongVideo(REQUEST, ("a", "b"), seeds=(5, 90))
+        assert [video.segment(number, Path("x.mp4")).seed for number in range(2)] == [5, 90]
+        assert LongVideo(REQUEST, ("a", "b"), seeds=(5, 6)) == LongVideo(REQUEST, ("a", "b"))
+        with pytest.raises(ValueError, match="there are 1 seeds for 2 segments; give one for each"):
+            LongVideo(REQUEST, ("a", "b"), seeds=(5,))
+
+    def test_comes_back_from_plain_values(self):
+        video = replace(long("a", "b", cond_frames=9, start=FromImage(image="/x/dog.png")), seeds=(5, 90))
+        assert LongVideo.from_dict(json.loads(json.dumps(video.to_dict()))) == video
+
+    @pytest.mark.parametrize("damage", [{"prompts": 3}, {"seeds": ["x"]}, {"request": 1}, {"more": 1}])
+    def test_damaged_values_are_refused(self, damage):
+        with pytest.raises(ValueError):
+            LongVideo.from_dict(long("a", "b").to_dict() | damage)
+
     def test_a_seed_at_the_end_of_its_range_begins_anew(self):
         assert long("a", "b", seed=2**63 - 1).segment(1, Path("x.mp4")).seed == 0
 

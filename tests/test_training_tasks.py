@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from transformers import UMT5Config, UMT5EncoderModel
 
-from pipeline import EMBEDDED_CHECKPOINT
+from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint
 from pipeline.model.content import Judge
 from pipeline.transformer.forward import attend_dense
 from training import scores
@@ -256,5 +256,6 @@ def test_the_export_loads_again_with_the_next_version(tokenizer, tmp_path):
     export_transformer(model, EMBEDDED_CHECKPOINT, tmp_path / "longcat-tiny")
     assert not faults(tmp_path / "longcat-tiny")
     assert read_manifest(tmp_path / "longcat-tiny")[0] == read_manifest(EMBEDDED_CHECKPOINT)[0] + 1
+    assert inspect_checkpoint(tmp_path / "longcat-tiny").trained_tasks == ("t2v", "i2v", "vc")
     again = build(len(tokenizer), "cpu", tmp_path / "longcat-tiny", compiled=False).state_dict()
     assert all(torch.equal(again[name], p) for name, p in model.state_dict().items())
