@@ -1,11 +1,13 @@
 # `make help` lists what can be made. PYTHON chooses the interpreter: make run PYTHON=python3.12
 # ARGS goes to the program: make run ARGS="--model-path longcat-weights --port 7861"
+# Tests run in two processes, one of which has the browser: make test WORKERS= runs them one after the other.
 
 PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 TOOLS  := .venv-tools
+WORKERS ?= -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-fast lint lock bench quality clean
@@ -17,10 +19,10 @@ run: $(STAMP)  ## install what is missing and serve http://localhost:7860
 	$(PY) app.py $(ARGS)
 
 test: $(STAMP)  ## install what is missing and run every test that this machine can run
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest $(WORKERS) $(ARGS)
 
 test-fast: $(STAMP)  ## the same without browser, training, measurements and whole programs: minutes instead of half an hour
-	$(PY) -m pytest -m "not browser and not slow" $(ARGS)
+	$(PY) -m pytest $(WORKERS) -m "not browser and not slow" $(ARGS)
 
 bench: $(STAMP)  ## measure the GPU: kernels, peers, whole forwards, memory (into outputs/bench); or the CPU's attention
 	@if $(PY) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \

@@ -34,10 +34,9 @@ if __name__ == "__main__":
 from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 
-from pipeline import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
-from pipeline.cli.options import add_lora_dir, add_weights, read_weights
-from pipeline.engine.process import EngineProcess
-from pipeline.engine.share import Share, shares
+from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint
+from pipeline.cli.engines import Engines, add_engines
+from pipeline.cli.options import add_lora_dir, add_weights
 from pipeline.machine.paths import RESCUE, expand_user
 from pipeline.request.sentences import VisibleFormatter, one_line
 from ui import Look, Worker, build_page
@@ -52,8 +51,7 @@ from ui.jobs.worker import MAX_WAITING
 from ui.premade import Premade
 from ui.storage.disk import UPLOADS, Disk, own_folder, rescue_folder
 from ui.storage.files import PRIVATE
-
-log = logging.getLogger("ui")
+from ui.tasks.pictures import FOLDER as PICTURES
 
 # Gradio keeps a quarter of a megabyte of each, also of a single call of the API, and of 10,000 unless it is told. The
 # state of the one that was used longest ago is forgotten: which run its page shows, and how much of the history.
@@ -61,7 +59,6 @@ MOST_SESSIONS = 500
 # Events that Gradio has under way at once, and 40 unless it is told. A call or a page that waits for its job is one all
 # that time, so a full queue of jobs would keep every other button and call from being heard.
 MOST_EVENTS = MAX_WAITING + 100
-ENGINE = "pipeline.engine.child:load_longcat"  # what makes videos in a process of its own
 GRADIO_FOLDER = "GRADIO_TEMP_DIR"  # environment variable that Gradio reads whenever it takes a file in
 
 
@@ -83,7 +80,7 @@ def _main(arguments: list[str] | None) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it is up
     try:
         checkpoint = inspect_checkpoint(options.model_path, options.lora_dir)
-        parts = shares(options.device, options.gpus, options.engines)
+        engines = Engines.read(options)
         output_dir = writable_folder(options.output_dir)
         uploads = uploads_base(output_dir)
         check_temporary_folder()
@@ -101,13 +98,13 @@ def _main(arguments: list[str] | None) -> int:
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if (rescued := rescue_folder(output_dir)) is not None:
         os.environ[RESCUE] = str(rescued)  # for the engine
-    worker = Worker(_engines(options, checkpoint, parts), output_dir, checkpoint.name).start()
+    worker = Worker(engines.begin(checkpoint), output_dir, checkpoint.name).start()
     try:
         with uploads_in(uploads) as folder:
             disk = Disk(output_dir, int(options.disk_budget * 1e9), folder, rescued)
             switch, first = may_switch(options), Premade.read()
             page = build_page(
-                checkpoint, worker, disk, device=options.device, model_switch=switch, shown_first=first, enhancer=writer
+                checkpoint, worker, disk, device=engines.device, model_switch=switch, shown_first=first, enhancer=writer
             )
             serve(
                 page,
@@ -129,25 +126,13 @@ def _main(arguments: list[str] | None) -> int:
         return 1
     finally:
         worker.close()
+        engines.close()
         if rescued is not None:
             del os.environ[RESCUE]
             with suppress(OSError):  # there is something in it
                 rescued.rmdir()
         signal.signal(signal.SIGTERM, before)
     return 0
-
-
-def _engines(options: argparse.Namespace, checkpoint: CheckpointInfo, parts: Sequence[Share]) -> list[EngineProcess]:
-    """What will make the videos, each with its part of the machine."""
-    given = {"path": str(checkpoint.path)} | read_weights(options).arguments
-    if checkpoint.lora_dir is not None:
-        given["lora_dir"] = str(checkpoint.lora_dir)
-    engines = []
-    for number, share in enumerate(parts, 1):
-        engines.append(EngineProcess(ENGINE, share=share, device=share.device or options.device, **given))
-        if len(parts) > 1:
-            log.info("engine %d of %d: %s", number, len(parts), share.text)
-    return engines
 
 
 def serve(
@@ -197,7 +182,7 @@ def serve(
         theme=look.theme,
         css=look.css,
         head=look.head,
-        allowed_paths=[str(output_dir), *map(str, public)],  # the guard narrows the first down
+        allowed_paths=[str(output_dir), str(PICTURES), *map(str, public)],  # the guard narrows the first down
         app_kwargs={"middleware": [guard]},
         auth=list(logins) or None,
         max_file_size=max_upload,
@@ -281,6 +266,8 @@ def may_switch(options: argparse.Namespace) -> bool:
     """
     if options.model_switch is not None:
         return options.model_switch
+    if options.ray is not None:  # its machines have folders of their own
+        return False
     alone = options.host in ("127.0.0.1", "localhost", "::1")
     return alone and not options.share and not options.auth and "SPACE_ID" not in os.environ
 
@@ -300,13 +287,6 @@ def port_number(text: str) -> int:
     """A TCP port from the command line or the environment."""
     if not text.isdecimal() or not 1 <= int(text) <= 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port; use a number from 1 to 65535, such as 7860")
-    return int(text)
-
-
-def count(text: str) -> int:
-    """A number of engines from the command line."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of engines; use a whole number from 1 on")
     return int(text)
 
 
@@ -369,13 +349,7 @@ def _parser() -> argparse.ArgumentParser:
     add_enhancer(parser)
     add_lora_dir(parser)
     add_weights(parser)
-    add(
-        "--engines",
-        type=count,
-        default=1,
-        metavar="K",
-        help="so many videos at a time, each on --gpus GPUs of its own; on a CPU the threads are divided",
-    )
+    add_engines(parser)
     return parser
 
 

@@ -4,12 +4,17 @@ Tests in a browser are run once more when they fail, as Playwright's own runner 
 things may starve Chromium. The summary lists them, and one that fails twice has failed.
 """
 
+import os
 import signal
 import tempfile
 
 import pytest
 
-import pipeline  # noqa: F401  before any test imports PyTorch: it sets how threads wait
+# Here and in every program that a test starts. The tensors are small: more threads would mostly wait for each other,
+# and take the processors from the browser and from the other worker of pytest-xdist.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pipeline  # noqa: E402, F401  before any test imports PyTorch: it sets how threads wait
 
 # A shell's background job ignores Ctrl-C, and so would every program that a test starts in order to interrupt it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -29,6 +34,7 @@ SLOW = {
     "test_app_monitor",
     "test_app_offline",
     "test_app_queue",
+    "test_app_ray",
     "test_app_sweep_records",
     "test_app_weights",
     "test_app_worker",
@@ -58,6 +64,7 @@ SLOW_KINDS = ("test_benchmarks", "test_training")
 
 def pytest_collection_modifyitems(config, items):
     again = config.pluginmanager.hasplugin("rerunfailures")  # -p no:rerunfailures shows every failure
+    divided = config.pluginmanager.hasplugin("xdist")
     for item in items:
         if item.path.stem in SLOW or item.path.stem.startswith(SLOW_KINDS):
             item.add_marker("slow")
@@ -65,6 +72,16 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker("browser")
             if again:
                 item.add_marker(pytest.mark.flaky(reruns=1))
+        if divided:
+            item.add_marker(pytest.mark.xdist_group(worker_of(item)))
+
+
+def worker_of(item) -> str:
+    """What one worker of pytest-xdist runs without a break: a file. Two browsers at a time would starve each other, and
+    two tests on a GPU would take memory and time from each other, so one worker has all of either kind."""
+    if item.get_closest_marker("gpu"):
+        return "gpu"
+    return "browser" if in_browser(item) else item.path.stem
 
 
 def in_browser(item) -> bool:

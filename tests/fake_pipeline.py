@@ -108,7 +108,7 @@ class FakePipeline:
         write_video(output, frames, request.fps, made_by | {"request": request.to_dict()})
         work = request.workload
         active, plan = work.sparse, work.blocks
-        if active:
+        if active and not work.conditioning:  # its attention is that of text to video
             write_record(output, request)
         result = VideoResult(
             request=request,

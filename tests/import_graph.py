@@ -240,6 +240,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "ui.look": ("ui.look", "ui.language"),
     "ui.site": ("ui.site", "ui.premade", "ui.enhance"),
     "ui.form": ("ui.form",),
+    "ui.tasks": ("ui.tasks",),
     "ui.views": ("ui.views",),
     "ui.api": ("ui.api",),
     "ui": ("ui",),

@@ -45,7 +45,7 @@ def run_program(program: str, *arguments: str | Path) -> None:
 
 def run_interpreted(program: str) -> Any:
     """What a program of this folder prints as its last line, JSON, with Triton's interpreter in place of a GPU."""
-    env = os.environ | {"OMP_NUM_THREADS": "2", "TRITON_INTERPRET": "1", "TORCHDYNAMO_DISABLE": "1"}
+    env = os.environ | {"TRITON_INTERPRET": "1", "TORCHDYNAMO_DISABLE": "1"}
     env["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT, HERE)))
     done = subprocess.run([sys.executable, HERE / program], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -7,14 +7,16 @@ import sys
 from pathlib import Path
 
 import imageio_ffmpeg
+import numpy as np
 import psutil
 import pytest
 from app_server import running_program, until
 from browser import button, chromium, expect_playing, fill_number, needs_chromium, notice, open_group, open_page
-from gradio_client import Client
+from gradio_client import Client, handle_file
 from playwright.sync_api import expect
 
 from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint
+from pipeline.media.clip import read_clip
 
 STEPS = 2  # enough to go through every stage; the quality of the video is checked elsewhere
 FRAMES = 29  # two seconds to play
@@ -63,6 +65,27 @@ def test_compare_through_the_client(address):
     assert report["sparse"]["density"] < report["dense"]["density"] == 1.0
     assert report["dense"]["request"]["seed"] == report["sparse"]["request"]["seed"] == 3
     assert 0 < report["ssim"] <= 1
+
+
+def test_every_task_through_the_client(address):
+    """From a picture, on from its end, and a story of two segments, each tiny."""
+    client = Client(address, verbose=False)
+    small = {"width": 64, "height": 64, "num_frames": 9, "steps": STEPS, "sparsity": 0.5, "seed": 3}
+    picture = handle_file(Path(__file__).parents[1] / "assets/pictures/ball.png")
+    made, report = client.predict(picture, "a red ball bounces", **small, api_name="/image_to_video")
+    assert (report["request"]["from_image"], report["bsa_active"]) == ({"image": "image.png"}, True)
+    assert "was trained to begin from text alone" in report["note"]
+    more, report = client.predict(
+        handle_file(made), "a red ball rises", cond_frames=5, **small, api_name="/continue"
+    )
+    assert report["request"]["from_frames"]["cond_frames"] == 5
+    given = np.abs(read_clip(more)[:5].astype(int) - read_clip(made)[-5:]).mean()
+    assert given < 12  # of 255: they went through the VAE and H.264 once more
+    video, report = client.predict(["a red ball rises", "it falls"], cond_frames=5, **small, api_name="/long")
+    assert [one["seed"] for one in report["segments"]] == [3, 4]
+    parts = [read_clip(one["videos"]["sparse"]) for one in report["segments"]]
+    np.testing.assert_array_equal(read_clip(video), np.concatenate(parts))
+    assert [len(part) for part in parts] == [9, 4]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads which libraries another process has loaded")

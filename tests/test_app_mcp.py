@@ -48,8 +48,8 @@ def call(address: str, tool: str, **arguments) -> CallToolResult:
 
 
 def test_the_tools_are_the_named_endpoints(tools):
-    names = "cancel compare estimate find generate inspect refine resources result sweep".split()
-    assert set(tools) == set(names)
+    names = "cancel compare continue estimate find generate image_to_video inspect long refine resources result sweep"
+    assert set(tools) == set(names.split())
 
 
 @pytest.mark.parametrize(

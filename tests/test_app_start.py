@@ -44,6 +44,14 @@ print([name for name in {HEAVY} if name in sys.modules])
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_the_engine_loads_the_adapters_that_the_page_lists(tmp_path):
+    (tmp_path / "style.safetensors").touch()
+    options = app._parser().parse_args(["--lora-dir", str(tmp_path), "--device", "cpu"])
+    checkpoint = inspect_checkpoint(options.model_path, options.lora_dir)
+    [engine] = app._engines(options, checkpoint, app.shares("cpu", 1, 1))
+    assert (engine._arguments["lora_dir"], set(checkpoint.loras)) == (str(tmp_path), {"style"})
+
+
 @pytest.mark.parametrize("module", [pytest.param("pandas", id="gradio"), pytest.param("ui.page", id="page")])
 def test_interrupted_while_importing(tmp_path, module):
     done = interrupted_while_importing(module, tmp_path, "app.py")

@@ -25,7 +25,7 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from playwright.sync_api import expect
 
-from ui.form.batch import batch_requests, lines_of
+from ui.form.batch import batch_forms, lines_of
 from ui.form.own_presets import preset_values
 from ui.form.sizes import frames_of, seconds_of, shaped
 from ui.jobs.job import Job, VideoJob
@@ -125,7 +125,7 @@ def test_lines_come_from_the_field_and_the_file(tmp_path):
 )
 def test_too_many_are_refused_before_the_first(seeds, said):
     with pytest.raises(ValueError, match=said):
-        next(batch_requests(None, {"randomise": False, "seed": 0}, ["a", "b"], seeds))
+        next(batch_forms({"randomise": False, "seed": 0}, ["a", "b"], seeds))
 
 
 # the page -------------------------------------------------------------------------------------------------------

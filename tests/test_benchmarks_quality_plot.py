@@ -1,14 +1,10 @@
 """The plot of the quality study, from made-up rows."""
 
-import sys
 from xml.etree import ElementTree
 
 import pytest
-from programs import ROOT
 
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import quality_plot  # noqa: E402
-import quality_tables  # noqa: E402
+from benchmarks import quality_plot, tables
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -43,7 +39,7 @@ def test_front(points, best):
 
 
 def test_every_setting_is_a_dot_in_both_halves_and_the_better_is_higher():
-    root = ElementTree.fromstring(quality_tables.plot(STUDY))
+    root = ElementTree.fromstring(tables.quality_tables.plot(STUDY))
     dots = [dot for dot in root.iter(SVG + "circle") if dot.get("r") == "2.5"]
     assert len(dots) == 2 * 5
     for half in (dots[:5], dots[5:]):

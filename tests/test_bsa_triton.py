@@ -1,7 +1,6 @@
 """The Triton kernels: interpreted on the CPU, and run on a GPU where there is one."""
 
 import json
-import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -119,7 +118,6 @@ def interpreted_errors():
         input="\n".join(map(json.dumps, cases)),
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "2"},
     )
     lines = [json.loads(line) for line in process.stdout.splitlines() if line.startswith("{")]
     errors = {line["id"]: line["error"] for line in lines}

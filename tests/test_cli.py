@@ -1,7 +1,6 @@
 """The command line, in processes of its own where the process is the point."""
 
 import json
-import os
 import signal
 import statistics
 import subprocess
@@ -169,7 +168,6 @@ def test_shipped_checkpoint_end_to_end(tmp_path):
     """The first command of the README, no options but the prompt, with fewer steps."""
     video = tmp_path / "video.mp4"
     report = tmp_path / "report.json"
-    environment = os.environ | {"OMP_NUM_THREADS": "2"}
     done = run(
         "generate",
         "--prompt",
@@ -180,7 +178,6 @@ def test_shipped_checkpoint_end_to_end(tmp_path):
         video,
         "--json",
         report,
-        env=environment,
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(report.read_text())

@@ -23,7 +23,10 @@ MAY = {
 }
 # Who may import a package. Benchmarks compare with all of them.
 OWNERS = {
-    "gradio": ("app", "benchmarks", "ui.access", "ui.look", "ui.site", "ui.form", "ui.views", "ui.api", "ui.page"),
+    "gradio": (
+        *("app", "benchmarks", "ui.access", "ui.look", "ui.site", "ui.form", "ui.tasks", "ui.views", "ui.api"),
+        "ui.page",
+    ),
     "fastvideo": ("pipeline.model.fastvideo_adapter", "benchmarks"),
     "triton": ("bsa.kernels", "pipeline.transformer.fused_triton", "benchmarks"),
 }

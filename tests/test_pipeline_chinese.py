@@ -45,6 +45,7 @@ KNOWN = INFO.vocabulary
         pytest.param("白天雪山前的红球", "a red ball in front of snowy mountains during the day", "", id="hour"),
         pytest.param("海上日落", "the sea at sunset", "", id="a landscape at rest"),
         pytest.param("猫在厨房里看红色的球", "a red ball", "猫 厨房 看", id="unknown ones"),
+        pytest.param("小狗看大的红球", "a large red ball", "小狗看", id="a size inside an unknown word"),
         pytest.param("猫猫狗，猫猫狗", "", "猫猫狗", id="nothing known, said once"),
         pytest.param("红色 Ball 弹跳 in the kitchen", "a red ball bounces", "kitchen", id="both languages"),
         pytest.param("红色 balloon", "red", "balloon", id="a word's beginning is no word"),

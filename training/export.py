@@ -48,7 +48,9 @@ GENERATION = {
     "guidance_scale": 1.0,
     "fps": 15,
     "use_distill": True,
+    "trained_tasks": ["t2v"],  # of the steps up to `training.distill`; `training.finetune` adds the others
 }
+ALL_TASKS = ["t2v", "i2v", "vc"]
 BSA_PARAMS = {"sparsity": 0.75, "cdf_threshold": None, "chunk_3d_shape_q": [4, 4, 4], "chunk_3d_shape_k": [4, 4, 4]}
 
 
@@ -103,8 +105,11 @@ def settle_posterior(vae: VideoVAE) -> None:
 
 
 def export_transformer(model: TextToVideo, start: Path, output: Path) -> None:
-    """Write the checkpoint `start` with another transformer, and with the next version number, to `output`."""
+    """Write the checkpoint `start` with a transformer that was trained for all tasks, and with the next version number,
+    to `output`."""
     shutil.copytree(start, output, dirs_exist_ok=True)
+    generation = output / "generation_config.json"
+    _write(generation, json.loads(generation.read_text(encoding="utf-8")) | {"trained_tasks": ALL_TASKS})
     _save(model.transformer.state_dict(), output / "transformer", "diffusion_pytorch_model", torch.bfloat16)
     vae, _ = load_vae(start, "cpu")
     settle_posterior(vae)

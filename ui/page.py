@@ -15,15 +15,15 @@ from ui.access.visitor import Visitors
 from ui.api.endpoints import add_api
 from ui.api.publish import Page
 from ui.enhance import Enhancer
-from ui.form.batch import batch_fields, batch_notice, batch_requests, lines_of
+from ui.form.batch import batch_fields, batch_forms, batch_notice, lines_of
 from ui.form.inputs import Fields, block_fields, examples, mode_field, prompt_field, sparsity_field, video_fields
 from ui.form.model import model_field
 from ui.form.own_presets import own_presets
 from ui.form.plan_panel import plan_error, plan_panel
 from ui.form.presets import PresetList
-from ui.form.read import MASS, SIDE_BY_SIDE, TOP_K, form_request, new_seed, page_sentence
+from ui.form.read import MASS, TOP_K, file_of, new_seed, page_sentence
 from ui.form.refine import ClipChooser, refine_fields
-from ui.form.restore import OF_ONE_VIDEO, code_panel, fill, form_values, settings_drop
+from ui.form.restore import OF_ONE_VIDEO, code_panel, fill, job_values, settings_drop
 from ui.form.sizes import size_helpers
 from ui.form.words import enhance_button, reading_box, word_palette
 from ui.jobs.job import VideoJob
@@ -37,6 +37,9 @@ from ui.site import Site
 from ui.static import asset
 from ui.storage.disk import Disk
 from ui.storage.store import Store
+from ui.tasks.fields import TaskFields
+from ui.tasks.form_job import job_of_form
+from ui.tasks.start import StartChooser
 from ui.views.follow import Changes, Follower, live_videos, watch_for_jobs
 from ui.views.history import history_panel
 from ui.views.inspector import Keys, inspector_panel
@@ -47,7 +50,10 @@ from ui.views.stage import Stage, StageViews
 from ui.views.sweep_panel import SWEEP_TAB, SweepPanel
 
 TITLE = "Block Sparse Attention for video"
-STYLES = "page wide language player live outlook presets inspector code history sweep words queue".split()
+STYLES = (
+    *("page", "wide", "language", "player", "live", "outlook", "presets", "inspector", "code", "history", "sweep"),
+    *("words", "queue", "timeline", "tasks"),
+)
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,8 @@ def build_page(
         watch = watch_for_jobs(site)
         with gr.Row(elem_id="layout"):
             with gr.Column(elem_id="compose"):
-                fields: Fields = {"prompt": prompt_field(checkpoint)}
+                task = TaskFields()
+                fields: Fields = {**task.fields, "prompt": prompt_field(checkpoint)}
                 with gr.Row(elem_id="buttons"):
                     generate = gr.Button("Generate", variant="primary", interactive=False, elem_id="generate")
                     stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop")
@@ -157,7 +164,7 @@ def build_page(
         async def show_plan(*values: Any) -> tuple[str, gr.Timer]:
             form = dict(zip(names, values, strict=True))
             try:
-                shown = await site.clips.read(form["refine"], plan_panel, site.checkpoint, form, site.estimates)
+                shown = await site.clips.read(file_of(form), plan_panel, site.checkpoint, form, site.estimates)
             except ValueError as error:
                 shown = plan_error(error)
             return shown, gr.Timer(active=site.estimates.pending)
@@ -187,6 +194,8 @@ def build_page(
         with history_tab:
             refresh = history_panel(follower, fields, sweep, tabs)
         history_tab.select(*refresh, **QUIET)
+        task.connect(page)
+        StartChooser(site, task, fields, notice).connect(stage, refresh[2])
 
         async def press(request: gr.Request, ticket: Any, *values: Any) -> AsyncIterator[Changes]:
             form = dict(zip(names, values, strict=True))
@@ -195,9 +204,7 @@ def build_page(
                 form["seed"] = new_seed()
             busy = bool(live_videos(site, owner))
             try:
-                choose = site.estimates.choose
-                wanted = await site.clips.read(form["refine"], form_request, site.checkpoint, form, choose)
-                job = site.submit(VideoJob(wanted, side_by_side=form["mode"] == SIDE_BY_SIDE), request)
+                job = site.submit(await site.clips.read(file_of(form), job_of_form, site, form, owner), request)
             except ValueError as error:
                 yield kept | {notice: notice_html(page_sentence(error), "error")}
                 return
@@ -214,13 +221,14 @@ def build_page(
             owner, kept = follower.greet(request, ticket)
             busy, jobs, reason = bool(live_videos(site, owner)), [], ""
             try:
-                wanted = list(batch_requests(site, form, lines_of(text, file), times))
+                forms = batch_forms({**form, "after": ""}, lines_of(text, file), times)
+                wanted = [await site.clips.read(file_of(one), job_of_form, site, one, owner) for one in forms]
             except ValueError as error:
                 yield kept | {notice: notice_html(page_sentence(error), "error")}
                 return
             for one in wanted:
                 try:
-                    jobs.append(site.submit(VideoJob(one, side_by_side=form["mode"] == SIDE_BY_SIDE), request))
+                    jobs.append(site.submit(one, request))
                 except ValueError as error:
                     reason = page_sentence(error)
                     break
@@ -231,7 +239,7 @@ def build_page(
 
         async def arrive(request: gr.Request, ticket: Any, watched: Any) -> AsyncIterator[Changes]:
             def settings(job: VideoJob) -> Changes:
-                values = form_values(job.request, job.side_by_side)
+                values = job_values(job)
                 del values["randomise"]
                 return fill(fields, values)
 

@@ -20,7 +20,7 @@ from pipeline.machine.paths import expand_user, is_there
 from pipeline.request.refinement import STEPS, Clip, refined_size
 from pipeline.request.sentences import one_line
 from pipeline.request.sizes import video_size
-from pipeline.request.start import FromClip, FromFrames, FromImage, Picture, Start, stride_for
+from pipeline.request.start import FromClip, FromFrames, FromImage, FromNoise, Picture, Start, stride_for
 from pipeline.request.values import read_adapters
 from pipeline.request.video import TOKEN_PIXELS, VideoRequest
 
@@ -45,6 +45,8 @@ LONGCAT_DEFAULTS = {
 # Adapter names: from LongCat's file names, and from the folder names of FastVideo's converter.
 _ADAPTERS = {"cfg_step_lora": "distill", "distilled": "distill", "refinement_lora": "refine", "refinement": "refine"}
 ADAPTER_FILES = {"distill": "cfg_step_lora.safetensors", "refine": "refinement_lora.safetensors"}
+# Names in `trained_tasks`. A refinement is the business of its adapter.
+_TASKS: dict[type, str] = {FromNoise: "t2v", FromImage: "i2v", FromFrames: "vc"}
 # The settings that LongCat uses with its few-step adapter.
 _WITH_ADAPTER = {"distill": {"steps": 16, "guidance_scale": 1.0, "use_distill": True}}
 
@@ -65,6 +67,8 @@ class CheckpointInfo:
         linear: layer name -> outputs and inputs of the transformer's linear layers, which adapters must fit.
         vocabulary: the words that a small checkpoint knows; None for one that understands language in general.
         layout: where the transformer lies, and under which names.
+        trained_tasks: the ways to begin a video that it was trained for, as the command line names them: "t2v" from
+            text, "i2v" from a picture, "vc" from the end of a clip. None for a checkpoint that does not say.
     """
 
     path: Path
@@ -79,6 +83,7 @@ class CheckpointInfo:
     linear: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     vocabulary: Vocabulary | None = None
     layout: Layout = FASTVIDEO
+    trained_tasks: tuple[str, ...] | None = None
 
     def request(self, prompt: str, **overrides: Any) -> VideoRequest:
         """A request with this checkpoint's settings, or with the settings of its adapter `lora`.
@@ -190,6 +195,11 @@ class CheckpointInfo:
         lora = overrides.get("lora")
         return {adapter.name for adapter in read_adapters(lora, self.loras)} if isinstance(lora, str) else set()
 
+    def trained_for(self, start: Start) -> bool:
+        """Whether it was trained for videos that begin so; it may make others, but how well is another matter."""
+        task = _TASKS.get(type(start))
+        return task is None or self.trained_tasks is None or task in self.trained_tasks
+
     def steps_run(self, request: VideoRequest) -> int:
         """Number of denoising steps that a request runs with this checkpoint's schedule."""
         return request.start.steps_run(request.steps, self.shift)
@@ -260,6 +270,7 @@ def inspect_checkpoint(path: str | Path, lora_dir: str | Path | None = None) -> 
     generation = path / "generation_config.json"
     transformer = configs["transformer"]
     sparse = _bsa_config(transformer, path / layout.configs["transformer"])
+    defaults = LONGCAT_DEFAULTS | (read_json(generation, path) if generation.exists() else {})
     info = CheckpointInfo(
         path=path,
         name=_name(path.resolve()),
@@ -271,14 +282,22 @@ def inspect_checkpoint(path: str | Path, lora_dir: str | Path | None = None) -> 
         lora_dir=further,
         linear=linear_layers(transformer),
         vocabulary=read_vocabulary(path),
-        defaults=LONGCAT_DEFAULTS | (read_json(generation, path) if generation.exists() else {}),
+        defaults=defaults,
         layout=layout,
+        trained_tasks=_trained_tasks(defaults.get("trained_tasks")),
     )
     try:
         info.request("x")
     except ValueError as error:
         raise ValueError(f"{generation} has unusable settings: {error}") from None
     return info
+
+
+def _trained_tasks(value: object) -> tuple[str, ...] | None:
+    """The list in generation_config.json; None where there is none of known names."""
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        return None
+    return tuple(name for name in _TASKS.values() if name in value) or None
 
 
 def _shift(scheduler: dict[str, Any], checkpoint: Path) -> float:

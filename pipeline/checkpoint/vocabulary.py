@@ -99,11 +99,20 @@ class Vocabulary:
             return None
         known, unknown, end = list[tuple[str, str]](), list[str](), 0
         for match in (*self._pattern.finditer(prompt), None):
+            if match and self._is_part(match):
+                continue
             unknown += self.unknown(prompt[end : match.start() if match else len(prompt)])
             if match:
                 end = match.end()
                 known.append(self._phrases.get(match[0].lower(), ("stop", "")))
         return Reading(self._in_order(known), tuple(dict.fromkeys(unknown)))
+
+    def _is_part(self, found: re.Match[str]) -> bool:
+        """Whether what looks like a size begins a word that is not known, as in Chinese a puppy is a small dog."""
+        kind, _ = self._phrases.get(found[0].lower(), ("stop", ""))
+        prompt, end = found.string, found.end()
+        follows = _CHINESE.match(prompt, end) and not self._pattern.match(prompt, end)
+        return kind == "size" and len(found[0]) == 1 and bool(follows)
 
     @cached_property
     def _phrases(self) -> dict[str, tuple[str, str]]:

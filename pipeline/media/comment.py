@@ -25,11 +25,13 @@ class VideoSettings:
     Attributes:
         versions: version numbers of the packages, and the name of the device.
         checkpoint: name of the checkpoint; None for older files, which do not say.
+        long: of a long video, whose first segment `request` is, what `LongVideo.from_dict` reads; None for others.
     """
 
     request: VideoRequest
     versions: dict[str, str]
     checkpoint: str | None = None
+    long: dict[str, Any] | None = None
 
 
 def describe(request: VideoRequest, versions: dict[str, str], checkpoint: str) -> dict[str, Any]:
@@ -71,7 +73,13 @@ def read_settings(path: str | Path) -> VideoSettings:
         raise ValueError(f"the settings in {path.name} cannot be used: {reason}") from None
     # a path from a file must not point to anything on this machine
     request = without_places(request)
-    return VideoSettings(request, _versions(description.get("versions")), _text(description.get("checkpoint")))
+    long = description.get("long")
+    return VideoSettings(
+        request,
+        _versions(description.get("versions")),
+        _text(description.get("checkpoint")),
+        {"request": request.to_dict(), **long} if isinstance(long, dict) else None,
+    )
 
 
 def without_places(request: VideoRequest) -> VideoRequest:

@@ -7,11 +7,13 @@ channels.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -33,8 +35,16 @@ def inspect_picture(path: str | Path) -> Picture:
     Raises:
         ValueError: the file is no image, is damaged, too large, animated, partly transparent, or has no 8-bit colours.
     """
+    path = expand_user(path).absolute()
+    with _file(path) as stream:
+        state = os.fstat(stream.fileno())
+    return _inspect(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=32)
+def _inspect(path: Path, changed: int, size: int) -> Picture:
     height, width, _ = read_picture(path).shape
-    return Picture(expand_user(path).absolute(), height, width)
+    return Picture(path, height, width)
 
 
 def read_picture(path: str | Path) -> np.ndarray:
@@ -81,16 +91,19 @@ def stretch(frames: np.ndarray, height: int, width: int) -> Tensor:
     return pixels.permute(3, 0, 1, 2)[None].mul_(2).sub_(1)
 
 
+def _file(path: Path) -> BinaryIO:
+    try:
+        return open_regular(path)
+    except OSError as error:
+        raise ValueError(f"cannot read the image {path}: {error.strerror}; check the path") from None
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """The image, of which only the header is read. What PIL raises in the block becomes a sentence."""
     from PIL import Image, UnidentifiedImageError
 
-    try:
-        stream = open_regular(path)
-    except OSError as error:
-        raise ValueError(f"cannot read the image {path}: {error.strerror}; check the path") from None
-    with stream, warnings.catch_warnings():
+    with _file(path) as stream, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about sizes, which are checked here, and about odd metadata
         try:
             with Image.open(stream, formats=FORMATS) as image:

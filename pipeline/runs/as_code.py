@@ -14,6 +14,7 @@ from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.sentences import CONTROLS
 from pipeline.request.start import FromClip, FromFrames, FromImage, Start
 from pipeline.request.video import VideoRequest
+from pipeline.runs.long_video import LongVideo
 
 
 def cli_command(
@@ -25,17 +26,21 @@ def cli_command(
     output: str,
     weights: LoadOptions = AS_STORED,
     lora_dir: Path | None = None,
+    long: LongVideo | None = None,
 ) -> str:
     """A command for a POSIX shell (of 2024, as bash and zsh are) that makes `request` again, bit for bit on the same
     kind of device. It holds no control character: a terminal that it is pasted into would act on one, quoted or not.
 
     Every setting is named, so that the defaults of the checkpoint and of later releases do not matter.
 
+    long: the long video whose first segment is `request`; the output is then a folder.
+
     Raises:
-        ValueError: a text has a null character, which no command line can carry.
+        ValueError: a text has a null character, which no command line can carry, or the command line cannot say it.
     """
     start = request.start
-    options: list[tuple[str, Any]] = [("prompt", request.prompt)]
+    prompts = (request.prompt,) if long is None else long.prompts
+    options: list[tuple[str, Any]] = [("prompt", prompt) for prompt in prompts]
     if request.negative_prompt:
         options.append(("negative-prompt", request.negative_prompt))
     if model_path != EMBEDDED_CHECKPOINT:
@@ -50,7 +55,7 @@ def cli_command(
         words = [*words[:-1], "refine", _quote(start.video)]
         names = ("height", "width", "steps", "seed", "fps")
         options.append(("t-thresh", repr(start.t_thresh)))
-    words += _task(start)
+    words += _task(start) if long is None else _long(start, long)
     options += [(name.replace("_", "-"), repr(getattr(request, name))) for name in names]
     if request.lora is not None:
         options.append(("lora", request.lora))
@@ -72,9 +77,25 @@ def _task(start: Start) -> list[str]:
         return ["--task=i2v", f"--image={_quote(start.image)}"]
     if not isinstance(start, FromFrames):
         return []
-    numbers = [f"--cond-frames={start.cond_frames}", f"--stride={start.stride}", f"--kv-cache={start.kv_cache}"]
-    fine = "--enhance-hf" if start.enhance_hf else "--no-enhance-hf"
-    return ["--task=vc", f"--video={_quote(start.video)}", *numbers, fine]
+    return ["--task=vc", f"--video={_quote(start.video)}", f"--stride={start.stride}", *_continuing(start)]
+
+
+def _long(start: Start, video: LongVideo) -> list[str]:
+    if video.seeds:
+        raise ValueError("segments made anew have seeds of their own, and no option says that; use the Python code")
+    words = ["--task=long"]
+    if isinstance(start, FromImage):
+        words.append(f"--image={_quote(start.image)}")
+    elif isinstance(start, FromFrames):
+        if _continuing(start) != _continuing(video):
+            raise ValueError("the first segment continues its clip in another way than the rest; use the Python code")
+        words += [f"--video={_quote(start.video)}", f"--stride={start.stride}"]
+    return words + _continuing(video)
+
+
+def _continuing(how: FromFrames | LongVideo) -> list[str]:
+    fine = "--enhance-hf" if how.enhance_hf else "--no-enhance-hf"
+    return [f"--cond-frames={how.cond_frames}", f"--kv-cache={how.kv_cache}", fine]
 
 
 def _quote(text: str, name: str = "file's name") -> str:
@@ -108,15 +129,21 @@ def python_code(
     output: str,
     weights: LoadOptions = AS_STORED,
     lora_dir: Path | None = None,
+    long: LongVideo | None = None,
 ) -> str:
-    """A Python program that makes `request` again, bit for bit on the same kind of device."""
+    """A Python program that makes `request` again, bit for bit on the same kind of device. long: as in
+    `cli_command`."""
     path = "" if model_path == EMBEDDED_CHECKPOINT else f"{str(model_path)!r}, "
     loading = weights.arguments | ({} if lora_dir is None else {"lora_dir": str(lora_dir)})
     kept = "".join(f", {name}={value!r}" for name, value in loading.items())
     # the attention is named, so who chose it is of no account
     values = ((field.name, getattr(request, field.name)) for field in fields(request) if field.name != "auto")
     settings = "".join(f"    {name}={_literal(value)},\n" for name, value in values)
-    if compare:
+    more = ""
+    if long is not None:
+        more = "from pipeline.runs.chain import ChainStore, run_chain\nfrom pipeline.runs.long_video import LongVideo\n"
+        run, name = _long_run(long, output), ""
+    elif compare:
         run, name = (
             f"pair = compare(pipeline, request, output_dir={output!r})\nprint(pair.speedup, pair.psnr)",
             "compare",
@@ -125,10 +152,21 @@ def python_code(
         run, name = f"result = pipeline.generate(request, output={output!r})\nprint(result.video)", ""
     names = ", ".join(filter(None, (type(request.start).__name__, "LongCatPipeline", "VideoRequest", name)))
     return (
-        ("from bsa import BSAConfig\n" if request.bsa is not None else "")
-        + f"from pipeline import {names}\n\n"
+        ("from pathlib import Path\n\n" if long is not None else "")
+        + ("from bsa import BSAConfig\n" if request.bsa is not None else "")
+        + f"from pipeline import {names}\n{more}\n"
         + f"pipeline = LongCatPipeline.load({path}device={device!r}{kept})\n"
         + f"request = VideoRequest(\n{settings})\n{run}\n"
+    )
+
+
+def _long_run(video: LongVideo, output: str) -> str:
+    names = ("prompts", "cond_frames", "kv_cache", "enhance_hf", *(("seeds",) if video.seeds else ()))
+    values = "".join(f"    {name}={getattr(video, name)!r},\n" for name in names)
+    return (
+        f"video = LongVideo(\n    request,\n{values})\nfolder = Path({output!r})  # which keeps finished segments\n"
+        "store = ChainStore(folder, video, pipeline.info.name)\n"
+        'print(run_chain(pipeline, video, store, folder / "video.mp4").video)'
     )
 
 

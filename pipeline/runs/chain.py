@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -52,6 +53,18 @@ class Chain(Protocol):
     def prepared(self, number: int, before: Path) -> AbstractContextManager[VideoRequest]:
         """The same, in a block in which everything is there that the request reads."""
 
+    def described(self) -> dict[str, Any]:
+        """What the joined video says of the whole, beside the request of its first part."""
+
+
+class OtherPart(ValueError):
+    """A finished part was made otherwise than is asked for now. number: of the part, from 1. what: the first setting
+    that differs, in words."""
+
+    def __init__(self, message: str, number: int, what: str) -> None:
+        super().__init__(message)
+        self.number, self.what = number, what
+
 
 @dataclass(frozen=True)
 class ChainResult:
@@ -70,16 +83,18 @@ class ChainResult:
 class ChainStore:
     """The folder of a chain. Reading it makes no files.
 
+    most: so many of the finished parts are looked at; all that the chain asks for by default.
+
     Raises:
         ValueError: the folder holds parts that were made otherwise than the chain asks for, or a damaged list.
     """
 
-    def __init__(self, folder: Path, chain: Chain, checkpoint: str) -> None:
+    def __init__(self, folder: Path, chain: Chain, checkpoint: str, most: int | None = None) -> None:
         self.folder = folder
         self._chain = chain
         self._checkpoint = checkpoint
         self._list = folder / f"{chain.name}s.json"
-        self.parts = self._read()[: len(chain)]
+        self.parts = self._read(len(chain) if most is None else most)
 
     def video(self, number: int) -> Path:
         """The file of one part, counted from 0."""
@@ -105,12 +120,33 @@ class ChainStore:
         """Write all parts as one video. Raises OSError where that cannot be."""
         first = self.parts[0]
         said = {name: first[name] for name in ("request", "versions", "checkpoint")}
-        join_videos([self.video(number) for number in range(len(self.parts))], video, said | {"parts": len(self.parts)})
+        said |= self._chain.described() | {"parts": len(self.parts)}
+        join_videos([self.video(number) for number in range(len(self.parts))], video, said)
         frames = sum(part["frames"] for part in self.parts)
         return ChainResult(video, frames, first["request"]["fps"], self.parts)
 
-    def _read(self) -> list[dict[str, Any]]:
-        """The finished parts whose files are there."""
+    def take_over(self, folder: Path, count: int) -> None:
+        """Begin with copies of the first `count` parts of another folder, which stays as it is.
+
+        Raises:
+            ValueError: they are not all there.
+            OtherPart: they were made otherwise than this chain asks for.
+            OSError: they cannot be copied.
+        """
+        other = ChainStore(folder, self._chain, self._checkpoint, most=count)
+        if len(other.parts) < count:
+            raise ValueError(
+                f"of the {count} {self._chain.name}s to keep, {len(other.parts)} are there; make it from the beginning"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            for file in (self.video(number), self.end(number)):
+                shutil.copyfile(folder / file.name, file)
+        self.parts = other.parts
+        self._write(self.parts)
+
+    def _read(self, most: int) -> list[dict[str, Any]]:
+        """The finished parts whose files are there, `most` at most."""
         try:
             content = json.loads(self._list.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -121,11 +157,10 @@ class ChainStore:
         try:
             if content["format"] != _FORMAT:
                 raise ValueError(f"its format is {content['format']}, not {_FORMAT}")
-            for number, part in enumerate(content["parts"]):
+            for number, part in enumerate(content["parts"][:most]):
                 if not (self.video(number).is_file() and self.end(number).is_file()):
                     break
-                if number < len(self._chain):
-                    self._check(number, part)
+                self._check(number, part)
                 parts.append(part)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{self._list} is damaged ({error!r}); choose another folder, or remove it") from None
@@ -141,14 +176,32 @@ class ChainStore:
         if part["checkpoint"] != self._checkpoint:
             other = "checkpoint"
         if other is not None:
-            raise ValueError(
-                f"{self.folder} holds {self._chain.name} {number + 1} with another {other.replace('_', ' ')}; choose "
-                f"another folder, or remove {self.video(number).name} to make it and all after it again"
+            what = other.replace("_", " ")
+            raise OtherPart(
+                f"{self.folder} holds {self._chain.name} {number + 1} with another {what}; choose another folder, or "
+                f"remove {self.video(number).name} to make it and all after it again",
+                number + 1,
+                what,
             )
 
     def _write(self, parts: list[dict[str, Any]]) -> None:
         content = {"format": _FORMAT, "parts": parts}
         write_whole(self._list, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def make_next(
+    pipeline: Generator, chain: Chain, store: ChainStore, on_step: OnStep | None = None
+) -> tuple[VideoResult, np.ndarray]:
+    """Make the first part that is missing in the store, and keep it. Returns it with all its frames, uint8
+    [T, H, W, 3], those included that the part before it has already.
+
+    Raises ValueError, OSError and others as `generate_frames` does.
+    """
+    number = len(store.parts)
+    with chain.prepared(number, store.end(number - 1)) as request:
+        result, frames = pipeline.generate_frames(request, on_step, store.video(number))
+    store.add(result, frames)
+    return result, frames
 
 
 def run_chain(
@@ -173,10 +226,7 @@ def run_chain(
         for number in range(len(store.parts), len(chain)):
             if on_begin is not None:
                 on_begin(number)
-            with chain.prepared(number, store.end(number - 1)) as request:
-                made = pipeline.generate_frames(request, on_step, store.video(number))
-            store.add(*made)
-            del made  # frames of a large video are hundreds of megabytes
+            make_next(pipeline, chain, store, on_step)
             release_memory()  # what one part left in the allocator's cache must not burden the next
         return store.join(video)
     except BaseException:

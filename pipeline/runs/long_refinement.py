@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -68,6 +69,10 @@ class LongRefinement:
         start = replace(self._start, video=video, refined=refined, cond_frames=given)
         prompt, seed = self.video.prompts[number], (self.request.seed + number) % 2**63
         return replace(self.request, prompt=prompt, seed=seed, start=start)
+
+    def described(self) -> dict[str, Any]:
+        """The request of the first window says all that is known."""
+        return {}
 
     def _source(self, number: int) -> Path:
         """The file with the frames of a window before they are refined."""

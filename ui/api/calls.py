@@ -137,5 +137,6 @@ def _news(site: Site, job: Job) -> tuple[tuple[int, int], str, str] | None:
     if isinstance(job, SweepJob):
         return (job.tried, job.total), progress_text(site, job), "videos"
     if isinstance(job, VideoJob) and (update := job.update) is not None:
-        return (update.step, update.total), f"{job.arm}: {PHASES[update.phase].lower()}", "steps"
+        place = f"{job.place.lower()}, " if job.place else ""
+        return (update.step, update.total), f"{place}{job.arm}: {PHASES[update.phase].lower()}", "steps"
     return None

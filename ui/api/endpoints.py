@@ -1,5 +1,5 @@
 """The named endpoints for `gradio_client`: /generate, /compare, /refine, /sweep, /find, /estimate, /inspect,
-/resources, /result and /cancel.
+/resources, /result and /cancel; and, in `ui.api.tasks`, /image_to_video, /continue and /long.
 
 They share one table of parameters, from which the documented signature is made, and the page's worker, so a call
 and a press of the button wait for each other.
@@ -13,73 +13,32 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bsa import BSAConfig
-from bsa.selectors import SCORES
-from pipeline import Axis, CheckpointInfo, Floor, Resources, Search, Sweep, VideoRequest, read_resources
+from pipeline import Axis, Floor, Resources, Search, Sweep, read_resources
 from pipeline.estimate.estimator import Estimate
 from pipeline.media.attention_record import AttentionRecord, record_path
 from pipeline.media.clip import inspect_clip
-from pipeline.request.fields import FIELDS
 from pipeline.sweeps.search import MOST
 from pipeline.sweeps.sweep_axes import LABELS
 from ui.api.calls import Calls
+from ui.api.parameters import (
+    ATTENTION,
+    ATTENTION_HELP,
+    JOB_ID,
+    asked_attention,
+    asked_request,
+    attention_parameters,
+    parameters,
+)
 from ui.api.publish import REQUIRED, Page, publish
 from ui.api.results import job_result, sweep_report, table_file
-from ui.form.read import bsa_config, new_seed, video_request
+from ui.api.tasks import add_tasks
+from ui.form.read import new_seed
 from ui.jobs.job import VideoJob, plain
 from ui.jobs.sweep_job import SweepJob
 from ui.site import Site
 from ui.views.stage import video_file
 
-
-def parameters(checkpoint: CheckpointInfo) -> list[tuple[str, Any, Any, str]]:
-    """(name, type, default, description) for each parameter of a video. Defaults come from the checkpoint."""
-    size, bsa = checkpoint.defaults, checkpoint.bsa or BSAConfig()
-    return [
-        _field("prompt", REQUIRED),
-        _field("negative_prompt", ""),
-        _field("width", size["width"]),
-        _field("height", size["height"]),
-        _field("num_frames", size["num_frames"]),
-        _field("steps", size["num_inference_steps"]),
-        _field("guidance_scale", size["guidance_scale"]),
-        ("seed", int | None, None, "Seed of the initial noise; null draws one, which the report states"),
-        ("lora", str | None, None, FIELDS["lora"].help),
-        *attention_parameters(bsa),
-    ]
-
-
-def _field(name: str, default: Any) -> tuple[str, Any, Any, str]:
-    return name, FIELDS[name].kind, default, FIELDS[name].help
-
-
-def attention_parameters(bsa: BSAConfig) -> list[tuple[str, Any, Any, str]]:
-    return [
-        ("sparsity", float | None, bsa.sparsity, "Share of key blocks skipped, 0 to below 1, or null"),
-        ("cdf_threshold", float | None, bsa.cdf_threshold, "Estimated attention mass kept, above 0 to 1, or null"),
-        ("chunk_q", list[int], list(bsa.chunk_q), "Query chunk: latent frames, token rows, token columns"),
-        ("chunk_k", list[int], list(bsa.chunk_k), "Key chunk: latent frames, token rows, token columns"),
-        ("selection", SCORED_BY, bsa.selection, "Scores blocks by their means, or by cells inside them"),
-        ("dense_steps", int, bsa.dense_steps, "So many of the first steps attend to everything"),
-        ("dense_layers", int, bsa.dense_layers, "So many of the first layers attend to everything"),
-        ("select_every", int, bsa.select_every, "So many steps share one selection of blocks"),
-    ]
-
-
-JOB_ID = (
-    "job_id",
-    str | None,
-    None,
-    "Your own name for the job, for /result, /cancel and /inspect; one of 32 characters or more works over any "
-    "connection; null draws one",
-)
-ATTENTION = Literal["sparse", "dense", "auto"]
-ATTENTION_HELP = (
-    "Block sparse attention (BSA) or dense attention; auto chooses between them, with BSA's sparsity and scores, by "
-    "what was measured on this machine, and the report's request says why"
-)
 KNOWN_ID = ("job_id", str, REQUIRED, "What you named the job, or what its report says")
-SCORED_BY = Literal[tuple(SCORES)]  # type: ignore[valid-type]  # made from the table
 SETTINGS = Literal[tuple(LABELS)]  # type: ignore[valid-type]  # made from the table
 NO_COLUMNS = "column_values are given without columns; name the setting that they are of, such as 'steps'"
 NOT_ESTIMATED = "the model that runs here does not say how large it is, so nothing can be estimated"
@@ -93,7 +52,7 @@ def add_api(page: Page, site: Site) -> None:
     async def generate(attention: str, job_id: str | None, **values: Any) -> tuple[Any, ...]:
         """Make one video. Returns the video (MP4, H.264) and a report: the request with its seed, seconds for text,
         denoising, decoding and in total, peak memory, key blocks kept, and whether BSA was active and why."""
-        job = VideoJob(_request(site, values, attention), side_by_side=False)
+        job = VideoJob(asked_request(site, values, attention), side_by_side=False)
         name = calls.submit(job, job_id)
         await calls.follow(job)
         return video_file(job.results[job.arms[0]].video), job.report() | {"job_id": name}
@@ -101,7 +60,7 @@ def add_api(page: Page, site: Site) -> None:
     async def compare(job_id: str | None, **values: Any) -> tuple[Any, ...]:
         """Make the same clip from the same seed twice, with dense and with block sparse attention. Returns both videos
         (MP4, H.264) and a report: the report of /generate for each, the denoising speed-up, PSNR and SSIM."""
-        job = VideoJob(_request(site, values), side_by_side=True)
+        job = VideoJob(asked_request(site, values), side_by_side=True)
         name = calls.submit(job, job_id)
         await calls.follow(job)
         dense, sparse = (video_file(job.results[arm].video) for arm in ("dense", "sparse"))
@@ -117,7 +76,7 @@ def add_api(page: Page, site: Site) -> None:
         if not results:
             raise ValueError(f"job_id {clip!r} has no finished video of /generate, /compare or /refine")
         source = results.get("dense") or results["sparse"]
-        job_id, seed, bsa = values.pop("job_id"), values.pop("seed"), _bsa(site, values, attention)
+        job_id, seed, bsa = values.pop("job_id"), values.pop("seed"), asked_attention(site, values, attention)
         request = site.checkpoint.refinement(
             source.request.prompt if prompt is None else prompt,
             await site.clips.read(source.video, inspect_clip, source.video),
@@ -140,7 +99,7 @@ def add_api(page: Page, site: Site) -> None:
         if columns is None and column_values:
             raise ValueError(NO_COLUMNS)
         axes = Axis.of(rows, row_values), None if columns is None else Axis.of(columns, column_values or [])
-        job = SweepJob(Sweep(_request(site, values), *axes))
+        job = SweepJob(Sweep(asked_request(site, values), *axes))
         name = calls.submit(job, job_id)
         await calls.follow(job)
         return sweep_report(job) | {"job_id": name, "state": job.state}, table_file(job)
@@ -149,7 +108,7 @@ def add_api(page: Page, site: Site) -> None:
         """Find the fastest sparsity with which this prompt and seed come close enough to the dense video. Makes the
         dense video, then a few sparse ones, each halving the sparsities that are left. Returns the report of /sweep,
         whose "search" says which cell was found, or null if none is close enough and faster; and the same as CSV."""
-        request = _request(site, values | {"sparsity": 0.0, "cdf_threshold": None})
+        request = asked_request(site, values | {"sparsity": 0.0, "cdf_threshold": None})
         job = SweepJob(Search.of(request, Floor(quality, floor), most_videos, site.estimates.denoising))
         name = calls.submit(job, job_id)
         await calls.follow(job)
@@ -159,7 +118,7 @@ def add_api(page: Page, site: Site) -> None:
         """Estimate a video on this machine, dense and sparse: seconds by phase, peak memory in bytes, and the basis of
         these numbers; and what attention "auto" would choose, and why. Makes nothing. Fails with the numbers if the
         video cannot fit."""
-        request = _request(site, {"prompt": "-", "negative_prompt": "", "seed": 0} | values)
+        request = asked_request(site, {"prompt": "-", "negative_prompt": "", "seed": 0} | values)
         plans = {"dense": site.estimates.plan(request.dense), "sparse": site.estimates.plan(request)}
         dense, sparse = plans["dense"].estimate, plans["sparse"].estimate
         if sparse is None or dense is None:
@@ -256,6 +215,7 @@ def add_api(page: Page, site: Site) -> None:
     publish(page, generate, [*shared, attention, JOB_ID], made)
     publish(page, compare, [*shared, JOB_ID], [("dense video", str), ("sparse video", str), report])
     publish(page, refine, [*clip, *attention_parameters(site.checkpoint.sparse), attention, JOB_ID], made)
+    add_tasks(page, site, calls)
     publish(page, sweep, [*shared, *grid, JOB_ID], [report, ("CSV file", str)])
     publish(page, find, [*searched, *goal, JOB_ID], [report, ("CSV file", str)])
     publish(page, estimate, sizes, [("estimate", dict)])
@@ -263,24 +223,6 @@ def add_api(page: Page, site: Site) -> None:
     publish(page, resources, [], [("resources", dict)])
     publish(page, result, [KNOWN_ID], [("job", dict)])
     publish(page, cancel, [KNOWN_ID], [("job", dict)])
-
-
-def _request(site: Site, values: dict[str, Any], attention: str = "sparse") -> VideoRequest:
-    values = dict(values)
-    rule = {name: values.pop(name) for name, *_ in attention_parameters(site.checkpoint.sparse)}
-    if values["seed"] is None:
-        values["seed"] = new_seed()
-    request = video_request(site.checkpoint, **values, bsa=_bsa(site, rule, attention))
-    return site.estimates.choose(request) if attention == "auto" else request
-
-
-def _bsa(site: Site, rule: dict[str, Any], attention: str) -> BSAConfig | None:
-    """The attention asked for. rule: values of `attention_parameters`, which only "sparse" reads."""
-    if attention not in ("sparse", "dense", "auto"):
-        raise ValueError(f"attention {attention!r} is unknown; use 'sparse', 'dense' or 'auto'")
-    if attention == "sparse":
-        return bsa_config(**rule)
-    return site.checkpoint.sparse if attention == "auto" else None
 
 
 def _estimate(estimate: Estimate) -> dict[str, Any]:

@@ -9,10 +9,13 @@ import inspect
 import logging
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from types import GenericAlias
-from typing import Any
+from typing import Any, get_args
 
 import gradio as gr
+from gradio.data_classes import FileData
+from gradio.utils import get_upload_folder
 
 from pipeline.request.sentences import one_line
 from ui.access.presence import Presence
@@ -22,7 +25,12 @@ from ui.look.parts import serve_in_place
 log = logging.getLogger("ui")
 
 WRONG_COUNT = "/{name} takes {wanted} values in this order: {names}; {given} were given"
+NOT_UPLOADED = "{name} is no uploaded file; pass gradio_client.handle_file(path)"
 REQUIRED = inspect.Parameter.empty
+
+
+class Upload(dict):
+    """Type of a parameter that takes a file, which the client uploads first: {"path", "meta", ...}."""
 
 
 class Page(gr.Blocks):
@@ -109,8 +117,31 @@ def publish(
     # Gradio numbers names that are taken: whoever adds an event under a name of the API before it breaks its clients
     assert function.api_name == handler.__name__, f"/{handler.__name__} became /{function.api_name}"
     component: Any
-    for component, label in zip(function.inputs, (text for *_, text in table), strict=True):
-        component.label = label
+    for component, (_, kind, _, text) in zip(function.inputs, table, strict=True):
+        component.label = text
+        if kind is Upload or Upload in get_args(kind):
+            component._api_info = _schema(kind)
     for component, label in zip(function.outputs, (name for name, _ in returns), strict=True):
         component.label = label
         serve_in_place(component)
+
+
+def _schema(kind: Any) -> dict[str, Any]:
+    """The JSON schema of a type with `Upload`, which Gradio cannot make. From it clients know that they upload a
+    file."""
+    file = FileData.model_json_schema()
+    shared = {"$defs": file.pop("$defs")} if "$defs" in file else {}  # where its references look for them
+    known = {Upload: file, str: {"type": "string"}, type(None): {"type": "null"}}
+    kinds = sorted(get_args(kind) or (kind,), key=lambda one: one is not type(None))
+    return shared | (known[kinds[0]] if len(kinds) == 1 else {"oneOf": [known[one] for one in kinds]})
+
+
+def uploaded(name: str, value: Any) -> str:
+    """The path of a file that a client uploaded. Raises ValueError for anything else: whoever names a file of the
+    server's does not get it."""
+    path = value.get("path") if isinstance(value, dict) else None
+    if isinstance(path, str) and "\0" not in path:
+        file = Path(path).resolve()
+        if Path(get_upload_folder()).resolve() in file.parents and file.is_file():
+            return str(file)
+    raise ValueError(NOT_UPLOADED.format(name=name))

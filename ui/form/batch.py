@@ -8,12 +8,10 @@ from typing import Any
 
 import gradio as gr
 
-from pipeline import VideoRequest
 from pipeline.request.values import whole
-from ui.form.read import form_request, new_seed
+from ui.form.read import new_seed
 from ui.jobs.worker import MAX_WAITING_OF_ONE
 from ui.look.parts import notice_html
-from ui.site import Site
 
 ABOUT = (
     "Each line is a prompt, made with the settings of the form; with several seeds it is made that often. With New "
@@ -52,8 +50,8 @@ def lines_of(text: str | None, file: str | None) -> list[str]:
     return prompts
 
 
-def batch_requests(site: Site, form: dict[str, Any], prompts: list[str], seeds: Any) -> Iterator[VideoRequest]:
-    """A request for every prompt and seed, by prompt. Raises ValueError before the first if there are too many."""
+def batch_forms(form: dict[str, Any], prompts: list[str], seeds: Any) -> Iterator[dict[str, Any]]:
+    """The form for every prompt and seed, by prompt. Raises ValueError before the first if there are too many."""
     times = whole("seeds for each", seeds)
     if times < 1:
         raise ValueError(NO_SEEDS.format(seeds=times))
@@ -62,7 +60,7 @@ def batch_requests(site: Site, form: dict[str, Any], prompts: list[str], seeds: 
     for prompt in prompts:
         for number in range(times):
             seed = new_seed() if form["randomise"] else form["seed"] + number
-            yield form_request(site.checkpoint, {**form, "prompt": prompt, "seed": seed})
+            yield {**form, "prompt": prompt, "seed": seed}
 
 
 def batch_notice(done: int, count: int, reason: str = "") -> str:

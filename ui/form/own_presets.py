@@ -11,7 +11,7 @@ import gradio as gr
 
 from pipeline import VideoRequest
 from ui.form.inputs import Fields
-from ui.form.read import SIDE_BY_SIDE, form_request, page_sentence
+from ui.form.read import SIDE_BY_SIDE, TEXT, form_request, page_sentence
 from ui.form.restore import fill, general_values
 from ui.look.parts import QUIET, Drawn, notice_html
 from ui.site import Site
@@ -61,7 +61,7 @@ def own_presets(site: Site, fields: Fields, notice: gr.HTML) -> None:
 
 def preset_of(site: Site, form: dict[str, Any]) -> dict[str, Any]:
     """The form's settings as JSON. Raises ValueError for a value that cannot be used."""
-    plain = {**form, "prompt": "-", "negative_prompt": "", "seed": 0, "refine": None}
+    plain = {**form, "prompt": "-", "negative_prompt": "", "seed": 0, "refine": None, "task": TEXT}
     request = form_request(site.checkpoint, plain)
     return request.to_dict() | {"side_by_side": form["mode"] == SIDE_BY_SIDE}
 

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from bsa import BlockPlan, BSAConfig, Grid
 from pipeline import CheckpointInfo, VideoRequest
 from pipeline.estimate.estimator import Estimate
-from ui.form.read import AUTOMATIC, DENSE_ONLY, SIDE_BY_SIDE, SPARSE_ONLY, form_request, page_sentence
+from pipeline.request.start import FromFrames
+from pipeline.runs.long_video import LongVideo
+from ui.form.read import (
+    AUTOMATIC,
+    DENSE_ONLY,
+    SIDE_BY_SIDE,
+    SPARSE_ONLY,
+    form_long,
+    form_request,
+    is_long,
+    page_sentence,
+)
 from ui.jobs.estimates import Estimates
 from ui.jobs.eta import duration_text
 
 MOST_CELLS = 256
+SEGMENTS, WHOLE, GIVEN = "Segments", "All segments", "Given"
+LENGTH = "{count}, together {frames} frames, {seconds} s"
+GIVEN_FRAMES = "{count} of {of} latent frames, which are read and not made"
+UNTRAINED = (
+    "{name} was trained to begin from text alone. It keeps the frames that are given, but soon after them outlines "
+    "jump and colours shift, and it goes on with a scene of its own as the prompt describes it."
+)
+_CONTINUED = FromFrames(video="end.mp4")
 SMALLER = "Smaller blocks"
 TERMS = {
     SMALLER: "In the papers these are ragged blocks: the grid's edge cuts them short, and they count with their true "
@@ -30,10 +50,15 @@ def plan_panel(checkpoint: CheckpointInfo, values: Mapping[str, Any], estimates:
     values = {**values, "prompt": "-", "negative_prompt": ""}
     try:
         request = form_request(checkpoint, values, None if estimates is None else estimates.choose)
+        video = form_long(checkpoint, values, request) if is_long(values) else None
         expected = "" if estimates is None else _expected(checkpoint, values, request, estimates)
+        whole = None if video is None or estimates is None else long_seconds(estimates, video, values["mode"])
     except ValueError as error:
         return plan_error(error)
-    return _describe(request, expected)
+    rows = [] if video is None else long_rows(video, whole)
+    if not checkpoint.trained_for(request.start) or (video is not None and not checkpoint.trained_for(_CONTINUED)):
+        expected = f'<p class="advice" data-kind="untrained">{escape(untrained(checkpoint))}</p>{expected}'
+    return _describe(request, expected, rows)
 
 
 def plan_error(error: ValueError) -> str:
@@ -50,14 +75,42 @@ def _expected(
     mode = values["mode"]
     if mode == AUTOMATIC:
         mode = DENSE_ONLY if request.bsa is None else SPARSE_ONLY
-    return outlook(estimates, request, sparse, mode)
+    return outlook(estimates, request, sparse, mode, FIRST if is_long(values) else TIME)
 
 
-def _describe(request: VideoRequest, expected: str) -> str:
+def untrained(checkpoint: CheckpointInfo) -> str:
+    """What to expect of pictures and clips from a checkpoint that was trained from text alone."""
+    return UNTRAINED.format(name=checkpoint.name)
+
+
+def long_rows(video: LongVideo, seconds: float | None) -> list[tuple[str, str]]:
+    """Rows of the table for a long video. seconds: that it takes, if known."""
+    text = LENGTH.format(count=len(video), frames=video.frames, seconds=f"{video.frames / video.request.fps:.1f}")
+    return [(SEGMENTS, text), *([] if seconds is None else [(WHOLE, duration_text(seconds))])]
+
+
+def long_seconds(estimates: Estimates, video: LongVideo, mode: str) -> float | None:
+    """Expected seconds for all segments, and for both videos of a pair; None if unknown."""
+    total, kinds = 0.0, [(video.segment(0, Path("end.mp4")), 1)]
+    if len(video) > 1:
+        kinds.append((video.segment(1, Path("end.mp4")), len(video) - 1))
+    for request, count in kinds:
+        estimates.plan(request)
+        for one in (request, request.dense) if mode == SIDE_BY_SIDE else (request,):
+            estimate = estimates.of(one)
+            if estimate is None or estimate.seconds is None:
+                return None
+            total += count * estimate.seconds["total"]
+    return total
+
+
+def _describe(request: VideoRequest, expected: str, first: Sequence[tuple[str, str]] = ()) -> str:
     work = request.workload
     grid, active = work.grid, work.sparse
     verdict = "BSA active" if active else "BSA not active"
-    rows = [("Token grid", f"{_sides(grid)} = {_count(grid.volume)} tokens")]
+    rows = [*first, ("Token grid", f"{_sides(grid)} = {_count(grid.volume)} tokens")]
+    if work.conditioning:
+        rows.append((GIVEN, GIVEN_FRAMES.format(count=work.conditioning, of=grid.t)))
     picture = ""
     if work.bsa is not None and work.blocks is not None:
         plan = work.blocks
@@ -122,7 +175,7 @@ def _count(number: int) -> str:
     return f"{number:,}"
 
 
-TIME, MEMORY = "Time", "Memory"
+TIME, FIRST, MEMORY = "Time", "First segment", "Memory"
 TIME_BOTH = "dense {dense}, sparse {sparse}"
 TIME_SPARSE = "sparse {sparse} (dense would take {dense})"
 TIME_DENSE = "dense {dense} (sparse would take {sparse})"
@@ -134,11 +187,13 @@ FITS, TIGHT, TOO_LARGE = "fits", "may not fit", "does not fit"
 BASIS = "Estimated from {basis}; a busy machine takes longer."
 
 
-def outlook(estimates: Estimates, request: VideoRequest, sparse: VideoRequest, mode: str) -> str:
+def outlook(
+    estimates: Estimates, request: VideoRequest, sparse: VideoRequest, mode: str, time: str = TIME
+) -> str:
     """HTML of time, memory and advice; "" for a checkpoint without estimates.
 
     request: the request of the form. sparse: the same request with BSA, even if the form has it off.
-    mode: the form's choice of attention.
+    mode: the form's choice of attention. time: name of the row of seconds.
     """
     estimate, available = estimates.of(request), estimates.available()
     if estimate is None or available is None:
@@ -146,7 +201,7 @@ def outlook(estimates: Estimates, request: VideoRequest, sparse: VideoRequest, m
     both = {"dense": estimates.of(sparse.dense), "sparse": estimates.of(sparse)}
     arms = {name: arm for name, arm in both.items() if arm is not None}  # all or none
     made = [arm for name, arm in arms.items() if mode in (name, SIDE_BY_SIDE)]
-    rows = [(TIME, _time(arms, sparse, mode)), (MEMORY, _memory(max(made, key=_peak), available))]
+    rows = [(time, _time(arms, sparse, mode)), (MEMORY, _memory(max(made, key=_peak), available))]
     table = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in rows)
     advice = None if request.auto else estimates.advice(sparse)  # an automatic choice has its own reason
     said = ""

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from bsa import BSAConfig, Grid, selectors
 from pipeline import CheckpointInfo, VideoRequest
-from pipeline.media.clip import inspect_clip
+from pipeline.media.clip import check_length, inspect_clip
+from pipeline.media.picture import inspect_picture
 from pipeline.request.fields import FIELDS
 from pipeline.request.sentences import one_line
+from pipeline.request.start import FromFrames
 from pipeline.request.values import real, whole
+from pipeline.runs.long_video import COND_FRAMES, LongVideo, prompts_for
 
 SIDE_BY_SIDE, SPARSE_ONLY, DENSE_ONLY, AUTOMATIC = "both", "sparse", "dense", "auto"
+TEXT, IMAGE, CLIP, LONG = "t2v", "i2v", "vc", "long"  # tasks, named as on the command line; the first three begin
 TOP_K, MASS, TOP_K_AND_MASS = selectors.TOP_K, selectors.MASS, selectors.TOP_K_AND_MASS
+
+NO_IMAGE = "there is no picture to begin with; drop one into its field, or take one of the examples"
+NO_CLIP = "there is no clip to go on from; drop one into its field, or press Go on from this under a finished video"
+IMAGE_GONE = "the picture is gone from the server; choose it again"
+CLIP_GONE = "the clip is gone from the server; choose it again"
+REFINES = "a clip is chosen under Refine a clip; clear it there, or choose Text to video to refine it"
 
 
 def new_seed() -> int:
@@ -32,8 +43,12 @@ def form_request(
     values: the form's values by field name, as `ui.form.inputs` names them.
     choose: returns a request with the attention that suits it, for the mode `AUTOMATIC`; without it that mode takes the
         checkpoint's sparse attention.
+    Of a long video this is its first segment, see `form_long`.
     Raises ValueError with one sentence for the first value that cannot be used.
     """
+    begins = beginning(values)
+    if values.get("refine") and (begins, is_long(values)) != (TEXT, False):
+        raise ValueError(REFINES)
     automatic = values["mode"] == AUTOMATIC
     bsa = checkpoint.sparse if automatic else None
     if values["mode"] in (SIDE_BY_SIDE, SPARSE_ONLY):
@@ -49,7 +64,7 @@ def form_request(
         )
     request = video_request(
         checkpoint,
-        prompt=values["prompt"] or "",
+        prompt=(prompt_lines(values) or [""])[0] if is_long(values) else values["prompt"] or "",
         negative_prompt=values["negative_prompt"] or "",
         width=values["width"],
         height=values["height"],
@@ -63,8 +78,43 @@ def form_request(
         refine=values.get("refine"),
         double_frames=values.get("double_frames", True),
         t_thresh=values.get("t_thresh", 0.5),
+        image=(values.get("image") or "") if begins == IMAGE else None,
+        clip=(values.get("clip") or "") if begins == CLIP else None,
+        cond_frames=values.get("cond_frames", COND_FRAMES),
     )
     return choose(request) if automatic and choose is not None else request
+
+
+def form_long(checkpoint: CheckpointInfo, values: Mapping[str, Any], request: VideoRequest) -> LongVideo:
+    """The plan of the long video that the form describes. request: of its first segment, from `form_request`.
+
+    Raises ValueError with one sentence for what cannot be made.
+    """
+    prompts = prompts_for(prompt_lines(values) or [""], whole("number of segments", values["segments"]))
+    frames = whole("cond_frames", values.get("cond_frames", COND_FRAMES))
+    return LongVideo(request, prompts, frames, enhance_hf=not request.use_distill)
+
+
+def is_long(values: Mapping[str, Any]) -> bool:
+    return values.get("task") == LONG
+
+
+def beginning(values: Mapping[str, Any]) -> str:
+    """What the form's video begins with: TEXT alone, an IMAGE or a CLIP."""
+    chosen = values.get("begins") if is_long(values) else values.get("task")
+    return chosen if chosen in (IMAGE, CLIP) else TEXT
+
+
+def file_of(values: Mapping[str, Any]) -> str | None:
+    """The file that has to be read for the form's request, if any."""
+    name = {IMAGE: "image", CLIP: "clip"}.get(beginning(values))
+    return values.get("refine") or (values.get(name) if name else None)
+
+
+def prompt_lines(values: Mapping[str, Any]) -> list[str]:
+    """The prompts of a long video's segments: the lines of the field that are not empty."""
+    lines = (line.strip() for line in (values["prompt"] or "").splitlines())
+    return [line for line in lines if line]
 
 
 def keep_by(bsa: BSAConfig) -> str:
@@ -112,21 +162,53 @@ def video_request(
     refine: str | None = None,
     double_frames: bool = True,
     t_thresh: Any = 0.5,
+    image: str | None = None,
+    clip: str | None = None,
+    cond_frames: Any = COND_FRAMES,
 ) -> VideoRequest:
     """Build a request from single values. Raises ValueError for a value that cannot be used.
 
     refine: path of a clip; its number of frames then replaces `num_frames`.
+    image: path of the picture that the video begins with. clip: path of the clip that it goes on from, by its last
+        `cond_frames`. "" for one that is to be chosen yet, None for neither. With one of them, a width and height of
+        None are LongCat's for its shape.
     use_distill: None takes the value that the adapter needs, or the checkpoint's.
     """
     numbers = {"width": width, "height": height, "steps": steps, "guidance_scale": guidance_scale, "seed": seed}
+    if image is not None or clip is not None:
+        numbers = {name: value for name, value in numbers.items() if value is not None}
     given: dict[str, Any] = {name: FIELDS[name].read(value) for name, value in numbers.items()}
     given |= {"negative_prompt": negative_prompt, "bsa": bsa, "lora": lora or None}
     if use_distill is not None:
         given["use_distill"] = use_distill
     if not refine:
-        return checkpoint.request(prompt, num_frames=FIELDS["num_frames"].read(num_frames), **given)
+        given["num_frames"] = FIELDS["num_frames"].read(num_frames)
+        if image is not None:
+            return checkpoint.image_to_video(prompt, inspect_picture(_there(image, NO_IMAGE, IMAGE_GONE)), **given)
+        if clip is not None:
+            return _continuation(checkpoint, prompt, _there(clip, NO_CLIP, CLIP_GONE), cond_frames, given)
+        return checkpoint.request(prompt, **given)
     level = real("noise level", t_thresh)
     return checkpoint.refinement(prompt, inspect_clip(refine), t_thresh=level, double_frames=double_frames, **given)
+
+
+def _continuation(
+    checkpoint: CheckpointInfo, prompt: str, path: str, cond_frames: Any, given: dict[str, Any]
+) -> VideoRequest:
+    clip = inspect_clip(path)
+    request = checkpoint.continuation(prompt, clip, cond_frames=whole("cond_frames", cond_frames), **given)
+    assert isinstance(request.start, FromFrames)
+    check_length(request.start, clip.frames)
+    return request
+
+
+def _there(path: str, missing: str, gone: str) -> str:
+    """The path of a file that was chosen and is still there; ValueError with one of the sentences if not."""
+    if not path:
+        raise ValueError(missing)
+    if not Path(path).is_file():
+        raise ValueError(gone)
+    return path
 
 
 def _chunk(name: str, sides: Sequence[Any]) -> Grid:
@@ -146,6 +228,7 @@ _PAGE_WORDS = {
     "select_every": "select every",
     "chunk_k": "key chunk",
     "t_thresh": "noise level",
+    "cond_frames": "conditioning frames",
 }
 
 

@@ -88,7 +88,7 @@ class ClipChooser:
         if not path:
             return self.clear()
         try:
-            clip, prompt = await self._site.clips.read(path, _look_at, path)
+            clip, prompt = await self._site.clips.read(path, look_at_clip, path)
             request = self._site.checkpoint.refinement("-", clip, double_frames=double_frames, t_thresh=t_thresh)
         except ValueError as error:
             return {self._notice: notice_html(page_sentence(error), "error"), refine: None}
@@ -136,7 +136,7 @@ class ClipChooser:
         return fill(self._fields, values) | {self._notice: notice_html(said)}
 
 
-def _look_at(path: str) -> tuple[Clip, str | None]:
+def look_at_clip(path: str) -> tuple[Clip, str | None]:
     """The clip and the prompt stored in it. For a clip of another program it is None, and the form's prompt is used."""
     clip = inspect_clip(path)
     try:

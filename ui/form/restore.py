@@ -10,10 +10,22 @@ import gradio as gr
 
 from bsa import BSAConfig
 from bsa.config import SCHEDULE
-from pipeline import FromClip, VideoRequest, cli_command, python_code, read_settings
+from pipeline import FromClip, FromFrames, FromImage, FromNoise, VideoRequest, cli_command, python_code, read_settings
 from pipeline.request.load_options import LoadOptions
+from pipeline.request.start import Start
+from pipeline.runs.long_video import LongVideo
 from ui.form.inputs import Fields
-from ui.form.read import DENSE_ONLY, SIDE_BY_SIDE, SPARSE_ONLY, keep_by, page_sentence
+from ui.form.read import (
+    CLIP,
+    DENSE_ONLY,
+    IMAGE,
+    LONG,
+    SIDE_BY_SIDE,
+    SPARSE_ONLY,
+    TEXT,
+    keep_by,
+    page_sentence,
+)
 from ui.jobs.job import VideoJob
 from ui.look.parts import QUIET, Drawn, notice_html
 from ui.site import Site
@@ -28,13 +40,20 @@ OTHER_QUANTIZATION = (
 OTHER_PRECISION = "It was made in {made}, and this server computes in {here}: the result will differ by rounding."
 OTHER_FPS = "It has {fps} frames a second; the form has no field for that, and this checkpoint uses {here}."
 OTHER_CLIP = "It was refined from {clip}, which is not here: choose that clip under Refine a clip."
-BEGINS_WITH = "It begins with {file}; the form has no place for that, but the command line has (--image, --video)."
+OTHER_IMAGE = "It begins with a picture that is not here: choose it again."
+OTHER_SOURCE = "It goes on from a clip that is not here: choose it again."
+OTHER_CONTINUATION = (
+    "It was continued with another cache or schedule; the form has no field for that, but the command line has "
+    "(--kv-cache, --enhance-hf)."
+)
+OWN_SEEDS = "Some of its segments were made again with seeds of their own, which the form cannot hold."
 PIECE_OF_LONG = (
     "{video} is a piece of a long video and begins with the refined frames of the piece before it, for which the form "
     "has no place; refine the long video again, with --task long --refine"
 )
 LARGE_SEED = "Its seed {seed} has more digits than the form can hold; the command line can use it."
 OF_ONE_VIDEO = ("prompt", "negative_prompt", "seed", "randomise")
+OF_ITS_TASK = ("task", "begins", "image", "clip", "cond_frames", "segments", "after")
 LARGEST_SEED = 2**53  # a browser's numbers are exact up to here
 PACKAGES = ("torch", "triton", "fastvideo", "diffusers", "transformers")
 
@@ -47,10 +66,9 @@ def form_values(request: VideoRequest, side_by_side: bool | None = None) -> dict
     values = {name: getattr(request, name) for name in ("prompt", "negative_prompt", "width", "height", "num_frames")}
     values |= {"steps": request.steps, "guidance_scale": request.guidance_scale, "seed": request.seed}
     values |= {"randomise": False, "use_distill": request.use_distill, "fps": request.fps, "lora": request.lora or ""}
+    values |= _task_values(request.start)
     clip = request.start if isinstance(request.start, FromClip) else None
-    # a full path is a file of this server; a bare name comes from the settings inside a video
-    here = clip is not None and Path(clip.video).is_absolute() and Path(clip.video).is_file()
-    values["refine"] = clip.video if clip is not None and here else None
+    values["refine"] = None if clip is None else _here(clip)
     if clip is not None:
         values |= {"double_frames": clip.double_frames, "t_thresh": clip.t_thresh}
     if request.bsa is None:
@@ -58,10 +76,42 @@ def form_values(request: VideoRequest, side_by_side: bool | None = None) -> dict
     return values | {"mode": SIDE_BY_SIDE if side_by_side else SPARSE_ONLY} | _attention_values(request.bsa)
 
 
+def long_values(video: LongVideo, side_by_side: bool | None = None) -> dict[str, Any]:
+    """The same for a long video."""
+    values = form_values(video.request, side_by_side)
+    task = {"task": LONG, "begins": values["task"], "segments": len(video), "cond_frames": video.cond_frames}
+    return values | task | {"prompt": "\n".join(" ".join(prompt.split()) for prompt in video.prompts)}
+
+
+def job_values(job: VideoJob) -> dict[str, Any]:
+    """The same for what a job makes."""
+    if job.long is not None:
+        return long_values(job.long, job.side_by_side)
+    return form_values(job.request, job.side_by_side)
+
+
+def _task_values(start: Start) -> dict[str, Any]:
+    values: dict[str, Any] = {"task": TEXT, "begins": TEXT, "image": None, "clip": None, "after": ""}
+    if isinstance(start, FromImage):
+        return values | {"task": IMAGE, "image": _here(start)}
+    if isinstance(start, FromFrames):
+        return values | {"task": CLIP, "clip": _here(start), "cond_frames": start.cond_frames}
+    return values
+
+
+def _here(start: Start) -> str | None:
+    """The path of the file that a video begins with, if it is on this server. A bare name, from the settings inside a
+    video, says nothing of this machine."""
+    source = start.source
+    return str(source) if source is not None and source.is_absolute() and source.is_file() else None
+
+
 def general_values(request: VideoRequest, side_by_side: bool) -> dict[str, Any]:
-    """`form_values` without the values that belong to a single video: its prompts and its seed."""
+    """`form_values` without the values that belong to a single video: its prompts and its seed; and without its task,
+    if it begins from text alone, as settings for any task do."""
     values = form_values(request, side_by_side)
-    return {name: value for name, value in values.items() if name not in OF_ONE_VIDEO}
+    leave = (*OF_ONE_VIDEO, *(OF_ITS_TASK if isinstance(request.start, FromNoise) else ()))
+    return {name: value for name, value in values.items() if name not in leave}
 
 
 def _attention_values(bsa: BSAConfig) -> dict[str, Any]:
@@ -87,15 +137,24 @@ def fill(fields: Fields, values: dict[str, Any]) -> dict[Any, Any]:
     return changes
 
 
-def remarks(site: Site, fields: Fields, request: VideoRequest, versions: dict[str, str]) -> list[str]:
-    """Sentences about differences that keep the form, or this machine, from making exactly the same video again."""
+def remarks(
+    site: Site, fields: Fields, request: VideoRequest, versions: dict[str, str], long: LongVideo | None = None
+) -> list[str]:
+    """Sentences about differences that keep the form, or this machine, from making exactly the same video again.
+
+    long: the long video whose first segment is `request`.
+    """
     defaults, said = site.checkpoint.defaults, []
-    clip, source = request.start.clip, request.start.source
-    if source is not None and clip is None:
-        said.append(BEGINS_WITH.format(file=source.name[:80]))
+    if long is not None and long.seeds:
+        said.append(OWN_SEEDS)
+    start, clip = request.start, request.start.clip
+    if isinstance(start, FromImage | FromFrames) and _here(start) is None:
+        said.append(OTHER_IMAGE if isinstance(start, FromImage) else OTHER_SOURCE)
+    if isinstance(start, FromFrames) and (start.kv_cache, start.enhance_hf) != ("device", not request.use_distill):
+        said.append(OTHER_CONTINUATION)
     if clip is not None and form_values(request)["refine"] is None:
         said.append(OTHER_CLIP.format(clip=clip.name[:80]))
-    elif clip is None and "fps" not in fields and request.fps != defaults["fps"]:
+    elif isinstance(start, FromNoise | FromImage) and "fps" not in fields and request.fps != defaults["fps"]:
         said.append(OTHER_FPS.format(fps=request.fps, here=defaults["fps"]))
     if request.seed > LARGEST_SEED:
         said.append(LARGE_SEED.format(seed=request.seed))
@@ -133,13 +192,15 @@ def settings_drop(site: Site, fields: Fields, notice: gr.HTML) -> None:
         try:
             found = read_settings(path)
             check_whole(found.request, Path(path).name)
+            long = None if found.long is None else LongVideo.from_dict(found.long)
         except ValueError as error:
             return {notice: notice_html(page_sentence(error), "error"), drop: None}
         said = [RESTORED.format(video=Path(path).name)]
         if found.checkpoint not in (None, "", site.checkpoint.name):
             said.append(OTHER_CHECKPOINT.format(made=found.checkpoint[:80], here=site.checkpoint.name))
-        said += remarks(site, fields, found.request, found.versions)
-        return fill(fields, form_values(found.request)) | {notice: notice_html(" ".join(said)), drop: None}
+        said += remarks(site, fields, found.request, found.versions, long)
+        values = form_values(found.request) if long is None else long_values(long)
+        return fill(fields, values) | {notice: notice_html(" ".join(said)), drop: None}
 
     drop.upload(restore, drop, [*fields.values(), notice, drop], **QUIET)
 
@@ -160,6 +221,8 @@ def code_of(site: Site, job: VideoJob) -> dict[str, str]:
     made = next(iter(job.results.values()), None)
     versions = {} if made is None else made.versions
     device = versions.get("device", "auto").partition(":")[0]
+    if job.long is not None:
+        return _long_code(site, job, job.long, device, LoadOptions.from_versions(versions))
     output = f"again-{job.id}" if job.side_by_side else f"again-{job.id}.mp4"
     options: dict[str, Any] = {"model_path": site.checkpoint.path, "device": device, "output": output}
     options |= {"compare": job.side_by_side, "weights": LoadOptions.from_versions(versions)}
@@ -167,5 +230,24 @@ def code_of(site: Site, job: VideoJob) -> dict[str, str]:
     code = {"python": python_code(job.request, **options)}
     try:
         return code | {"cli": cli_command(job.request, **options)}
+    except ValueError as error:
+        return code | {"why": page_sentence(error)}
+
+
+def _long_code(site: Site, job: VideoJob, video: LongVideo, device: str, weights: LoadOptions) -> dict[str, str]:
+    """`code_of` a long video: of a pair, the two one after the other."""
+    plans = {arm: video.dense if arm == "dense" else video for arm in job.arms}
+    options: dict[str, Any] = {"model_path": site.checkpoint.path, "device": device, "compare": False}
+    options |= {"weights": weights}
+
+    def made(write: Any) -> str:
+        texts = [
+            write(plan.request, output=f"again-{job.id}-{arm}", long=plan, **options) for arm, plan in plans.items()
+        ]
+        return "\n".join(texts)
+
+    code = {"python": made(python_code)}
+    try:
+        return code | {"cli": made(cli_command)}
     except ValueError as error:
         return code | {"why": page_sentence(error)}

@@ -36,7 +36,7 @@ class Estimates:
         self._expected = expected_device(device)
         self._worker = worker
         self._estimator: Estimator | None = None
-        self._memory = (float("-inf"), 0)
+        self._memory: tuple[float, int | None] = (float("-inf"), None)
         self._calibration: threading.Thread | None = None
         worker.admit.append(self._admit)
         worker.on_submit.append(self._expect)
@@ -88,11 +88,11 @@ class Estimates:
             self._memory = time.monotonic(), size
         return size
 
-    def _read_available(self) -> int:
+    def _read_available(self) -> int | None:
         runners = self._worker.runners
-        elsewhere = [there.available for runner in runners if (there := runner.engine.reading()) is not None]
+        elsewhere = [there for runner in runners if (there := runner.engine.reading()) is not None]
         if elsewhere:
-            return min(elsewhere)
+            return min((there.available for there in elsewhere if there.total), default=None)
         if self.device.type != "cuda":
             return (available_memory(self.device) + self.held()) // len(runners)
         return min(available_memory(runner.device or self.device) + _reserved(runner) for runner in runners)
@@ -151,8 +151,8 @@ class Estimates:
             job.speedup = self.ratio(job.request)
 
     def _observe(self, job: Job) -> None:
-        results, estimator, learnt = getattr(job, "results", None), self._estimator, False
-        for result in results.values() if isinstance(results, dict) else ():
+        estimator, learnt = self._estimator, False
+        for result in getattr(job, "made", ()):
             if estimator is not None and isinstance(result, VideoResult):
                 estimator.observe(result)
                 learnt = True

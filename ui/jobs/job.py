@@ -21,7 +21,8 @@ import numpy as np
 
 from pipeline import Cancelled, Comparison, StepUpdate, VideoRequest, VideoResult, compare
 from pipeline.request.result import Generator, OnStep
-from pipeline.request.start import FromClip, FromImage, FromNoise
+from pipeline.request.start import FromClip, FromImage, FromNoise, Start
+from pipeline.runs.long_video import LongVideo
 
 log = logging.getLogger("ui")
 
@@ -29,6 +30,7 @@ CLIP_GONE = "the clip to refine is gone; choose it again"
 FILE_GONE = "the file that the video begins with is gone; choose it again"
 
 ARMS = ("dense", "sparse")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # names of images that can be chosen
 
 Listener = Callable[["Job"], None]
 
@@ -164,11 +166,13 @@ class VideoJob(Job):
     """One press of Generate: one video, or the same clip both dense and sparse.
 
     results: the finished videos by arm, in the order of `arms`.
+    long: the plan of a long video, of which `request` describes the whole; None for any other.
     speedup: how many times as fast the sparse video is expected to be made; None if that is not known.
     """
 
     request: VideoRequest
     side_by_side: bool
+    long: LongVideo | None = field(default=None, init=False)
     results: dict[str, VideoResult] = field(default_factory=dict, init=False)
     comparison: Comparison | None = field(default=None, init=False)
     speedup: float | None = field(default=None, init=False)
@@ -176,6 +180,25 @@ class VideoJob(Job):
     def __post_init__(self) -> None:
         if self.side_by_side:
             self.request.workload.check_comparison()
+
+    @property
+    def made(self) -> list[VideoResult]:
+        """What was generated, each with its own request; estimates learn from it."""
+        return list(self.results.values())
+
+    @property
+    def playable(self) -> bool:
+        """Whether there is something to look at."""
+        return bool(self.results)
+
+    @property
+    def place(self) -> str:
+        """Which part of the video is being made, in words; "" for a video in one part."""
+        return ""
+
+    def asked(self) -> dict[str, Any]:
+        """What the job is made from again, ready for JSON."""
+        return self.request.to_dict() | {"side_by_side": self.side_by_side}
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -223,7 +246,7 @@ class VideoJob(Job):
         super().begin_again()
 
     def run(self, pipeline: Generator, on_step: OnStep) -> None:
-        self._keep_source()
+        self.request = replace(self.request, start=self.keep_source(self.request.start))
         watched = _Watched(pipeline, self)
         if self.side_by_side:
             first = self.sparse_first
@@ -231,20 +254,21 @@ class VideoJob(Job):
         else:
             watched.generate_frames(self.request, on_step, self.folder / f"{self.arms[0]}.mp4")
 
-    def _keep_source(self) -> None:
-        """Copy the clip or image that the video is made from into the job's folder, because an upload or an earlier run
-        may be deleted later."""
-        start = self.request.start
+    def keep_source(self, start: Start) -> Start:
+        """The start with the clip or image that it names copied into the job's folder, because an upload or an earlier
+        run may be deleted later."""
         if isinstance(start, FromNoise):
-            return
-        kept = self.folder / ("image" if isinstance(start, FromImage) else "clip.mp4")
+            return start
+        kind = start.source.suffix.lower()
+        name = f"image{kind if kind in PICTURES else ''}" if isinstance(start, FromImage) else "clip.mp4"
+        kept = self.folder / name
         if start.source == kept.absolute():  # of a job that began before
-            return
+            return start
         try:
             shutil.copyfile(start.source, kept)
         except FileNotFoundError:
             raise ValueError(CLIP_GONE if isinstance(start, FromClip) else FILE_GONE) from None
-        self.request = replace(self.request, start=start.at(kept.absolute()))
+        return start.at(kept.absolute())
 
     def report(self) -> dict[str, Any]:
         """The request, the results and the measurements, ready for JSON.
@@ -287,14 +311,14 @@ def tell(listeners: Sequence[Listener], job: Job) -> None:
 
 
 def plain(value: Any, key: str = "") -> Any:
-    """Values for JSON: without infinities, and with videos as file names."""
+    """Values for JSON: without infinities, and with videos and images as file names."""
     if isinstance(value, dict):
         return {name: plain(entry, name) for name, entry in value.items()}
     if isinstance(value, list | tuple):
         return [plain(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return Path(value).name if key == "video" and value is not None else value
+    return Path(value).name if key in ("video", "image") and value is not None else value
 
 
 def arm_of(request: VideoRequest) -> str:

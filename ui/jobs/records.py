@@ -41,14 +41,14 @@ def keep_record_of(store: Store, worker: Any) -> None:
 
 
 def record_of(job: Job) -> Record:
-    request, over = getattr(job, "request", None), job.state not in LIVE
+    over = job.state not in LIVE
     return Record(
         id=job.id,
         owner=job.owner,
         kind=kind_of(job),
         state=job.state,
         error=job.error,
-        request={} if request is None else request.to_dict() | {"side_by_side": getattr(job, "side_by_side", False)},
+        request=_asked(job),
         report=_report(job) if over or isinstance(job, SweepJob) else {},
         posters=_posters(job) if over else {},
         folder=job.folder.name,
@@ -56,6 +56,13 @@ def record_of(job: Job) -> Record:
         started=job.started,
         ended=job.ended,
     )
+
+
+def _asked(job: Job) -> dict[str, Any]:
+    if isinstance(job, VideoJob):
+        return job.asked()
+    request = getattr(job, "request", None)
+    return {} if request is None else request.to_dict() | {"side_by_side": False}
 
 
 def kind_of(job: Job) -> str:
@@ -135,7 +142,9 @@ def _report(job: Job) -> dict[str, Any]:
         return plain(_sweep_report(job))
     if not isinstance(job, VideoJob):
         return plain(job.report())
-    report = {arm: result.to_dict() for arm, result in job.results.items()}
+    report: dict[str, Any] = {arm: result.to_dict() for arm, result in job.results.items()}
+    if job.long is not None:
+        report["playable"] = job.playable
     if job.comparison is not None:
         report |= job.comparison.figures()
     return plain(report)
@@ -154,11 +163,14 @@ def _sweep_report(job: SweepJob) -> dict[str, Any]:
 
 def _posters(job: Job) -> dict[str, str]:
     """{name of a video: picture from its middle}: the videos of a video job by arm, of others the first two files."""
-    if isinstance(job, VideoJob):
+    if isinstance(job, VideoJob) and (job.results or job.long is None):
         middle = job.request.num_frames // 2 / job.request.fps
         videos = {arm: result.video for arm, result in job.results.items()}
     else:
         middle = 0.0
-        videos = {file.stem: file for file in sorted(job.folder.glob("**/*.mp4"))[:2]}
+        found = sorted(job.folder.glob("**/*.mp4"))
+        if isinstance(job, VideoJob):  # a long video without its end: what there is of its first segment
+            found = [file for file in found if file.name == "segment-001.mp4"]
+        videos = {file.parent.name if isinstance(job, VideoJob) else file.stem: file for file in found[:2]}
     made = {name: poster(file, middle) for name, file in videos.items()}
     return {name: picture for name, picture in made.items() if picture}

@@ -47,6 +47,11 @@ class SweepJob(Job):
         return {result.video.name: result for result in made}
 
     @property
+    def made(self) -> list[VideoResult]:
+        """What was generated; estimates learn from it."""
+        return list(self.results.values())
+
+    @property
     def total(self) -> int:
         """Number of videos: of those expected before the end, of those made or failed then."""
         return max(self.tried, len(self.requests)) if self.unfinished else self.tried

@@ -24,7 +24,7 @@ from ui.jobs.runner import Crew, Runner
 MAX_WAITING = 200
 MAX_WAITING_OF_ONE = 20
 KEPT_JOBS = 100  # finished ones that can still be found; a history keeps more, on disk
-LIVES = 2  # of a job where there are other engines: one that loses its engine is made once more
+LIVES = 2  # of a job where there are other engines or machines: one that loses its engine is made once more
 
 READY_SOME = "{name} is ready on {ready} of {count} engines"
 BUSY = "{name} is making a video"
@@ -46,7 +46,7 @@ class Worker:
     engine: one engine or several, which are started again when they have died; or a function that loads a pipeline into
         this process. When none can be started, the reason becomes the status sentence, and every job that waits fails
         with it. The next job has them started once more, after a while, unless what was asked for is the reason
-        (ValueError). With several, a job that loses its engine is put back once.
+        (ValueError). With several, or on other machines, a job that loses its engine is put back once.
     output_dir: each job writes into its own new folder below it.
     max_waiting, max_waiting_of_one: jobs that may wait, in all and of one owner. Jobs without an owner count in all.
     admit: each is called with every new job and may refuse it with a ValueError.
@@ -82,7 +82,7 @@ class Worker:
         self.runners: list[Runner] = []
         crew = Crew(self.queue, self.runners, self._end, lambda job: tell(self.on_part, job), self._gave_up)
         self.runners += [Runner(number, one, name, crew) for number, one in enumerate(engines)]
-        self._lives = LIVES if len(engines) > 1 else 1
+        self._lives = LIVES if len(engines) > 1 or engines[0].reading() is not None else 1
         self.queue.engines = lambda: sum(runner.state != "failed" for runner in self.runners)
 
     def start(self) -> Worker:

@@ -80,6 +80,10 @@ function card(run, shown) {
     button.setAttribute('aria-pressed', chosen);
     actions.append(button);
   }
+  run.arms.forEach((arm) => {
+    const text = run.arms.length < 2 ? 'Go on from this' : `Go on from the ${arm} one`;
+    actions.append(action('', text, `${text}: ${name}`, () => trigger('submit', { job: run.job, arm })));
+  });
   if (!run.live) {
     const sure = () => question('Delete this run and its videos?', () => trigger('delete', { job: run.job }));
     actions.append(action('history-delete', 'Delete', `Delete: ${name}`, sure));

@@ -129,6 +129,12 @@ function comparePlayer(root, tiles, server) {
   });
 
   return {
+    // Both clips go to a frame; false where there is no pair.
+    goTo(frame) {
+      if (!sync.active) return false;
+      sync.goTo(frame);
+      return true;
+    },
     // clip: { fps, frames } of a pair made by one job, which starts from its first frame; null for no pair
     // key: of the pair's attention record, '' without one
     set(job, clip, calm, key) {

@@ -5,6 +5,7 @@ const tiles = Object.fromEntries([...element.querySelectorAll('.tile')].map((t) 
 const calm = matchMedia('(prefers-reduced-motion: reduce)').matches;
 const preview = { arm: '', strip: null, image: new Image(), fps: 4, frame: 0 };
 const player = comparePlayer(element.querySelector('.player'), tiles, server);
+const segments = timeline(element.querySelector('.timeline'), (asked) => trigger('edit', { job, ...asked }), (frame) => play(frame));
 let job = '';
 let clips = null; // frame rate and length of the newest pair
 
@@ -69,6 +70,24 @@ async function save(event) {
 }
 element.querySelectorAll('.save').forEach((link) => link.addEventListener('click', save));
 
+// What is on the stage goes to a segment's first frame: a pair together, one video by itself.
+function play(frame) {
+  if (player.goTo(frame)) return true;
+  const shown = Object.values(tiles).filter((tile) => tile.dataset.video === job && tile.dataset.state === 'video');
+  shown.forEach((tile) => (tile.querySelector('video').currentTime = (frame + 0.5) / (clips?.fps || 15)));
+  return shown.length > 0;
+}
+
+// The video of a tile is a clip to go on from; which run it is of, the tile knows.
+for (const [arm, tile] of Object.entries(tiles)) {
+  tile.querySelector('.go-on').addEventListener('click', () => trigger('submit', owner(tile.dataset.video, arm)));
+}
+// Of a pair from two runs, the tiles show the sparse video of each, or its only one.
+function owner(run, arm) {
+  const names = run.split(' ');
+  return names.length < 2 ? { job: run, arm } : { job: names[arm === 'dense' ? 0 : 1], arm: '' };
+}
+
 // Of two runs that were chosen in the history, the tiles bear what is different; a vote between them would count for
 // dense or sparse, and there is none.
 function nameTiles(names) {
@@ -103,7 +122,7 @@ function draw(view) {
     // what stands there until then is another run's, and so are its figures and its file
     const caption = tile.querySelector('.caption');
     caption.textContent = busy || waits ? caption.dataset.plain : tile.dataset.caption || caption.dataset.plain;
-    tile.querySelector('.save').hidden = busy || waits || !tile.dataset.video;
+    for (const name of ['.save', '.go-on']) tile.querySelector(name).hidden = busy || waits || !tile.dataset.video;
     tile.querySelector('.label').textContent = busy ? view.label : waits ? 'Waiting' : '';
     const track = tile.querySelector('.track');
     track.classList.toggle('unknown', busy && !view.total);
@@ -118,8 +137,9 @@ function draw(view) {
   const { dense, sparse } = tiles;
   const still = view.over || view.arms.every((arm) => view.videos[arm]);
   const pair = still && view.arms.length === 2 && dense.dataset.video && dense.dataset.video === sparse.dataset.video;
-  if (Object.keys(view.videos).length === 2) clips = view.clip;
+  if (Object.keys(view.videos).length) clips = view.clip;
   tell(pair ? view : { figures: [], about: '' });
+  segments.draw(view.timeline, view.job);
   player.set(pair ? dense.dataset.video : '', pair ? clips : null, calm, view.inside || '');
 }
 

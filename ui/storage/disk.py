@@ -118,12 +118,12 @@ class Disk:
                 self._uploading -= 1
 
     def forget(self, folder: Path | None, error: str) -> None:
-        """A job is about to be removed, with its folder if it has one: its videos go from among the uploads, where the
-        form puts a clip that is refined, and the rescued one that its error names."""
-        for video in folder.glob("*.mp4") if folder is not None else ():
+        """A job is about to be removed, with its folder if it has one: its videos, and the picture that it began with,
+        go from among the uploads, where the form puts them; and the rescued one that its error names."""
+        for media in (*folder.glob("*.mp4"), *folder.glob("image*")) if folder is not None else ():
             for entry in _entries(self._uploads):
-                copies = [entry.path] if entry.path.is_file() else list(entry.path.glob("*.mp4"))
-                if any(_equal(video, copy) for copy in copies):
+                copies = [entry.path] if entry.path.is_file() else list(entry.path.glob("*"))
+                if any(_equal(media, copy) for copy in copies):
                     _remove(entry.path)
         for entry in _entries(self._rescued):
             if str(entry.path) in error:

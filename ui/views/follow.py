@@ -129,7 +129,7 @@ class Follower:
         """The owner's newest run that still has a video."""
         for record in self.store.runs(owner, limit=20):
             job = self.find(record.id, owner)
-            if isinstance(job, VideoJob) and job.results:
+            if isinstance(job, VideoJob) and job.playable:
                 return job
         return None
 
@@ -202,13 +202,14 @@ class Follower:
 
     def ended(self, request: gr.Request, job: VideoJob) -> Changes:
         """Changes of the page at the end of the job that it followed."""
+        said = job.request.prompt if job.long is None else "\n".join(job.long.prompts)
         changes = {
-            self.notice: ended_notice(job, unknown_sentence(self.site.checkpoint, job.request.prompt)),
+            self.notice: ended_notice(job, unknown_sentence(self.site.checkpoint, said)),
             self.watch: self._watch(request),
             self.generate: gr.update(interactive=True),
             self.stop: gr.update(interactive=False),
         }
-        return changes | (self.show(job) if job.results else {self.stage: self.views.of(job)})
+        return changes | (self.show(job) if job.playable else {self.stage: self.views.of(job)})
 
     def show(self, job: VideoJob) -> Changes:
         """Changes that put a finished job on the stage."""
@@ -226,7 +227,7 @@ class Follower:
         if not job.over:
             self._aside.discard(str(request.session_hash))
             return {self.stage: self.views.of(job)}
-        if not job.results:
+        if not job.playable:
             return {self.notice: notice_html("The videos of this run are gone; its settings are still here.", "error")}
         if live_videos(self.site, job.owner):
             self._aside.add(str(request.session_hash))
@@ -253,6 +254,8 @@ class Follower:
 def running_text(job: VideoJob) -> str:
     if job.stopping:
         return "Stopping at the next step…"
+    if job.long is not None:
+        return f"{job.place}: making the {job.arm} video…"
     if len(job.arms) == 1:
         return f"Making the {job.arm} video…"
     if len(job.results) == 2:

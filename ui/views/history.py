@@ -9,10 +9,11 @@ import gradio as gr
 
 from pipeline import VideoRequest
 from pipeline.request.timing import read_speed
+from pipeline.runs.long_video import LongVideo
 from ui.form.inputs import Fields
 from ui.form.read import page_sentence
-from ui.form.restore import RESTORED_RUN, fill, form_values, remarks
-from ui.jobs.job import VideoJob
+from ui.form.restore import RESTORED_RUN, fill, form_values, long_values, remarks
+from ui.jobs.job import ARMS, VideoJob
 from ui.look.parts import QUIET, Drawn, notice_html
 from ui.storage.store import INTERRUPTED, Record
 from ui.views.figures import decibels
@@ -22,6 +23,12 @@ from ui.views.sweep_panel import SWEEP_TAB, SweepPanel
 
 PAGE = 24  # runs shown at first, and more with every press of "Show more"
 
+TASKS = {
+    "long": "Long video",
+    "from_image": "From a picture",
+    "from_frames": "Going on from a clip",
+    "refine": "Refined",
+}
 KINDS = {"both": "Dense and sparse", "dense": "Dense", "sparse": "Sparse", "sweep": "Sweep"}
 STATES = {"stopped": "Stopped", "failed": "Failed", INTERRUPTED: "Interrupted: the server ended"}
 SPEEDUP = "{value:.2f}× faster"
@@ -38,8 +45,8 @@ STEPS_FIRST, LAYERS_FIRST, EVERY = "dense steps: {value}", "dense layers: {value
 class History(Drawn):
     """The gallery. Its value is `history_view`.
 
-    Events: select shows a run, apply two of them as a pair, edit uses the settings of one, delete removes it, clear
-    removes all runs, expand shows more.
+    Events: select shows a run, apply two of them as a pair, edit uses the settings of one, submit goes on from one of
+    its videos, delete removes it, clear removes all runs, expand shows more.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -85,14 +92,12 @@ def history_panel(
         record = store.read(_id(event))
         if record is None or record.owner != site.owner(request) or not record.request:
             return {notice: notice_html(GONE, "error")}
-        values = dict(record.request)
-        side_by_side = values.pop("side_by_side", False)
         try:
-            wanted = VideoRequest.from_dict(values)
+            wanted, values, long = _settings(record.request)
         except ValueError as error:
             return {notice: notice_html(str(error), "error")}
-        said = [RESTORED_RUN, *remarks(site, fields, wanted, {})]
-        return fill(fields, form_values(wanted, side_by_side)) | {notice: notice_html(" ".join(said))}
+        said = [RESTORED_RUN, *remarks(site, fields, wanted, {}, long)]
+        return fill(fields, values) | {notice: notice_html(" ".join(said))}
 
     def delete(event: gr.EventData, shown: str, limit: int, request: gr.Request) -> dict[str, Any]:
         return _delete(follower, site.owner(request), _id(event), shown, limit)
@@ -112,6 +117,19 @@ def history_panel(
     history.clear(clear, where, history, **QUIET)
     history.expand(expand, where, [history, length], **QUIET)
     return refresh, where, history
+
+
+def _settings(request: dict[str, Any]) -> tuple[VideoRequest, dict[str, Any], LongVideo | None]:
+    """The request of a recorded run, the form's values for it, and its plan if it is a long video; the request is then
+    that of the first segment."""
+    values = dict(request)
+    side_by_side, long = values.pop("side_by_side", False), values.pop("long", None)
+    values.pop("kept", None)
+    if long is not None:
+        video = LongVideo.from_dict(long)
+        return video.request, long_values(video, side_by_side), video
+    wanted = VideoRequest.from_dict(values)
+    return wanted, form_values(wanted, side_by_side), None
 
 
 def _id(event: gr.EventData) -> str:
@@ -134,7 +152,7 @@ def history_view(follower: Follower, owner: str, shown: str, limit: int) -> dict
 
 
 def live_view(job: VideoJob) -> dict[str, Any]:
-    return _view(job.id, "both" if job.side_by_side else job.arms[0], job.request.to_dict(), job.submitted) | {
+    return _view(job.id, "both" if job.side_by_side else job.arms[0], job.asked(), job.submitted) | {
         "live": True,
         "state": "Being made" if job.state == "running" else "Waiting",
         "playable": True,
@@ -145,12 +163,15 @@ def run_view(record: Record) -> dict[str, Any]:
     """One run for the page, as plain text without markup."""
     request, report, posters = record.request or {}, record.report or {}, record.posters or {}
     both = request.get("side_by_side")
-    kind = record.kind if record.kind != "video" else "both" if both else "sparse" if request.get("bsa") else "dense"
+    kind = record.kind
+    if kind in ("video", "long"):
+        kind = "both" if both else "sparse" if request.get("bsa") else "dense"
     view = _view(record.id, kind, request, record.submitted) | {
         "state": STATES.get(record.state, ""),
         "error": record.error,
         "posters": [[arm, posters[arm]] for arm in sorted(posters)][:2],
-        "playable": any(report.get(name) for name in ("dense", "sparse", "videos")),
+        "playable": any(report.get(name) for name in ("dense", "sparse", "videos", "playable")),
+        "arms": [arm for arm in ARMS if report.get(arm)],
         "comparable": any(report.get(name) for name in ("dense", "sparse")),
     }
     speed = read_speed(report)
@@ -167,14 +188,15 @@ def _view(job_id: str, kind: str, request: dict[str, Any], submitted: float) -> 
     if request:
         size = {name: request.get(name) for name in ("width", "height", "steps", "seed")}
         detail = SIZE.format(**size, frames=request.get("num_frames"))
+    tasks = [text for name, text in TASKS.items() if request.get(name)]
     rules = request.get("bsa") or {}
     rule = [(SPARSITY, "sparsity"), (MASS, "cdf_threshold"), (SCORED, "selection"), (STEPS_FIRST, "dense_steps")]
     rule += [(LAYERS_FIRST, "dense_layers"), (EVERY, "select_every")]
     texts = [(text, rules.get(name)) for text, name in rule]
     return {
         "job": job_id,
-        "kind": KINDS.get(kind, kind.capitalize()),
-        "prompt": request.get("prompt", ""),
+        "kind": ": ".join([*tasks[:1], KINDS.get(kind, kind.capitalize())]),
+        "prompt": " / ".join(dict.fromkeys((request.get("long") or {}).get("prompts", [request.get("prompt", "")]))),
         "rule": ", ".join(text.format(value=value) for text, value in texts if value is not None),
         "detail": detail,
         "time": submitted,
@@ -185,4 +207,5 @@ def _view(job_id: str, kind: str, request: dict[str, Any], submitted: float) -> 
         "posters": [],
         "figures": [],
         "playable": False,
+        "arms": [],
     }

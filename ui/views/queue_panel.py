@@ -17,6 +17,7 @@ PLACE = "Number {place} of all that wait"
 STARTS = "{place}, starts in about {time}"
 STOPPING = "Being stopped"
 LEFT = "{state}, about {time} left"
+SEGMENTS = "{count} segments"
 SWEEP = "Sweep of {total} videos"
 PAIR, DENSE, SPARSE = "dense and sparse", "dense", "sparse"
 
@@ -89,7 +90,8 @@ def detail(job: VideoJob | SweepJob) -> str:
     if isinstance(job, SweepJob):
         return SWEEP.format(total=job.total)
     what = PAIR if job.side_by_side else DENSE if job.request.bsa is None else SPARSE
-    return f"{what} · seed {job.request.seed}"
+    segments = "" if job.long is None else f"{SEGMENTS.format(count=len(job.long))} · "
+    return f"{segments}{what} · seed {job.request.seed}"
 
 
 def state_text(site: Site, job: Job) -> str:

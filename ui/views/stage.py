@@ -13,6 +13,7 @@ from ui.jobs.eta import duration_text
 from ui.jobs.job import ARMS, VideoJob
 from ui.look.parts import Drawn
 from ui.site import Site
+from ui.tasks.timeline import timeline
 from ui.views.figures import figures, seconds
 from ui.views.inspector import Keys, server_functions
 from ui.views.preview_strip import preview_strip
@@ -23,12 +24,19 @@ UNLIKE = (
     "one has {first} {what} and the other {second}, so they cannot play together; choose two that are alike in that"
 )
 LEFT = "about {time} left"
-SCRIPTS = ("sync.js", "heat.js", "blind.js", "blocks.js", "overlay.js", "lens.js", "player.js", "stage.js")
+SCRIPTS = (
+    *("sync.js", "heat.js", "blind.js", "blocks.js", "overlay.js", "lens.js", "player.js", "timeline.js"),
+    "stage.js",
+)
 NAME_LENGTH = 60  # letters of the prompt in the name of a download
 
 
 class Stage(Drawn):
-    """The player. Its value is `StageViews.of` a job. The page keeps a video until a new one replaces it."""
+    """The player. Its value is `StageViews.of` a job. The page keeps a video until a new one replaces it.
+
+    Events: submit goes on from a video and brings {"job", "arm"}; edit brings what the next long video keeps of this
+    one, {"job", "kept", "segments"}.
+    """
 
     def __init__(self, keys: Keys, **kwargs: Any) -> None:
         super().__init__("stage", SCRIPTS, None, server_functions(keys, pictures=False), **kwargs)
@@ -66,6 +74,7 @@ def stage_view(job: VideoJob, left: float | None = None) -> dict[str, Any]:
         "videos": {arm: video_file(result.video, download_name(result.request)) for arm, result in job.results.items()},
         "captions": {arm: caption(result) for arm, result in job.results.items()},
         "figures": [] if job.comparison is None else figures(job.comparison),
+        "timeline": timeline(job),
     }
 
 
@@ -88,6 +97,7 @@ def pair_view(first: VideoJob, second: VideoJob) -> dict[str, Any]:
         "captions": {arm: caption(result) for arm, result in results.items()},
         "figures": [],
         "preview": None,
+        "timeline": None,
     }
 
 
@@ -130,11 +140,11 @@ def download_name(request: VideoRequest) -> str:
 
 def progress(job: VideoJob, left: float | None = None) -> dict[str, Any]:
     """Progress of the video being made: {"label", "step", "total"}. total is 0 in a phase without steps."""
-    update = job.update
+    update, place = job.update, f"{job.place} · " if job.place else ""
     more = "" if left is None else f" · {LEFT.format(time=duration_text(left))}"
     if update is None:
-        return {"label": f"Starting{more}", "step": 0, "total": 0}
-    name = PHASES.get(update.phase, update.phase)
+        return {"label": f"{place}Starting{more}", "step": 0, "total": 0}
+    name = place + PHASES.get(update.phase, update.phase)
     if update.phase == "text" or update.total < 2:
         return {"label": f"{name}{more}", "step": 0, "total": 0}
     label = f"{name}, step {update.step} of {update.total} · {seconds(update.seconds)}{more}"

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from ui.form.read import new_seed
+from ui.form.read import file_of, new_seed
 from ui.form.restore import OF_ONE_VIDEO
 from ui.jobs.job import VideoJob
 from ui.jobs.sweep_job import SweepJob
@@ -140,7 +140,7 @@ class SweepPanel:
         async def plan(*values: Any) -> str:
             form = dict(zip(names, values[4:], strict=True))
             try:
-                return await self.site.clips.read(form["refine"], plan_html, self.site, values[:4], form)
+                return await self.site.clips.read(file_of(form), plan_html, self.site, values[:4], form)
             except ValueError as error:
                 return problem(error)
 
@@ -150,7 +150,7 @@ class SweepPanel:
                 form["seed"] = new_seed()
             self._greet(request, ticket)
             try:
-                sweep = await self.site.clips.read(form["refine"], partial(read, self.site, *values, form))
+                sweep = await self.site.clips.read(file_of(form), partial(read, self.site, *values, form))
                 job = self.site.submit(SweepJob(sweep), request)
             except ValueError as error:
                 return *[gr.skip()] * len(self.parts), problem(error)

@@ -10,7 +10,7 @@ import gradio as gr
 
 from pipeline import Axis, Floor, Search, Sweep, SweepResult, SweepVideo, VideoRequest
 from pipeline.sweeps.sweep_result import OverSeeds
-from ui.form.read import AUTOMATIC, DENSE_ONLY, SIDE_BY_SIDE, form_request, page_sentence
+from ui.form.read import AUTOMATIC, DENSE_ONLY, SIDE_BY_SIDE, form_request, is_long, page_sentence
 from ui.jobs.eta import duration_text
 from ui.jobs.job import Job
 from ui.jobs.sweep_job import SweepJob
@@ -42,6 +42,7 @@ OVER_SEEDS = (
     "{ssim_high:.3f}), speed-up {speedup:.2f}× ({speedup_low:.2f} to {speedup_high:.2f})"
 )
 UNSURE = "The speed-up of {count} of {cells} videos is a range, because other programs were running."
+NOT_LONG = "a sweep makes one video with many settings; choose another task than Long video"
 RANDOM_SEED = "New seed each time is on, so the sweep draws one seed for all its videos."
 
 
@@ -75,7 +76,10 @@ def read_search(site: Site, quality: str, least: Any, form: dict[str, Any]) -> S
 
 
 def sparse_request(site: Site, form: dict[str, Any]) -> VideoRequest:
-    """The form's request with its block sparse attention, also where the form asks for none."""
+    """The form's request with its block sparse attention, also where the form asks for none. Raises ValueError for one
+    that cannot be made, or a long video."""
+    if is_long(form):
+        raise ValueError(NOT_LONG)
     if form["mode"] in (DENSE_ONLY, AUTOMATIC):
         form = {**form, "mode": SIDE_BY_SIDE}
     return form_request(site.checkpoint, form)
