@@ -85,7 +85,8 @@ def main() -> None:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "settings": f"{request.width}x{request.height}, {request.num_frames} frames, {request.steps} steps, "
-        f"guidance {request.guidance_scale:g}, sparsity {request.bsa.sparsity}",
+        f"guidance {request.guidance_scale:g}, sparsity {request.bsa.sparsity}, "
+        f"{sparse.versions.get('precision', 'bf16')}",
         "rows": rows,
     }
     RESULTS.parent.mkdir(parents=True, exist_ok=True)

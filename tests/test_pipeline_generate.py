@@ -127,7 +127,7 @@ def test_cancel_then_repeat(tiny_pipeline, request_, tmp_path, phase, step):
 def test_failure_in_the_middle_leaves_the_pipeline_usable(tiny_pipeline, request_, monkeypatch):
     expected = frames_of(tiny_pipeline, request_)
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.transformer.run_forward.longcat_forward", lambda *_, **__: 1 / 0)
+        patch.setattr("pipeline.transformer.run_forward.fast_forward", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             tiny_pipeline.generate(request_)
     np.testing.assert_array_equal(frames_of(tiny_pipeline, request_), expected)
