@@ -53,7 +53,8 @@ def test_the_engine_makes_videos_with_them(engine, tmp_path):
     engine.start(said.append)
     assert said[-1].endswith("to cpu with --quantization fp8 --offload")
     result, _ = engine.generate_frames(REQUEST, None, tmp_path / "video.mp4")
-    assert LoadOptions.from_versions(result.versions) == BOTH
+    # as a CPU computes 8-bit weights
+    assert LoadOptions.from_versions(result.versions) == engine.weights == replace(BOTH, precision="fp32")
     engine.switch(EMBEDDED_CHECKPOINT)
     assert engine.weights == BOTH  # another model is kept in the same way
 
@@ -74,7 +75,7 @@ def test_what_they_cannot_run_is_not_queued(site):
 
 def test_code_and_remarks_say_how_a_video_was_made(site):
     made = SimpleNamespace(versions={"device": "cpu: x", **BOTH.versions})
-    job = SimpleNamespace(request=REQUEST, results={"dense": made}, side_by_side=False, id="7")
+    job = SimpleNamespace(request=REQUEST, results={"dense": made}, side_by_side=False, long=None, id="7")
     code = code_of(site, job)
     assert code["cli"].count("--quantization fp8 --offload") == 1
     assert "device='cpu', quantization='fp8', offload=True)" in code["python"]

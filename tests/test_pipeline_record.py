@@ -13,6 +13,7 @@ from pipeline import FromFrames, VideoRequest
 from pipeline.cli import main
 from pipeline.media.attention_record import AttentionRecord, Sampled, record_path
 from pipeline.model.recorder import MANY_BLOCKS, STORED_BYTES, AttentionRecorder
+from pipeline.transformer.kept_selections import KeptSelections
 from pipeline.transformer.self_attention import attention_for
 
 LAYERS, HEADS, DIM = 3, 2, 8
@@ -27,7 +28,7 @@ def request_for(grid, bsa, **changes):
 def record_random(request, rows=1, **options):
     """A recorder fed with random tensors, as a generation would; gives its record and the tensors by (step, layer)."""
     recorder = AttentionRecorder(request, LAYERS, **options)
-    attention = attention_for(request.workload, recorder)
+    [attend] = attention_for(request.workload, recorder).layers(1, 0, KeptSelections(request.bsa))
     random = torch.Generator().manual_seed(0)
     inputs = {}
     for step in range(request.steps):
@@ -35,7 +36,7 @@ def record_random(request, rows=1, **options):
             shape = (rows, HEADS, request.grid.volume, DIM)
             # neighbours in the video are alike, as in a real one, so that scores are not all the same
             q, k, v = (2 * torch.randn(shape, generator=random).cumsum(2) / 10 for _ in range(3))
-            attention(q, k, v, request.grid)
+            attend(q, k, v, request.grid)
             inputs[step, layer] = q, k, v
     return recorder.record({"torch": torch.__version__}), inputs
 
@@ -68,12 +69,12 @@ def test_conditioning_frames_have_blocks_of_their_own(grid, chunk, kv_cache, tmp
     bsa = BSAConfig(0.5, chunk_q=chunk, chunk_k=chunk)
     request = conditioned(request_for(grid, bsa), kv_cache)
     recorder = AttentionRecorder(request, LAYERS)
-    attention = attention_for(request.workload, recorder)
+    [attend] = attention_for(request.workload, recorder).layers(1, 0, KeptSelections(request.bsa))
     given, cached, inputs = 2 * grid.h * grid.w, kv_cache != "off", []
     random = torch.Generator().manual_seed(0)
     for _ in range(request.steps * LAYERS):
         q, k, v = (2 * torch.randn(1, HEADS, grid.volume, DIM, generator=random).cumsum(2) / 10 for _ in range(3))
-        attention(q[:, :, given:] if cached else q, k, v, grid, 2)
+        attend(q[:, :, given:] if cached else q, k, v, grid, 2)
         inputs.append((q, k, v))
     recorder.record({}).save(tmp_path / "x.npz")
     record = AttentionRecord.load(tmp_path / "x.npz")

@@ -43,7 +43,7 @@ REQUEST = VideoRequest(
 HOSTILE = [
     pytest.param("it's \"quoted\" 'twice' \\ back\\\\slash", id="quotes"),
     pytest.param("one line\nand another\r\n\ttab", id="lines"),
-    pytest.param("🎈 Ball é 球 ‮right to left", id="beyond ascii"),
+    pytest.param("🎈 Ball é ボ ‮right to left", id="beyond ascii"),
     pytest.param("$(touch pwned) `touch pwned` ${HOME} !! $HOME; rm -rf ~ && echo | cat > x", id="shell"),
     pytest.param("--dense", id="option"),
     pytest.param("a=b;c#d\\=e\n[CHAPTER]\n;FFMETADATA1", id="ffmpeg metadata"),

@@ -103,7 +103,7 @@ class EngineProcess:
 
     def switch(self, path: Path) -> None:
         """Make every later `start` load the checkpoint `path`."""
-        self._arguments = {**self._arguments, "path": str(path)}
+        self._arguments, self._precision = {**self._arguments, "path": str(path)}, None
 
     @property
     def path(self) -> Path:
