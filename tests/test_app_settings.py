@@ -14,7 +14,8 @@ from test_app_browser import EVIL
 
 from bsa import BSAConfig
 from pipeline import FromClip
-from pipeline.cli.options import build_parser, read_request
+from pipeline.cli.parser import build_parser
+from pipeline.cli.read import read_request
 from pipeline.media.write import write_video
 from ui.form.read import form_request
 from ui.form.restore import form_values

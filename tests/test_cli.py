@@ -13,7 +13,8 @@ import pytest
 from bsa import BSAConfig, Grid
 from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint
 from pipeline.cli.main import main
-from pipeline.cli.options import build_parser, read_request
+from pipeline.cli.parser import build_parser
+from pipeline.cli.read import read_request
 
 ROOT = Path(__file__).parents[1]
 

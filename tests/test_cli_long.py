@@ -13,7 +13,7 @@ from tiny_checkpoint import write_lora
 from pipeline import FromFrames, FromImage, FromNoise, cli_command, inspect_checkpoint
 from pipeline.cli.long_command import read_long
 from pipeline.cli.main import main
-from pipeline.cli.options import build_parser
+from pipeline.cli.parser import build_parser
 from pipeline.cli.tasks import chosen_task
 from pipeline.media.clip import read_clip
 from pipeline.media.write import write_video

@@ -11,7 +11,8 @@ from tiny_checkpoint import write_lora
 
 from pipeline import VideoRequest, cli_command, inspect_checkpoint, python_code
 from pipeline.cli.main import main
-from pipeline.cli.options import build_parser, read_request
+from pipeline.cli.parser import build_parser
+from pipeline.cli.read import read_request
 from pipeline.media.clip import inspect_clip
 from pipeline.media.comment import describe
 from pipeline.media.write import write_video

@@ -12,7 +12,8 @@ from test_pipeline_estimate import calibration
 from bsa import BSAConfig
 from pipeline import EMBEDDED_CHECKPOINT, FromClip, VideoRequest, inspect_checkpoint
 from pipeline.cli.main import main
-from pipeline.cli.options import build_parser, read_request
+from pipeline.cli.parser import build_parser
+from pipeline.cli.read import read_request
 from pipeline.estimate.advice import WORTH
 from pipeline.estimate.choose_attention import LEAST_KEPT, NEARLY, SCORES, SPARSITIES, choose_attention
 from pipeline.estimate.estimator import Estimate, Estimator

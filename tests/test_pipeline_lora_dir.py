@@ -13,7 +13,8 @@ from tiny_checkpoint import write_lora
 
 from pipeline import LongCatPipeline, cli_command, inspect_checkpoint, python_code
 from pipeline.cli.main import main
-from pipeline.cli.options import build_parser, read_request
+from pipeline.cli.parser import build_parser
+from pipeline.cli.read import read_request
 
 SMALL = {"num_frames": 5, "steps": 1}
 

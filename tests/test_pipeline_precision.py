@@ -11,7 +11,8 @@ from random_dit import random_dit, random_inputs
 from bsa import BSAConfig
 from pipeline import EMBEDDED_CHECKPOINT, LongCatPipeline, inspect_checkpoint
 from pipeline.checkpoint.shape import ModelShape
-from pipeline.cli.options import build_parser, read_weights
+from pipeline.cli.parser import build_parser
+from pipeline.cli.read import read_weights
 from pipeline.estimate import footprint
 from pipeline.estimate.estimator import Estimator
 from pipeline.estimate.refusal import smaller_weights

@@ -24,7 +24,8 @@ from pipeline import (
     python_code,
     read_settings,
 )
-from pipeline.cli.options import build_parser, read_request
+from pipeline.cli.parser import build_parser
+from pipeline.cli.read import read_request
 from pipeline.media.write import write_video
 
 ROOT = Path(__file__).parents[1]

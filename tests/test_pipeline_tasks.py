@@ -15,7 +15,8 @@ from tiny_checkpoint import write_lora
 from bsa import BSAConfig
 from pipeline import FromFrames, FromImage, LongCatPipeline, VideoRequest, compare, read_settings
 from pipeline.cli.main import main
-from pipeline.cli.options import build_parser, read_request
+from pipeline.cli.parser import build_parser
+from pipeline.cli.read import read_request
 from pipeline.media.attention_record import AttentionRecord, record_path
 from pipeline.media.clip import inspect_clip, read_clip
 from pipeline.media.picture import inspect_picture

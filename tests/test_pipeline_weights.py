@@ -14,7 +14,7 @@ from tiny_checkpoint import write_lora
 from bsa import BSAConfig
 from pipeline import LongCatPipeline, compare, read_settings
 from pipeline.cli.main import main
-from pipeline.cli.options import checked_device
+from pipeline.cli.read import checked_device
 from pipeline.media.attention_record import AttentionRecord, record_path
 from pipeline.model import fastvideo_adapter
 from pipeline.request.choose_forward import choose_forward
@@ -252,7 +252,7 @@ class TestRefusals:
             LongCatPipeline.load("/nowhere", **arguments)
 
     def test_a_gpu_without_8_bit_products(self, monkeypatch):
-        monkeypatch.setattr("pipeline.cli.options.rank_devices", lambda name, count: [CUDA] * count)
+        monkeypatch.setattr("pipeline.cli.read.rank_devices", lambda name, count: [CUDA] * count)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
         fp8.check_device.cache_clear()

@@ -213,7 +213,8 @@ class TestReproduction:
 
     @pytest.mark.parametrize("weights", [AS_STORED, FP8, OFFLOAD, BOTH])
     def test_code_has_the_options(self, weights):
-        from pipeline.cli.options import build_parser, read_weights
+        from pipeline.cli.parser import build_parser
+        from pipeline.cli.read import read_weights
 
         words = cli_command(HD, **self.where, weights=weights).split()
         assert words[:3] == ["python", "-m", "pipeline"]

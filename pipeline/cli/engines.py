@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.checkpoint.info import CheckpointInfo
-from pipeline.cli.options import read_weights
+from pipeline.cli.read import read_weights
 from pipeline.engine.engine import Engine
 from pipeline.engine.process import EngineProcess
 from pipeline.engine.ray_cluster import RayCluster

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pipeline.checkpoint.info import CheckpointInfo
-from pipeline.cli.options import checked_device, open_checkpoint, read_bsa, read_request, read_weights
 from pipeline.cli.progress import Progress
+from pipeline.cli.read import checked_device, open_checkpoint, read_bsa, read_request, read_weights
 from pipeline.media.write import prepare_output
 from pipeline.request.refinement import Clip
 from pipeline.request.sentences import visible

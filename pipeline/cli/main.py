@@ -25,15 +25,9 @@ from tqdm import tqdm
 
 from pipeline.cli.inspect import run_inspect
 from pipeline.cli.long_command import run_long_command
-from pipeline.cli.options import (
-    build_parser,
-    checked_device,
-    open_checkpoint,
-    read_request,
-    read_weights,
-    tell_reading,
-)
+from pipeline.cli.parser import build_parser
 from pipeline.cli.progress import Progress
+from pipeline.cli.read import checked_device, open_checkpoint, read_request, read_weights, tell_reading
 from pipeline.cli.sweep_command import run_sweep_command
 from pipeline.cli.tasks import chosen_task
 from pipeline.estimate.choose_attention import choose_attention

@@ -9,7 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipeline.cli.options import checked_device, open_checkpoint, read_request, read_weights, tell_reading
+from pipeline.cli.read import checked_device, open_checkpoint, read_request, read_weights, tell_reading
 from pipeline.estimate.estimator import FILE_NAME, Estimator
 from pipeline.media.write import prepare_output
 from pipeline.request.result import OnStep
