@@ -1,13 +1,13 @@
 # `make help` lists what can be made. PYTHON chooses the interpreter: make run PYTHON=python3.12
 # ARGS goes to the program: make run ARGS="--model-path longcat-weights --port 7861"
-# Tests run in two processes, one of which has the browser: make test WORKERS= runs them one after the other.
+# Tests run in two processes, a file at a time in each: make test WORKERS= runs them one after the other.
 
 PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 TOOLS  := .venv-tools
-WORKERS ?= -n 2 --dist loadgroup
+WORKERS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-fast lint lock bench quality clean

@@ -64,7 +64,6 @@ SLOW_KINDS = ("test_benchmarks", "test_training")
 
 def pytest_collection_modifyitems(config, items):
     again = config.pluginmanager.hasplugin("rerunfailures")  # -p no:rerunfailures shows every failure
-    divided = config.pluginmanager.hasplugin("xdist")
     for item in items:
         if item.path.stem in SLOW or item.path.stem.startswith(SLOW_KINDS):
             item.add_marker("slow")
@@ -72,16 +71,6 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker("browser")
             if again:
                 item.add_marker(pytest.mark.flaky(reruns=1))
-        if divided:
-            item.add_marker(pytest.mark.xdist_group(worker_of(item)))
-
-
-def worker_of(item) -> str:
-    """What one worker of pytest-xdist runs without a break: a file. Two browsers at a time would starve each other, and
-    two tests on a GPU would take memory and time from each other, so one worker has all of either kind."""
-    if item.get_closest_marker("gpu"):
-        return "gpu"
-    return "browser" if in_browser(item) else item.path.stem
 
 
 def in_browser(item) -> bool:
