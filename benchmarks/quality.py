@@ -77,7 +77,8 @@ def reduced() -> dict[str, BSAConfig]:
 
 
 def name_of(config: BSAConfig) -> str:
-    schedule = [f" {name.replace('_', ' ')} {getattr(config, name)}" for name in SCHEDULE if getattr(config, name)]
+    values = ((name, getattr(config, name), usual) for name, usual in SCHEDULE.items())
+    schedule = [f" {name.replace('_', ' ')} {value}" for name, value, usual in values if value != usual]
     return f"{config.sparsity} {config.selection} {config.chunk_q} {config.chunk_k}{''.join(schedule)}"
 
 

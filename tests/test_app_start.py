@@ -50,7 +50,7 @@ def test_the_engine_loads_the_adapters_that_the_page_lists(tmp_path):
     (tmp_path / "style.safetensors").touch()
     options = app._parser().parse_args(["--lora-dir", str(tmp_path), "--device", "cpu"])
     checkpoint = inspect_checkpoint(options.model_path, options.lora_dir)
-    [engine] = app._engines(options, checkpoint, app.shares("cpu", 1, 1))
+    [engine] = engines.Engines.read(options).begin(checkpoint)
     assert (engine._arguments["lora_dir"], set(checkpoint.loras)) == (str(tmp_path), {"style"})
 
 

@@ -67,6 +67,13 @@ def request_of(pipeline, **changes):
     return pipeline.info.request("a red circle", **values | changes)
 
 
+def assert_same(ours, theirs):
+    """Parts of a fused weight lie elsewhere in memory, and a CPU may sum their products in another order: fp32 values on
+    the edge between two levels fall either way."""
+    apart = np.abs(ours.astype(int) - theirs)
+    assert apart.max() <= 1 and (apart > 0).mean() < 1e-3
+
+
 class TestModel:
     def test_every_weight(self, both):
         ours, theirs = (pipeline._model.transformer.state_dict() for pipeline in both)
@@ -95,8 +102,7 @@ class TestModel:
         ],
     )
     def test_videos(self, both, changes):
-        ours, theirs = (pipeline.generate_frames(request_of(pipeline, **changes))[1] for pipeline in both)
-        np.testing.assert_array_equal(ours, theirs)
+        assert_same(*(pipeline.generate_frames(request_of(pipeline, **changes))[1] for pipeline in both))
 
     def test_fused_projections_are_in_memory_once(self, both):
         """The parts share the memory of the whole, which has no room for a copy."""
@@ -115,7 +121,7 @@ class TestModel:
         for folder in (converted, original):
             pipeline = LongCatPipeline.load(folder, device="cpu", **weights.arguments)
             made.append(pipeline.generate_frames(request_of(pipeline, lora="distill"))[1])
-        np.testing.assert_array_equal(*made)
+        assert_same(*made)
 
     def test_its_adapters_reach_the_layers_that_the_converter_drops(self, both):
         layers = load_lora(both[1].info.loras["distill"], both[1]._model.transformer)

@@ -20,6 +20,7 @@ from pipeline.model.denoising import denoise, guide
 from pipeline.model.preview import LatentColours
 from pipeline.model.schedule import longcat_sigmas
 from pipeline.request.workload import Workload
+from pipeline.transformer.kept_selections import KeptSelections
 from pipeline.transformer.self_attention import SparseAttention
 
 
@@ -134,11 +135,12 @@ def test_distilled_schedule_refuses(steps):
 def test_density_counts_token_pairs(grid, config):
     """Against the boolean token mask, averaged over two calls with different data."""
     attention = SparseAttention(Workload.of(grid, 1.0, config, 1))
+    [attend] = attention.layers(1, 0, KeptSelections(config))
     generator = torch.Generator().manual_seed(2)
     shares, blocks = [], []
     for _ in range(2):
         q, k, v = 3 * torch.randn(3, 1, 2, grid.volume, 16, generator=generator)
-        out = attention(q, k, v, grid)
+        out = attend(q, k, v, grid)
         expected, selection = block_sparse_attention(q, k, v, grid, config, return_selection=True)
         torch.testing.assert_close(out, expected)
         q_layout, k_layout = BlockLayout(grid, config.chunk_q), BlockLayout(grid, config.chunk_k)
