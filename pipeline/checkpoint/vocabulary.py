@@ -40,10 +40,10 @@ _GRAMMAR = frozenset("a an the and or of to in on at by with is are be it its th
 
 @dataclass(frozen=True)
 class Reading:
-    """A prompt as the model reads it.
+    """A Chinese prompt as the model reads it.
 
     english: in the words and the order of its captions; "" if nothing of it is known.
-    unknown: the words that it does not know, in their order, each once.
+    unknown: the words that it has no English for, in their order, each once.
     """
 
     english: str
@@ -94,12 +94,9 @@ class Vocabulary:
         return [word for word in found if word not in self.words and word not in _GRAMMAR]
 
     def read(self, prompt: str) -> Reading | None:
-        """What a model with a table makes of a prompt with Chinese, or with words that it does not know; None for other
-        prompts, which it reads as they are, and for ones of which nothing would be left."""
-        if not self.chinese:
+        """The English of a prompt with Chinese in it; None for one without, and for a model without a table."""
+        if not self.chinese or not _CHINESE.search(prompt):
             return None
-        if not _CHINESE.search(prompt):
-            return self._read_english(prompt)
         known, unknown, end = list[tuple[str, str]](), list[str](), 0
         for match in (*self._pattern.finditer(prompt), None):
             if match and self._is_part(match):
@@ -109,25 +106,6 @@ class Vocabulary:
                 end = match.end()
                 known.append(self._phrases.get(match[0].lower(), ("stop", "")))
         return Reading(self._in_order(known), tuple(dict.fromkeys(unknown)))
-
-    def _read_english(self, prompt: str) -> Reading | None:
-        """Without the words that are not known, which would spoil the others, and with motions said to their end: the
-        captions have no "sways" alone, so that a model takes it for any motion."""
-        unknown = dict.fromkeys(self.unknown(prompt))
-        said = _WORD.sub(lambda word: "" if word[0].lower().replace("’", "'") in unknown else word[0], prompt)
-        for motion in self.groups.get("motion", ()):
-            first, _, rest = motion.partition(" ")
-            if rest and sum(other.split()[0] == first for other in self.groups["motion"]) == 1:
-                said = re.sub(rf"\b{first}\b(?!\s+{re.escape(rest)})", motion, said)
-        said = re.sub(r"\s+([,.;!?])", r"\1", " ".join(said.split()))
-        said = re.sub(r"[,;](?=[,.;!?])", "", said)  # with nothing in between any more
-        said = re.sub(r"\ban (?=[^aeiou])", "a ", re.sub(r"\ba (?=[aeiou])", "an ", said))
-        words = said.split()
-        while words and words[-1].strip(".,;!?").lower() in _GRAMMAR:  # what the words at the end belonged to
-            words.pop()
-        said = " ".join(words)
-        known = [word for word in _WORD.findall(said) if word.lower() not in _GRAMMAR]
-        return Reading(said, tuple(unknown)) if known and said != " ".join(prompt.split()) else None
 
     def _is_part(self, found: re.Match[str]) -> bool:
         """Whether what looks like a size begins a word that is not known, as in Chinese a puppy is a small dog."""
