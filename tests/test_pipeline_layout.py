@@ -68,8 +68,8 @@ def request_of(pipeline, **changes):
 
 
 def assert_same(ours, theirs):
-    """Parts of a fused weight lie elsewhere in memory, and a CPU may sum their products in another order: fp32 values on
-    the edge between two levels fall either way."""
+    """Parts of a fused weight lie elsewhere in memory, and a CPU may sum their products in another order: fp32 values
+    on the edge between two levels fall either way."""
     apart = np.abs(ours.astype(int) - theirs)
     assert apart.max() <= 1 and (apart > 0).mean() < 1e-3
 
