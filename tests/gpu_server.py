@@ -80,7 +80,7 @@ def main() -> None:
     step_seconds = float(os.environ.get("STEP_SECONDS", "0.3"))
     pipeline = GpuPipeline(driver, step_seconds)
     worker = Worker(lambda say: pipeline, folder / "outputs", CHECKPOINT.name).start()
-    worker.torch_memory = pipeline.torch_memory
+    worker.runners[0].engine.torch_memory = pipeline.torch_memory
     threading.Thread(target=follow, args=(folder / "values.json", driver), daemon=True).start()
     app.serve(build_page(CHECKPOINT, worker), folder / "outputs", host="127.0.0.1", port=port, block=True)
 
