@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import gradio as gr
 from gradio.context import LocalContext
 
+from pipeline import VideoResult
 from ui.access.presence import Presence
 from ui.jobs.job import Job, VideoJob
 from ui.jobs.sweep_job import SweepJob
@@ -60,11 +61,32 @@ class Calls:
         """The owner of the call that is being answered."""
         return self.site.owner(self.request)
 
-    def submit(self, job: Job, name: str | None) -> str:
-        """Queue a job under the caller's id `name`, or under its own. Returns the id.
+    async def run(self, job: Job, name: str | None) -> str:
+        """Queue a job under the caller's id `name`, or under its own, and wait for its end. Returns the id.
 
-        Raises ValueError for an unusable id, for one that was used before, or if the worker refuses the job.
+        Reports the progress to the client. Stops the job if the client cancels the call, or is gone and neither comes
+        back nor asks for the job.
+
+        Raises:
+            ValueError: the id is unusable or was used before, or the worker refuses the job.
+            gr.Error: the job failed, or was stopped before it made anything.
         """
+        name = self._submit(job, name)
+        await self._follow(job)
+        return name
+
+    def finished(self, name: str, missing: str) -> VideoResult:
+        """The finished video of a job that the caller may know: of a pair the dense one.
+
+        Raises ValueError if there is no such job, or with `missing`, in which {name} is the id, if it has no video.
+        """
+        job = self.find(name)
+        results = job.results if isinstance(job, VideoJob) else {}
+        if not results:
+            raise ValueError(missing.format(name=name))
+        return results.get("dense") or results["sparse"]
+
+    def _submit(self, job: Job, name: str | None) -> str:
         name = job.id if name is None else name
         if not isinstance(name, str) or not ID.fullmatch(name):
             raise ValueError(BAD_ID.format(name=str(name)[:80]))
@@ -103,14 +125,7 @@ class Calls:
         """Seconds for which there was no sign of the caller."""
         return self.presence.clock() - max(begun, self.presence.seen(session), self._asked.get(job, begun))
 
-    async def follow(self, job: Job) -> None:
-        """Wait for the end of a job and report its progress to the client.
-
-        Stops the job if the client cancels the call, or is gone and neither comes back nor asks for the job.
-
-        Raises:
-            gr.Error: the job failed, or was stopped before it made anything.
-        """
+    async def _follow(self, job: Job) -> None:
         progress, told = gr.Progress(), None
         session, begun = str(self.request.session_hash), self.presence.clock()
         try:

@@ -41,6 +41,7 @@ from ui.views.stage import video_file
 KNOWN_ID = ("job_id", str, REQUIRED, "What you named the job, or what its report says")
 SETTINGS = Literal[tuple(LABELS)]  # type: ignore[valid-type]  # made from the table
 NO_COLUMNS = "column_values are given without columns; name the setting that they are of, such as 'steps'"
+NO_VIDEO = "job_id {name!r} has no finished video of /generate, /compare or /refine"
 NOT_ESTIMATED = "the model that runs here does not say how large it is, so nothing can be estimated"
 
 
@@ -53,16 +54,14 @@ def add_api(page: Page, site: Site) -> None:
         """Make one video. Returns the video (MP4, H.264) and a report: the request with its seed, seconds for text,
         denoising, decoding and in total, peak memory, key blocks kept, and whether BSA was active and why."""
         job = VideoJob(asked_request(site, values, attention), side_by_side=False)
-        name = calls.submit(job, job_id)
-        await calls.follow(job)
+        name = await calls.run(job, job_id)
         return video_file(job.results[job.arms[0]].video), job.report() | {"job_id": name}
 
     async def compare(job_id: str | None, **values: Any) -> tuple[Any, ...]:
         """Make the same clip from the same seed twice, with dense and with block sparse attention. Returns both videos
         (MP4, H.264) and a report: the report of /generate for each, the denoising speed-up, PSNR and SSIM."""
         job = VideoJob(asked_request(site, values), side_by_side=True)
-        name = calls.submit(job, job_id)
-        await calls.follow(job)
+        name = await calls.run(job, job_id)
         dense, sparse = (video_file(job.results[arm].video) for arm in ("dense", "sparse"))
         return dense, sparse, job.report() | {"job_id": name}
 
@@ -71,11 +70,7 @@ def add_api(page: Page, site: Site) -> None:
     ) -> tuple[Any, ...]:
         """Make a larger, finer version of a clip from /generate, /compare or /refine, as LongCat goes from 480p to
         720p. Needs the checkpoint's refinement adapter. Returns the video (MP4, H.264) and a report like /generate."""
-        made = calls.find(clip)
-        results = made.results if isinstance(made, VideoJob) else {}
-        if not results:
-            raise ValueError(f"job_id {clip!r} has no finished video of /generate, /compare or /refine")
-        source = results.get("dense") or results["sparse"]
+        source = calls.finished(clip, NO_VIDEO)
         job_id, seed, bsa = values.pop("job_id"), values.pop("seed"), asked_attention(site, values, attention)
         request = site.checkpoint.refinement(
             source.request.prompt if prompt is None else prompt,
@@ -86,8 +81,7 @@ def add_api(page: Page, site: Site) -> None:
             bsa=bsa,
         )
         job = VideoJob(site.estimates.choose(request) if attention == "auto" else request, side_by_side=False)
-        name = calls.submit(job, job_id)
-        await calls.follow(job)
+        name = await calls.run(job, job_id)
         return video_file(job.results[job.arms[0]].video), job.report() | {"job_id": name}
 
     async def sweep(
@@ -100,8 +94,7 @@ def add_api(page: Page, site: Site) -> None:
             raise ValueError(NO_COLUMNS)
         axes = Axis.of(rows, row_values), None if columns is None else Axis.of(columns, column_values or [])
         job = SweepJob(Sweep(asked_request(site, values), *axes))
-        name = calls.submit(job, job_id)
-        await calls.follow(job)
+        name = await calls.run(job, job_id)
         return sweep_report(job) | {"job_id": name, "state": job.state}, table_file(job)
 
     async def find(quality: str, floor: float, most_videos: int, job_id: str | None, **values: Any) -> tuple[Any, ...]:
@@ -110,8 +103,7 @@ def add_api(page: Page, site: Site) -> None:
         whose "search" says which cell was found, or null if none is close enough and faster; and the same as CSV."""
         request = asked_request(site, values | {"sparsity": 0.0, "cdf_threshold": None})
         job = SweepJob(Search.of(request, Floor(quality, floor), most_videos, site.estimates.denoising))
-        name = calls.submit(job, job_id)
-        await calls.follow(job)
+        name = await calls.run(job, job_id)
         return sweep_report(job) | {"job_id": name, "state": job.state}, table_file(job)
 
     async def estimate(**values: Any) -> dict[str, Any]:

@@ -53,8 +53,7 @@ def add_tasks(page: Page, site: Site, calls: Calls) -> None:
         cond_frames = whole("cond_frames", values["cond_frames"])
         plan = LongVideo(request, video, cond_frames, enhance_hf=not request.use_distill)
         job = long_job(site, plan, False, _before(calls, after, keep))
-        name = calls.submit(job, job_id)
-        await calls.follow(job)
+        name = await calls.run(job, job_id)
         return video_file(job.results[job.arms[0]].video), _said(site, job.video.request, long_report(job), name)
 
     continue_.__name__ = "continue"
@@ -80,8 +79,7 @@ def add_tasks(page: Page, site: Site, calls: Calls) -> None:
 
 async def _made(site: Site, calls: Calls, request: VideoRequest, job_id: str | None) -> tuple[Any, ...]:
     job = VideoJob(request, side_by_side=False)
-    name = calls.submit(job, job_id)
-    await calls.follow(job)
+    name = await calls.run(job, job_id)
     return video_file(job.results[job.arms[0]].video), _said(site, request, job.report(), name)
 
 
@@ -127,11 +125,7 @@ def _clip(calls: Calls, clip: Any) -> str:
     """The path of an uploaded clip, or of a finished video that is named by its job_id."""
     if not isinstance(clip, str):
         return uploaded("clip", clip)
-    job = calls.find(clip)
-    results = job.results if isinstance(job, VideoJob) else {}
-    if not results:
-        raise ValueError(NO_VIDEO.format(name=clip))
-    return str((results.get("dense") or results["sparse"]).video)
+    return str(calls.finished(clip, NO_VIDEO).video)
 
 
 def _before(calls: Calls, after: Any, keep: Any) -> tuple[LongJob, int] | None:
