@@ -75,7 +75,11 @@ class LongVideo:
     @property
     def frames(self) -> int:
         """Number of frames of the whole."""
-        return self.request.num_frames + (len(self) - 1) * (self.request.num_frames - self.cond_frames)
+        return self.frames_of(len(self))
+
+    def frames_of(self, count: int) -> int:
+        """Number of frames of the first `count` segments together."""
+        return count and self.request.num_frames + (count - 1) * (self.request.num_frames - self.cond_frames)
 
     @property
     def as_one(self) -> VideoRequest:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline import FromFrames, VideoRequest
+from pipeline import VideoRequest
 from pipeline.request.values import whole
 from pipeline.runs.long_video import COND_FRAMES, LongVideo, prompts_for
 from ui.api.calls import Calls
@@ -85,10 +85,8 @@ async def _made(site: Site, calls: Calls, request: VideoRequest, job_id: str | N
 
 def _said(site: Site, request: VideoRequest, report: dict[str, Any], name: str) -> dict[str, Any]:
     """The report with the job's name, and what is to be said of a checkpoint that was not trained for this."""
-    trained = site.checkpoint.trained_for(request.start)
-    if "segments" in report:
-        trained = trained and site.checkpoint.trained_for(FromFrames(video="end.mp4"))
-    return report | {"job_id": name} | ({} if trained else {"note": untrained(site.checkpoint)})
+    note = untrained(site.checkpoint, request.start, long="segments" in report)
+    return report | {"job_id": name} | ({"note": note} if note else {})
 
 
 async def _long_request(

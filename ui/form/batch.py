@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from pipeline.request.values import whole
-from ui.form.read import new_seed
+from ui.form.read import filled_lines, new_seed
 from ui.jobs.worker import MAX_WAITING_OF_ONE
 from ui.look.parts import notice_html
 
@@ -39,12 +39,11 @@ def batch_fields() -> tuple[gr.Textbox, gr.File, gr.Number, gr.Button]:
 
 def lines_of(text: str | None, file: str | None) -> list[str]:
     """The prompts of the field and of the file, without empty lines. Raises ValueError if there are none."""
-    lines = (text or "").splitlines()
+    prompts = filled_lines(text)
     if file:
         if Path(file).stat().st_size > LARGEST:
             raise ValueError(TOO_LARGE.format(limit=LARGEST // 1024))
-        lines += Path(file).read_text(encoding="utf-8", errors="replace").splitlines()
-    prompts = [line.strip() for line in lines if line.strip()]
+        prompts += filled_lines(Path(file).read_text(encoding="utf-8", errors="replace"))
     if not prompts:
         raise ValueError(NOTHING)
     return prompts

@@ -13,7 +13,7 @@ from pipeline import VideoRequest
 from ui.form.inputs import Fields
 from ui.form.read import SIDE_BY_SIDE, TEXT, form_request, page_sentence
 from ui.form.restore import fill, general_values
-from ui.look.parts import QUIET, Drawn, notice_html
+from ui.look.parts import QUIET, Drawn, event_data, notice_html
 from ui.site import Site
 
 SAVED = "The settings of the form are kept in this browser as {name}."
@@ -76,6 +76,6 @@ def preset_values(settings: Any) -> dict[str, Any]:
 
 
 def _asked(event: gr.EventData) -> tuple[str, Any]:
-    data = event._data if isinstance(event._data, dict) else {}
+    data = event_data(event)
     name = data.get("name")
     return (name.strip()[:LONGEST] if isinstance(name, str) else ""), data.get("settings")

@@ -10,7 +10,7 @@ from typing import Any
 from bsa import BlockPlan, BSAConfig, Grid
 from pipeline import CheckpointInfo, VideoRequest
 from pipeline.estimate.estimator import Estimate
-from pipeline.request.start import FromFrames
+from pipeline.request.start import FromFrames, Start
 from pipeline.runs.long_video import LongVideo
 from ui.form.read import (
     AUTOMATIC,
@@ -56,8 +56,8 @@ def plan_panel(checkpoint: CheckpointInfo, values: Mapping[str, Any], estimates:
     except ValueError as error:
         return plan_error(error)
     rows = [] if video is None else long_rows(video, whole)
-    if not checkpoint.trained_for(request.start) or (video is not None and not checkpoint.trained_for(_CONTINUED)):
-        expected = f'<p class="advice" data-kind="untrained">{escape(untrained(checkpoint))}</p>{expected}'
+    if said := untrained(checkpoint, request.start, long=video is not None):
+        expected = f'<p class="advice" data-kind="untrained">{escape(said)}</p>{expected}'
     return _describe(request, expected, rows)
 
 
@@ -78,9 +78,11 @@ def _expected(
     return outlook(estimates, request, sparse, mode, FIRST if is_long(values) else TIME)
 
 
-def untrained(checkpoint: CheckpointInfo) -> str:
-    """What to expect of pictures and clips from a checkpoint that was trained from text alone."""
-    return UNTRAINED.format(name=checkpoint.name)
+def untrained(checkpoint: CheckpointInfo, start: Start, *, long: bool = False) -> str:
+    """What to expect of a video that begins so from a checkpoint that was not trained for it; "" if it was. long:
+    whether further segments continue it."""
+    trained = all(map(checkpoint.trained_for, (start, _CONTINUED) if long else (start,)))
+    return "" if trained else UNTRAINED.format(name=checkpoint.name)
 
 
 def long_rows(video: LongVideo, seconds: float | None) -> list[tuple[str, str]]:

@@ -113,8 +113,12 @@ def file_of(values: Mapping[str, Any]) -> str | None:
 
 def prompt_lines(values: Mapping[str, Any]) -> list[str]:
     """The prompts of a long video's segments: the lines of the field that are not empty."""
-    lines = (line.strip() for line in (values["prompt"] or "").splitlines())
-    return [line for line in lines if line]
+    return filled_lines(values["prompt"])
+
+
+def filled_lines(text: str | None) -> list[str]:
+    """The lines of a field that are not empty, without the spaces around them."""
+    return [line.strip() for line in (text or "").splitlines() if line.strip()]
 
 
 def keep_by(bsa: BSAConfig) -> str:

@@ -20,6 +20,11 @@ def box(name: str | None = None, value: str = "") -> gr.HTML:
     return gr.HTML(value, elem_id=name, **_BARE)
 
 
+def event_data(event: gr.EventData) -> dict[str, Any]:
+    """What a script of a panel sent with its event; nothing if that is no object."""
+    return event._data if isinstance(event._data, dict) else {}
+
+
 def serve_in_place(component: Any) -> None:
     """Let a component hand out files where they are, in the output folder. Gradio would copy each into its cache, from
     where it is served after the original was deleted."""

@@ -22,7 +22,7 @@ from ui.form.read import CLIP, IMAGE, beginning, page_sentence
 from ui.form.refine import look_at_clip
 from ui.form.restore import fill, long_values
 from ui.jobs.job import VideoJob
-from ui.look.parts import QUIET, notice_html
+from ui.look.parts import QUIET, event_data, notice_html
 from ui.site import Site
 from ui.tasks.fields import TaskFields
 from ui.tasks.form_job import after_text, find_after
@@ -101,8 +101,7 @@ class StartChooser:
         return self._chosen(request, {"clip": str(path)} | ({} if prompt is None else {"prompt": prompt}), said)
 
     def _chosen(self, request: VideoRequest, values: dict[str, Any], said: str) -> Changes:
-        if not self._site.checkpoint.trained_for(request.start):
-            said += f" {untrained(self._site.checkpoint)}"
+        said = f"{said} {untrained(self._site.checkpoint, request.start)}".rstrip()
         size = {"width": request.width, "height": request.height}
         return fill(self._fields, size | values) | {self._notice: notice_html(said)}
 
@@ -159,10 +158,10 @@ def _size(one: Picture | VideoRequest) -> str:
 
 
 def _asked(event: gr.EventData, name: str) -> str:
-    value = event._data.get(name) if isinstance(event._data, dict) else None
+    value = event_data(event).get(name)
     return value if isinstance(value, str) else ""
 
 
 def _number(event: gr.EventData, name: str) -> int:
-    value = event._data.get(name) if isinstance(event._data, dict) else None
+    value = event_data(event).get(name)
     return value if isinstance(value, int) and not isinstance(value, bool) else -1

@@ -26,8 +26,7 @@ def timeline(job: VideoJob) -> dict[str, Any] | None:
 
 def _segment(job: LongJob, number: int) -> dict[str, Any]:
     video, fps = job.video, job.video.request.fps
-    first = number and video.request.num_frames + (number - 1) * (video.request.num_frames - video.cond_frames)
-    end = video.request.num_frames + number * (video.request.num_frames - video.cond_frames)
+    first, end = video.frames_of(number), video.frames_of(number + 1)
     files, state = {}, WAITING
     if number < len(job.segments):
         files, state = _files(job, number), DONE

@@ -14,7 +14,7 @@ from ui.form.inputs import Fields
 from ui.form.read import page_sentence
 from ui.form.restore import RESTORED_RUN, fill, form_values, long_values, remarks
 from ui.jobs.job import ARMS, VideoJob
-from ui.look.parts import QUIET, Drawn, notice_html
+from ui.look.parts import QUIET, Drawn, event_data, notice_html
 from ui.storage.store import INTERRUPTED, Record
 from ui.views.figures import decibels
 from ui.views.follow import GONE, Changes, Follower, live_videos
@@ -77,7 +77,7 @@ def history_panel(
             return {notice: notice_html(str(error), "error")}
 
     def together(event: gr.EventData, request: gr.Request) -> Changes:
-        asked = event._data.get("jobs") if isinstance(event._data, dict) else None
+        asked = event_data(event).get("jobs")
         names = asked if isinstance(asked, list) and len(asked) == 2 else []
         jobs = [follower.find(name, site.owner(request)) for name in names if isinstance(name, str)]
         made = [job for job in jobs if isinstance(job, VideoJob) and job.results]
@@ -133,8 +133,8 @@ def _settings(request: dict[str, Any]) -> tuple[VideoRequest, dict[str, Any], Lo
 
 
 def _id(event: gr.EventData) -> str:
-    data = event._data
-    return data["job"] if isinstance(data, dict) and isinstance(data.get("job"), str) else ""
+    job = event_data(event).get("job")
+    return job if isinstance(job, str) else ""
 
 
 def _delete(follower: Follower, owner: str, job_id: str | None, shown: str, limit: int) -> dict[str, Any]:
