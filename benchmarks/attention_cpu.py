@@ -92,6 +92,19 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
+def machine(args: argparse.Namespace) -> dict:
+    """What a report says of the machine and the run. args: with threads and rounds."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpu": cpu_name(),
+        "threads": args.threads,
+        "rounds": args.rounds,
+        "load": os.getloadavg()[0],
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
@@ -99,18 +112,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    machine = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": cpu_name(),
-        "threads": args.threads,
-        "omp_wait_policy": os.environ["OMP_WAIT_POLICY"],
-        "rounds": args.rounds,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "load": os.getloadavg()[0],
-        "chunk": "4x4x4",
-    }
-    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    about = machine(args) | {"omp_wait_policy": os.environ["OMP_WAIT_POLICY"], "chunk": "4x4x4"}
+    print(", ".join(f"{key} {value}" for key, value in about.items()))
     print(
         f"{'shape':36} {'dtype':9} {'heads':>5} {'sparsity':>8} {'SDPA ms':>9} {'dense ms':>9} {'sparse ms':>9} "
         f"{'ratio':>6} {'ideal':>6}"
@@ -126,7 +129,7 @@ def main() -> None:
                 flush=True,
             )
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps({**machine, "rows": rows}, indent=1) + "\n")
+    args.output.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -41,6 +41,10 @@ def _ticks(low: float, high: float) -> list[float]:
     return [value for value in values if low <= value <= high]
 
 
+def text(at_x: float, at_y: float, words: str, anchor: str = "start", colour: str = GREY) -> str:
+    return f'<text x="{at_x:.1f}" y="{at_y:.1f}" text-anchor="{anchor}" fill="{colour}">{escape(words)}</text>'
+
+
 def svg(measured: dict) -> str:
     """The plot for the content of cost_curve.json."""
     lines: dict[tuple[str, str], list[tuple[int, float]]] = {}
@@ -56,9 +60,6 @@ def svg(measured: dict) -> str:
 
     def y(s: float) -> float:
         return TOP + (HEIGHT - TOP - BOTTOM) * math.log(high / s) / math.log(high / low)
-
-    def text(at_x: float, at_y: float, words: str, anchor: str = "start", colour: str = GREY) -> str:
-        return f'<text x="{at_x:.1f}" y="{at_y:.1f}" text-anchor="{anchor}" fill="{colour}">{escape(words)}</text>'
 
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '

@@ -12,19 +12,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 import time
 from collections import Counter
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from attention_cpu import cpu_name
+from attention_cpu import machine
 
 from bsa import BSAConfig
 from pipeline import LongCatPipeline
@@ -130,18 +128,8 @@ def main() -> None:
         for forward in ("plain", "fast")
     }
     print(ratios)
-    report = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": cpu_name(),
-        "instructions": [name for name in INSTRUCTIONS if name in processor_flags()],
-        "threads": args.threads,
-        "rounds": args.rounds,
-        "load": os.getloadavg()[0],
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "ratios": ratios,
-        "rows": rows,
-    }
+    found = [name for name in INSTRUCTIONS if name in processor_flags()]
+    report = machine(args) | {"instructions": found, "ratios": ratios, "rows": rows}
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -8,9 +8,10 @@ import math
 from html import escape
 from typing import NamedTuple
 
+from curve_plot import GREY, text
+
 WIDTH, HEIGHT = 820, 760
 LEFT, RIGHT, TOP, GAP = 60, 200, 46, 56
-GREY = "#767676"  # readable on white and on black
 # Scores, blocks and dense first steps and layers of the settings that are followed over the sparsities; the others are
 # small dots. The colours are told apart by the colour-blind.
 LINES = {
@@ -53,11 +54,11 @@ def svg(settings: list[dict], floor: dict, about: str) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
         'font-family="sans-serif" font-size="13" role="img">',
         f"<title>Likeness to the dense video against the pairs computed, {escape(about)}</title>",
-        _text(LEFT, 20, about),
+        text(LEFT, 20, about),
     ]
     for panel in PANELS:
         out += _panel(panel, settings, floor[panel.figure])
-    out.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, "share of query-key pairs computed", "middle"))
+    out.append(text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, "share of query-key pairs computed", "middle"))
     return "\n".join([*out, "</svg>", ""])
 
 
@@ -77,15 +78,15 @@ def _panel(panel: Panel, settings: list[dict], floor: float) -> list[str]:
     def path(line: list[tuple[float, float]]) -> str:
         return "L".join(f"{x(pairs):.1f} {y(value):.1f}" for pairs, value in line)
 
-    out = [_text(LEFT, panel.top - 8, panel.title)]
+    out = [text(LEFT, panel.top - 8, panel.title)]
     for value in range(low, high + 1, 10 if high - low > 30 else 5):
         out.append(f'<path d="M{LEFT} {y(value):.1f}H{WIDTH - RIGHT}" stroke="{GREY}" stroke-opacity="0.25"/>')
-        out.append(_text(LEFT - 8, y(value) + 4, str(value), "end"))
+        out.append(text(LEFT - 8, y(value) + 4, str(value), "end"))
     for pairs in (0.0625, 0.125, 0.25, 0.5):
         if fewest <= pairs <= most:
-            out.append(_text(x(pairs), bottom + 18, f"{pairs:.3g}", "middle"))
+            out.append(text(x(pairs), bottom + 18, f"{pairs:.3g}", "middle"))
     out.append(f'<path d="M{LEFT} {y(floor):.1f}H{WIDTH - RIGHT}" stroke="{GREY}" stroke-dasharray="2 4"/>')
-    out.append(_text(WIDTH - RIGHT + 8, y(floor) + 4, "noise floor"))
+    out.append(text(WIDTH - RIGHT + 8, y(floor) + 4, "noise floor"))
     out.append(f'<path d="M{path(front(points))}" fill="none" stroke="{GREY}" stroke-width="5" stroke-opacity="0.3"/>')
     for row in settings:
         place = f'cx="{x(row["density"]):.1f}" cy="{y(row[panel.figure]):.1f}"'
@@ -112,9 +113,5 @@ def _lines(panel: Panel, settings: list[dict], x, y, path) -> list[str]:
     below = -math.inf
     for wanted, label, colour in sorted(labels):
         below = max(wanted, below + 16)
-        out.append(_text(WIDTH - RIGHT + 8, below, label, colour=colour))
+        out.append(text(WIDTH - RIGHT + 8, below, label, colour=colour))
     return out
-
-
-def _text(at_x: float, at_y: float, words: str, anchor: str = "start", colour: str = GREY) -> str:
-    return f'<text x="{at_x:.1f}" y="{at_y:.1f}" text-anchor="{anchor}" fill="{colour}">{escape(words)}</text>'

@@ -4,8 +4,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import quality_plot, tables
+from benchmarks import tables
 
+quality_plot = tables.quality_tables.quality_plot
 SVG = "{http://www.w3.org/2000/svg}"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +114,8 @@ class EngineProcess:
     @property
     def weights(self) -> LoadOptions:
         """The options that the model's weights are loaded with; its precision is known once it is loaded."""
-        given = self._arguments
-        precision = self._precision or given.get("precision", "auto")
-        return LoadOptions(given.get("quantization"), given.get("offload", False), given.get("gpus", 1), precision)
+        given = LoadOptions.among(self._arguments)
+        return replace(given, precision=self._precision or given.precision)
 
     def generate_frames(
         self, request: VideoRequest, on_step: Callable[[StepUpdate], None] | None, output: Path

@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -80,8 +80,7 @@ class RemoteEngine:
         self._link: Link | None = None
         self._here = Elsewhere()
         self._memory: dict[str, int] | None = None
-        names = {field.name for field in fields(LoadOptions)}
-        self._weights = LoadOptions(**{name: value for name, value in arguments.items() if name in names})
+        self._weights = LoadOptions.among(arguments)
         self._task = 0  # the number of the last video
         self._turn = threading.Lock()
         self._closed = False

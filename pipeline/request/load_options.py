@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 QUANTIZATIONS = ("fp8",)
@@ -76,6 +76,11 @@ class LoadOptions:
     def versions(self) -> dict[str, str]:
         """The entry in a video's metadata; `from_versions` reads it."""
         return {name: "yes" if value is True else str(value) for name, value in self.arguments.items()}
+
+    @classmethod
+    def among(cls, arguments: Mapping[str, Any]) -> LoadOptions:
+        """Those among the arguments of `LongCatPipeline.load`."""
+        return cls(**{field.name: arguments[field.name] for field in fields(cls) if field.name in arguments})
 
     @classmethod
     def from_versions(cls, versions: Mapping[str, str]) -> LoadOptions:

@@ -69,6 +69,11 @@ def attend_dense(q: Tensor, k: Tensor, v: Tensor, grid: Grid, conditioning: int 
     return torch.cat([first, full_attention(q[:, :, given:], k, v)], dim=2)
 
 
+def embed_patches(patches: Tensor, proj: Net) -> Tensor:
+    """The first residual of a forward, [B, N, E]: the convolution `proj` of patches [B, N, C * pt * ph * pw]."""
+    return F.linear(patches.to(proj.weight.dtype), proj.weight.flatten(1), proj.bias)
+
+
 def _linear(layer: Net, x: Any) -> Tensor:
     """Apply a linear layer and its adapter. x: a tensor [..., in], or a `Quantised` for an `Fp8Linear`."""
     # FastVideo's linear layers return (output, bias), nn.Linear only the output.

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bsa import BlockLayout
-from pipeline.weights import Net
+from pipeline.transformer.forward import embed_patches
 from pipeline.weights.fp8 import Quantised, quantise
 
 
@@ -73,9 +73,7 @@ def swiglu_(a: Tensor, b: Tensor, fp8: bool = False) -> Tensor | Quantised:
     return quantise(out) if fp8 else a.copy_(out)
 
 
-def embed(patches: Tensor, proj: Net) -> Tensor:
-    """The first residual of a forward, [B, N, E]: the convolution `proj` of patches [B, N, C * pt * ph * pw]."""
-    return F.linear(patches.to(proj.weight.dtype), proj.weight.flatten(1), proj.bias)
+embed = embed_patches
 
 
 def operations(

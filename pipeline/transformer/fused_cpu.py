@@ -33,7 +33,7 @@ class CpuOperations:
     quantise = staticmethod(quantise)
 
     def embed(self, patches: Tensor, proj: Net) -> Tensor:
-        """See `fused.embed`. In fp32, which is cheap here."""
+        """See `forward.embed_patches`. In fp32, which is cheap here."""
         return F.linear(patches.float(), proj.weight.flatten(1).float(), proj.bias.float())
 
     def residual_norm_(

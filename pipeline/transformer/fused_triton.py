@@ -6,14 +6,13 @@ Forward only. Everything between load and store is fp32. `fused.py` has the same
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from bsa import BlockLayout
 from bsa.kernels.launch import on_device
-from pipeline.weights import Net
+from pipeline.transformer.forward import embed_patches
 from pipeline.weights.fp8 import LARGEST, Quantised
 
 FP8 = torch.float8_e4m3fn
@@ -148,9 +147,7 @@ def _quantise_kernel(
     _store_row(out_ptr, scales_ptr, place, row, out, inside, LARGEST, True)
 
 
-def embed(patches: Tensor, proj: Net) -> Tensor:
-    """See `fused.embed`."""
-    return F.linear(patches.to(proj.weight.dtype), proj.weight.flatten(1), proj.bias)
+embed = embed_patches
 
 
 def residual_norm_(
