@@ -18,9 +18,9 @@ from bsa.selectors import Selector
 if TYPE_CHECKING:
     from bsa.attention import block_sparse_attention
     from bsa.block_selection import BlockSelection
+    from bsa.dense import full_attention
     from bsa.layout import BlockLayout
     from bsa.ordered import block_order_attention
-    from bsa.products import full_attention
     from bsa.selection import select_blocks
 
 __all__ = [
@@ -42,7 +42,7 @@ _MODULES = {
     "BlockSelection": "bsa.block_selection",
     "block_order_attention": "bsa.ordered",
     "block_sparse_attention": "bsa.attention",
-    "full_attention": "bsa.products",
+    "full_attention": "bsa.dense",
     "nested_layouts": "bsa.layout",
     "select_blocks": "bsa.selection",
 }

@@ -5,16 +5,14 @@ With conditioning frames it is two calls: first their queries over their keys, t
 
 from __future__ import annotations
 
-import importlib.util
-import logging
 import math
-import os
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
+from bsa.backends import resolve_backend
 from bsa.block_selection import BlockSelection
 from bsa.config import BSAConfig
 from bsa.grid import Grid, as_grid
@@ -22,11 +20,6 @@ from bsa.layout import BlockLayout
 from bsa.selection import select_blocks, select_pooled, without_autocast
 from bsa.selectors import DEFAULT_SCORES
 from bsa.variants import Tuning, tuning_for
-
-logger = logging.getLogger("bsa")
-
-_BACKENDS = ("auto", "triton", "torch", "reference")
-_announced: set[str] = set()
 
 
 @overload
@@ -82,9 +75,9 @@ def block_sparse_attention(
     conditioning: number of first frames that are given, not made. Their queries attend to their own keys only, all
         others to every key, each by a selection of its own. No block holds tokens of both. q may leave the queries of
         these frames out, [B, H, (t - conditioning) * h * w, D], as it does where their keys and values were kept.
-    backend: "triton" (CUDA, forward only), "torch" (any device, differentiable), "reference" (dense mask,
-        small grids) or "auto", which picks one of the first two and logs which and why. A named backend
-        never falls back to another.
+    backend: "triton" (CUDA, forward only), "native" (CPUs with AVX-512 and a C compiler, forward only), "torch" (any
+        device, differentiable), "reference" (dense mask, small grids) or "auto", which picks one of the first three and
+        logs which and why. A named backend never falls back to another.
     scale: factor on q @ k; 1 / sqrt(D) by default.
     selection: the blocks to attend to, instead of choosing some: what an earlier call with the same shapes and config
         returned. Its numbers are not checked, since that would wait for the device.
@@ -181,6 +174,12 @@ def _attend(
         from bsa.reference import masked_attention
 
         return masked_attention(q, k, v, selection, q_layout, k_layout, scale), selection
+    if backend == "native":
+        from bsa.native.attend import attend_natively
+
+        out = torch.empty(q.shape, dtype=q.dtype)
+        attend_natively(q, k, v, selection, q_layout, k_layout, scale, out, raster=True)
+        return out, selection
     from bsa.gather import gathered_attention
 
     v_blocks, uniform = k_layout.to_blocks(v), config.selector.uniform
@@ -270,37 +269,3 @@ def check_selection(selection: BlockSelection | None, lists: tuple[int, ...]) ->
             f"the selection has lists for {list(shapes[0])} and counts for {list(shapes[1])}, but there are "
             f"{list(lists)} of batch, heads and query blocks; pass one that was made for the same shapes"
         )
-
-
-def resolve_backend(backend: str, q: Tensor, k: Tensor, v: Tensor, known: tuple[str, ...] = _BACKENDS) -> str:
-    """The backend to run. Raises ValueError if a named one is unknown or cannot take these tensors."""
-    if backend not in known:
-        raise ValueError(f"unknown backend {backend!r}; choose one of {', '.join(known)}")
-    if backend not in ("auto", "triton"):
-        return backend
-    obstacle = _triton_obstacle(q, k, v)
-    if backend == "triton":
-        if obstacle:
-            raise ValueError(f"the triton backend cannot run because {obstacle}; use backend='torch' or 'auto'")
-        return backend
-    choice, reason = ("torch", obstacle) if obstacle else ("triton", "the tensors are on CUDA")
-    message = f"block sparse attention runs on the {choice} backend because {reason}"
-    if message not in _announced:
-        _announced.add(message)
-        logger.info(message)
-    return choice
-
-
-def _triton_obstacle(q: Tensor, k: Tensor, v: Tensor) -> str | None:
-    """The reason why the Triton kernel cannot take these tensors, or None."""
-    if not q.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
-        return f"the tensors are on {q.device.type}, not on CUDA"
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
-        return "gradients are needed and its kernel is forward only"
-    if q.dtype not in (torch.bfloat16, torch.float16, torch.float32):
-        return f"it takes bfloat16, float16 and float32, not {q.dtype}"
-    if not 16 <= q.shape[-1] <= 256:
-        return f"it takes head dims from 16 to 256, not {q.shape[-1]}"
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
-    return None

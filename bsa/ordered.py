@@ -17,9 +17,9 @@ from bsa.attention import (
     checked_scale,
     join_parts,
     parts_of,
-    resolve_backend,
     tuning_of,
 )
+from bsa.backends import resolve_backend
 from bsa.block_selection import BlockSelection
 from bsa.config import BSAConfig
 from bsa.layout import BlockLayout, nested_layouts
@@ -99,7 +99,7 @@ def block_order_attention(
     check_selection(selection, (q.shape[0], q.shape[2], q_layout.blocks.volume))
     given = selection and _renumbered(selection, q_layout, k_layout, to_raster=False)
     scale = checked_scale(scale, q.shape[-1])
-    backend = resolve_backend(backend, q, k, v, known=("auto", "triton", "torch"))
+    backend = resolve_backend(backend, q, k, v, known=("auto", "triton", "native", "torch"))
     outputs, selections = [], []
     with without_autocast(q.device):
         for part in parts_of(q.shape[1], layout, k_layout):
@@ -145,12 +145,17 @@ def _attend(
             some = blocks or (q_layout.blocks_from_order(q), k_layout.blocks_from_order(k))
             pooled = pool(some[0], q_layout, config), pool(some[1], k_layout, config)
         selection = select_pooled(*pooled, *layouts, config, scale, fused=tuning.fused_top_k or cells_by_kernel)
-    if backend == "triton":
-        from bsa.kernels.attend import attend_tokens
-
+    if backend in ("triton", "native"):
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         q, k, v, filled = (x.transpose(1, 2) for x in (q, k, v, out))
-        attend_tokens(q, k, v, selection, *layouts, scale, filled, variant=tuning.variant)
+        if backend == "native":
+            from bsa.native.attend import attend_natively
+
+            attend_natively(q, k, v, selection, *layouts, scale, filled, raster=False)
+        else:
+            from bsa.kernels.attend import attend_tokens
+
+            attend_tokens(q, k, v, selection, *layouts, scale, filled, variant=tuning.variant)
         return out, selection
     from bsa.gather import gathered_attention
 

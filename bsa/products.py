@@ -31,8 +31,8 @@ def takes_products(q: Tensor, k: Tensor, v: Tensor) -> bool:
     return not (torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)))
 
 
-def full_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """`F.scaled_dot_product_attention` without a mask, [B, H, Q, D] over [B, H, S, D], by products where it can."""
+def torch_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Dense attention by PyTorch, [B, H, Q, D] over [B, H, S, D], by products where that is faster."""
     if not takes_products(q, k, v):
         return F.scaled_dot_product_attention(q, k, v)
     shape, scale = q.shape, 1 / math.sqrt(q.shape[-1])

@@ -13,6 +13,8 @@ import pytest
 # Here and in every program that a test starts. The tensors are small: more threads would mostly wait for each other,
 # and take the processors from the browser and from the other worker of pytest-xdist.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The kernels that are compiled on first use are tested by name: elsewhere every machine computes the same, at once.
+os.environ.setdefault("BSA_NATIVE", "0")
 
 import pipeline  # noqa: E402, F401  before any test imports PyTorch: it sets how threads wait
 

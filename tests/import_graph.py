@@ -214,6 +214,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         *("bsa.grid", "bsa.selectors", "bsa.config", "bsa.block_selection", "bsa.layout", "bsa.cells", "bsa.variants"),
         "bsa.products",
     ),
+    "bsa.native": ("bsa.native",),
     "bsa.kernels": ("bsa.kernels",),
     "bsa": ("bsa",),
     "pipeline._start": ("pipeline._start",),

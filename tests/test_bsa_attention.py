@@ -166,13 +166,14 @@ def test_misuse_is_refused_in_one_sentence(change, kwargs, message):
 
 
 def test_auto_says_once_what_it_chose_and_why(caplog, monkeypatch):
-    monkeypatch.setattr("bsa.attention._announced", set())
+    monkeypatch.setattr("bsa.backends._announced", set())
     q, k, v, grid, config = make((4, 8, 8), (4, 4, 4), (4, 4, 4), {"sparsity": 0.5}, 16)
     with caplog.at_level(logging.INFO, logger="bsa"):
         block_sparse_attention(q, k, v, grid, config)
         block_sparse_attention(q, k, v, grid, config)
     assert [record.getMessage() for record in caplog.records] == [
-        "block sparse attention runs on the torch backend because the tensors are on cpu, not on CUDA"
+        "block sparse attention runs on the torch backend because the tensors are on cpu, not on CUDA, and the native "
+        "kernel cannot run because BSA_NATIVE=0 turns it off"
     ]
 
 

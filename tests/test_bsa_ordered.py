@@ -108,7 +108,7 @@ def test_pooling_without_a_copy_is_the_same_mean(dtype):
         pytest.param(
             {"config": BSAConfig(0.5, None, (4, 4, 4), (4, 4, 8))}, r"4x4x4 for queries and 4x4x8 for keys", id="chunks"
         ),
-        pytest.param({"backend": "reference"}, r"unknown backend 'reference'.*triton, torch", id="backend"),
+        pytest.param({"backend": "reference"}, r"unknown backend 'reference'.*triton, native, torch", id="backend"),
         pytest.param({"scale": -1.0}, r"scale must be positive.*-1\.0", id="scale"),
     ],
 )

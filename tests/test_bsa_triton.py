@@ -252,7 +252,7 @@ def test_cells_select_alike_through_the_public_operation(backend):
 @pytest.mark.gpu
 @needs_gpu
 def test_auto_uses_the_kernel_on_a_gpu_and_torch_for_training(caplog, monkeypatch):
-    monkeypatch.setattr("bsa.attention._announced", set())
+    monkeypatch.setattr("bsa.backends._announced", set())
     q, k, v = (torch.randn(1, 2, 256, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
     with caplog.at_level("INFO", logger="bsa"):
         inference = block_sparse_attention(q, k, v, Grid(4, 8, 8), BSAConfig(0.5))

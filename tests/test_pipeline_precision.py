@@ -90,7 +90,7 @@ def test_flags_of_the_processor_are_read(monkeypatch, tmp_path):
         ("arm", "processor\t: 0\nFeatures\t: fp bf16\n", set()),  # no measurement of these
         ("none", None, set()),
     ):
-        monkeypatch.setattr(precision, "CPUINFO", tmp_path / name)
+        monkeypatch.setattr("bsa.native.processor.CPUINFO", tmp_path / name)
         if text is not None:
             (tmp_path / name).write_text(text)
         assert processor_flags.__wrapped__() == flags

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
+from bsa.native.processor import processor_flags
 from pipeline.machine.gpus import Device
 from pipeline.request.load_options import LoadOptions
 
-CPUINFO = Path("/proc/cpuinfo")
 INSTRUCTIONS = ("amx_bf16", "avx512_bf16")
 # The narrowest transformer that was measured is the embedded checkpoint's (benchmarks/precision_cpu.py). Those of tests
 # are narrower.
@@ -100,14 +98,3 @@ def settled(weights: LoadOptions, device: Device, width: int) -> LoadOptions:
 def number_bytes(weights: LoadOptions, device: Device, width: int) -> int:
     """Bytes of a weight or an activation."""
     return 2 if device.type == "cuda" or choose_precision(weights, device, width).name == "bf16" else 4
-
-
-@lru_cache(maxsize=1)
-def processor_flags() -> frozenset[str]:
-    """The features of this machine's processor in Linux's names; empty where they cannot be read."""
-    try:
-        lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return frozenset()
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    return frozenset(flags.partition(":")[2].split())
