@@ -33,7 +33,7 @@ def switched_on(monkeypatch):
 
 def needs(dtype):
     """Skip where the kernel cannot run, and say why."""
-    reason = choice._missing(dtype)
+    reason = choice.lacking(dtype) or choice._unbuilt(dtype)
     if reason:
         pytest.skip(f"no native kernel: {reason}")
 
@@ -140,10 +140,7 @@ def test_a_list_with_what_there_is_not_is_refused(name, value):
 class TestChoice:
     def test_a_named_one_never_falls_back(self, monkeypatch):
         q, k, v = tensors(1, 1, 256, 32, torch.float64)
-        for run in (
-            full_attention,
-            lambda *x, backend: block_sparse_attention(*x, (4, 8, 8), BSAConfig(0.5), backend=backend),
-        ):
+        for run in (full_attention, partial(block_sparse_attention, grid=(4, 8, 8), config=BSAConfig(0.5))):
             with pytest.raises(ValueError, match="native backend cannot run because it takes bfloat16 and float32"):
                 run(q, k, v, backend="native")
             monkeypatch.setenv(choice.SWITCH, "0")
@@ -172,12 +169,12 @@ class TestChoice:
         monkeypatch.setattr(choice, "processor_flags", lambda: change.get("flags", flags))
         monkeypatch.setattr(choice, "thread_pool", lambda: change.get("pool", 1))
         monkeypatch.setattr(choice, "compiled", no_object if "built" in change else lambda dtype: None)
-        choice._missing.cache_clear()
+        choice._unbuilt.cache_clear()
         q, k, v = tensors(1, 1, 8, change.get("dim", 32), change.get("dtype", torch.float32))
         q.requires_grad_("grad" in change)
         with caplog.at_level(logging.INFO, logger="bsa"):
             full_attention(q, k, v)
-        choice._missing.cache_clear()
+        choice._unbuilt.cache_clear()
         assert "dense attention runs on the torch backend" in caplog.text and reason in caplog.text
 
     @pytest.mark.parametrize(("times", "name"), [(2.0, "native"), (0.8, "torch")])

@@ -97,7 +97,8 @@ def test_ships_bsa_alone(wheel: Path) -> None:
     code = {name for name in names if not name.parts[0].endswith(".dist-info")}
     kept = (path for path in (ROOT / "bsa").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     assert code == {PurePosixPath(path.relative_to(ROOT)) for path in kept}
-    assert {PurePosixPath("bsa") / name for name in ("py.typed", "tuned.json", "kernels/attend.py", "native/attend.c")} <= code
+    needed = ("py.typed", "tuned.json", "kernels/attend.py", "native/attend.c")
+    assert {PurePosixPath("bsa") / name for name in needed} <= code
 
 
 def test_needs_torch_alone(wheel: Path) -> None:

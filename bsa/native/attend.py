@@ -98,7 +98,9 @@ def _run(
         *(None if x is None else x.data_ptr() for x in (*tokens, indices, counts)),
         *(scale, threads, thread_pool()),
     )
-    fault = compiled(q.dtype).attend_blocks(ctypes.byref(request))
+    library = compiled(q.dtype)
+    with torch.profiler.record_function("bsa::native_attention"):
+        fault = library.attend_blocks(ctypes.byref(request))
     if fault == _BAD_LIST:
         raise ValueError(
             f"the selection has a list without blocks, or with one outside 0..{len(blocks[2]) - 1}; pass one that was "

@@ -75,7 +75,7 @@ def fast_forward(
 
     config: block sparse attention, or None for dense attention. One of the chunks of queries and keys must divide the
         other, as equal ones do.
-    backend: "auto", "torch" or "triton", for both the attention and the fused operations.
+    backend: "auto", "torch", "triton" or "native", for both the attention and the fused operations.
     tuning: see `bsa.block_order_attention`.
     kept: selections of earlier steps, for a config that uses them again.
     dense_layers: number of first layers with dense attention, in block order as well.
@@ -134,9 +134,9 @@ def fast_forward(
             if means is not None:
                 means = means[0], cache.join_means(layer, means[1])
         if layouts is None or config is None:
-            return _dense(q, k, v, conditioning * grid.h * grid.w)
+            return _dense(q, k, v, conditioning * grid.h * grid.w, backend)
         if layer < dense_layers:
-            out, selection = _dense(q, k, v, conditioning * grid.h * grid.w), None
+            out, selection = _dense(q, k, v, conditioning * grid.h * grid.w, backend), None
         else:
             options: dict[str, Any] = {"selection": kept.of(layer), "backend": backend, "tuning": tuning}
             if observe is None and config.select_every == 1:
@@ -244,23 +244,24 @@ def _cross_attention(ops, cross, h, text, text_mask, without_text, fp8) -> Tenso
     ops.head_norm_(q, cross.q_norm.weight, None, None)
     ops.head_norm_(k, cross.k_norm.weight, None, None)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=text_mask)
+    alone = text_mask is None and not q.is_cuda
+    out = full_attention(q, k, v) if alone else F.scaled_dot_product_attention(q, k, v, attn_mask=text_mask)
     out = out.transpose(1, 2).flatten(2)
     branch = _linear(cross.to_out, ops.quantise(out) if fp8 else out)
     return F.pad(branch, (0, 0, without_text, 0)) if without_text else branch
 
 
-def _dense(q: Tensor, k: Tensor, v: Tensor, given: int = 0) -> Tensor:
+def _dense(q: Tensor, k: Tensor, v: Tensor, given: int = 0, backend: str = "auto") -> Tensor:
     """Dense attention on [B, N, H, D]. cuDNN's kernel is the fastest on Hopper, but PyTorch does not pick it itself.
 
     given: first tokens, whose queries see only their own keys; q may lack them.
     """
     if 0 < given < k.shape[1] == q.shape[1]:
-        first = _dense(q[:, :given], k[:, :given], v[:, :given])
-        return torch.cat([first, _dense(q[:, given:], k, v)], dim=1)
+        first = _dense(q[:, :given], k[:, :given], v[:, :given], backend=backend)
+        return torch.cat([first, _dense(q[:, given:], k, v, backend=backend)], dim=1)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if not q.is_cuda:
-        return full_attention(q, k, v).transpose(1, 2)
+        return full_attention(q, k, v, backend=backend if backend in ("torch", "native") else "auto").transpose(1, 2)
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]

@@ -1,5 +1,5 @@
 """The elementwise work of a LongCat block in PyTorch. `fused_triton.py` has the same functions as kernels, and
-`fused_cpu.py` in a form that suits a CPU.
+`fused_cpu.py` in a form that suits a CPU, and `fused_native.py` as C.
 
 Both compute in fp32 and round once. The kernels exist because on a fast GPU these few operations, run as separate
 PyTorch kernels, take longer than the matrix products. Shape letters as in `forward.py`; F frames, H heads.
@@ -79,15 +79,15 @@ embed = embed_patches
 def operations(
     device: torch.device, head_dim: int, backend: str = "auto", dtype: torch.dtype = torch.float32
 ) -> ModuleType | Any:
-    """Choose what computes: `fused_triton` for "triton", and for "auto" on CUDA; `fused_cpu` for "auto" on a CPU;
-    otherwise this module. dtype: of the products.
+    """Choose what computes: `fused_triton` for "triton", and for "auto" on CUDA; `fused_native` for "native", and for
+    "auto" on CPUs that can, `fused_cpu` on others; otherwise this module. dtype: of the products.
 
-    Raises ValueError for "triton" if the kernels cannot take the head size.
+    Raises ValueError for "triton" if the kernels cannot take the head size, for "native" if this machine cannot.
     """
     import sys
 
-    if backend not in ("auto", "torch", "triton"):
-        raise ValueError(f"unknown backend {backend!r}; choose one of auto, torch, triton")
+    if backend not in ("auto", "torch", "triton", "native"):
+        raise ValueError(f"unknown backend {backend!r}; choose one of auto, torch, triton, native")
     possible = head_dim >= 16 and head_dim & (head_dim - 1) == 0
     if backend == "triton" and not possible:
         raise ValueError(f"the fused kernels take head sizes that are powers of two, not {head_dim}; use torch")
@@ -95,8 +95,12 @@ def operations(
         from pipeline.transformer import fused_triton
 
         return fused_triton
-    if backend == "auto" and device.type == "cpu":
+    if backend == "native" or backend == "auto" and device.type == "cpu":
         from pipeline.transformer.fused_cpu import CpuOperations
+        from pipeline.transformer.fused_native import NativeOperations, obstacle
 
-        return CpuOperations(dtype)
+        reason = obstacle(device, dtype)
+        if reason and backend == "native":
+            raise ValueError(f"the native operations cannot run because {reason}; use auto or torch")
+        return CpuOperations(dtype) if reason else NativeOperations(dtype)
     return sys.modules[__name__]

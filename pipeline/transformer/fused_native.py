@@ -1,0 +1,135 @@
+"""The operations of `fused.py` as C for CPUs with AVX-512: one pass over the tokens, where PyTorch makes five to ten.
+
+Compiled on first use, as `bsa.native` is, and optional as that is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bsa import BlockLayout
+from bsa.native.attend import FEATURES, thread_pool
+from bsa.native.build import NotBuilt, load
+from bsa.native.choice import lacking
+from pipeline.transformer.fused_cpu import CpuOperations
+from pipeline.weights.fp8 import Quantised
+
+logger = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("fused_native.c")
+
+
+class _Request(ctypes.Structure):
+    """`Request` of fused_native.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("x", "a", "b", "out", "gate", "gain", "shift")),
+        *((name, ctypes.c_void_p) for name in ("cosine", "sine", "frames", "starts", "sizes")),
+        *((name, ctypes.c_int64) for name in ("tokens", "width", "heads", "head_stride")),
+        *((f"{name}_stride", ctypes.c_int64) for name in ("x", "a", "b", "out", "gate", "gain")),
+        ("threads", ctypes.c_uint32),
+        ("parallel", ctypes.c_void_p),
+    ]
+
+
+@lru_cache(maxsize=2)
+def _compiled(dtype: torch.dtype) -> ctypes.CDLL:
+    """The object for products of a dtype. Raises NotBuilt."""
+    return load(SOURCE, (f"-DBF16={int(dtype == torch.bfloat16)}", *FEATURES[dtype]))
+
+
+def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why these operations cannot run with products of a dtype, or None. Says once which of them a CPU runs."""
+    if device.type != "cpu":
+        return f"the tensors are on {device.type}, not on the CPU"
+    if dtype not in FEATURES:
+        return f"they take bfloat16 and float32, not {dtype}"
+    return lacking(dtype) or _unbuilt(dtype)
+
+
+@lru_cache(maxsize=2)
+def _unbuilt(dtype: torch.dtype) -> str | None:
+    try:
+        _compiled(dtype)
+    except NotBuilt as error:
+        logger.info("PyTorch does the work between matrix products because %s", error)
+        return str(error)
+    return None
+
+
+class NativeOperations(CpuOperations):
+    """The functions of `fused.py`, with the same arguments and results. Those that quantise are `CpuOperations`'."""
+
+    def residual_norm_(
+        self,
+        x: Tensor,
+        branch: Tensor | None,
+        gate: Tensor | None,
+        gain: Tensor | None,
+        shift: Tensor | None,
+        frames: Tensor | None,
+        fp8: bool = False,
+    ) -> Tensor | Quantised | None:
+        if fp8:
+            return super().residual_norm_(x, branch, gate, gain, shift, frames, fp8)
+        out = None if gain is None else torch.empty(x.shape, dtype=self.dtype)
+        branch = None if branch is None else branch.to(self.dtype).contiguous()
+        for row in range(x.shape[0]):
+            modulation = [None if rows is None else _of_row(rows, row) for rows in (gate, gain, shift)]
+            every = all(rows is None or len(rows) == 1 for rows in modulation)
+            given = {name: rows for name, rows in zip(("gate", "gain", "shift"), modulation, strict=True)}
+            a, new = (None if part is None else part[row] for part in (branch, out))
+            self._run("residual_norm", x[row], x=x[row], a=a, out=new, frames=None if every else frames, **given)
+        return out
+
+    def head_norm_(
+        self, x: Tensor, weight: Tensor, rope: tuple[Tensor, Tensor] | None, layout: BlockLayout | None
+    ) -> Tensor | None:
+        cosine, sine = (None, None) if rope is None else rope
+        for row in range(x.shape[0]):
+            self._run("head_norm", x[row], a=x[row], gain=weight.float()[None], cosine=cosine, sine=sine)
+        return None if layout is None else self._means(x, layout)
+
+    def _means(self, x: Tensor, layout: BlockLayout) -> Tensor:
+        """The means of the blocks, fp32 [B, H, blocks, D], of x [B, N, H, D]."""
+        starts, sizes = layout.starts(x.device), layout.sizes(x.device)
+        means = torch.empty(x.shape[0], x.shape[2], len(starts), x.shape[3])
+        for row in range(x.shape[0]):
+            self._run("block_means", x[row], len(starts), x=means[row], a=x[row], starts=starts, sizes=sizes)
+        return means
+
+    def swiglu_(self, a: Tensor, b: Tensor, fp8: bool = False) -> Tensor | Quantised:
+        if fp8:
+            return super().swiglu_(a, b, fp8)
+        rows = a.view(-1, a.shape[-1])
+        self._run("swiglu", rows, a=rows, b=b.reshape(rows.shape))
+        return a
+
+    def _run(self, name: str, like: Tensor, count: int | None = None, **tensors: Tensor | None) -> None:
+        """Run a function of the object. All tensors are contiguous in the last axis.
+
+        like: [tokens, width] or [tokens, heads, width]. count: of what threads share, if that is not tokens.
+        """
+        given: dict[str, Any] = {key: x.data_ptr() for key, x in tensors.items() if x is not None}
+        strides = {
+            f"{key}_stride": x.stride(0)
+            for key in ("x", "a", "b", "out", "gate", "gain")
+            if (x := tensors.get(key)) is not None
+        }
+        heads = {"heads": like.shape[1], "head_stride": like.stride(1)} if like.ndim == 3 else {}
+        sizes = {"tokens": like.shape[0] if count is None else count, "width": like.shape[-1], **heads}
+        request = _Request(**given, **strides, **sizes, threads=torch.get_num_threads(), parallel=thread_pool())
+        with torch.profiler.record_function(f"native::{name}"):
+            getattr(_compiled(self.dtype), name)(ctypes.byref(request))
+
+
+def _of_row(rows: Tensor, row: int) -> Tensor:
+    """The rows [F or 1, E] of one row of the batch, fp32. rows: [B or 1, F or 1, E]."""
+    return rows[row if rows.shape[0] > 1 else 0]
