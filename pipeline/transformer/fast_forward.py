@@ -154,7 +154,8 @@ def fast_forward(
     for layer, block in enumerate(model.blocks if offload is None else offload.blocks()):
         pooled = owns if pools(layer) else None
         run = partial(attend, layer)
-        _block(ops, block, x, t, text, text_mask, rope, frames, pooled, run, without_text, ffn_tokens, fp8, share)
+        places = (pooled, run, without_text, ffn_tokens, fp8, share, backend)
+        _block(ops, block, x, t, text, text_mask, rope, frames, *places)
     if cache is not None:
         cache.filled = True
 
@@ -180,11 +181,11 @@ def run_without_attention(block: Net, x: Tensor, t: Tensor, text: Tensor, rope: 
     frames, share = torch.zeros(tokens, dtype=torch.int32), ALONE.share(tokens, heads)
     text = ops.quantise(text) if fp8 else text
     given = (x.float(), t, text, None, rope, frames, None, lambda q, k, v, means: q)
-    _block(ops, block, *given, 0, CPU_FFN_TOKENS, fp8, share)
+    _block(ops, block, *given, 0, CPU_FFN_TOKENS, fp8, share, "auto")
 
 
 def _block(
-    ops, block, x, t, text, text_mask, rope, frames, pooled, attend, without_text, ffn_tokens, fp8, share
+    ops, block, x, t, text, text_mask, rope, frames, pooled, attend, without_text, ffn_tokens, fp8, share, backend
 ) -> None:
     """Run one transformer block in place on this rank's tokens, x [B, N, E]. With fp8, h and text are `Quantised`.
 
@@ -219,7 +220,7 @@ def _block(
     weight, bias = (part.float()[None, None] for part in (norm.weight, norm.bias))
     h = ops.residual_norm_(x, branch, gate, weight, bias, frames, fp8)
     del branch
-    from_text = _cross_attention(ops, cross, h, text, text_mask, without_text, fp8)
+    from_text = _cross_attention(ops, cross, h, text, text_mask, without_text, fp8, backend)
     h = ops.residual_norm_(x, from_text, None, ffn_gain, ffn_shift, frames, fp8)
     del from_text
 
@@ -232,7 +233,7 @@ def _block(
             ops.residual_norm_(x[row : row + 1, part], branch[None], ffn_gate[row : row + 1], None, None, frames[part])
 
 
-def _cross_attention(ops, cross, h, text, text_mask, without_text, fp8) -> Tensor | None:
+def _cross_attention(ops, cross, h, text, text_mask, without_text, fp8, backend) -> Tensor | None:
     """The branch of the text, zero for the first `without_text` tokens; None where it is zero for all."""
     if without_text:
         h = Quantised(*(part[:, without_text:].contiguous() for part in h)) if fp8 else h[:, without_text:]
@@ -244,8 +245,10 @@ def _cross_attention(ops, cross, h, text, text_mask, without_text, fp8) -> Tenso
     ops.head_norm_(q, cross.q_norm.weight, None, None)
     ops.head_norm_(k, cross.k_norm.weight, None, None)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    alone = text_mask is None and not q.is_cuda
-    out = full_attention(q, k, v) if alone else F.scaled_dot_product_attention(q, k, v, attn_mask=text_mask)
+    if text_mask is None and not q.is_cuda:
+        out = full_attention(q, k, v, backend=_of_dense(backend))
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=text_mask)
     out = out.transpose(1, 2).flatten(2)
     branch = _linear(cross.to_out, ops.quantise(out) if fp8 else out)
     return F.pad(branch, (0, 0, without_text, 0)) if without_text else branch
@@ -261,12 +264,17 @@ def _dense(q: Tensor, k: Tensor, v: Tensor, given: int = 0, backend: str = "auto
         return torch.cat([first, _dense(q[:, given:], k, v, backend=backend)], dim=1)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if not q.is_cuda:
-        return full_attention(q, k, v, backend=backend if backend in ("torch", "native") else "auto").transpose(1, 2)
+        return full_attention(q, k, v, backend=_of_dense(backend)).transpose(1, 2)
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     with sdpa_kernel(order, set_priority=True):
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+def _of_dense(backend: str) -> str:
+    """The backend of `full_attention`, which has no Triton kernel."""
+    return "auto" if backend == "triton" else backend
 
 
 def _heads(x: Tensor, attention: Net) -> Tensor:

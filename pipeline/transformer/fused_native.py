@@ -82,11 +82,13 @@ class NativeOperations(CpuOperations):
         out = None if gain is None else torch.empty(x.shape, dtype=self.dtype)
         branch = None if branch is None else branch.to(self.dtype).contiguous()
         for row in range(x.shape[0]):
-            modulation = [None if rows is None else _of_row(rows, row) for rows in (gate, gain, shift)]
-            every = all(rows is None or len(rows) == 1 for rows in modulation)
-            given = {name: rows for name, rows in zip(("gate", "gain", "shift"), modulation, strict=True)}
+            gates, gains, shifts = (
+                None if rows is None else rows[row if rows.shape[0] > 1 else 0] for rows in (gate, gain, shift)
+            )
+            one = all(rows is None or len(rows) == 1 for rows in (gates, gains))
             a, new = (None if part is None else part[row] for part in (branch, out))
-            self._run("residual_norm", x[row], x=x[row], a=a, out=new, frames=None if every else frames, **given)
+            given = {"gate": gates, "gain": gains, "shift": shifts, "frames": None if one else frames}
+            self._run("residual_norm", x[row], None, x=x[row], a=a, out=new, **given)
         return out
 
     def head_norm_(
@@ -94,7 +96,7 @@ class NativeOperations(CpuOperations):
     ) -> Tensor | None:
         cosine, sine = (None, None) if rope is None else rope
         for row in range(x.shape[0]):
-            self._run("head_norm", x[row], a=x[row], gain=weight.float()[None], cosine=cosine, sine=sine)
+            self._run("head_norm", x[row], None, a=x[row], gain=weight.float()[None], cosine=cosine, sine=sine)
         return None if layout is None else self._means(x, layout)
 
     def _means(self, x: Tensor, layout: BlockLayout) -> Tensor:
@@ -109,10 +111,10 @@ class NativeOperations(CpuOperations):
         if fp8:
             return super().swiglu_(a, b, fp8)
         rows = a.view(-1, a.shape[-1])
-        self._run("swiglu", rows, a=rows, b=b.reshape(rows.shape))
+        self._run("swiglu", rows, None, a=rows, b=b.reshape(rows.shape))
         return a
 
-    def _run(self, name: str, like: Tensor, count: int | None = None, **tensors: Tensor | None) -> None:
+    def _run(self, name: str, like: Tensor, count: int | None, **tensors: Tensor | None) -> None:
         """Run a function of the object. All tensors are contiguous in the last axis.
 
         like: [tokens, width] or [tokens, heads, width]. count: of what threads share, if that is not tokens.
@@ -128,8 +130,3 @@ class NativeOperations(CpuOperations):
         request = _Request(**given, **strides, **sizes, threads=torch.get_num_threads(), parallel=thread_pool())
         with torch.profiler.record_function(f"native::{name}"):
             getattr(_compiled(self.dtype), name)(ctypes.byref(request))
-
-
-def _of_row(rows: Tensor, row: int) -> Tensor:
-    """The rows [F or 1, E] of one row of the batch, fp32. rows: [B or 1, F or 1, E]."""
-    return rows[row if rows.shape[0] > 1 else 0]
