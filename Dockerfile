@@ -5,7 +5,7 @@
 # With -v longcat-outputs:/home/user/app/outputs the videos and the history outlive the container.
 FROM python:3.12-slim
 
-# Triton builds its launchers with a C compiler on first use on a GPU.
+# A C compiler builds Triton's launchers on first use on a GPU, and bsa/native's kernels on a CPU (docs/cpu.md).
 RUN apt-get update \
     && apt-get install -y --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*

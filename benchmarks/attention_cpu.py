@@ -3,8 +3,9 @@
     python benchmarks/attention_cpu.py
 
 The sparse time covers the whole public operation: layout, selection, gather, attention, layout back. Dense is
-`bsa.full_attention` on the same tensors, beside PyTorch's F.scaled_dot_product_attention. Methods take turns, and the
-least CPU time of each counts, divided by the threads, so that a busy machine changes little. Prints a table and writes
+`bsa.full_attention` on the same tensors, beside PyTorch's F.scaled_dot_product_attention. Both run by PyTorch ("torch")
+and, where it can be compiled, by the kernel for this CPU ("native"). Methods take turns, and the least CPU time of each
+counts, divided by the threads, so that a busy machine changes little. Prints a table and writes
 benchmarks/results/attention_cpu.json.
 """
 
@@ -16,6 +17,7 @@ import platform
 import sys
 import time
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 # Waiting threads sleep. Spinning ones would slow both methods several times over if another program runs at the same
@@ -28,6 +30,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bsa import BSAConfig, Grid, block_sparse_attention, full_attention
+from bsa.native.choice import obstacle
 
 SHAPES = {
     "the embedded checkpoint, 4k tokens": (4, Grid(16, 16, 16), 64),
@@ -49,20 +52,24 @@ def measure(name: str, rounds: int, dtype: torch.dtype) -> list[dict]:
     heads, grid, dim = SHAPES[name]
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, heads, grid.volume, dim).to(dtype) for _ in range(3))
-    methods = {"sdpa": lambda: F.scaled_dot_product_attention(q, k, v), None: lambda: full_attention(q, k, v)}
-    for sparsity in SPARSITIES:
-        config = BSAConfig(sparsity)
-        methods[sparsity] = lambda config=config: block_sparse_attention(q, k, v, grid, config, backend="torch")
+    backends = ("torch",) if obstacle(q, k, v) else ("torch", "native")
+    methods = {("sdpa", None): lambda: F.scaled_dot_product_attention(q, k, v)}
+    for backend in backends:
+        methods[backend, None] = partial(full_attention, q, k, v, backend=backend)
+        for sparsity in SPARSITIES:
+            methods[backend, sparsity] = partial(
+                block_sparse_attention, q, k, v, grid, BSAConfig(sparsity), backend=backend
+            )
     times = {key: [] for key in methods}
     for number in range(rounds + 1):
         for key, function in methods.items():
             taken = seconds(function)
             if number:  # the first round warms up
                 times[key].append(taken)
-    dense = min(times[None])
     rows = []
-    for sparsity in SPARSITIES:
-        sparse, plan = min(times[sparsity]), BSAConfig(sparsity).blocks(grid)
+    for backend, sparsity in itertools.product(backends, SPARSITIES):
+        dense, sparse = min(times[backend, None]), min(times[backend, sparsity])
+        plan = BSAConfig(sparsity).blocks(grid)
         rows.append(
             {
                 "shape": name,
@@ -71,10 +78,11 @@ def measure(name: str, rounds: int, dtype: torch.dtype) -> list[dict]:
                 "tokens": grid.volume,
                 "dim": dim,
                 "dtype": str(dtype).removeprefix("torch."),
+                "backend": backend,
                 "sparsity": sparsity,
                 "kept_blocks": plan.kept,
                 "key_blocks": plan.k_blocks.volume,
-                "sdpa_ms": 1e3 * min(times["sdpa"]),
+                "sdpa_ms": 1e3 * min(times["sdpa", None]),
                 "dense_ms": 1e3 * dense,
                 "sparse_ms": 1e3 * sparse,
                 "ratio": dense / sparse,
@@ -115,16 +123,16 @@ def main() -> None:
     about = machine(args) | {"omp_wait_policy": os.environ["OMP_WAIT_POLICY"], "chunk": "4x4x4"}
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     print(
-        f"{'shape':36} {'dtype':9} {'heads':>5} {'sparsity':>8} {'SDPA ms':>9} {'dense ms':>9} {'sparse ms':>9} "
-        f"{'ratio':>6} {'ideal':>6}"
+        f"{'shape':36} {'dtype':9} {'heads':>5} {'backend':8} {'sparsity':>8} {'SDPA ms':>9} {'dense ms':>9} "
+        f"{'sparse ms':>9} {'ratio':>6} {'ideal':>6}"
     )
     rows = []
     for name, dtype in itertools.product(SHAPES, (torch.float32, torch.bfloat16)):
         for row in measure(name, args.rounds, dtype):
             rows.append(row)
             print(
-                f"{name:36} {row['dtype']:9} {row['heads']:5} {row['sparsity']:8} {row['sdpa_ms']:9.1f} "
-                f"{row['dense_ms']:9.1f} {row['sparse_ms']:9.1f} {row['ratio']:6.2f} "
+                f"{name:36} {row['dtype']:9} {row['heads']:5} {row['backend']:8} {row['sparsity']:8} "
+                f"{row['sdpa_ms']:9.1f} {row['dense_ms']:9.1f} {row['sparse_ms']:9.1f} {row['ratio']:6.2f} "
                 f"{row['ratio_of_block_pairs']:6.2f}",
                 flush=True,
             )

@@ -1,4 +1,5 @@
-"""Times forward passes and decoding of the embedded checkpoint on a CPU in fp32 and bf16, by both forwards, in one run.
+"""Times forward passes and decoding of the embedded checkpoint on a CPU in fp32 and bf16, in one run: by the plain
+forward, the fast one, and the fast one with native code (`bsa.native`).
 
     python benchmarks/precision_cpu.py
 
@@ -15,7 +16,9 @@ import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -25,11 +28,13 @@ import torch
 from attention_cpu import machine
 
 from bsa import BSAConfig
+from bsa.native.choice import SWITCH
+from bsa.native.processor import processor_flags
 from pipeline import LongCatPipeline
 from pipeline.request.choose_forward import ForwardChoice
 from pipeline.transformer.run_forward import forward_for
 from pipeline.transformer.self_attention import attention_for
-from pipeline.weights.precision import INSTRUCTIONS, processor_flags
+from pipeline.weights.precision import INSTRUCTIONS
 
 RESULTS = Path(__file__).parent / "results" / "precision_cpu.json"
 LATENT_FRAMES = 3  # that are decoded
@@ -41,6 +46,7 @@ KINDS = {
     "aten::_softmax": "attention",
     "aten::index_select": "attention",
     "aten::_scaled_dot_product_flash_attention_for_cpu": "attention",
+    "bsa::native_attention": "attention",
 }
 
 
@@ -53,6 +59,19 @@ def inputs(pipeline: LongCatPipeline, prompt_tokens: int = 20) -> tuple:
     width = model.transformer.caption_embedder.linear_1.weight.shape[1]
     text = torch.randn(1, prompt_tokens, width, generator=generator)
     return latents, torch.full((1,), 700.0), text, None
+
+
+FORWARDS = ("plain", "fast", "native")
+
+
+def with_switch(forward: str, run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    """The same, with native code for "native" alone."""
+
+    def switched() -> torch.Tensor:
+        os.environ[SWITCH] = "1" if forward == "native" else "0"
+        return run()
+
+    return switched
 
 
 def shares(run) -> dict[str, float]:
@@ -74,9 +93,10 @@ def measure(rounds: int) -> list[dict]:
         request = pipeline.info.request("x")
         for attention, bsa in (("dense", None), ("sparse", BSAConfig(0.75))):
             work = replace(request, bsa=bsa).workload
-            for forward in ("plain", "fast"):
-                step = forward_for(ForwardChoice(forward, ""), pipeline._model, work, attention_for(work))
-                runs[precision, forward, attention] = lambda step=step, given=given: step(*given)
+            for forward in FORWARDS:
+                choice = ForwardChoice("plain" if forward == "plain" else "fast", "")
+                step = forward_for(choice, pipeline._model, work, attention_for(work))
+                runs[precision, forward, attention] = with_switch(forward, partial(step, *given))
         latents = torch.randn(1, pipeline._model.transformer.in_channels, LATENT_FRAMES, 32, 32)
         decodes[precision] = lambda model=pipeline._model, latents=latents: model.decode_frame(latents)
     outs = {key: run() for key, run in runs.items()}  # warms up
@@ -97,7 +117,7 @@ def measure(rounds: int) -> list[dict]:
                 "cpu_s": min(cpu for cpu, _ in seconds[key]),
                 "wall_s": min(wall for _, wall in seconds[key]),
                 "distance": float((outs[key] - exact).norm() / exact.norm()),
-                "shares": shares(run) if forward == "fast" else None,
+                "shares": None if forward == "plain" else shares(run),
             }
         )
     for precision in decodes:
@@ -125,7 +145,7 @@ def main() -> None:
     ratios = {
         f"{precision} {forward}": by["dense forward", precision, forward] / by["sparse forward", precision, forward]
         for precision in ("fp32", "bf16")
-        for forward in ("plain", "fast")
+        for forward in FORWARDS
     }
     print(ratios)
     found = [name for name in INSTRUCTIONS if name in processor_flags()]

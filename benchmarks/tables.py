@@ -52,7 +52,7 @@ def kernel_correctness() -> str:
 def attention_cpu() -> str:
     d = load("attention_cpu")
     lines = [
-        f"| {r['shape']} ({r['heads']} x {r['tokens']} x {r['dim']}) | {r['dtype']} | {r['sparsity']} "
+        f"| {r['shape']} ({r['heads']} x {r['tokens']} x {r['dim']}) | {r['dtype']} | {r['backend']} | {r['sparsity']} "
         f"| {r['sdpa_ms']:.0f} ms | {r['dense_ms']:.0f} ms | {r['sparse_ms']:.0f} ms | {r['ratio']:.2f}x "
         f"| {r['ratio_of_block_pairs']:.1f}x |"
         for r in d["rows"]
@@ -60,8 +60,8 @@ def attention_cpu() -> str:
     where = f"{d['cpu']}, {d['threads']} threads, load average {d['load']:.0f}, {d['date'][:10]}, torch {d['torch']}"
     intro = f"{where}, chunks {d['chunk']}. Least CPU time of {d['rounds']} rounds, by the number of threads.\n\n"
     head = (
-        "| shape (heads x tokens x head size) | dtype | sparsity | PyTorch's dense | ours, dense | BSA, whole op "
-        "| ratio | fewer block pairs |"
+        "| shape (heads x tokens x head size) | dtype | backend | sparsity | PyTorch's dense | ours, dense "
+        "| BSA, whole op | ratio | fewer block pairs |"
     )
     return intro + rows(head, lines)
 
