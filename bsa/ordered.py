@@ -112,7 +112,8 @@ def block_order_attention(
             some = q[:, part.queries], k[:, part.keys], v[:, part.keys]
             pooled = None if means is None else (means[0][:, :, part.q_blocks], means[1][:, :, part.k_blocks])
             lists = part.of(given, config)
-            out, used = _attend(*some, part.q_layout, part.k_layout, config, pooled, backend, scale, tuning, lists, eight_bits)
+            layouts = part.q_layout, part.k_layout
+            out, used = _attend(*some, *layouts, config, pooled, backend, scale, tuning, lists, eight_bits)
             outputs.append(out)
             selections.append(used)
     out = join_parts(outputs, dim=1)

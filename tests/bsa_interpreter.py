@@ -256,7 +256,8 @@ def upstream_error(case):
 
 if __name__ == "__main__":
     run = {"kernel": kernel_error, "upstream": upstream_error, "order": order_error}
-    run |= {"eight-bits": eight_bits_error, "top-k": top_k_error, "layout": layout_error, "cells": cells_error, "operation": operation_error}
+    run |= {"eight-bits": eight_bits_error}
+    run |= {"top-k": top_k_error, "layout": layout_error, "cells": cells_error, "operation": operation_error}
     for line in sys.stdin:
         case = json.loads(line)
         print(json.dumps({"id": case["id"], "error": run[case["kind"]](case)}), flush=True)

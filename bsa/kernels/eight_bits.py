@@ -6,8 +6,8 @@ The same online softmax as in `bsa.kernels.pointers`, with sums in fp32:
     P = 448 * 2^(S - m)      rounded to e4m3: m is the largest score so far, so P is at most the largest e4m3 number
     A = decay * A + P V8^T   Hopper sums e4m3 products in fewer bits than fp32; SUMMED is how many at a time
 
-Half as many bytes as in bf16 are read, and on GPUs with e4m3 both products run at twice the rate. Where those are missing
-(compute capability below 8.9), weights and values are fp16. Off by default: `bsa.block_order_attention(eight_bits=True)`.
+Half as many bytes as in bf16 are read, and on GPUs with e4m3 both products run at twice the rate. Where those are
+missing (compute capability below 8.9), weights and values are fp16. Off by default: see `bsa.block_order_attention`.
 """
 
 from __future__ import annotations
@@ -140,10 +140,8 @@ def attend_in_8_bits(
         float16; by default the first where the GPU has products in it.
     """
     values = values or _values_of(q.device)
-    tile_q, tile_k = variant.tiles(q_layout.chunk.volume, k_layout.chunk.volume)
-    q8 = quantise_rows(q, q_layout, tile_q, factor=scale * math.log2(math.e))
-    k8 = quantise_rows(k, k_layout, tile_k, mean=k.mean(dim=2, dtype=torch.float32))
-    v8 = quantise_values(v, k_layout, tile_k, values)
+    q8, k8, v8 = quantise(q, k, v, q_layout, k_layout, scale, variant, values)
+    tile_q, tile_k = q8.values.shape[-2], k8.values.shape[-2]
     (batch, heads, q_blocks, tiles_q), (k_blocks, tiles_k) = q8.scales.shape, k8.scales.shape[2:]
     dim, device = q8.values.shape[-1], q.device
     keys, valued = (x.values for x in (k8, v8))
@@ -158,6 +156,25 @@ def attend_in_8_bits(
             TILE=tile_k, RAGGED=k_layout.ragged, DESCRIPTORS=variant.descriptors,
             SUMMED=32 if variant.exact_sums else tile_k, num_warps=variant.num_warps, num_stages=variant.num_stages,
         )  # fmt: skip
+
+
+def quantise(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_layout: BlockLayout,
+    k_layout: BlockLayout,
+    scale: float,
+    variant: EightBits = EIGHT_BITS,
+    values: torch.dtype | None = None,
+) -> tuple[Tiles, Tiles, Tiles]:
+    """What the kernel reads of the arguments of `attend_in_8_bits`."""
+    tile_q, tile_k = variant.tiles(q_layout.chunk.volume, k_layout.chunk.volume)
+    return (
+        quantise_rows(q, q_layout, tile_q, factor=scale * math.log2(math.e)),
+        quantise_rows(k, k_layout, tile_k, mean=k.mean(dim=2, dtype=torch.float32)),
+        quantise_values(v, k_layout, tile_k, values or _values_of(q.device)),
+    )
 
 
 def _as_matrix(tiles: Tiles) -> TensorDescriptor:
