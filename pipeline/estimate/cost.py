@@ -42,7 +42,7 @@ class Rates(NamedTuple):
 # matter. The CPU's exchange, through shared memory, is assumed.
 _RATES = {
     "cpu": Rates(73e9, 155e9, 115e9, 136e9, 530, 500, 250, 1.6, 1.5e-3, 1e9),
-    "cpu bf16": Rates(240e9, 220e9, 180e9, 420e9, 530, 500, 250, 1.6, 1.5e-3, 1e9),
+    "cpu bf16": Rates(300e9, 360e9, 340e9, 420e9, 530, 500, 250, 1.0, 1.5e-3, 1e9),  # with native code
     "cuda": Rates(350e12, 600e12, 400e12, 50e12, 4000, 20000, 280, 1.3, 1e-3, 160e9),
 }
 
