@@ -4,11 +4,11 @@ PyTorch's own attention for CPUs works through small tiles, each a product of it
 than in fp32. Products over many rows and keys at a time are (benchmarks/attention_cpu.py).
 
 PyTorch's bfloat16 products round their results to bfloat16, which is too coarse for scores: 2^-9 of a score of 30 is 6%
-of a weight. What matters are the largest scores of a row, and a softmax is the same for scores that are all shifted by
-one number. So each row starts at minus its largest score over a sample of the keys, to which the product is added
-before it is rounded: the scores that count are then near zero, where numbers are fine. On the embedded checkpoint's
-queries and keys this is 1.9 to 2.7e-3 from exact attention. Without the shift it would be 4.6 to 8.8e-3; PyTorch's own
-attention has 1.7e-3.
+of a weight. Only the largest scores of a row matter, and a softmax does not change when one number is added to all
+scores. So each row starts at minus its largest score over a sample of the keys, to which the product is added before it
+is rounded: the scores that count are then near zero, where numbers are fine. On the embedded checkpoint's queries and
+keys this is 1.9 to 2.7e-3 from exact attention. Without the shift it would be 4.6 to 8.8e-3; PyTorch's own attention
+has 1.7e-3.
 """
 
 from __future__ import annotations

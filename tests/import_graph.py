@@ -237,7 +237,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "ui.storage": ("ui.storage",),
     "ui.jobs": ("ui.jobs",),
     "ui.access": ("ui.access",),
-    "ui.look": ("ui.look", "ui.language"),
+    "ui.look": ("ui.look",),
     "ui.site": ("ui.site", "ui.premade", "ui.enhance"),
     "ui.form": ("ui.form",),
     "ui.tasks": ("ui.tasks",),

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.checkpoint.info import CheckpointInfo
+from pipeline.cli.numbers import whole_number
 from pipeline.cli.read import read_weights
 from pipeline.engine.engine import Engine
 from pipeline.engine.process import EngineProcess
 from pipeline.engine.ray_cluster import RayCluster
 from pipeline.engine.remote import RemoteEngine
-from pipeline.engine.share import Share, shares
+from pipeline.engine.share import Share, check_engines, shares
 
 log = logging.getLogger("ui")
 
@@ -25,7 +26,7 @@ def add_engines(parser: argparse.ArgumentParser) -> None:
     several = parser.add_argument_group("several engines")
     several.add_argument(
         "--engines",
-        type=_count,
+        type=whole_number,
         default=1,
         metavar="K",
         help="so many videos at a time, each on --gpus GPUs of its own; on a CPU the threads are divided",
@@ -35,12 +36,6 @@ def add_engines(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="run the engines on the machines of this Ray cluster, HOST:6379 or auto; needs the package ray",
     )
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of engines; use a whole number from 1 on")
-    return int(text)
 
 
 @dataclass(frozen=True)
@@ -71,6 +66,7 @@ class Engines:
             )
         if options.device not in ("auto", "cuda", "cpu"):
             raise ValueError(f"--ray chooses the GPUs and --device {options.device} names one; use auto, cuda or cpu")
+        check_engines(options.engines)
         cluster = RayCluster(options.ray, options.engines, options.gpus, options.device)
         return cls(options, (), cluster, "auto")
 

@@ -1,4 +1,4 @@
-"""What a worker runs jobs on, whatever process or machine the pipeline is in."""
+"""The interface that a worker needs of an engine, in whatever process or on whatever machine the pipeline runs."""
 
 from __future__ import annotations
 

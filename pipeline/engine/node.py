@@ -1,8 +1,8 @@
-"""An engine at the other end of a network: what runs on the machine that has the GPUs.
+"""An engine at the other end of a network: the part that runs on the machine with the GPUs.
 
 `Node` holds an `EngineProcess`, the same program as on one host, and a folder of its own. All that it has to say comes
 as messages (kind, content), so it needs no folder that the page's machine sees too: files and frames travel in pieces.
-`pipeline.engine.remote` is the other side; what carries the messages is for neither to know.
+`pipeline.engine.remote` is the other side. Neither knows how the messages travel.
 """
 
 from __future__ import annotations

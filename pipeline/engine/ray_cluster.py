@@ -1,6 +1,6 @@
 """Engines as actors of a Ray cluster. The only module that imports Ray, which is an optional package.
 
-Ray finds the machines, starts the actors, notices which are gone and carries what they say through its object store.
+Ray finds the machines, starts the actors, notices lost ones, and carries their messages through its object store.
 The actor is a `pipeline.engine.node.Node`, which runs the same engine as a server without a cluster.
 """
 

@@ -1,4 +1,4 @@
-"""Recognises what a clip shows: colour, shape and motion of its one object, for checkpoints that bring a classifier.
+"""Recognises the content of a clip: colour, shape and motion of its one object. Needs a checkpoint with a classifier.
 
 PSNR calls two clips of the same ball different when one bounces half a second later. The classifier tells that from a
 clip of something else. It lies in the checkpoint's folder `judge`, because it knows only what the checkpoint was

@@ -1,6 +1,6 @@
 """Divides the rows of pictures among ranks: each decodes or encodes one strip of every frame.
 
-The result is that of one GPU: strips do not overlap and are not blended.
+The result is the same as on one GPU: strips do not overlap and are not blended.
 
 A convolution needs one row beyond each edge of its strip, which neighbours give each other right before it. Attention
 within a frame sees all rows. Everything else in Wan's VAE (norms, activations, resampling, the cache of earlier frames)

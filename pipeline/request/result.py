@@ -1,4 +1,5 @@
-"""Results: one finished video, or a dense and a sparse one with the numbers that compare them; and what makes them."""
+"""Results: one finished video, or a dense and a sparse one with the numbers that compare them. And the interface of
+whatever makes them, `Generator`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The start of a video: noise alone, an image, the end of a clip, or a clip that is refined.
 
-Each kind owns what differs between them: latent frames and how many of them are given, steps that run, what it asks of
-a request, how it is written down. `pipeline.model.begin` makes the first latents. A new task is a new kind here and a
+Each kind owns its rules: latent frames and how many of them are given, the steps that run, the demands on a request,
+and the form in settings and JSON. `pipeline.model.begin` makes the first latents. A new task is a new kind here and a
 function there.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, get_args
 
 from pipeline.request import refinement
-from pipeline.request.values import read_adapters, whole
+from pipeline.request.values import read_adapters, real, whole
 
 LATENT_FRAMES = 4  # frames of one latent after the first, which holds one (the Wan VAE)
 NATIVE_FPS = 15  # frames per second that LongCat was trained on
@@ -271,10 +271,11 @@ class FromClip:
 
     def __post_init__(self) -> None:
         _check_path("the clip to refine", self.video, "an MP4 file")
-        level = self.t_thresh
-        if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level <= 1:
-            raise ValueError(f"t_thresh {level!r} is not a noise level above 0 to 1; LongCat refines from 0.5")
-        object.__setattr__(self, "t_thresh", float(level))
+        object.__setattr__(self, "t_thresh", real("t_thresh", self.t_thresh))
+        if not 0 < self.t_thresh <= 1:
+            raise ValueError(
+                f"t_thresh {self.t_thresh} is not a noise level above 0 to 1; LongCat refines from 0.5"
+            )
         if not isinstance(self.double_frames, bool):
             raise ValueError(f"double_frames {self.double_frames!r} is not true or false; pass one of them")
         object.__setattr__(self, "cond_frames", whole("cond_frames", self.cond_frames))

@@ -41,6 +41,17 @@ def whole(label: str, value: Any) -> int:
     return int(given)
 
 
+def read_text(text: str) -> int | float | None:
+    """The number that a text says: an exact int where it has digits alone; None if it says none."""
+    text = text.strip()
+    if text.isdecimal():
+        return int(text[:MAX_DIGITS])  # of more digits any part is far too large
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
 def chunk(value: Any) -> Grid | None:
     """Three positive whole numbers: 4x4x4, "4,4,4", "4 4 4" or a sequence; None for anything else."""
     text = isinstance(value, str)

@@ -1,4 +1,4 @@
-"""The selections of a denoising step, kept for the next: what a block looks at changes little between two steps."""
+"""Keeps the selections of a denoising step for the next ones, because they change little from step to step."""
 
 from __future__ import annotations
 

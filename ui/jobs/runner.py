@@ -1,7 +1,7 @@
 """One engine of the worker, and the thread that runs the queue's jobs on it.
 
 Every engine has a runner. It starts its engine, takes the next job whenever it is free, and starts the engine again
-when that has died. What it cannot decide alone, it asks of the `Crew`.
+when that has died. Decisions that concern all engines belong to the `Crew`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Makes a long video as a job, segment by segment: dense, sparse, or both, each as a chain of its own.
 
-A chain lies in a folder of the job, dense/ or sparse/, as the command line makes it. Beside them made.json keeps what
-every segment came to. So a stopped, failed or interrupted job still has its finished segments, and another job can go
+A chain lies in a folder of the job, dense/ or sparse/, as the command line makes it. Beside them, made.json keeps the
+result of every segment. So a stopped, failed or interrupted job still has its finished segments, and another job can go
 on after any of them.
 """
 
