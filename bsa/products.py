@@ -51,9 +51,9 @@ def attend_by_products(
     """
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     groups, rows, keys = q.shape[0], q.shape[1], k.shape[1]
-    room = SCORE_BYTES // (keys * q.element_size())  # rows of scores at one time
-    at_once = min(groups, max(1, room // min(rows, LEAST_ROWS)))
-    step = min(rows, max(1, room // (at_once * LEAST_ROWS)) * LEAST_ROWS)
+    most_rows = SCORE_BYTES // (keys * q.element_size())  # rows of scores at one time
+    at_once = min(groups, max(1, most_rows // min(rows, LEAST_ROWS)))
+    step = min(rows, max(1, most_rows // (at_once * LEAST_ROWS)) * LEAST_ROWS)
     if scratch is None:
         scratch = q.new_empty(2 * at_once * step * keys)
     for first in range(0, groups, at_once):

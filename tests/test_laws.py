@@ -92,12 +92,12 @@ def light_stays_light(graph: Graph) -> list[str]:
     for light, heavy in LIGHT.items():
         inside = [light] if light in ("bsa", "pipeline") else [name for name in graph.modules if within(name, light)]
         for start in inside:
-            for way in graph.at_import(start) if start in graph.modules else ():
-                last = way[-1]
+            for lines in graph.at_import(start) if start in graph.modules else ():
+                last = lines[-1]
                 if last.imported.partition(".")[0] in heavy:
                     wrong.setdefault(
                         last,
-                        f"{last}: `import {start}` would bring it in ({through(start, way)}). "
+                        f"{last}: `import {start}` would bring it in ({through(start, lines)}). "
                         "Import it inside the function that computes, or hand the name on lazily",
                     )
     return list(wrong.values())
@@ -137,8 +137,8 @@ def within(module: str, package: str) -> bool:
     return module == package or module.startswith(package + ".")
 
 
-def through(start: str, way: list[Import]) -> str:
-    return " -> ".join([start, *(one.imported for one in way)])
+def through(start: str, lines: list[Import]) -> str:
+    return " -> ".join([start, *(one.imported for one in lines)])
 
 
 @pytest.fixture(scope="module")

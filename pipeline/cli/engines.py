@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.checkpoint.info import CheckpointInfo
-from pipeline.cli.numbers import whole_number
+from pipeline.cli.numbers import whole_option
 from pipeline.cli.read import read_weights
 from pipeline.engine.engine import Engine
 from pipeline.engine.process import EngineProcess
@@ -26,7 +26,7 @@ def add_engines(parser: argparse.ArgumentParser) -> None:
     several = parser.add_argument_group("several engines")
     several.add_argument(
         "--engines",
-        type=whole_number,
+        type=whole_option,
         default=1,
         metavar="K",
         help="so many videos at a time, each on --gpus GPUs of its own; on a CPU the threads are divided",

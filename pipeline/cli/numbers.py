@@ -6,19 +6,19 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable
 from typing import TypeVar
 
-from pipeline.request.values import read_text, real, whole
+from pipeline.request.values import read_text, real_number, whole_number
 
 T = TypeVar("T", int, float)
 
 
-def whole_number(text: str) -> int:
+def whole_option(text: str) -> int:
     """A whole number, also as 4.0. Raises ArgumentTypeError, to which argparse adds the option."""
-    return _read(whole, text)
+    return _read(whole_number, text)
 
 
-def real_number(text: str) -> float:
-    """Any number. Raises ArgumentTypeError as `whole_number` does."""
-    return _read(real, text)
+def real_option(text: str) -> float:
+    """Any number. Raises ArgumentTypeError as `whole_option` does."""
+    return _read(real_number, text)
 
 
 def _read(check: Callable[[str, object], T], text: str) -> T:

@@ -8,7 +8,7 @@ from typing import Any
 
 from bsa.selectors import SCORES
 from pipeline.checkpoint.info import EMBEDDED_CHECKPOINT
-from pipeline.cli.numbers import real_number, whole_number
+from pipeline.cli.numbers import real_option, whole_option
 from pipeline.cli.tasks import EachPrompt
 from pipeline.request.fields import FIELDS
 from pipeline.request.load_options import PRECISIONS, QUANTIZATIONS
@@ -48,7 +48,7 @@ def add_video(parser: argparse.ArgumentParser, *, prompt_required: bool, several
     _add_fields(group, "negative_prompt", default="")
     _add_fields(group, "height", "width", metavar="PIXELS")
     _add_fields(group, "num_frames", metavar="N")
-    group.add_argument("--steps", "--num-inference-steps", type=whole_number, metavar="N", help=_help("steps"))
+    group.add_argument("--steps", "--num-inference-steps", type=whole_option, metavar="N", help=_help("steps"))
     _add_fields(group, "guidance_scale", metavar="X")
     _add_fields(group, "seed", default=0, metavar="N")
     _add_fields(group, "fps", metavar="N")
@@ -62,7 +62,7 @@ def add_video(parser: argparse.ArgumentParser, *, prompt_required: bool, several
 
 def _add_fields(group: Any, *names: str, **options: Any) -> None:
     for name in names:
-        kind = {int: whole_number, float: real_number}.get(FIELDS[name].kind, str)
+        kind = {int: whole_option, float: real_option}.get(FIELDS[name].kind, str)
         group.add_argument(f"--{name.replace('_', '-')}", type=kind, **{"help": _help(name)} | options)
 
 
@@ -82,7 +82,7 @@ def add_refinement(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--prompt", help="what the clip shows (default: the prompt that the clip was made with)")
     group.add_argument(
         "--t-thresh",
-        type=real_number,
+        type=real_option,
         default=0.5,
         metavar="X",
         help="noise level to start from, above 0 to 1; more changes more (default: 0.5)",
@@ -91,7 +91,7 @@ def add_refinement(parser: argparse.ArgumentParser) -> None:
     _add_fields(group, "height", "width", metavar="PIXELS", help="default: LongCat's for the clip's shape")
     group.add_argument(
         "--steps",
-        type=whole_number,
+        type=whole_option,
         metavar="N",
         help="of the whole schedule, whose part below the noise level runs (default: 50)",
     )
@@ -154,7 +154,7 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     several = parser.add_argument_group("several GPUs")
     several.add_argument(
         "--gpus",
-        type=whole_number,
+        type=whole_option,
         default=1,
         metavar="N",
         help="GPUs that make each video together, from the chosen one on; the same video up to rounding. Each loads "
@@ -198,7 +198,7 @@ def add_attention(parser: argparse.ArgumentParser) -> None:
         ("--dense-layers", "so many of the first layers attend to everything (default: 0)"),
         ("--select-every", "select blocks anew in every Nth step (default: 1, in each)"),
     ):
-        group.add_argument(name, type=whole_number, metavar="N", help=text)
+        group.add_argument(name, type=whole_option, metavar="N", help=text)
     group.add_argument("--dense", action="store_true", help="dense attention, whatever the checkpoint says")
 
 
@@ -206,6 +206,6 @@ def _number_or_none(text: str) -> float | str:
     if text.lower() == "none":
         return "none"  # not None, which argparse uses for "not given"
     try:
-        return real_number(text)
+        return real_option(text)
     except argparse.ArgumentTypeError as error:
         raise argparse.ArgumentTypeError(f"{error}, or none") from None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipeline.cli.inspect import add_inspect
-from pipeline.cli.numbers import whole_number
+from pipeline.cli.numbers import whole_option
 from pipeline.cli.options import (
     add_attention,
     add_checkpoint,
@@ -136,7 +136,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--floor", default="psnr=30", metavar="NAME=VALUE", help="psnr=30, in dB (the default), or ssim=0.95, to dense"
     )
     most = f"sparse videos at most (default: {MOST})"
-    search.add_argument("--most", type=whole_number, default=MOST, metavar="N", help=most)
+    search.add_argument("--most", type=whole_option, default=MOST, metavar="N", help=most)
     for grid_command in (sweep, find):
         run = grid_command.add_argument_group("run")
         run.add_argument("--output", type=Path, metavar="FOLDER", help="default: a new name in outputs/")

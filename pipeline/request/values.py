@@ -27,12 +27,12 @@ def number(label: str, value: Any) -> int | float:
     return value
 
 
-def real(label: str, value: Any) -> float:
+def real_number(label: str, value: Any) -> float:
     """A float also of a whole number, so that a video's settings read the same wherever they were entered."""
     return float(number(label, value))
 
 
-def whole(label: str, value: Any) -> int:
+def whole_number(label: str, value: Any) -> int:
     """Browsers and JSON deliver whole numbers as 4.0 too; anything with a fraction is refused, never rounded."""
     given = number(label, value)
     if not math.isfinite(given) or given != int(given):

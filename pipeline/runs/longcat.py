@@ -236,9 +236,19 @@ class LongCatPipeline:
 
     def plan(self, request: VideoRequest) -> Plan:
         """The plan that `generate` will follow. Raises ValueError if it would refuse the request."""
-        room = available_memory(self.device) + held_memory(self.device)
-        estimator, forward = self._estimator, self.forward
-        return plan(self.info, request, self.weights, self.device, forward=forward, estimator=estimator, available=room)
+        return plan(
+            self.info,
+            request,
+            self.weights,
+            self.device,
+            forward=self.forward,
+            estimator=self._estimator,
+            available=self._available(),
+        )
+
+    def _available(self) -> int:
+        """Bytes that a generation may take, its weights included."""
+        return available_memory(self.device) + held_memory(self.device)
 
     def choose_attention(self, request: VideoRequest, store: Path | None = None) -> VideoRequest:
         """The request with the attention that suits it on this machine, dense or sparse; its `auto` says why.
@@ -250,8 +260,7 @@ class LongCatPipeline:
         estimator = self._estimator if store is None else Estimator(self.info, self.device, store, self.weights)
         if not estimator.calibrated:
             estimator.calibrate(measure(self))
-        room = available_memory(self.device) + held_memory(self.device)
-        return choose_attention(request, self.info.sparse, estimator.estimate, room)
+        return choose_attention(request, self.info.sparse, estimator.estimate, self._available())
 
     def check_tokens(self, request: VideoRequest) -> None:
         """ValueError for a prompt that is too long for the text encoder. `generate` checks this too."""

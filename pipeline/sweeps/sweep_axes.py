@@ -10,7 +10,7 @@ from typing import Any
 from bsa import Grid
 from bsa.config import SCHEDULE
 from bsa.selectors import SCORES
-from pipeline.request.values import chunk, number, read_text, whole
+from pipeline.request.values import chunk, number, read_text, whole_number
 
 Chunks = tuple[Grid, Grid]  # of queries and of keys
 
@@ -120,7 +120,7 @@ def _number(name: str, value: Any) -> int | float:
 
 
 def _whole(name: str, value: Any) -> int:
-    return whole(LABELS[name], _number(name, value))
+    return whole_number(LABELS[name], _number(name, value))
 
 
 def _chunks(name: str, value: Any) -> Chunks:
