@@ -24,7 +24,6 @@ from bsa.block_selection import BlockSelection
 from bsa.config import BSAConfig
 from bsa.layout import BlockLayout, nested_layouts
 from bsa.selection import pool, select_pooled, without_autocast
-from bsa.selectors import CELLS, DEFAULT_SCORES
 from bsa.variants import Tuning
 
 
@@ -136,12 +135,12 @@ def _attend(
         blocks = q_layout.blocks_from_order(q), k_layout.blocks_from_order(k)
     if selection is None:
         # Cells are scored by a kernel of the fused top-k; without it, all their scores would be in memory.
-        cells_by_kernel = config.selector.scores == CELLS and backend == "triton"
+        cells_by_kernel = config.selector.by_cells and backend == "triton"
         if cells_by_kernel:
             from bsa.kernels.cell_scores import pool_cells_in_order
 
             pooled = pool_cells_in_order(q.transpose(1, 2), q_layout), pool_cells_in_order(k.transpose(1, 2), k_layout)
-        elif pooled is None or config.selector.scores != DEFAULT_SCORES:
+        elif pooled is None or not config.selector.by_means:
             some = blocks or (q_layout.blocks_from_order(q), k_layout.blocks_from_order(k))
             pooled = pool(some[0], q_layout, config), pool(some[1], k_layout, config)
         selection = select_pooled(*pooled, *layouts, config, scale, fused=tuning.fused_top_k or cells_by_kernel)

@@ -26,7 +26,6 @@ from bsa import (
     full_attention,
     nested_layouts,
 )
-from bsa.selectors import DEFAULT_SCORES
 from bsa.variants import Tuning
 from pipeline.parallel.sequence import ALONE, SequenceParallel
 from pipeline.transformer import fused
@@ -125,7 +124,7 @@ def fast_forward(
 
     def pools(layer: int) -> bool:
         """Whether the layer selects by the means of its blocks."""
-        by_means = config is not None and config.selection == DEFAULT_SCORES
+        by_means = config is not None and config.selector.by_means
         return by_means and layer >= dense_layers and kept.of(layer) is None
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, means: tuple[Tensor, Tensor] | None) -> Tensor:
