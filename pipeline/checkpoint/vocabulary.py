@@ -52,7 +52,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a small checkpoint knows. The module says what each field is."""
+    """The words that a small checkpoint knows. The module's documentation describes each field."""
 
     about: str
     template: str

@@ -40,7 +40,7 @@ def add_engines(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Engines:
-    """Where the videos are made: on parts of this machine, or on a cluster.
+    """The engines that make the videos: on parts of this machine, or on a cluster.
 
     device: what the page may expect to be computed on before an engine has said it, as for `expected_device`.
     """
@@ -52,7 +52,7 @@ class Engines:
 
     @classmethod
     def read(cls, options: argparse.Namespace) -> Engines:
-        """What the options say. It joins the cluster that they name.
+        """Read the options, and join the cluster that they name.
 
         Raises ValueError if the device does not exist, or has not room for so many engines.
         """

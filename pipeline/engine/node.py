@@ -151,7 +151,7 @@ def _say_pieces(values: np.ndarray, say: Callable[[Message], None]) -> None:
 
 
 def _stream(work: Callable[[Callable[[Message], None]], Any]) -> Iterator[Message]:
-    """What `work` says in a thread of its own, then what it returns or raises."""
+    """Run `work` in a thread of its own. Yields its messages, and then its result or error."""
     messages: queue.Queue[Message] = queue.Queue(maxsize=32)  # whoever is slow to read holds the work up
 
     def run() -> None:

@@ -59,12 +59,12 @@ class RayCluster:
 
     @property
     def device(self) -> str:
-        """What the engines load the model to."""
+        """The device that the engines load the model to."""
         return "cuda:0" if self._on_gpus else "cpu"
 
     @property
     def text(self) -> str:
-        """What each engine has, in words."""
+        """The devices of each engine, in words."""
         unit = "GPU" if self._on_gpus else "processor thread"
         return f"{self._each} {unit}{'s' if self._each > 1 else ''} of the cluster"
 

@@ -231,7 +231,7 @@ class RemoteEngine:
 
 
 class _Received:
-    """What comes back of a video: its files, which appear in the folder when `files` is closed, and its frames."""
+    """The results of a video as they arrive: its frames, and its files, which appear in the folder when `files` closes."""
 
     def __init__(self, folder: Path, files: ExitStack) -> None:
         self.frames = np.empty(0, np.uint8)

@@ -89,7 +89,7 @@ class Judge(nn.Module):
 
     @torch.no_grad()
     def tell(self, frames: np.ndarray) -> dict[str, tuple[str, float]]:
-        """What a clip, uint8 [T, H, W, 3], shows: name -> (answer, its probability)."""
+        """Classify a clip, uint8 [T, H, W, 3]: name -> (answer, its probability)."""
         video = torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2)[None]
         told = {name: logits.softmax(-1)[0] for name, logits in self(view(video) / 127.5 - 1).items()}
         return {
@@ -125,7 +125,7 @@ class Contents:
         self._aside = re.compile("|".join(map(re.escape, aside)) or "(?!)")
 
     def of(self, prompt: str, frames: np.ndarray) -> dict[str, tuple[str, float]] | None:
-        """What the frames, uint8 [T, H, W, 3], show; None for a prompt that does not name exactly one known thing."""
+        """Classify the frames, uint8 [T, H, W, 3]; None for a prompt that does not name exactly one known thing."""
         text = self._aside.sub(" ", prompt.lower())
         named = sum(len(words.findall(text)) for words in self._subjects.values())
         return self._judge.tell(frames) if named == 1 else None

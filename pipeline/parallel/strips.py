@@ -59,7 +59,7 @@ class Strips:
                 del module.forward
 
     def _forward_of(self, module: Any) -> Any:
-        """What replaces the module's forward, or None where it needs no other rows."""
+        """A replacement for the module's forward, or None where it needs no other rows."""
         if hasattr(module, "to_qkv"):
             return partial(self._attend, module.forward)
         if isinstance(module, nn.Conv3d) and module.kernel_size[1] > 1:

@@ -36,7 +36,7 @@ class Asked(Protocol):
 
 
 class _Made:
-    """What the kinds that make frames have in common: one latent for the first frame, and one for every four more."""
+    """The common part of the kinds that make frames: one latent for the first frame, and one for every four more."""
 
     __slots__ = ()
 

@@ -30,7 +30,7 @@ OTHERS = "other programs used {share:.0%} of the processors"
 
 @dataclass(frozen=True)
 class Timing:
-    """What one generation took on a clock that other programs do not advance.
+    """The time of one generation, on a clock that other programs do not advance.
 
     Attributes:
         clock: "CPU time" (summed over the threads) or "GPU time".
@@ -69,7 +69,7 @@ class Timing:
 
 
 def read_timing(values: Mapping[str, Any] | None) -> Timing | None:
-    """What `Timing.to_dict` wrote; None for a record from before there were timings."""
+    """Read the output of `Timing.to_dict`; None for a record from before there were timings."""
     if values is None:
         return None
     return Timing(**{**values, **{name: tuple(values[name]) for name in _LISTS}})

@@ -54,7 +54,7 @@ class Chain(Protocol):
         """The same, in a block in which everything is there that the request reads."""
 
     def described(self) -> dict[str, Any]:
-        """What the joined video says of the whole, beside the request of its first part."""
+        """The settings of the whole in the joined video, beside the request of its first part."""
 
 
 class OtherPart(ValueError):

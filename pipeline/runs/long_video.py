@@ -99,7 +99,7 @@ class LongVideo:
         return replace(self, request=self.request.dense)
 
     def described(self) -> dict[str, Any]:
-        """What the joined video says of the whole, beside the request of its first segment."""
+        """The settings of the whole in the joined video, beside the request of its first segment."""
         return {"long": self._more()}
 
     def to_dict(self) -> dict[str, Any]:

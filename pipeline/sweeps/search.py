@@ -150,7 +150,7 @@ class Search(Sweep):
         return best if best is not None and (best.speedup or 0.0) > 1 else None
 
     def verdict(self, made: Sequence[Made]) -> str:
-        """What was found, as a sentence without its full stop."""
+        """The outcome, as a sentence without its full stop."""
         best = self.found(made)
         if best is None or best.row is None or best.speedup is None:
             return NOTHING.format(floor=self.floor)

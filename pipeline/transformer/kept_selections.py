@@ -21,7 +21,7 @@ class KeptSelections:
             self._kept.clear()
 
     def of(self, layer: int) -> BlockSelection | None:
-        """What the layer attends to in this step, or None if it is to select."""
+        """The kept selection for the layer in this step, or None if it is to select."""
         return self._kept.get(layer)
 
     def keep(self, layer: int, selection: BlockSelection) -> None:

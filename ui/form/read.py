@@ -100,7 +100,7 @@ def is_long(values: Mapping[str, Any]) -> bool:
 
 
 def beginning(values: Mapping[str, Any]) -> str:
-    """What the form's video begins with: TEXT alone, an IMAGE or a CLIP."""
+    """The beginning of the form's video: TEXT alone, an IMAGE or a CLIP."""
     chosen = values.get("begins") if is_long(values) else values.get("task")
     return chosen if chosen in (IMAGE, CLIP) else TEXT
 

@@ -41,7 +41,7 @@ NOT_LOADED = "{name} could not be loaded: {reason}"
 
 @dataclass(frozen=True)
 class Crew:
-    """What the runners of one worker share.
+    """The state that the runners of one worker share.
 
     runners: all of them.
     end: called with a job that has ended, its state and its error.

@@ -48,7 +48,7 @@ class Database:
         return self._db
 
     def read(self, action: Callable[[sqlite3.Connection], T]) -> T | None:
-        """What the action finds in the file as it is now; None if it cannot be read."""
+        """The action's result on the file as it is now; None if it cannot be read."""
         if self._path is None:
             return self.guard(lambda: action(self.connection))
         with self._reading:

@@ -38,7 +38,7 @@ SEGMENT = "Segment {number} of {total}"
 
 @dataclass(frozen=True)
 class Segment:
-    """What one segment came to: a result by arm, and how alike two of them are."""
+    """The results of one segment by arm, and how alike two of them are."""
 
     results: dict[str, VideoResult]
     comparison: Comparison | None = None
@@ -79,7 +79,7 @@ class LongJob(VideoJob):
 
     @property
     def requests(self) -> list[VideoRequest]:
-        """What there is to make; the ends of segments, from which others go on, are files that are not there yet."""
+        """The requests of all segments. Those that go on from another name its end, a file that does not exist yet."""
         numbers = range(self.kept, len(self.video))
         return [self._chain(arm).segment(number, Path("end.mp4")) for number in numbers for arm in self.arms]
 
