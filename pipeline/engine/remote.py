@@ -231,7 +231,7 @@ class RemoteEngine:
 
 
 class _Received:
-    """The results of a video as they arrive: its frames, and its files, which appear in the folder when `files` closes."""
+    """The results of a video as they arrive: frames, and files, which appear in the folder when `files` closes."""
 
     def __init__(self, folder: Path, files: ExitStack) -> None:
         self.frames = np.empty(0, np.uint8)
