@@ -42,6 +42,12 @@ def pool(x: Tensor, layout: BlockLayout, config: BSAConfig) -> Tensor:
     return pool_cells(x, layout) if config.selector.by_cells else layout.pool(x)
 
 
+def pool_in_order(x: Tensor, layout: BlockLayout, cells: bool) -> Tensor:
+    """The same for x [B, S, H, D] in the layout's order."""
+    blocks = layout.blocks_from_order(x)
+    return pool_cells(blocks, layout) if cells else layout.pool(blocks)
+
+
 @torch.no_grad()
 def select_pooled(
     q_pooled: Tensor,
