@@ -16,7 +16,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The kernels that are compiled on first use are tested by name: elsewhere every machine computes the same, at once.
 os.environ.setdefault("BSA_NATIVE", "0")
 
-import pipeline  # noqa: E402, F401  before any test imports PyTorch: it sets how threads wait
+try:
+    import pipeline  # noqa: E402, F401  before any test imports PyTorch: it sets how threads wait
+except ImportError as error:  # a circle of imports ends here, before any test could name it
+    from import_graph import read
+    from test_laws import LAWS
+
+    sentences = [sentence for law in LAWS for sentence in law(read())]
+    raise pytest.UsageError("\n".join([f"pipeline cannot be imported: {error}", *sentences])) from error
 
 # A shell's background job ignores Ctrl-C, and so would every program that a test starts in order to interrupt it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -16,7 +16,7 @@ from playwright.sync_api import expect
 
 from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint
 from ui.form.inputs import EXAMPLES
-from ui.language import catalogue
+from ui.look.language import catalogue
 
 ROOT = Path(__file__).parent.parent
 HOLE = re.compile(r"\{[#=]?\w+\}")

@@ -11,7 +11,7 @@ from pipeline import EMBEDDED_CHECKPOINT, VideoRequest, inspect_checkpoint
 from pipeline.checkpoint.vocabulary import Reading, Vocabulary
 from pipeline.cli.main import main
 from training.vocabulary import vocabulary
-from ui.language import catalogue
+from ui.look.language import catalogue
 
 INFO = inspect_checkpoint(EMBEDDED_CHECKPOINT)
 KNOWN = INFO.vocabulary

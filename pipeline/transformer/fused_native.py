@@ -18,6 +18,7 @@ from bsa import BlockLayout
 from bsa.native.attend import FEATURES, thread_pool
 from bsa.native.build import NotBuilt, load
 from bsa.native.choice import lacking
+from bsa.selection import pool_in_order
 from pipeline.transformer.fused_cpu import CpuOperations
 from pipeline.weights.fp8 import Quantised
 
@@ -92,12 +93,19 @@ class NativeOperations(CpuOperations):
         return out
 
     def head_norm_(
-        self, x: Tensor, weight: Tensor, rope: tuple[Tensor, Tensor] | None, layout: BlockLayout | None
+        self,
+        x: Tensor,
+        weight: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        layout: BlockLayout | None,
+        cells: bool = False,
     ) -> Tensor | None:
         cosine, sine = (None, None) if rope is None else rope
         for row in range(x.shape[0]):
             self._run("head_norm", x[row], None, a=x[row], gain=weight.float()[None], cosine=cosine, sine=sine)
-        return None if layout is None else self._means(x, layout)
+        if layout is None:
+            return None
+        return pool_in_order(x, layout, cells) if cells else self._means(x, layout)
 
     def _means(self, x: Tensor, layout: BlockLayout) -> Tensor:
         """The means of the blocks, fp32 [B, H, blocks, D], of x [B, N, H, D]."""
