@@ -56,17 +56,27 @@ def test_residual_norm(dtype, branch, gate, norm, frames):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("turned", [pytest.param(True, id="rope"), pytest.param(False, id="text")])
-def test_head_norm_and_the_means_of_blocks(dtype, turned):
-    ops, grid, dim = native(dtype), Grid(3, 5, 7), 24
+@pytest.mark.parametrize("cells", [False, True], ids=["blocks", "cells"])
+@pytest.mark.parametrize(
+    ("size", "turned"),
+    [
+        pytest.param((3, 5, 7), True, id="ragged-rope"),
+        pytest.param((3, 5, 7), False, id="ragged-text"),
+        pytest.param((4, 8, 4), True, id="whole-rope"),
+    ],
+)
+def test_head_norm_and_what_a_selection_compares(dtype, size, turned, cells):
+    ops, grid, dim = native(dtype), Grid(*size), 24
     torch.manual_seed(0)
     layout = BlockLayout(grid, Grid(2, 4, 4))
     x, weight = torch.randn(2, grid.volume, 3, dim).to(dtype), torch.rand(dim).to(dtype)
     rope = rope_table(grid, dim, x.device) if turned else None
     ours, theirs = x.clone(), x.clone()
-    means, expected = ops.head_norm_(ours, weight, rope, layout), fused.head_norm_(theirs, weight, rope, layout)
+    means = ops.head_norm_(ours, weight, rope, layout, cells)
+    expected = fused.head_norm_(theirs, weight, rope, layout, cells)
     assert distance(ours, theirs) < TOLERANCE[dtype] and distance(means, expected) < TOLERANCE[dtype]
-    assert means.dtype == torch.float32 and ops.head_norm_(ours, weight, rope, None) is None
+    assert means.shape == expected.shape and means.dtype == torch.float32
+    assert ops.head_norm_(ours, weight, rope, None) is None
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -38,7 +38,9 @@ typedef struct {
     const float *cosine, *sine;       /* [tokens, width / 2] of a head */
     const int32_t *frames;            /* the row of modulation of each token; NULL: the first for all */
     const int32_t *starts, *sizes;    /* of blocks of tokens */
-    int64_t tokens, width, heads, head_stride;
+    const int32_t *cells;             /* the cell of each token of a block; rows of blocks may be one */
+    const float *cell_sizes;          /* [blocks, cells of a block] */
+    int64_t tokens, width, heads, head_stride, cell_count, cells_stride;
     int64_t x_stride, a_stride, b_stride, out_stride, gate_stride, gain_stride;
     uint32_t threads;
     Parallel parallel;
@@ -149,6 +151,29 @@ static void block_means_block(const Request *asked, int64_t block) {
         }
 }
 
+/* x[head, block, cell] = the mean of the cell's tokens of a, 0 for a cell without any. */
+static void cell_means_block(const Request *asked, int64_t block) {
+    const int64_t width = asked->width, count = asked->cell_count, first = asked->starts[block];
+    const int32_t *cells = asked->cells + block * asked->cells_stride;
+    for (int64_t head = 0; head < asked->heads; head++) {
+        float *means = asked->x + (head * asked->tokens + block) * count * width;
+        for (int64_t i = 0; i < count * width; i++) means[i] = 0;
+        for (int64_t token = 0; token < asked->sizes[block]; token++) {
+            const number *a = asked->a + (first + token) * asked->a_stride + head * asked->head_stride;
+            float *mean = means + cells[token] * width;
+            for (int64_t c = 0; c < width; c += LANES) {
+                const __mmask16 mask = lanes(width - c);
+                __m512 sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, mean + c), read(a + c, mask));
+                _mm512_mask_storeu_ps(mean + c, mask, sum);
+            }
+        }
+        for (int64_t cell = 0; cell < count; cell++) {
+            const float size = asked->cell_sizes[block * count + cell], share = size > 0 ? 1.0f / size : 0.0f;
+            for (int64_t c = 0; c < width; c++) means[cell * width + c] *= share;
+        }
+    }
+}
+
 /* e^x by 2^n times a polynomial; its error is a few times 2^-24. */
 static inline __m512 exponential(__m512 x) {
     x = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f));
@@ -179,4 +204,5 @@ static void swiglu_token(const Request *asked, int64_t token) {
 void residual_norm(const Request *asked) { run(asked, residual_norm_token); }
 void head_norm(const Request *asked) { run(asked, head_norm_token); }
 void block_means(const Request *asked) { run(asked, block_means_block); }
+void cell_means(const Request *asked) { run(asked, cell_means_block); }
 void swiglu(const Request *asked) { run(asked, swiglu_token); }

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from bsa import BlockLayout
+from bsa.cells import cells_of
 from bsa.native.attend import FEATURES, thread_pool
 from bsa.native.build import NotBuilt, load
 from bsa.native.choice import lacking
-from bsa.selection import pool_in_order
 from pipeline.transformer.fused_cpu import CpuOperations
 from pipeline.weights.fp8 import Quantised
 
@@ -32,8 +32,8 @@ class _Request(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("x", "a", "b", "out", "gate", "gain", "shift")),
-        *((name, ctypes.c_void_p) for name in ("cosine", "sine", "frames", "starts", "sizes")),
-        *((name, ctypes.c_int64) for name in ("tokens", "width", "heads", "head_stride")),
+        *((name, ctypes.c_void_p) for name in ("cosine", "sine", "frames", "starts", "sizes", "cells", "cell_sizes")),
+        *((name, ctypes.c_int64) for name in ("tokens", "width", "heads", "head_stride", "cell_count", "cells_stride")),
         *((f"{name}_stride", ctypes.c_int64) for name in ("x", "a", "b", "out", "gate", "gain")),
         ("threads", ctypes.c_uint32),
         ("parallel", ctypes.c_void_p),
@@ -103,16 +103,20 @@ class NativeOperations(CpuOperations):
         cosine, sine = (None, None) if rope is None else rope
         for row in range(x.shape[0]):
             self._run("head_norm", x[row], None, a=x[row], gain=weight.float()[None], cosine=cosine, sine=sine)
-        if layout is None:
-            return None
-        return pool_in_order(x, layout, cells) if cells else self._means(x, layout)
+        return None if layout is None else self._means(x, layout, cells)
 
-    def _means(self, x: Tensor, layout: BlockLayout) -> Tensor:
-        """The means of the blocks, fp32 [B, H, blocks, D], of x [B, N, H, D]."""
-        starts, sizes = layout.starts(x.device), layout.sizes(x.device)
-        means = torch.empty(x.shape[0], x.shape[2], len(starts), x.shape[3])
+    def _means(self, x: Tensor, layout: BlockLayout, by_cells: bool) -> Tensor:
+        """What `bsa.selection.pool_in_order` returns, of x [B, N, H, D]."""
+        blocks: dict[str, Tensor | None] = {"starts": layout.starts(x.device), "sizes": layout.sizes(x.device)}
+        count, name = layout.blocks.volume, "block_means"
+        per_block: tuple[int, ...] = ()
+        if by_cells:
+            cells = cells_of(layout, x.device)
+            name, per_block = "cell_means", cells.sizes.shape[1:]
+            blocks |= {"cells": cells.cell_of_slot, "cell_sizes": cells.sizes}
+        means = torch.empty(x.shape[0], x.shape[2], count, *per_block, x.shape[3])
         for row in range(x.shape[0]):
-            self._run("block_means", x[row], len(starts), x=means[row], a=x[row], starts=starts, sizes=sizes)
+            self._run(name, x[row], count, x=means[row], a=x[row], **blocks)
         return means
 
     def swiglu_(self, a: Tensor, b: Tensor, fp8: bool = False) -> Tensor | Quantised:
@@ -134,6 +138,8 @@ class NativeOperations(CpuOperations):
             if (x := tensors.get(key)) is not None
         }
         heads = {"heads": like.shape[1], "head_stride": like.stride(1)} if like.ndim == 3 else {}
+        if (cells := tensors.get("cells")) is not None and (of := tensors.get("cell_sizes")) is not None:
+            heads |= {"cell_count": of.shape[1], "cells_stride": cells.stride(0) if len(cells) > 1 else 0}
         sizes = {"tokens": like.shape[0] if count is None else count, "width": like.shape[-1], **heads}
         request = _Request(**given, **strides, **sizes, threads=torch.get_num_threads(), parallel=thread_pool())
         with torch.profiler.record_function(f"native::{name}"):
