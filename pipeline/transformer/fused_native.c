@@ -144,8 +144,10 @@ static void block_means_block(const Request *asked, int64_t block) {
         for (int64_t c = 0; c < width; c += LANES) {
             const __mmask16 mask = lanes(width - c);
             __m512 sum = _mm512_setzero_ps();
-            for (int64_t token = first; token < end; token++)
-                sum = _mm512_add_ps(sum, read(asked->a + token * asked->a_stride + head * asked->head_stride + c, mask));
+            for (int64_t token = first; token < end; token++) {
+                const number *a = asked->a + token * asked->a_stride + head * asked->head_stride;
+                sum = _mm512_add_ps(sum, read(a + c, mask));
+            }
             float *mean = asked->x + (head * asked->tokens + block) * width;
             _mm512_mask_storeu_ps(mean + c, mask, _mm512_mul_ps(sum, share));
         }
