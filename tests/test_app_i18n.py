@@ -16,7 +16,9 @@ from playwright.sync_api import expect
 
 from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint
 from ui.form.inputs import EXAMPLES
+from ui.form.plan_panel import UNTRAINED
 from ui.language import catalogue
+from ui.tasks.start import CLIP_CHOSEN, PICTURE_CHOSEN
 
 ROOT = Path(__file__).parent.parent
 HOLE = re.compile(r"\{[#=]?\w+\}")
@@ -204,6 +206,20 @@ def test_refusals_keep_their_numbers_in_chinese(page):
     open_group(page, "尺寸、帧数、步数、引导强度、种子")
     fill_number(page, "宽度", 830)
     expect(page.locator("#plan")).to_contain_text("宽度 830 不是 16 的倍数；可用 816 或 832。")
+
+
+@needs_chromium
+def test_sentences_that_follow_each_other_are_translated_one_by_one(page):
+    """A size at the end of one must not take in the next."""
+    size = {"from_width": 640, "from_height": 480, "width": 832, "height": 480}
+    texts = [
+        f"{PICTURE_CHOSEN.format(**size)} {UNTRAINED.format(name='LongCat')}",
+        f"{CLIP_CHOSEN.format(count=13, frames=61, **size)} {UNTRAINED.format(name='LongCat')}",
+    ]
+    for text in texts:
+        page.evaluate("text => (document.querySelector('#notice p, #plan p').textContent = text)", text)
+        said = page.locator("#notice p, #plan p").first
+        expect(said).to_have_text(re.compile(r"^视频.*832 × 480 生成。LongCat 只训练过由文本开头。所给的帧[^a-z]*$"))
 
 
 @needs_chromium

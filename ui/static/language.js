@@ -48,6 +48,7 @@
     for (const { test, names, kept, said } of patterns) {
       const found = test.exec(key);
       if (!found) continue;
+      if (test.source.startsWith('^(')) found[1] = text.slice(0, 1) + found[1].slice(1); // a name keeps its first letter
       const values = new Map(names.map((name, i) => [name, kept.has(name) ? found[i + 1] : translate(found[i + 1])]));
       return said.replace(HOLE, (_, kind, name) => values.get(name)) + stop;
     }
