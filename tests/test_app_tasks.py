@@ -236,6 +236,11 @@ class TestApi:
         _, more = client.predict(["a", "c"], seed=9, after="tale", keep=1, **options)
         said = [(one["prompt"], one["seed"], one["kept"]) for one in more["segments"]]
         assert said == [("a", 5, True), ("c", 10, False)]
+        for keep in (0, 3):
+            with pytest.raises(AppError, match=f"keep {keep} is outside 1 to 2, the finished segments of job_id 'ta"):
+                client.predict(["a", "c"], after="tale", keep=keep, **options)
+        with pytest.raises(AppError, match="^What this run selected was not recorded, or its file is gone"):
+            client.predict("tale", api_name="/inspect")  # and not the path where it would be
 
     def test_a_stopped_one_keeps_what_is_finished(self, client, fake):
         options = {"num_frames": 9, "steps": 2, "cond_frames": 5, "api_name": "/long"}
