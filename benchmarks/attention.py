@@ -3,6 +3,7 @@
     python benchmarks/attention.py                # writes benchmarks/results/attention_gpu.json
     python benchmarks/attention.py --part warm    # only compiles, all variants at once; fills Triton's cache
     python benchmarks/attention.py --part small --output benchmarks/results/attention_small.json
+    python benchmarks/attention.py --part eight-bits --output benchmarks/results/attention_eight_bits.json
     python benchmarks/attention.py --smoke        # tiny, on the CPU
 
 "ours" runs the kernels that bsa/tuned.json names (see tune.py), "ours, baseline" the plain ones. Every kernel is
@@ -20,8 +21,9 @@ from attention_case import Case
 from gpu import Rows, arguments, device_for, milliseconds
 
 from bsa import Grid, block_order_attention, block_sparse_attention
+from bsa.attention import tuning_of
 from bsa.selection import select_pooled
-from bsa.variants import BASELINE, SMALL_BLOCKS, VARIANTS, Tuning
+from bsa.variants import BASELINE, EIGHT_BIT_VARIANTS, EIGHT_BITS, SMALL_BLOCKS, VARIANTS, EightBits, Tuning
 
 GRIDS = [Grid(24, 44, 80), Grid(24, 45, 80), Grid(24, 30, 52)]  # 704p, 720p (ragged), 480p (ragged); 93 frames
 CHUNKS = [Grid(4, 4, 4), Grid(4, 4, 8), Grid(2, 8, 8), Grid(4, 8, 8)]
@@ -47,12 +49,39 @@ def kernel(case: Case, variant) -> dict:
     return {**timed, "tflops": case.flops / timed["ms"] / 1e9, "error": error}
 
 
-def operation(case: Case, tuning: Tuning | None, backend: str, means: bool) -> dict:
+def kernel_in_8_bits(case: Case, variant: EightBits) -> dict:
+    """The kernel with what it takes to quantise its inputs, which `quantising` has alone."""
+    from bsa.kernels.attend import attend
+
+    out = torch.full_like(case.q, float("nan"))
+    q, k, v, filled = (x.transpose(1, 2) for x in (case.q, case.k, case.v, out))
+    tuning = Tuning(eight_bits=variant)
+
+    def run():
+        attend(q, k, v, case.selection, case.layout, case.k_layout, case.scale, filled, tuning, eight_bits=True)
+
+    run()
+    error = case.error(out)
+    if not error < 0.1:
+        raise ValueError(f"wrong result, relative error {error}")
+    timed = milliseconds(run, case.device)
+    return {**timed, "tflops": case.flops / timed["ms"] / 1e9, "error": error}
+
+
+def quantising(case: Case, variant: EightBits) -> dict:
+    from bsa.kernels.eight_bits import quantise
+
+    q, k, v = (x.transpose(1, 2) for x in (case.q, case.k, case.v))
+    return milliseconds(lambda: quantise(q, k, v, case.layout, case.k_layout, case.scale, variant), case.device)
+
+
+def operation(case: Case, tuning: Tuning | None, backend: str, means: bool, eight_bits: bool = False) -> dict:
     def run():
         given = case.means if means else None
         return block_order_attention(
-            case.q, case.k, case.v, case.layout, case.config, means=given, backend=backend, tuning=tuning
-        )
+            case.q, case.k, case.v, case.layout, case.config,
+            means=given, backend=backend, tuning=tuning, eight_bits=eight_bits,
+        )  # fmt: skip
 
     error = case.error(run())
     timed = milliseconds(run, case.device)
@@ -117,6 +146,25 @@ def small_blocks(rows: Rows, device: torch.device) -> None:
             rows.measure(key | {"what": f"selection, {name}"}, lambda case=case, fused=fused: selection(case, fused))
 
 
+def eight_bits(rows: Rows, device: torch.device) -> None:
+    """Attention in 8 bits beside bf16 and cuDNN's block-sparse kernel."""
+    for grid in GRIDS:
+        case = Case(grid, CHUNKS[0], 0.9375, *REAL, device)
+        key = {"grid": str(grid), "chunk": str(CHUNKS[0]), "sparsity": 0.9375}
+        tuned = tuning_of(case.q, case.layout, case.k_layout)
+        rows.measure(key | {"what": "kernel, bf16"}, lambda case=case, tuned=tuned: kernel(case, tuned.variant))
+        rows.measure(key | {"what": "quantising"}, lambda case=case: quantising(case, EIGHT_BITS))
+        for variant in EIGHT_BIT_VARIANTS.values():
+            if variant.tile_q <= CHUNKS[0].volume:
+                what = {"what": f"quantising and kernel {variant.name}"}
+                rows.measure(key | what, lambda case=case, variant=variant: kernel_in_8_bits(case, variant))
+        for lossy in (False, True):
+            what = {"what": f"operation, means given, {'8 bits' if lossy else 'bf16'}"}
+            rows.measure(key | what, lambda case=case, lossy=lossy: operation(case, None, "triton", True, lossy))
+        for what, splits in peers.CUDNN.items():
+            rows.measure(key | {"what": what}, lambda case=case, splits=splits: peers.cudnn(case, splits))
+
+
 def cases(part: str, smoke: bool):
     """Yield (grid, chunk, sparsity) for the cases of one part."""
     if smoke:
@@ -134,7 +182,8 @@ def cases(part: str, smoke: bool):
 
 def main() -> None:
     parser = arguments(__doc__, "attention_gpu")
-    parser.add_argument("--part", choices=["warm", "variants", "peers", "sweep", "small"], help="only this part")
+    parts = ["warm", "variants", "peers", "sweep", "small", "eight-bits"]
+    parser.add_argument("--part", choices=parts, help="only this part")
     args = parser.parse_args()
     device = device_for(parser, args.smoke)
     if args.part == "warm":
@@ -142,6 +191,9 @@ def main() -> None:
     smoke, rows = args.smoke, Rows(args, device)
     if args.part == "small":
         small_blocks(rows, device)
+        return rows.finish()
+    if args.part == "eight-bits":
+        eight_bits(rows, device)
         return rows.finish()
     backend, shape = ("torch", SMOKE) if smoke else ("triton", REAL)
     for part in ("variants", "peers", "sweep") if args.part is None else (args.part,):

@@ -76,8 +76,8 @@ class Comparison:
         run = partial(plain, model, self._given, self._bsa(name))
         self._measure(f"plain, {name}", run, keep, once_above=15)
 
-    def fast(self, name: str, form: str = "bf16", tuning: Tuning | None = None) -> None:
-        what = f"fast, {name}" + ("" if form == "bf16" else f", {form}")
+    def fast(self, name: str, form: str = "bf16", tuning: Tuning | None = None, eight_bits: bool = False) -> None:
+        what = f"fast, {name}" + ("" if form == "bf16" else f", {form}") + (", 8-bit attention" if eight_bits else "")
         what += ", baseline kernel" if tuning is not None else ""
         if not self._rows.missing(self._key | {"what": what}):
             return
@@ -85,7 +85,7 @@ class Comparison:
             self._need(name)
         model, offload = self._models(form)
         bsa = self._bsa(name)
-        run = partial(fast_forward, model, *self._given, bsa, tuning=tuning, offload=offload)
+        run = partial(fast_forward, model, *self._given, bsa, tuning=tuning, eight_bits=eight_bits, offload=offload)
         kernel = "" if bsa is None or tuning is not None else chosen_kernel(model, bsa, self._device)
         check = partial(self._difference, name) if name in self._references else None
         self._measure(what, run, check, {"kernel": kernel} if kernel else {})
@@ -112,7 +112,7 @@ class Comparison:
 def numerics(rows: Rows, models: Models, device, grid: Grid, config: BSAConfig, smoke: bool) -> None:
     """Measure the distances to fp32 with the same bf16 weights and inputs."""
     key = {"size": "small", "grid": str(grid), "sparsity": config.sparsity}
-    names = ("plain", "fast", "FastVideo", "fast, fp8")
+    names = ("plain", "fast", "FastVideo", "fast, fp8", "fast, 8-bit attention", "fast, fp8, 8-bit attention")
     if not any(rows.missing(key | {"what": f"{what}, {name}"}) for what in names for name in ("dense", "sparse")):
         return
     model, _ = models("bf16")
@@ -128,11 +128,15 @@ def numerics(rows: Rows, models: Models, device, grid: Grid, config: BSAConfig, 
         "fast": lambda bsa: fast_forward(models("bf16")[0], *given, bsa),
         "FastVideo": lambda bsa: forward_of(models("bf16")[0], device)(given, bsa),
         "fast, fp8": lambda bsa: fast_forward(models("fp8")[0], *given, bsa),
+        "fast, 8-bit attention": lambda bsa: fast_forward(models("bf16")[0], *given, bsa, eight_bits=True),
+        "fast, fp8, 8-bit attention": lambda bsa: fast_forward(models("fp8")[0], *given, bsa, eight_bits=True),
     }
     for what in names:
         for name, bsa in (("dense", None), ("sparse", config)):
-            if smoke and what == "FastVideo" and bsa is not None:
-                continue  # its kernel needs a GPU
+            if smoke and (what == "FastVideo" and bsa is not None or "8-bit" in what):
+                continue  # their kernels need a GPU
+            if "8-bit" in what and bsa is None:
+                continue
             rows.measure(
                 key | {"what": f"{what}, {name}"},
                 lambda what=what, name=name, bsa=bsa: {"error": relative(runs[what](bsa), exact[name])},
@@ -165,6 +169,9 @@ def main() -> None:
     if not args.few:
         compare.fastvideo("dense")
     compare.fast("sparse", "fp8")
+    if not args.smoke:  # computed on a GPU alone
+        compare.fast("sparse", "bf16", eight_bits=True)
+        compare.fast("sparse", "fp8", eight_bits=True)
     if not args.few:
         compare.fast("dense", "fp8")
         compare.fast("sparse", "bf16 offload")

@@ -41,6 +41,7 @@ def block_sparse_attention(
     backend: str = ...,
     scale: float | None = ...,
     selection: BlockSelection | None = ...,
+    eight_bits: bool = ...,
     return_selection: Literal[False] = False,
 ) -> Tensor: ...
 
@@ -57,6 +58,7 @@ def block_sparse_attention(
     backend: str = ...,
     scale: float | None = ...,
     selection: BlockSelection | None = ...,
+    eight_bits: bool = ...,
     return_selection: Literal[True],
 ) -> tuple[Tensor, BlockSelection]: ...
 
@@ -72,6 +74,7 @@ def block_sparse_attention(
     backend: str = "auto",
     scale: float | None = None,
     selection: BlockSelection | None = None,
+    eight_bits: bool = False,
     return_selection: bool = False,
 ) -> Tensor | tuple[Tensor, BlockSelection]:
     """Exact attention over the key blocks that pooled scores pick for each query block.
@@ -88,6 +91,8 @@ def block_sparse_attention(
     scale: factor on q @ k; 1 / sqrt(D) by default.
     selection: the blocks to attend to, instead of choosing some: what an earlier call with the same shapes and config
         returned. Its numbers are not checked, since that would wait for the device.
+    eight_bits: compute the attention, not the selection, in 8 bits, for which the backend must be triton: int8 queries
+        and keys, e4m3 weights and values (fp16 on a GPU below compute capability 8.9).
     return_selection: also return the BlockSelection that was used, of all query blocks over all key blocks of
         ``BlockLayout(grid, chunk, conditioning)``.
 
@@ -104,12 +109,13 @@ def block_sparse_attention(
     check_selection(selection, (*q.shape[:2], queries.blocks.volume))
     scale = checked_scale(scale, q.shape[-1])
     backend = resolve_backend(backend, q, k, v)
+    check_eight_bits(eight_bits, backend)
     outputs, selections = [], []
     with without_autocast(q.device):
         for part in parts_of(q.shape[2], q_layout, k_layout):
             some = q[:, :, part.queries], k[:, :, part.keys], v[:, :, part.keys]
             given = part.of(selection, config)
-            out, used = _attend(*some, part.q_layout, part.k_layout, config, backend, scale, given)
+            out, used = _attend(*some, part.q_layout, part.k_layout, config, backend, scale, given, eight_bits)
             outputs.append(out)
             selections.append(used)
     out = join_parts(outputs, dim=2)
@@ -171,10 +177,11 @@ def _attend(
     backend: str,
     scale: float,
     selection: BlockSelection | None,
+    eight_bits: bool,
 ) -> tuple[Tensor, BlockSelection]:
     """Attention of queries that may all attend to all keys."""
     if backend == "triton":
-        return _attend_with_triton(q, k, v, q_layout, k_layout, config, scale, selection)
+        return _attend_with_triton(q, k, v, q_layout, k_layout, config, scale, selection, eight_bits)
     q_blocks, k_blocks = q_layout.to_blocks(q), k_layout.to_blocks(k)
     selection = selection or select_blocks(q_blocks, k_blocks, q_layout, k_layout, config, scale)
     if backend == "reference":
@@ -197,9 +204,10 @@ def _attend_with_triton(
     config: BSAConfig,
     scale: float,
     selection: BlockSelection | None,
+    eight_bits: bool,
 ) -> tuple[Tensor, BlockSelection]:
     """Attend in block order, which has no padding. The conversion also gives the means of the blocks."""
-    from bsa.kernels.attend import attend_tokens
+    from bsa.kernels.attend import attend
     from bsa.kernels.cell_scores import pool_cells_in_order
     from bsa.kernels.order import from_order, to_order
 
@@ -215,7 +223,7 @@ def _attend_with_triton(
         fused = tuning.fused_top_k or not means
         selection = select_pooled(q_pooled, k_pooled, q_layout, k_layout, config, scale, fused=fused)
     out = torch.empty_like(q)
-    attend_tokens(q, k, v, selection, q_layout, k_layout, scale, out, variant=tuning.variant)
+    attend(q, k, v, selection, q_layout, k_layout, scale, out, tuning, eight_bits)
     return from_order(out, q_layout), selection
 
 
@@ -269,6 +277,15 @@ def check_selection(selection: BlockSelection | None, lists: tuple[int, ...]) ->
         raise ValueError(
             f"the selection has lists for {list(shapes[0])} and counts for {list(shapes[1])}, but there are "
             f"{list(lists)} of batch, heads and query blocks; pass one that was made for the same shapes"
+        )
+
+
+def check_eight_bits(eight_bits: bool, backend: str) -> None:
+    """Raise ValueError if 8 bits are asked of a backend that does not compute in them."""
+    if eight_bits and backend != "triton":
+        raise ValueError(
+            f"attention in 8 bits is computed by the triton backend, and this call runs on {backend}; leave eight_bits "
+            "out, or use CUDA tensors without gradients"
         )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bsa.attention import (
     check_alike,
+    check_eight_bits,
     check_selection,
     checked_scale,
     join_parts,
@@ -41,6 +42,7 @@ def block_order_attention(
     scale: float | None = ...,
     tuning: Tuning | None = ...,
     selection: BlockSelection | None = ...,
+    eight_bits: bool = ...,
     return_selection: Literal[False] = False,
 ) -> Tensor: ...
 
@@ -58,6 +60,7 @@ def block_order_attention(
     scale: float | None = ...,
     tuning: Tuning | None = ...,
     selection: BlockSelection | None = ...,
+    eight_bits: bool = ...,
     return_selection: Literal[True],
 ) -> tuple[Tensor, BlockSelection]: ...
 
@@ -74,6 +77,7 @@ def block_order_attention(
     scale: float | None = None,
     tuning: Tuning | None = None,
     selection: BlockSelection | None = None,
+    eight_bits: bool = False,
     return_selection: bool = False,
 ) -> Tensor | tuple[Tensor, BlockSelection]:
     """`block_sparse_attention` on tokens in block order.
@@ -88,6 +92,7 @@ def block_order_attention(
     scale: factor on q @ k; 1 / sqrt(D) by default.
     tuning: the kernels of the triton backend; by default those measured to be best on this GPU.
     selection: as in `block_sparse_attention`, with blocks in raster order; no means are needed then.
+    eight_bits: as in `block_sparse_attention`.
     return_selection: also return the BlockSelection that was used, with blocks in raster order as from
         `block_sparse_attention`.
 
@@ -100,13 +105,15 @@ def block_order_attention(
     given = selection and _renumbered(selection, q_layout, k_layout, to_raster=False)
     scale = checked_scale(scale, q.shape[-1])
     backend = resolve_backend(backend, q, k, v, known=("auto", "triton", "torch"))
+    check_eight_bits(eight_bits, backend)
     outputs, selections = [], []
     with without_autocast(q.device):
         for part in parts_of(q.shape[1], layout, k_layout):
             some = q[:, part.queries], k[:, part.keys], v[:, part.keys]
             pooled = None if means is None else (means[0][:, :, part.q_blocks], means[1][:, :, part.k_blocks])
             lists = part.of(given, config)
-            out, used = _attend(*some, part.q_layout, part.k_layout, config, pooled, backend, scale, tuning, lists)
+            layouts = part.q_layout, part.k_layout
+            out, used = _attend(*some, *layouts, config, pooled, backend, scale, tuning, lists, eight_bits)
             outputs.append(out)
             selections.append(used)
     out = join_parts(outputs, dim=1)
@@ -127,6 +134,7 @@ def _attend(
     scale: float,
     tuning: Tuning | None,
     selection: BlockSelection | None,
+    eight_bits: bool,
 ) -> tuple[Tensor, BlockSelection]:
     """Attention of queries that may all attend to all keys."""
     layouts = q_layout, k_layout
@@ -146,11 +154,11 @@ def _attend(
             pooled = pool(some[0], q_layout, config), pool(some[1], k_layout, config)
         selection = select_pooled(*pooled, *layouts, config, scale, fused=tuning.fused_top_k or cells_by_kernel)
     if backend == "triton":
-        from bsa.kernels.attend import attend_tokens
+        from bsa.kernels.attend import attend
 
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         q, k, v, filled = (x.transpose(1, 2) for x in (q, k, v, out))
-        attend_tokens(q, k, v, selection, *layouts, scale, filled, variant=tuning.variant)
+        attend(q, k, v, selection, *layouts, scale, filled, tuning, eight_bits)
         return out, selection
     from bsa.gather import gathered_attention
 

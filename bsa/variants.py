@@ -73,11 +73,57 @@ VARIANTS = {
 
 
 @dataclass(frozen=True, slots=True)
+class EightBits:
+    """One variant of the kernel in 8 bits (`bsa.kernels.eight_bits`).
+
+    tile_q, tile_k: most tokens per tile; small chunks get smaller tiles.
+    descriptors: key and value tiles through TMA, compute capability 9.0 and up.
+    exact_sums: add e4m3 products to sums in fp32 after every 32 keys. Hopper's own sums have 14 bits or so.
+    """
+
+    name: str
+    tile_q: int
+    tile_k: int
+    num_warps: int
+    num_stages: int
+    descriptors: bool = False
+    exact_sums: bool = True
+
+    def tiles(self, chunk_q: int, chunk_k: int) -> tuple[int, int]:
+        """Tokens per tile of queries and of keys, for chunks of so many tokens."""
+        return _tile(self.tile_q, chunk_q, least=16), _tile(self.tile_k, chunk_k, least=32)
+
+
+def _tile(most: int, tokens: int, least: int) -> int:
+    return min(most, max(least, 1 << (tokens - 1).bit_length()))
+
+
+EIGHT_BITS = EightBits("pointers-64x64-w4-s3", 64, 64, 4, 3)
+EIGHT_BIT_VARIANTS = {
+    variant.name: variant
+    for variant in (
+        EIGHT_BITS,
+        EightBits("pointers-64x64-w4-s4", 64, 64, 4, 4),
+        EightBits("pointers-64x64-w4-s5", 64, 64, 4, 5),
+        EightBits("descriptors-64x64-w4-s3", 64, 64, 4, 3, True),
+        EightBits("descriptors-64x64-w4-s4", 64, 64, 4, 4, True),
+        EightBits("descriptors-64x64-w4-s5", 64, 64, 4, 5, True),
+        EightBits("pointers-64x64-w4-s3-sums", 64, 64, 4, 3, False, False),
+        EightBits("descriptors-64x64-w4-s3-sums", 64, 64, 4, 3, True, False),
+        EightBits("descriptors-64x64-w4-s5-sums", 64, 64, 4, 5, True, False),
+        EightBits("descriptors-128x64-w8-s4-sums", 128, 64, 8, 4, True, False),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
 class Tuning:
-    """The choice of "auto" for one kind of GPU: the attention variant, and whether to use the fused top-k kernel."""
+    """The choice of "auto" for one kind of GPU: the attention variant, whether to use the fused top-k kernel, and the
+    attention variant for 8 bits."""
 
     variant: Variant = BASELINE
     fused_top_k: bool = False
+    eight_bits: EightBits = EIGHT_BITS
 
 
 def tuning_key(dtype: str, head_dim: int, chunk_q: int, chunk_k: int) -> str:
@@ -109,5 +155,6 @@ def tuning_for(gpu: str, dtype: str, head_dim: int, chunk_q: int, chunk_k: int) 
     alike = [name for name in known if name != gpu and _same_chip(name)] if _same_chip(gpu) else []
     for name in (gpu, *alike):  # what was measured on this GPU itself comes first
         if entry := known.get(name, {}).get(key):
-            return Tuning(VARIANTS[entry["variant"]], entry["fused_top_k"])
+            eight_bits = EIGHT_BIT_VARIANTS[entry.get("eight_bits", EIGHT_BITS.name)]
+            return Tuning(VARIANTS[entry["variant"]], entry["fused_top_k"], eight_bits)
     return Tuning()

@@ -19,7 +19,7 @@ import torch
 from bsa import BlockLayout, BSAConfig, Grid, block_order_attention, block_sparse_attention
 from bsa.layout import nested_layouts
 from bsa.selection import pool, select_pooled
-from bsa.variants import VARIANTS, Tuning
+from bsa.variants import EIGHT_BIT_VARIANTS, VARIANTS, Tuning
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -99,6 +99,56 @@ def order_error(case):
     return relative_error(out[:, back].transpose(1, 2), expected)
 
 
+def eight_bits_error(case):
+    """Relative error of the kernel in 8 bits against float64 attention of the numbers that its 8 bits stand for.
+
+    Keys have a mean that is larger than what differs between them, as without a norm before the attention.
+    """
+    from bsa.kernels.attend import whole_blocks_first
+    from bsa.kernels.eight_bits import attend_in_8_bits
+    from bsa.kernels.quantise import quantise_rows, quantise_values
+    from bsa.reference import masked_attention
+
+    grid, batch, dim = Grid(*case["grid"]), case.get("batch", 1), case["dim"]
+    config = BSAConfig(case["sparsity"], None, case["chunk"], case.get("chunk_k", case["chunk"]))
+    layout, k_layout = nested_layouts(grid, config.chunk_q, config.chunk_k)
+    variant, values = EIGHT_BIT_VARIANTS[case["variant"]], getattr(torch, case["values"])
+    q, k, v = (x.transpose(1, 2) for x in random_qkv((batch, grid.volume, 2, dim), torch.float32))
+    k += 4 * random_qkv((batch, 2, 1, dim), torch.float32, seed=1).__next__()
+    means = (by.pool(by.blocks_from_order(x.transpose(1, 2))) for x, by in ((q, layout), (k, k_layout)))
+    selection = select_pooled(*means, layout, k_layout, config, dim**-0.5)
+    ordered = whole_blocks_first(selection, k_layout)
+    out = torch.full((batch, grid.volume, 2, dim), float("nan")).transpose(1, 2)
+    behind = with_nan_behind(q), with_nan_behind(k), with_nan_behind(v)
+    attend_in_8_bits(*behind, ordered, layout, k_layout, dim**-0.5, out, variant=variant, values=values)
+
+    def read(tiles, by, transposed=False):
+        """The numbers that tiles stand for, [B, H, tokens, D], in fp64."""
+        numbers = tiles.values.to(torch.float64 if tiles.values.dtype == torch.int8 else torch.float32).double()
+        if transposed:
+            numbers = numbers.mT * tiles.scales[:, :, None, None, None]
+        else:
+            numbers = numbers * tiles.scales[..., None, None]
+        rows = numbers.flatten(3, 4)[..., :dim]  # [B, H, blocks, slots, D]
+        true = torch.arange(rows.shape[3]) < by.sizes(rows.device)[:, None]
+        assert not rows[:, :, ~true].any()
+        return rows[:, :, true]
+
+    tile_q, tile_k = variant.tiles(layout.chunk.volume, k_layout.chunk.volume)
+    mean = k.mean(2, dtype=torch.float32)
+    stands = [
+        read(quantise_rows(q, layout, tile_q), layout),
+        read(quantise_rows(k, k_layout, tile_k, mean=mean), k_layout) + mean[:, :, None],
+        read(quantise_values(v, k_layout, tile_k, values), k_layout, transposed=True),
+    ]
+    # a rounding step of int8: half of the largest number of a tile over 127
+    assert (stands[0] - q).abs().max() <= q.abs().max() / 254 * 1.01
+    assert (stands[1] - k).abs().max() <= (k - mean[:, :, None]).abs().max() / 254 * 1.01
+    back = layout.place_of_token(q.device)
+    expected = masked_attention(*(x[:, :, back] for x in stands), selection, layout, k_layout, dim**-0.5)
+    return relative_error(out[:, :, back], expected)
+
+
 def top_k_error(case):
     """How many block pairs the fused top-k and the sorting one disagree on, and whether its lists are in order."""
     layout = BlockLayout(Grid(*case["grid"]), Grid(*case["chunk"]))
@@ -165,6 +215,11 @@ def operation_error(case):
     if first:
         out = block_sparse_attention(q[:, :, first:], k, v, grid, config, conditioning=given, backend="triton")
         errors.append(relative_error(out, expected[:, :, first:]))
+    if case.get("eight_bits"):
+        in_8_bits = block_sparse_attention(
+            q, k, v, grid, config, conditioning=given, backend="triton", selection=used, eight_bits=True
+        )
+        assert 1e-3 < relative_error(in_8_bits, expected) < 0.12  # the interpreter cuts e4m3 numbers off
     if config.chunk_q == config.chunk_k:
         layout = BlockLayout(grid, config.chunk_q, given)
         q, k, v = (x[:, :, layout.order(x.device)].transpose(1, 2).contiguous() for x in (q, k, v))
@@ -172,6 +227,9 @@ def operation_error(case):
         expected = expected[:, :, layout.order(q.device)].transpose(1, 2)
         out = block_order_attention(q, k, v, layout, config, backend="triton", tuning=tuning)
         errors.append(relative_error(out, expected))
+        if case.get("eight_bits"):
+            out = block_order_attention(q, k, v, layout, config, backend="triton", eight_bits=True)
+            assert torch.equal(out, in_8_bits[:, :, layout.order(q.device)].transpose(1, 2))
         if first:
             out = block_order_attention(q[:, first:], k, v, layout, config, backend="triton", tuning=tuning)
             errors.append(relative_error(out, expected[:, first:]))
@@ -198,6 +256,7 @@ def upstream_error(case):
 
 if __name__ == "__main__":
     run = {"kernel": kernel_error, "upstream": upstream_error, "order": order_error}
+    run |= {"eight-bits": eight_bits_error}
     run |= {"top-k": top_k_error, "layout": layout_error, "cells": cells_error, "operation": operation_error}
     for line in sys.stdin:
         case = json.loads(line)

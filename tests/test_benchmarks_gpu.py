@@ -206,6 +206,14 @@ def test_what_failed_is_not_tried_again_unless_asked(tmp_path):
     assert len(json.loads((tmp_path / "rows.json").read_text())["rows"]) == 2
 
 
+def test_a_trial_does_not_overwrite_measured_results(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "RESULTS", tmp_path)
+    (tmp_path / "made_up.json").write_text("measured")
+    parser = gpu.arguments("x", "made_up")
+    gpu.Rows(parser.parse_args(["--smoke"]), gpu.device_for(parser, True)).measure({"what": "a"}, lambda: {"ms": 1.0})
+    assert (tmp_path / "made_up.json").read_text() == "measured"
+
+
 def test_a_row_that_hangs_ends_the_program_and_the_next_run_goes_on_behind_it(tmp_path):
     program = f"""
 import sys, time

@@ -153,6 +153,7 @@ def test_autocast_changes_nothing():
         pytest.param({"v": torch.zeros(1, 2, 256, 16).half()}, {}, r"one dtype.*float16", id="dtypes"),
         pytest.param({}, {"backend": "cuda"}, r"unknown backend 'cuda'.*torch", id="backend"),
         pytest.param({}, {"backend": "triton"}, r"tensors are on cpu.*use backend='torch'", id="no-fallback"),
+        pytest.param({}, {"eight_bits": True}, r"8 bits is computed by the triton.*runs on torch", id="8-bits"),
         pytest.param({}, {"scale": 0.0}, r"scale must be positive.*0\.0", id="scale"),
         pytest.param(
             {name: torch.zeros(1, 2, 256, 16).int() for name in "qkv"}, {}, r"floating point.*int32", id="integers"

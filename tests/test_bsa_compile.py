@@ -44,6 +44,50 @@ def attention(gpu, variant, dtype, dim, chunk_q, chunk_k, ragged):
     return kernel
 
 
+def attention_in_8_bits(gpu, descriptors, values, ragged):
+    from bsa.kernels.eight_bits import _attend_8_bits_kernel
+
+    capability, shared_memory = GPUS[gpu]
+    constants = {"HEAD_DIM": 128, "DIM": 128, "CHUNK": 64, "TILES_Q": 1, "TILE_Q": 64, "TILES": 1, "TILE": 64}
+    constants |= {"RAGGED": ragged, "DESCRIPTORS": descriptors, "SUMMED": 32 if ragged else 64}
+    types = {"q_ptr": "*i8", "k": "*i8", "v": f"*{values}", "out_ptr": "*bf16", "peak": "fp32"}
+    types |= dict.fromkeys(("q_scales_ptr", "k_scales_ptr", "v_scales_ptr"), "*fp32")
+    if descriptors:
+        types |= {"k": "tensordesc<i8[64, 128]>", "v": f"tensordesc<{values}[128, 64]>"}
+    kernel = build(_attend_8_bits_kernel, capability, types, constants, num_warps=4, num_stages=3)
+    assert kernel.metadata.shared <= shared_memory
+    return kernel.asm["ptx"]
+
+
+@pytest.mark.parametrize("ragged", [pytest.param(False, id="whole"), pytest.param(True, id="ragged")])
+@pytest.mark.parametrize(
+    ("gpu", "descriptors", "values", "products"),
+    [
+        pytest.param("A100", False, "fp16", ("s8.s8", "f16.f16"), id="A100"),
+        pytest.param("RTX-4090", False, "fp8e4nv", ("s8.s8", "e4m3.e4m3"), id="RTX-4090"),
+        pytest.param("H200", False, "fp8e4nv", ("s8.s8", "e4m3.e4m3"), id="H200"),
+        pytest.param("H200", True, "fp8e4nv", ("s8.s8", "e4m3.e4m3"), id="H200-descriptors"),
+    ],
+)
+def test_attention_in_8_bits_multiplies_8_bits(gpu, descriptors, values, products, ragged):
+    ptx = attention_in_8_bits(gpu, descriptors, values, ragged)
+    lines = [line for line in ptx.splitlines() if "mma" in line]
+    assert all(any(kind in line for line in lines) for kind in products)
+    assert ("wgmma.mma_async" in ptx) == (gpu == "H200")
+    assert ("cp.async.bulk.tensor" in ptx) == descriptors
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_quantising_builds_everywhere(gpu):
+    from bsa.kernels.quantise import _int8_kernel, _values_kernel
+
+    sizes = {"HEAD_DIM": 128, "DIM": 128, "TILES": 1, "TILE": 64}
+    types = {"x_ptr": "*bf16", "mean_ptr": "*fp32", "scales_ptr": "*fp32", "factor": "fp32"}
+    build(_int8_kernel, GPUS[gpu][0], types | {"out_ptr": "*i8"}, sizes | {"MEAN": True, "TINY": 1e-12})
+    values, largest = ("*fp16", 1.0) if gpu == "A100" else ("*fp8e4nv", 448.0)
+    build(_values_kernel, GPUS[gpu][0], types | {"out_ptr": values}, sizes | {"LARGEST": largest})
+
+
 def test_the_query_tile_leaves_shared_memory():
     """Three programs of 64 KB of keys and values fit into the 227 KB of a multiprocessor; with a query tile, two do."""
     from bsa.variants import VARIANTS

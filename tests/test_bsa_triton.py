@@ -62,6 +62,18 @@ ORDER |= {
     "small-blocks-odd": {"cdf": 0.6, "grid": (4, 5, 9), "chunk": (4, 2, 6), "chunk_k": (2, 2, 3), "dim": 17}
     | {"variant": S64},
 }
+E64, T64 = "pointers-64x64-w4-s3", "descriptors-64x64-w4-s3"
+EIGHT_BITS = {
+    "whole": {**FULL, "grid": (4, 8, 8), "chunk": (4, 4, 4), "dim": 64, "variant": E64},
+    "ragged": {"sparsity": 0.4, "grid": (5, 5, 10), "chunk": (4, 4, 4), "dim": 32, "variant": E64},
+    "ragged-descriptors": {"sparsity": 0.4, "grid": (5, 5, 10), "chunk": (4, 4, 4), "dim": 32, "variant": T64},
+    "odd-two-tiles": {"sparsity": 0, "grid": (3, 7, 10), "chunk": (3, 5, 7), "dim": 40, "variant": E64},
+    "smaller-keys": {**FULL, "grid": (4, 8, 8), "chunk": (4, 4, 8), "chunk_k": (2, 2, 4), "dim": 17, "variant": T64},
+    "batch-of-two": {**FULL, "batch": 2, "grid": (3, 4, 6), "chunk": (2, 2, 4), "dim": 16, "variant": E64},
+}
+# Weights are rounded to nearest in fp16. The interpreter cuts e4m3 numbers off, by up to an eighth, on average a 22nd;
+# a GPU rounds them.
+EIGHT_BIT_ERRORS = {"float16": 1e-3, "float8_e4m3fn": 0.07}
 TOP_K = {
     "whole": {"sparsity": 0.75, "grid": (4, 4, 6), "chunk": (2, 2, 2)},
     "ragged": {"sparsity": 0.6, "grid": (3, 5, 6), "chunk": (2, 2, 4)},
@@ -80,9 +92,10 @@ LAYOUTS = {
     "odd-fp16": {"grid": (3, 7, 10), "chunk": (3, 5, 7), "dim": 40, "dtype": "fp16"},
 }
 OPERATIONS = {
-    "one-chunk": {"grid": (4, 5, 9), "chunk_q": (4, 4, 4), "chunk_k": (4, 4, 4)},
+    "one-chunk": {"grid": (4, 5, 9), "chunk_q": (4, 4, 4), "chunk_k": (4, 4, 4), "eight_bits": True},
     "fine-keys": {"grid": (4, 5, 9), "chunk_q": (4, 4, 4), "chunk_k": (2, 2, 4)},
-    "conditioned": {"grid": (8, 8, 8), "chunk_q": (4, 4, 4), "chunk_k": (4, 4, 4), "scores": "mean", "conditioning": 4},
+    "conditioned": {"grid": (8, 8, 8), "chunk_q": (4, 4, 4), "chunk_k": (4, 4, 4), "scores": "mean", "conditioning": 4}
+    | {"eight_bits": True},
     "conditioned-one-frame-batch": {
         "grid": (5, 5, 8),
         "chunk_q": (4, 4, 4),
@@ -109,6 +122,11 @@ def interpreted_errors():
     cases = [{"id": name, "kind": "kernel", **case} for name, case in CASES.items()]
     cases += [{"id": name, "kind": "upstream", **case} for name, case in UPSTREAM.items()]
     cases += [{"id": f"order-{name}", "kind": "order", **case} for name, case in ORDER.items()]
+    cases += [
+        {"id": f"{values}-{name}", "kind": "eight-bits", "values": values, **case}
+        for name, case in EIGHT_BITS.items()
+        for values in EIGHT_BIT_ERRORS
+    ]
     cases += [{"id": f"top-k-{name}", "kind": "top-k", **case} for name, case in TOP_K.items()]
     cases += [{"id": f"layout-{name}", "kind": "layout", **case} for name, case in LAYOUTS.items()]
     cases += [{"id": f"cells-{name}", "kind": "cells", **case} for name, case in CELLS.items()]
@@ -140,6 +158,12 @@ def test_interpreted_kernel_matches_fp64(interpreted_errors, name):
 @pytest.mark.parametrize("name", ORDER)
 def test_interpreted_kernels_on_block_order_match_fp64(interpreted_errors, name):
     assert interpreted_errors(f"order-{name}") < 2e-6
+
+
+@pytest.mark.parametrize("values", EIGHT_BIT_ERRORS)
+@pytest.mark.parametrize("name", EIGHT_BITS)
+def test_the_interpreted_kernel_in_8_bits_matches_fp64_of_the_same_8_bits(interpreted_errors, name, values):
+    assert interpreted_errors(f"{values}-{name}") < EIGHT_BIT_ERRORS[values]
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -9,7 +9,29 @@ from bsa.block_selection import BlockSelection
 from bsa.kernels.launch import on_device
 from bsa.kernels.pointers import attend_with_pointers
 from bsa.layout import BlockLayout
-from bsa.variants import BASELINE, DESCRIPTORS, SMALL_BLOCKS, Variant
+from bsa.variants import BASELINE, DESCRIPTORS, SMALL_BLOCKS, Tuning, Variant
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    selection: BlockSelection,
+    q_layout: BlockLayout,
+    k_layout: BlockLayout,
+    scale: float,
+    out: Tensor,
+    tuning: Tuning,
+    eight_bits: bool,
+) -> None:
+    """Compute attention into ``out`` by the kernels of ``tuning``, in the tensors' dtype or in 8 bits."""
+    if not eight_bits:
+        attend_tokens(q, k, v, selection, q_layout, k_layout, scale, out, variant=tuning.variant)
+        return
+    from bsa.kernels.eight_bits import attend_in_8_bits
+
+    selection = whole_blocks_first(selection, k_layout)
+    attend_in_8_bits(q, k, v, selection, q_layout, k_layout, scale, out, variant=tuning.eight_bits)
 
 
 def attend_tokens(
@@ -38,14 +60,14 @@ def attend_tokens(
         from bsa.kernels.small_blocks import attend_small_blocks as run
     else:
         run = attend_with_pointers
-    selection = _whole_blocks_first(selection, k_layout)
+    selection = whole_blocks_first(selection, k_layout)
     # Looked up here once, so that the kernels' loads of keys depend on one load before them and not on two.
     first_tokens = k_layout.starts(q.device)[selection.indices] if k_layout.ragged else selection.indices
     with on_device(q):
         run(q, k, v, selection, first_tokens, q_layout, k_layout, scale, out, variant)
 
 
-def _whole_blocks_first(selection: BlockSelection, k_layout: BlockLayout) -> BlockSelection:
+def whole_blocks_first(selection: BlockSelection, k_layout: BlockLayout) -> BlockSelection:
     """Move the smaller blocks at the edge behind the full ones, so that the main loop needs no mask."""
     if selection.whole_counts is not None:
         return selection

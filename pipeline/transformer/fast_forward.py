@@ -66,6 +66,7 @@ def fast_forward(
     zero_text_padding: bool = False,
     backend: str = "auto",
     tuning: Tuning | None = None,
+    eight_bits: bool = False,
     observe: Callable[[Tensor, Tensor, BlockSelection | None], None] | None = None,
     ffn_tokens: int | None = None,
     offload: Offload | None = None,
@@ -76,7 +77,7 @@ def fast_forward(
     config: block sparse attention, or None for dense attention. One of the chunks of queries and keys must divide the
         other, as equal ones do.
     backend: "auto", "torch" or "triton", for both the attention and the fused operations.
-    tuning: see `bsa.block_order_attention`.
+    tuning, eight_bits: see `bsa.block_order_attention`. Dense attention is not computed in 8 bits.
     kept: selections of earlier steps, for a config that uses them again.
     dense_layers: number of first layers with dense attention, in block order as well.
     observe: called in every layer with queries and keys, [B, H, N, D] in block order, and the selection, which is None
@@ -138,7 +139,8 @@ def fast_forward(
         if layer < dense_layers:
             out, selection = _dense(q, k, v, conditioning * grid.h * grid.w), None
         else:
-            options: dict[str, Any] = {"selection": kept.of(layer), "backend": backend, "tuning": tuning}
+            options: dict[str, Any] = {"backend": backend, "tuning": tuning, "eight_bits": eight_bits}
+            options["selection"] = kept.of(layer)
             if observe is None and config.select_every == 1:
                 return block_order_attention(q, k, v, layouts[0], config, means=means, **options)
             out, selection = block_order_attention(
