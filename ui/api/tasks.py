@@ -108,7 +108,8 @@ async def _long_request(
         size = {name: site.checkpoint.defaults[name] for name in ("width", "height") if asked[name] is None}
         asked |= size
     path = asked.get("image") or asked.get("clip")
-    return await site.clips.read(path, asked_request, site, asked, attention), all_prompts
+    request = await site.clips.read(path, asked_request, site, asked, attention)
+    return request, tuple(map(site.checkpoint.in_english, all_prompts))
 
 
 def _by_shape(entry: tuple[str, Any, Any, str]) -> tuple[str, Any, Any, str]:
