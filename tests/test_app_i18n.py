@@ -256,4 +256,7 @@ def test_a_chinese_palette_writes_what_the_model_knows(browser, tmp_path):
         for name in ("红色", "星星", "旋转", "夜晚的城市上空"):
             page.locator(".words").get_by_role("button", name=name, exact=True).click()
         expect(page.locator("#prompt textarea")).to_have_value(re.compile("red star spins over a city at night$"))
+        page.get_by_label("图片生成视频").click()
+        page.locator(".pictures button").nth(1).click()
+        expect(page.locator("#start-image .filename")).to_contain_text("star")  # a file keeps its name
         page.context.close()

@@ -6,7 +6,7 @@
 (function speak(catalogue) {
   const KEY = 'longcat-bsa-language';
   const LANGUAGES = { en: 'en', zh: 'zh-CN' };
-  const FOREIGN = '[translate="no"], textarea, pre, code, script, style';
+  const FOREIGN = '[translate="no"], .filename, textarea, pre, code, script, style';
   const ATTRIBUTES = ['aria-label', 'aria-valuetext', 'title', 'placeholder', 'alt'];
   const LONGEST = 1000;
   const WORD = /[A-Za-z]{2}|\d h\b/; // what may be English: two letters, or an hour
