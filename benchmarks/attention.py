@@ -80,7 +80,7 @@ def operation(case: Case, tuning: Tuning | None, backend: str, means: bool, eigh
         given = case.means if means else None
         return block_order_attention(
             case.q, case.k, case.v, case.layout, case.config,
-            means=given, backend=backend, tuning=tuning, eight_bits=eight_bits,
+            pooled=given, backend=backend, tuning=tuning, eight_bits=eight_bits,
         )  # fmt: skip
 
     error = case.error(run())

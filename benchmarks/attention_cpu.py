@@ -27,6 +27,8 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from processor import cpu_name
+
 from bsa import BSAConfig, Grid, block_sparse_attention, full_attention
 
 SHAPES = {
@@ -82,14 +84,6 @@ def measure(name: str, rounds: int, dtype: torch.dtype) -> list[dict]:
             }
         )
     return rows
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def machine(args: argparse.Namespace) -> dict:

@@ -1,11 +1,11 @@
-"""Measures what the likeness of two videos is worth: rounding, another seed, sparsity, and what the classifier says.
+"""Puts PSNR and SSIM in proportion: the likeness after rounding, with another seed and with sparsity, and the content.
 
     python benchmarks/likeness.py --prompts 160      # minutes on a GPU; needs the checkpoint's classifier
 
-Makes held-out prompts with the embedded checkpoint, dense, and compares the frames before compression with those of
-the same video by another kernel (rounding alone), of another seed, and of three sparsities. The checkpoint's classifier
-(`training.judge`) tells what each clip with one object shows. Writes benchmarks/results/likeness.json, and the two
-yardsticks that the page shows into the checkpoint's yardstick.json.
+Makes held-out prompts with the embedded checkpoint, dense, and compares the frames before compression with those of the
+same video by another kernel (rounding alone), of another seed, and of three sparsities. The checkpoint's classifier
+(`training.judge`) recognises the object of each clip that has only one. Writes benchmarks/results/likeness.json, and
+the two yardsticks that the page shows into the checkpoint's yardstick.json.
 """
 
 from __future__ import annotations

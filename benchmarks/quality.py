@@ -17,6 +17,7 @@ import os
 import random
 import statistics
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -250,8 +251,11 @@ def main() -> None:
         "psnr": {name: [round(value, 2) for value in made["clips"][name]["psnr"]] for name in (FLOOR, *configs)},
         "captions": made["prompts"],
     }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(result, indent=1) + "\n")
+    output = args.output
+    if args.smoke and output == RESULTS:  # measured results stay as they are
+        output = Path(tempfile.mkdtemp()) / output.name
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(result, indent=1) + "\n")
     for row in rows:
         flips = f", {row['flips']} of {row['judged']} mean something else" if "flips" in row else ""
         print(f"{row['psnr']:6.2f} dB, worst {row['worst_psnr']:6.2f}, SSIM {row['ssim']:.4f}  {row['name']}{flips}")

@@ -1,4 +1,4 @@
-"""What each layer of the model loses by sparse attention: recall and output error along dense generations."""
+"""Measures how much each layer loses with sparse attention: recall and output error along dense generations."""
 
 from __future__ import annotations
 

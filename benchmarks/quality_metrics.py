@@ -1,11 +1,11 @@
 """Compares sparse videos with dense ones, whole batches at a time, on the device that made them.
 
-PSNR and SSIM are those of `pipeline.media.similarity` (a test compares them); flicker is how far a video's changes from
-frame to frame are from those of the dense one. LPIPS is left out: its networks are downloads of hundreds of megabytes,
-and none of the packages here carries one.
+PSNR and SSIM equal those of `pipeline.media.similarity` (a test compares them). Flicker is the difference between the
+frame-to-frame changes of a video and of its dense one. LPIPS is left out: its networks are downloads of hundreds of
+megabytes, and no package here ships one.
 
-What a video shows is told by the classifier of `training.judge`: a flip is a clip that it takes for another colour,
-shape or motion than the dense one. Recall and output error compare one attention call with dense attention.
+The classifier of `training.judge` names the colour, shape and motion in a video. A flip is a clip for which one of them
+differs from the dense one. Recall and output error compare one attention call with dense attention.
 """
 
 from __future__ import annotations

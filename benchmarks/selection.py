@@ -62,9 +62,9 @@ def measure(case: Case, scores: str, part: str) -> dict:
         ours, exact = run().mask(case.layout.blocks.volume)[:, -1:], exact_mask(case, scores)
         agreement = float((ours & exact).sum() / exact.sum())
         return {**milliseconds(run, case.device), "agreement": agreement}
-    means = case.means if scores == "mean" else None
+    pooled = pooled_of(case, scores)  # the norm before the attention makes them
     return milliseconds(
-        lambda: block_order_attention(case.q, case.k, case.v, case.layout, config, means=means), case.device
+        lambda: block_order_attention(case.q, case.k, case.v, case.layout, config, pooled=pooled), case.device
     )
 
 

@@ -1,11 +1,11 @@
-"""Many clients for a while, and then a full queue: what is lost, and how quickly pages are still answered.
+"""Puts many clients and then a full queue on the page: counts lost jobs and times the answers.
 
     python benchmarks/soak.py              # some minutes, on a machine that does nothing else
     python benchmarks/soak.py --engines 4  # the same with four engines, 40 clients and 200 jobs
 
 The server is the real one, with the real estimator, which has learned 60 runs, and the real record of jobs. Its engine
-is a real process too, but draws squares in place of videos (tests/soak_server.py): what is looked at is everything but
-the model. Each client has an address of its own, as behind a reverse proxy.
+is a real process too, but draws squares in place of videos (tests/soak_server.py). So everything but the model is
+tested. Each client has an address of its own, as behind a reverse proxy.
 
 First CLIENTS clients have JOBS short videos made, as many clients as CANCELS cancel one, a page is reloaded RELOADS
 times while its video is made, and the engine is killed KILLS times. A job that was under way then fails and says so;
@@ -41,7 +41,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from app_server import until
 from browser import button, chromium, expect, notice, open_page
-from page import END_MS, cpu_name
+from page import END_MS
+from processor import cpu_name
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

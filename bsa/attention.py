@@ -19,8 +19,7 @@ from bsa.block_selection import BlockSelection
 from bsa.config import BSAConfig
 from bsa.grid import Grid, as_grid
 from bsa.layout import BlockLayout
-from bsa.selection import select_blocks, select_pooled, without_autocast
-from bsa.selectors import DEFAULT_SCORES
+from bsa.selection import pool, select_blocks, select_pooled, without_autocast
 from bsa.variants import Tuning, tuning_for
 
 logger = logging.getLogger("bsa")
@@ -212,15 +211,18 @@ def _attend_with_triton(
     from bsa.kernels.order import from_order, to_order
 
     tuning = tuning_of(q, q_layout, k_layout)
-    means = config.selector.scores == DEFAULT_SCORES
-    pooling = means and selection is None
+    selector = config.selector
+    pooling = selector.by_means and selection is None
     (q, q_pooled), (k, k_pooled) = to_order(q, q_layout, pooling), to_order(k, k_layout, pooling)
     v, _ = to_order(v, k_layout, means=False)
     if selection is None:
-        if q_pooled is None or k_pooled is None:
+        if selector.by_cells:
             q_pooled, k_pooled = pool_cells_in_order(q, q_layout), pool_cells_in_order(k, k_layout)
+        elif q_pooled is None or k_pooled is None:  # a score without a kernel
+            q_pooled = pool(q_layout.blocks_from_order(q.transpose(1, 2)), q_layout, config)
+            k_pooled = pool(k_layout.blocks_from_order(k.transpose(1, 2)), k_layout, config)
         # Cells are scored by a kernel of the fused top-k; without it, all their scores would be in memory.
-        fused = tuning.fused_top_k or not means
+        fused = tuning.fused_top_k or selector.by_cells
         selection = select_pooled(q_pooled, k_pooled, q_layout, k_layout, config, scale, fused=fused)
     out = torch.empty_like(q)
     attend(q, k, v, selection, q_layout, k_layout, scale, out, tuning, eight_bits)

@@ -93,17 +93,17 @@ def _in_steps(
 
     training = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     products = takes_products(q, k, v)
-    room = max(indices.shape[-1], _CPU_STEP_BYTES // (2 * k[0, 0].numel() * k.element_size()))
-    scratch = q.new_empty(2 * room * k.shape[2] * q.shape[2]) if products else None
+    at_once = max(indices.shape[-1], _CPU_STEP_BYTES // (2 * k[0, 0].numel() * k.element_size()))
+    scratch = q.new_empty(2 * at_once * k.shape[2] * q.shape[2]) if products else None
     # All steps share one pair of buffers, because new memory would cost a page fault every 4 KiB.
-    buffers = (None, None) if training else k.new_empty(2, room, *k.shape[2:])
+    buffers = (None, None) if training else k.new_empty(2, at_once, *k.shape[2:])
     outputs = []
-    whole = None if training else (torch.zeros_like if reordered else torch.empty_like)(q)
+    result = None if training else (torch.zeros_like if reordered else torch.empty_like)(q)
     for head in range(len(q)):
         start = 0
         while start < q.shape[1]:
             width = indices.shape[-1] if uniform else int(counts[head, start])
-            step = slice(start, start + room // width)
+            step = slice(start, start + at_once // width)
             start = step.stop
             picked = indices[head, step, :width]
             gathered = [_gather(x[head], picked.flatten(), buffer) for x, buffer in zip((k, v), buffers, strict=True)]
@@ -117,11 +117,11 @@ def _in_steps(
                 out = attend_by_products(*some, scale, None if mask is None else mask[:, 0], scratch)
             else:
                 out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)[:, 0]
-            if whole is not None:
-                whole[head, step, :rows] = out
+            if result is not None:
+                result[head, step, :rows] = out
             else:
                 outputs.append(out if rows == q.shape[2] else F.pad(out, (0, 0, 0, q.shape[2] - rows)))
-    out = torch.cat(outputs).view(q.shape) if whole is None else whole
+    out = torch.cat(outputs).view(q.shape) if result is None else result
     return out[row, order.argsort(dim=-1)] if reordered else out
 
 

@@ -22,10 +22,10 @@ from bsa.attention import (
     tuning_of,
 )
 from bsa.block_selection import BlockSelection
+from bsa.cells import cells_of
 from bsa.config import BSAConfig
 from bsa.layout import BlockLayout, nested_layouts
 from bsa.selection import pool, select_pooled, without_autocast
-from bsa.selectors import CELLS, DEFAULT_SCORES
 from bsa.variants import Tuning
 
 
@@ -37,7 +37,7 @@ def block_order_attention(
     layout: BlockLayout,
     config: BSAConfig,
     *,
-    means: tuple[Tensor, Tensor] | None = ...,
+    pooled: tuple[Tensor, Tensor] | None = ...,
     backend: str = ...,
     scale: float | None = ...,
     tuning: Tuning | None = ...,
@@ -55,7 +55,7 @@ def block_order_attention(
     layout: BlockLayout,
     config: BSAConfig,
     *,
-    means: tuple[Tensor, Tensor] | None = ...,
+    pooled: tuple[Tensor, Tensor] | None = ...,
     backend: str = ...,
     scale: float | None = ...,
     tuning: Tuning | None = ...,
@@ -72,7 +72,7 @@ def block_order_attention(
     layout: BlockLayout,
     config: BSAConfig,
     *,
-    means: tuple[Tensor, Tensor] | None = None,
+    pooled: tuple[Tensor, Tensor] | None = None,
     backend: str = "auto",
     scale: float | None = None,
     tuning: Tuning | None = None,
@@ -86,12 +86,12 @@ def block_order_attention(
         shorter.
     layout: of the queries, the first of `nested_layouts` of the config's chunks; one chunk must divide the other. Its
         ``lead`` is the number of conditioning frames, of which q may leave the queries out.
-    means: the mean query and the mean key of every block, each fp32 [B, H, N, D], if the caller already has them. Used
-        only if the config selects by means.
+    pooled: the mean query and the mean key of every block, each fp32 [B, H, N, D], if the caller already has them; for
+        a config that selects by cells, of every cell, [B, H, N, K, D] (`bsa.cells`).
     backend: as in `block_sparse_attention`, without "reference".
     scale: factor on q @ k; 1 / sqrt(D) by default.
     tuning: the kernels of the triton backend; by default those measured to be best on this GPU.
-    selection: as in `block_sparse_attention`, with blocks in raster order; no means are needed then.
+    selection: as in `block_sparse_attention`, with blocks in raster order; nothing is pooled then.
     eight_bits: as in `block_sparse_attention`.
     return_selection: also return the BlockSelection that was used, with blocks in raster order as from
         `block_sparse_attention`.
@@ -106,14 +106,18 @@ def block_order_attention(
     scale = checked_scale(scale, q.shape[-1])
     backend = resolve_backend(backend, q, k, v, known=("auto", "triton", "torch"))
     check_eight_bits(eight_bits, backend)
+    _check_pooled(pooled, config)
     outputs, selections = [], []
     with without_autocast(q.device):
         for part in parts_of(q.shape[1], layout, k_layout):
             some = q[:, part.queries], k[:, part.keys], v[:, part.keys]
-            pooled = None if means is None else (means[0][:, :, part.q_blocks], means[1][:, :, part.k_blocks])
+            own = None
+            if pooled is not None:
+                places = (part.q_blocks, part.q_layout), (part.k_blocks, part.k_layout)
+                own = _of_part(pooled[0], *places[0]), _of_part(pooled[1], *places[1])
             lists = part.of(given, config)
             layouts = part.q_layout, part.k_layout
-            out, used = _attend(*some, *layouts, config, pooled, backend, scale, tuning, lists, eight_bits)
+            out, used = _attend(*some, *layouts, config, own, backend, scale, tuning, lists, eight_bits)
             outputs.append(out)
             selections.append(used)
     out = join_parts(outputs, dim=1)
@@ -144,12 +148,12 @@ def _attend(
         blocks = q_layout.blocks_from_order(q), k_layout.blocks_from_order(k)
     if selection is None:
         # Cells are scored by a kernel of the fused top-k; without it, all their scores would be in memory.
-        cells_by_kernel = config.selector.scores == CELLS and backend == "triton"
-        if cells_by_kernel:
+        cells_by_kernel = config.selector.by_cells and backend == "triton"
+        if pooled is None and cells_by_kernel:
             from bsa.kernels.cell_scores import pool_cells_in_order
 
             pooled = pool_cells_in_order(q.transpose(1, 2), q_layout), pool_cells_in_order(k.transpose(1, 2), k_layout)
-        elif pooled is None or config.selector.scores != DEFAULT_SCORES:
+        elif pooled is None:
             some = blocks or (q_layout.blocks_from_order(q), k_layout.blocks_from_order(k))
             pooled = pool(some[0], q_layout, config), pool(some[1], k_layout, config)
         selection = select_pooled(*pooled, *layouts, config, scale, fused=tuning.fused_top_k or cells_by_kernel)
@@ -166,6 +170,23 @@ def _attend(
     q, k, v = (x.contiguous() for x in (*blocks, k_layout.blocks_from_order(v)))
     out = gathered_attention(q, k, v, selection, *layouts, scale, uniform)
     return q_layout.order_from_blocks(out), selection
+
+
+def _of_part(pooled: Tensor, blocks: slice, layout: BlockLayout) -> Tensor:
+    """The means of a part's blocks, contiguous. Frames that are fewer than a chunk fill only its first cells."""
+    if pooled.ndim == 4:
+        return pooled[:, :, blocks]
+    return pooled[:, :, blocks, : cells_of(layout, pooled.device).sizes.shape[1]].contiguous()
+
+
+def _check_pooled(pooled: tuple[Tensor, Tensor] | None, config: BSAConfig) -> None:
+    """Raise ValueError for means of blocks where the config compares cells, and the other way round."""
+    axes = 5 if config.selector.by_cells else 4
+    if pooled is not None and not pooled[0].ndim == pooled[1].ndim == axes:
+        raise ValueError(
+            f"the selection {config.selection!r} compares means of {axes} axes, and pooled has {pooled[0].ndim} and "
+            f"{pooled[1].ndim}; leave it out, or pool as bsa.selection.pool does"
+        )
 
 
 def _key_layout(layout: BlockLayout, config: BSAConfig) -> BlockLayout:

@@ -4,11 +4,11 @@ PyTorch's own attention for CPUs works through small tiles, each a product of it
 than in fp32. Products over many rows and keys at a time are (benchmarks/attention_cpu.py).
 
 PyTorch's bfloat16 products round their results to bfloat16, which is too coarse for scores: 2^-9 of a score of 30 is 6%
-of a weight. What matters are the largest scores of a row, and a softmax is the same for scores that are all shifted by
-one number. So each row starts at minus its largest score over a sample of the keys, to which the product is added
-before it is rounded: the scores that count are then near zero, where numbers are fine. On the embedded checkpoint's
-queries and keys this is 1.9 to 2.7e-3 from exact attention. Without the shift it would be 4.6 to 8.8e-3; PyTorch's own
-attention has 1.7e-3.
+of a weight. Only the largest scores of a row matter, and a softmax does not change when one number is added to all
+scores. So each row starts at minus its largest score over a sample of the keys, to which the product is added before it
+is rounded: the scores that count are then near zero, where numbers are fine. On the embedded checkpoint's queries and
+keys this is 1.9 to 2.7e-3 from exact attention. Without the shift it would be 4.6 to 8.8e-3; PyTorch's own attention
+has 1.7e-3.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def attend_by_products(
     """
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     groups, rows, keys = q.shape[0], q.shape[1], k.shape[1]
-    room = SCORE_BYTES // (keys * q.element_size())  # rows of scores at one time
-    at_once = min(groups, max(1, room // min(rows, LEAST_ROWS)))
-    step = min(rows, max(1, room // (at_once * LEAST_ROWS)) * LEAST_ROWS)
+    most_rows = SCORE_BYTES // (keys * q.element_size())  # rows of scores at one time
+    at_once = min(groups, max(1, most_rows // min(rows, LEAST_ROWS)))
+    step = min(rows, max(1, most_rows // (at_once * LEAST_ROWS)) * LEAST_ROWS)
     if scratch is None:
         scratch = q.new_empty(2 * at_once * step * keys)
     for first in range(0, groups, at_once):

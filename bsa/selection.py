@@ -17,7 +17,7 @@ from bsa.block_selection import BlockSelection
 from bsa.cells import cell_scores, pool_cells
 from bsa.config import BSAConfig
 from bsa.layout import BlockLayout
-from bsa.selectors import CELLS, Selector
+from bsa.selectors import Selector
 
 
 @torch.no_grad()
@@ -39,7 +39,13 @@ def pool(x: Tensor, layout: BlockLayout, config: BSAConfig) -> Tensor:
 
     Returns the means of the blocks, [B, H, N, D], or of their cells, [B, H, N, K, D].
     """
-    return pool_cells(x, layout) if config.selector.scores == CELLS else layout.pool(x)
+    return pool_cells(x, layout) if config.selector.by_cells else layout.pool(x)
+
+
+def pool_in_order(x: Tensor, layout: BlockLayout, cells: bool) -> Tensor:
+    """The same for x [B, S, H, D] in the layout's order."""
+    blocks = layout.blocks_from_order(x)
+    return pool_cells(blocks, layout) if cells else layout.pool(blocks)
 
 
 @torch.no_grad()
@@ -57,16 +63,17 @@ def select_pooled(
 
     fused: pick the top k with one Triton kernel. It writes the lists in the order that the attention kernels need, and
         never holds more than a part of the score matrix. Ties then go to the lower block number. If it cannot be used
-        (with a threshold, or with more than `MAX_KEY_BLOCKS` key blocks), the rows are sorted instead.
+        (with a threshold, a score that it does not know, or more than `MAX_KEY_BLOCKS` key blocks), the rows are sorted
+        instead.
     """
     with without_autocast(q_pooled.device):
         selector, key_blocks = config.selector, k_pooled.shape[2]
-        if fused and selector.uniform:
+        if fused and selector.uniform and (selector.by_means or selector.by_cells):
             from bsa.kernels.top_k import MAX_KEY_BLOCKS, top_k_blocks
 
             if key_blocks <= MAX_KEY_BLOCKS:
                 return top_k_blocks(q_pooled, k_pooled, q_layout, k_layout, selector.least(key_blocks), scale)
-        if selector.scores == CELLS:
+        if selector.by_cells:
             return _best(cell_scores(q_pooled, k_pooled, q_layout, k_layout, scale), selector)
         logits = scale * (q_pooled @ k_pooled.mT)
         if k_layout.ragged:

@@ -1,7 +1,8 @@
 """The rule by which a query block selects key blocks, as a value: the blocks kept, the cost, and the written form.
 
 All other files ask a `Selector` and draw no conclusions from its numbers. A new score for pairs of blocks needs an
-entry in `SCORES` and a function in `bsa.selection`. A new rule for the number kept needs a property here. No torch.
+entry in `SCORES` and a branch in `bsa.selection.select_pooled`; every backend then runs it, in PyTorch until it has a
+kernel. A new rule for the number kept needs a property here. No torch.
 """
 
 from __future__ import annotations
@@ -88,6 +89,16 @@ class Selector:
         return self.cdf_threshold is None
 
     @property
+    def by_means(self) -> bool:
+        """Whether the plain means of the blocks are compared, which kernels compute on their way."""
+        return self.scores == DEFAULT_SCORES
+
+    @property
+    def by_cells(self) -> bool:
+        """Whether the means of cells inside the blocks are compared."""
+        return self.scores == CELLS
+
+    @property
     def mass(self) -> float:
         """Estimated softmax mass that every query block keeps, or 0 if only the sparsity is set."""
         return self.cdf_threshold or 0.0
@@ -117,7 +128,7 @@ class Selector:
         queries = grid._replace(t=grid.t - lead)
         pairs = queries.blocks(chunk_q).volume * grid.blocks(chunk_k, lead).volume
         cells = queries.clip(chunk_q).blocks(CELL).volume * grid.clip(chunk_k, lead).blocks(CELL).volume
-        return SelectionWork(pairs, pairs * cells if self.scores == CELLS else 0)
+        return SelectionWork(pairs, pairs * cells if self.by_cells else 0)
 
     def to_params(self) -> dict[str, Any]:
         """Its part of LongCat's ``bsa_params``.
@@ -125,7 +136,7 @@ class Selector:
         Keys that LongCat does not know are written only if they differ from the default, so that files stay compatible.
         """
         params = {"sparsity": self.sparsity, "cdf_threshold": self.cdf_threshold}
-        return params if self.scores == DEFAULT_SCORES else params | {"selection": self.scores}
+        return params if self.by_means else params | {"selection": self.scores}
 
     @classmethod
     def from_params(cls, params: Mapping[str, Any]) -> Selector:

@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 TUNED = Path(__file__).with_name("tuned.json")
 # The same processor under several names. They differ in memory, power and clocks, but are the same for a kernel.
@@ -133,10 +134,14 @@ def tuning_key(dtype: str, head_dim: int, chunk_q: int, chunk_k: int) -> str:
 
 def measured_as(gpu: str) -> str | None:
     """The GPU in tuned.json whose measurements apply to this name: the same, or another with the same chip, or None."""
+    return next((name for name, _ in _measurements(gpu)), None)
+
+
+def _measurements(gpu: str) -> list[tuple[str, dict[str, Any]]]:
+    """The GPUs in tuned.json that count for this one, with their cases: itself first, then others of its chip."""
     known = json.loads(TUNED.read_text(encoding="utf-8"))
-    if gpu in known:
-        return gpu
-    return next(filter(_same_chip, known), None) if _same_chip(gpu) else None
+    alike = [name for name in known if name != gpu and _same_chip(name)] if _same_chip(gpu) else []
+    return [(name, known[name]) for name in (gpu, *alike) if name in known]
 
 
 def _same_chip(gpu: str) -> bool:
@@ -151,10 +156,9 @@ def tuning_for(gpu: str, dtype: str, head_dim: int, chunk_q: int, chunk_k: int) 
     """
     if os.environ.get("TRITON_AUTOTUNE_ENABLE") == "0":
         return Tuning()
-    known, key = json.loads(TUNED.read_text(encoding="utf-8")), tuning_key(dtype, head_dim, chunk_q, chunk_k)
-    alike = [name for name in known if name != gpu and _same_chip(name)] if _same_chip(gpu) else []
-    for name in (gpu, *alike):  # what was measured on this GPU itself comes first
-        if entry := known.get(name, {}).get(key):
+    key = tuning_key(dtype, head_dim, chunk_q, chunk_k)
+    for _, cases in _measurements(gpu):
+        if entry := cases.get(key):
             eight_bits = EIGHT_BIT_VARIANTS[entry.get("eight_bits", EIGHT_BITS.name)]
             return Tuning(VARIANTS[entry["variant"]], entry["fused_top_k"], eight_bits)
     return Tuning()

@@ -1,4 +1,4 @@
-"""Settings that must be made before other imports: how OpenMP waits, how CUDA counts GPUs, what Ctrl-C does meanwhile.
+"""Settings that must precede other imports: waiting in OpenMP, the numbering of GPUs in CUDA, and Ctrl-C.
 
 ``python -m pipeline`` and ``python app.py`` import for seconds. Ctrl-C in that time prints one word and exits with code
 130, without a traceback.

@@ -14,7 +14,14 @@ import pytest
 # and take the processors from the browser and from the other worker of pytest-xdist.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pipeline  # noqa: E402, F401  before any test imports PyTorch: it sets how threads wait
+try:
+    import pipeline  # noqa: E402, F401  before any test imports PyTorch: it sets how threads wait
+except ImportError as error:  # a circle of imports ends here, before any test could name it
+    from import_graph import read
+    from test_laws import LAWS
+
+    sentences = [sentence for law in LAWS for sentence in law(read())]
+    raise pytest.UsageError("\n".join([f"pipeline cannot be imported: {error}", *sentences])) from error
 
 # A shell's background job ignores Ctrl-C, and so would every program that a test starts in order to interrupt it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

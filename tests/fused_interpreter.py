@@ -44,12 +44,12 @@ def residual(branch, norm):
     )  # fmt: skip
 
 
-def head(grid, chunk, heads):
+def head(grid, chunk, heads, cells=False):
     grid = Grid(*grid)
     layout = None if chunk is None else BlockLayout(grid, Grid(*chunk))
     rope = None if chunk is None else rope_table(grid, 16, torch.device("cpu"))
     x, weight = torch.randn(2, grid.volume, heads, 16), torch.rand(16)
-    return lambda: (x.clone(), weight, rope, layout)
+    return lambda: (x.clone(), weight, rope, layout, cells)
 
 
 def forward(grid, config, given=0):
@@ -78,10 +78,14 @@ print(
             "norm-only": both("residual_norm_", residual(False, True)),
             "head-norm": both("head_norm_", head((4, 4, 8), (4, 4, 4), 8)),
             "head-norm-ragged": both("head_norm_", head((3, 5, 7), (2, 3, 4), 3)),
+            "head-norm-cells": both("head_norm_", head((4, 4, 8), (4, 4, 4), 8, cells=True)),
+            "head-norm-cells-ragged": both("head_norm_", head((3, 5, 7), (2, 3, 4), 3, cells=True)),
+            "head-norm-cells-two-tiles": both("head_norm_", head((4, 5, 9), (4, 4, 8), 1, cells=True)),
             "head-norm-cross": both("head_norm_", head((1, 7, 11), None, 3)),
             "swiglu": both("swiglu_", lambda: (a.clone(), b)),
             "forward-dense": forward((2, 4, 4), None),
             "forward-ragged": forward((4, 5, 4), BSAConfig(0.5, None, (2, 4, 4), (2, 4, 4))),
+            "forward-cells": forward((4, 5, 4), BSAConfig(0.5, None, (2, 4, 4), (2, 4, 4), "cells"), given=1),
             "forward-conditioned": forward((4, 5, 4), BSAConfig(0.5, None, (2, 4, 4), (2, 4, 4)), given=1),
         }
     )

@@ -63,14 +63,14 @@ class Graph:
         """
         ahead: list[tuple[str, list[Import]]] = [(name, []) for name in _with_packages(start)]
         seen = {name for name, _ in ahead}
-        for name, way in ahead:  # breadth first; the list grows while it is read
+        for name, lines in ahead:  # breadth first; the list grows while it is read
             for one in self.imports:
                 if one.importer == name and one.runs == "at import":
-                    yield [*way, one]
+                    yield [*lines, one]
                     for new in _with_packages(one.imported):
                         if new in self.modules and new not in seen:
                             seen.add(new)
-                            ahead.append((new, [*way, one]))
+                            ahead.append((new, [*lines, one]))
 
 
 def _with_packages(name: str) -> list[str]:
@@ -237,7 +237,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "ui.storage": ("ui.storage",),
     "ui.jobs": ("ui.jobs",),
     "ui.access": ("ui.access",),
-    "ui.look": ("ui.look", "ui.language"),
+    "ui.look": ("ui.look",),
     "ui.site": ("ui.site", "ui.premade", "ui.enhance"),
     "ui.form": ("ui.form",),
     "ui.tasks": ("ui.tasks",),

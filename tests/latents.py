@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.runs import longcat as longcat_module
+from pipeline.runs import make_video
 
 ORIGINAL = np.load(Path(__file__).parent / "data" / "longcat_video_6b3f4b8.npz")
 
@@ -13,14 +13,14 @@ ORIGINAL = np.load(Path(__file__).parent / "data" / "longcat_video_6b3f4b8.npz")
 def final_latents(pipeline, request, monkeypatch) -> torch.Tensor:
     """fp32 [1, C, T, H, W], before they are decoded."""
     seen = {}
-    denoise = longcat_module.denoise
+    denoise = make_video.denoise
 
     def keep(*args, **kwargs):
         seen["latents"] = denoise(*args, **kwargs)
         return seen["latents"]
 
     with monkeypatch.context() as patch:
-        patch.setattr(longcat_module, "denoise", keep)
+        patch.setattr(make_video, "denoise", keep)
         result = pipeline.generate(request)
     assert result.bsa_active == (request.bsa is not None)
     return seen["latents"]

@@ -18,7 +18,7 @@ from ui.form.plan_panel import plan_panel
 from ui.form.read import form_request
 from ui.jobs.job import VideoJob
 from ui.jobs.worker import Worker
-from ui.views.figures import figures
+from ui.look.figures import figures
 from ui.views.preview_strip import MAX_FRAMES, preview_strip
 from ui.views.report import report_panel, table_rows
 

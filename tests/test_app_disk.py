@@ -164,8 +164,8 @@ def test_a_failed_job_is_recorded_on_a_full_disk(folders):
     store = store_of(folders, 10**9)
     for number in range(1, 9):
         ended(store, number, posters={"sparse": "x" * 20_000})
-    pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
-    store._connection.execute(f"PRAGMA max_page_count = {pages}")
+    pages = store._database.connection.execute("PRAGMA page_count").fetchone()[0]
+    store._database.connection.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(sqlite3.OperationalError, match="full"):
         store._write(Record("x", OWNER, "video", "failed", posters={"sparse": "x" * 40_000}))
     ended(store, 9, state="failed", error="no space left on the disk", posters={"sparse": "x" * 40_000})

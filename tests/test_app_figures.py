@@ -13,7 +13,7 @@ from fake_pipeline import CHECKPOINT
 from bsa import BSAConfig
 from pipeline import Comparison, VideoResult
 from pipeline.request.timing import Speed
-from ui.views.figures import figures
+from ui.look.figures import figures
 from ui.views.likeness import content_text, likeness_html
 
 SURE = Speed(1.954, 1.954, 1.954, "CPU time")

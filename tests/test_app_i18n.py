@@ -17,7 +17,7 @@ from playwright.sync_api import expect
 from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint
 from ui.form.inputs import EXAMPLES
 from ui.form.plan_panel import UNTRAINED
-from ui.language import catalogue
+from ui.look.language import catalogue
 from ui.tasks.start import CLIP_CHOSEN, PICTURE_CHOSEN
 
 ROOT = Path(__file__).parent.parent

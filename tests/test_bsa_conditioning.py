@@ -8,6 +8,7 @@ import torch
 
 from bsa import BlockLayout, BSAConfig, Grid, block_order_attention, block_sparse_attention
 from bsa.cells import pool_cells
+from bsa.selection import pool
 
 ROWS = [  # grid, conditioning frames, chunks of queries and keys, head size, rule
     pytest.param((8, 8, 8), 4, (4, 4, 4), (4, 4, 4), 16, {"sparsity": 0.5}, id="whole-blocks"),
@@ -103,11 +104,11 @@ def test_block_order_equals_raster_order(grid, conditioning, chunk_q, chunk_k, d
     order, back = layout.order(expected.device), layout.place_of_token(expected.device)
     assert order[:given].max() < given  # the conditioning frames come first
     q, k, v = (x.transpose(1, 2)[:, order] for x in raster)
-    pooled = [layout.pool(layout.blocks_from_order(x)) for x in (q, k)]
-    out = block_order_attention(q, k, v, layout, config, means=tuple(pooled) if means else None)
+    pooled = [pool(layout.blocks_from_order(x), layout, config) for x in (q, k)]
+    out = block_order_attention(q, k, v, layout, config, pooled=tuple(pooled) if means else None)
     torch.testing.assert_close(out[:, back].transpose(1, 2), expected, rtol=1e-12, atol=1e-12)
     pooled[0] = pooled[0][:, :, layout.first.blocks.volume :]
-    rest = block_order_attention(q[:, given:], k, v, layout, config, means=tuple(pooled) if means else None)
+    rest = block_order_attention(q[:, given:], k, v, layout, config, pooled=tuple(pooled) if means else None)
     assert torch.equal(rest, out[:, given:])
 
 

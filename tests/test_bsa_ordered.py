@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bsa import BlockLayout, BSAConfig, Grid, block_order_attention, block_sparse_attention, nested_layouts
+from bsa.selection import pool
 from bsa.variants import BASELINE, TUNED, VARIANTS, Tuning, tuning_for, tuning_key
 
 ROWS = [
@@ -24,6 +25,13 @@ def make(grid, chunk, rule, dtype=torch.float64):
     return config, layout, *(torch.randn(2, math.prod(grid), 3, 16, dtype=dtype) for _ in range(3))
 
 
+def test_means_that_the_selection_does_not_compare_are_refused():
+    config, layout, q, k, v = make((4, 4, 4), (2, 2, 2), {"sparsity": 0.5, "selection": "cells"})
+    means = tuple(layout.pool(layout.blocks_from_order(x)) for x in (q, k))
+    with pytest.raises(ValueError, match=r"'cells' compares means of 5 axes, and pooled has 4 and 4; leave it out"):
+        block_order_attention(q, k, v, layout, config, pooled=means)
+
+
 NESTED = [
     pytest.param((4, 8, 8), (4, 4, 8), {"sparsity": 0.5, "chunk_k": (2, 2, 4)}, id="fine-keys"),
     pytest.param((5, 7, 9), (4, 4, 4), {"sparsity": 0.8, "chunk_k": (2, 4, 2)}, id="fine-keys-ragged"),
@@ -32,15 +40,17 @@ NESTED = [
 ]
 
 
-@pytest.mark.parametrize("given_means", [False, True])
+@pytest.mark.parametrize("pooled_before", [False, True])
 @pytest.mark.parametrize(("grid", "chunk", "rule"), ROWS + NESTED)
-def test_equals_the_operation_on_raster_order(grid, chunk, rule, given_means):
+def test_equals_the_operation_on_raster_order(grid, chunk, rule, pooled_before):
     config, layout, *raster = make(grid, chunk, rule)
     order, back = layout.order(torch.device("cpu")), layout.place_of_token(torch.device("cpu"))
     q, k, v = (x[:, order] for x in raster)
     both = nested_layouts(layout.grid, config.chunk_q, config.chunk_k)
-    means = tuple(by.pool(by.blocks_from_order(x)) for x, by in zip((q, k), both, strict=True)) if given_means else None
-    out, selection = block_order_attention(q, k, v, layout, config, means=means, return_selection=True)
+    pooled = None
+    if pooled_before:
+        pooled = tuple(pool(by.blocks_from_order(x), by, config) for x, by in zip((q, k), both, strict=True))
+    out, selection = block_order_attention(q, k, v, layout, config, pooled=pooled, return_selection=True)
     raster = (x.transpose(1, 2) for x in raster)
     expected, same = block_sparse_attention(*raster, layout.grid, config, return_selection=True)
     blocks = both[1].blocks.volume

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from bsa import BlockLayout, BSAConfig, Grid, Selector, select_blocks
-from bsa.selectors import MASS, SCORES, TOP_K, TOP_K_AND_MASS
+from bsa.selection import pool, select_pooled
+from bsa.selectors import MASS, SCORES, TOP_K, TOP_K_AND_MASS, Scores
 
 ROOT = Path(__file__).resolve().parents[1]
 RULES = [
@@ -105,10 +106,25 @@ def test_rounding_never_loses_a_block():
     assert math.isclose(Selector(None, 0.25).most(12), 3)
 
 
+def test_a_new_score_runs_before_it_has_a_kernel(monkeypatch):
+    """It is no case of cells, and the fused kernel, which ranks means, is not asked to rank by it."""
+    monkeypatch.setitem(SCORES, "new", Scores("new", "by something new"))
+    config = BSAConfig(0.75, None, (2, 2, 2), (2, 2, 2), selection="new")
+    layout = BlockLayout(Grid(4, 6, 6), config.chunk_q)
+    q, k = (torch.randn(1, 2, layout.blocks.volume, 8, 16) for _ in "qk")
+    pooled = pool(q, layout, config), pool(k, layout, config)
+    assert pooled[0].shape == (1, 2, layout.blocks.volume, 16)  # means of blocks, not of cells
+    selections = [select_pooled(*pooled, layout, layout, config, 0.25, fused=fused) for fused in (False, True)]
+    assert torch.equal(selections[0].indices, selections[1].indices)
+    assert BSAConfig.from_bsa_params(config.to_bsa_params()) == config
+    assert config.blocks(layout.grid).work.cell_pairs == 0
+
+
 def test_only_the_selector_knows_what_its_numbers_mean():
-    """What a threshold implies is asked of a Selector; a new rule would otherwise be forgotten in some file."""
-    infers = re.compile(r"\.cdf_threshold is (not )?None")
+    """What a threshold or a score implies is asked of a Selector; a new one would otherwise be forgotten in some file.
+    """
+    infers = re.compile(r"\.cdf_threshold is (not )?None|\b(scores|selection) [!=]= (DEFAULT_SCORES|CELLS|['\"])")
     files = [path for room in ("bsa", "pipeline") for path in (ROOT / room).rglob("*.py")]
     assert len(files) > 20
     found = [str(path) for path in files if path.name != "selectors.py" and infers.search(path.read_text("utf-8"))]
-    assert found == [], f"ask `config.selector` instead (uniform, kept, rule) in {found}"
+    assert found == [], f"ask `config.selector` instead (uniform, kept, rule, by_cells) in {found}"

@@ -19,10 +19,11 @@ ROOT = Path(__file__).parents[1]
     [
         pytest.param(["--model-path", "/nowhere"], "there is no checkpoint at /nowhere", id="path"),
         pytest.param(["--width", "830"], "width 830 is not a multiple of 16; try 816 or 832", id="width"),
-        pytest.param(["--height", "tall"], "argument --height: invalid int value: 'tall'", id="height-text"),
+        pytest.param(["--height", "tall"], "argument --height: the value 'tall' is not a number", id="height-text"),
+        pytest.param(["--seed", "4.5"], "argument --seed: the value 4.5 is not a whole number", id="seed-part"),
         pytest.param(["--num-frames", "20"], "num_frames 20 is not of the form 4n + 1; try 17 or 21", id="frames"),
         pytest.param(["--sparsity", "1.0"], "sparsity must be at least 0 and below 1, got 1.0", id="sparsity"),
-        pytest.param(["--sparsity", "much"], "'much' is not a number; use one from 0 to below 1", id="sparsity-text"),
+        pytest.param(["--sparsity", "much"], "'much' is not a number; enter one such as 4 or 0.5, or none", id="text"),
         pytest.param(["--sparsity", "none"], "sparsity and cdf_threshold are both unset", id="no-rule"),
         pytest.param(["--chunk-q", "0", "4", "4"], "--chunk-q '0 4 4' is not three whole numbers from 1 on", id="zero"),
         pytest.param(
@@ -60,7 +61,7 @@ ROOT = Path(__file__).parents[1]
         pytest.param(["--sparsity", "nan"], "sparsity must be at least 0 and below 1, got nan", id="sparsity-nan"),
         pytest.param(["--cdf-threshold", "1.1"], "cdf_threshold must be above 0 and at most 1, got 1.1", id="cdf"),
         pytest.param(["--seed", f"{2**63}"], "seed 9223372036854775808 is outside 0 to 2^63 - 1", id="seed"),
-        pytest.param(["--seed", "9" * 5000], "9 … 9", id="seed-5000-digits"),
+        pytest.param(["--seed", "9" * 5000], "--seed: the value is far too large", id="seed-5000-digits"),
         pytest.param(["--chunk-q", "9" * 5000, "4", "4"], "is not three whole numbers", id="chunk-5000-digits"),
         pytest.param(["--height", "1000000"], "memory", id="height-huge"),
         pytest.param(["--device", "cpu:9"], "unknown device 'cpu:9'; use auto, cpu, cuda or cuda:N", id="device-cpu-9"),

@@ -35,6 +35,7 @@ REMEDY = {
     "fastvideo": "put what touches FastVideo into pipeline/model/fastvideo_adapter.py and call that",
     "triton": "a kernel belongs to bsa/kernels, or beside pipeline/transformer/fused_triton.py",
 }
+DIVIDED = ("pipeline", "ui")  # into rooms
 # What stays light: importing it brings in none of these, at whatever distance.
 LIGHT = {
     "bsa": ("torch", "triton"),
@@ -91,15 +92,31 @@ def light_stays_light(graph: Graph) -> list[str]:
     for light, heavy in LIGHT.items():
         inside = [light] if light in ("bsa", "pipeline") else [name for name in graph.modules if within(name, light)]
         for start in inside:
-            for way in graph.at_import(start) if start in graph.modules else ():
-                last = way[-1]
+            for lines in graph.at_import(start) if start in graph.modules else ():
+                last = lines[-1]
                 if last.imported.partition(".")[0] in heavy:
                     wrong.setdefault(
                         last,
-                        f"{last}: `import {start}` would bring it in ({through(start, way)}). "
+                        f"{last}: `import {start}` would bring it in ({through(start, lines)}). "
                         "Import it inside the function that computes, or hand the name on lazily",
                     )
     return list(wrong.values())
+
+
+def rooms_have_four_to_twelve_files(graph: Graph) -> list[str]:
+    """Rooms of packages that are divided into rooms; `__init__` does not count."""
+    rooms: dict[str, list[str]] = {}
+    for name, path in graph.modules.items():
+        top, _, rest = name.partition(".")
+        if top in DIVIDED and path.name != "__init__.py" and "." in rest:
+            rooms.setdefault(f"{top}.{rest.partition('.')[0]}", []).append(name)
+    wrong = []
+    for room, files in sorted(rooms.items()):
+        if len(files) > 12:
+            wrong.append(f"{room} has {len(files)} files: divide it by what they are about, and place the new room")
+        elif len(files) < 4:
+            wrong.append(f"{room} has {len(files)} files: move them into a room that they fit, or what fits them here")
+    return wrong
 
 
 LAWS: list[Callable[[Graph], list[str]]] = [
@@ -108,6 +125,7 @@ LAWS: list[Callable[[Graph], list[str]]] = [
     no_circles,
     packages_have_owners,
     light_stays_light,
+    rooms_have_four_to_twelve_files,
 ]
 
 
@@ -119,8 +137,8 @@ def within(module: str, package: str) -> bool:
     return module == package or module.startswith(package + ".")
 
 
-def through(start: str, way: list[Import]) -> str:
-    return " -> ".join([start, *(one.imported for one in way)])
+def through(start: str, lines: list[Import]) -> str:
+    return " -> ".join([start, *(one.imported for one in lines)])
 
 
 @pytest.fixture(scope="module")
@@ -274,6 +292,14 @@ TREES = [
         {"pipeline/__init__.py": "import_module('torch')"}, light_stays_light, ["pipeline/__init__.py:1"],
         id="torch-by-import-module",
     ),
+    pytest.param(
+        {f"pipeline/media/{letter}.py": "" for letter in "abcdefghijklm"}, rooms_have_four_to_twelve_files,
+        ["pipeline.media has 13 files", "divide it"], id="room-of-thirteen",
+    ),
+    pytest.param(
+        {f"ui/look/{letter}.py": "" for letter in "abc"}, rooms_have_four_to_twelve_files,
+        ["ui.look has 3 files", "move them"], id="room-of-three",
+    ),
 ]  # fmt: skip
 
 SOUND = {
@@ -285,6 +311,7 @@ SOUND = {
     "bsa/layout.py": "'bsa.attention says more'",
     "pipeline/__init__.py": "from pipeline.request import video\nif TYPE_CHECKING:\n    import torch",
     "pipeline/request/video.py": "import bsa\ndef f():\n    import torch",
+    **{f"pipeline/request/{letter}.py": "" for letter in "xyz"},
     "ui/__init__.py": "",
     "ui/views/a.py": "import gradio, pipeline",
     "benchmarks/a.py": "import attention, fastvideo, training.run",
@@ -296,6 +323,8 @@ def tree(root: Path, files: dict[str, str]) -> Graph:
     """The files, with a package around each and the modules that they name."""
     wanted = {"pipeline/runs/plan.py", "pipeline/estimate/cost.py", "pipeline/cli/main.py", "ui/jobs/job.py"}
     wanted |= {"ui/views/a.py", "training/run.py", "bsa/attention.py", "app.py"}
+    rooms = ("pipeline/runs", "pipeline/estimate", "pipeline/cli", "ui/jobs", "ui/views")
+    wanted |= {f"{room}/{letter}.py" for room in rooms for letter in "xyz"}  # as few as a room may have
     for name in sorted(wanted | {*files}):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from training.vocabulary import vocabulary
 from ui.form.read import LONG, form_long, form_request
 from ui.form.restore import form_values
 from ui.form.words import read_prompts
-from ui.language import catalogue
+from ui.look.language import catalogue
 
 INFO = inspect_checkpoint(EMBEDDED_CHECKPOINT)
 KNOWN = INFO.vocabulary

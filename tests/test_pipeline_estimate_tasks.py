@@ -33,6 +33,9 @@ def test_bytes_of_the_cache(height, width, gigabytes):
     assert kept == 48 * 2 * tokens * 4096 * 2 == pytest.approx(gigabytes * 1e9, rel=0.01)
     with_means = footprint.kv_cache_bytes(LONGCAT_SHAPE, replace(asked, bsa=SPARSE), GPU)
     assert kept < with_means < 1.03 * kept
+    cells = replace(SPARSE, selection="cells")  # eight of them in bfloat16 in place of a mean in fp32
+    with_cells = footprint.kv_cache_bytes(LONGCAT_SHAPE, replace(asked, bsa=cells), GPU)
+    assert with_cells - kept == 4 * (with_means - kept)
     for start in (OFF, FromImage(image="x.png")):
         assert footprint.kv_cache_bytes(LONGCAT_SHAPE, request(start, height, width), GPU) == 0
 

@@ -99,7 +99,8 @@ def test_misuse_is_refused():
 
 
 KERNELS = ("residual-norm", "residual-only", "norm-only", "head-norm", "head-norm-ragged", "head-norm-cross", "swiglu")
-FORWARDS = ("forward-dense", "forward-ragged", "forward-conditioned")
+KERNELS += ("head-norm-cells", "head-norm-cells-ragged", "head-norm-cells-two-tiles")
+FORWARDS = ("forward-dense", "forward-ragged", "forward-conditioned", "forward-cells")
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +131,11 @@ def test_kernels_build_everywhere(gpu):
     capability = GPUS[gpu][0]
     residual = {"SIZE": 4096, "BLOCK": 4096, "ROWS": 8, **flags}
     heads = {"HEADS": 32, "DIM": 128, "CHUNK": 64, "TILE": 16, "GROUP": 8, "ROPE": True, "LAYOUT": True}
+    heads["CELLS"] = 0
     build(kernels._residual_norm_kernel, capability, types, residual, num_warps=8)
     build(kernels._head_norm_kernel, capability, types, heads, num_warps=8)
+    of_cells = types | {"means_ptr": "*bf16", "cell_sizes_ptr": "*fp32"}
+    build(kernels._head_norm_kernel, capability, of_cells, heads | {"TILE": 64, "CELLS": 8}, num_warps=8)
     build(kernels._swiglu_kernel, capability, types, {"BLOCK": 4096}, num_warps=8)
 
 

@@ -155,7 +155,7 @@ def good(**changes):
         pytest.param(lambda: good(num_frames=25), "num_frames 25 is not what a refinement makes", id="odd"),
         pytest.param(lambda: good(start="clip.mp4"), r"start is a str; pass FromNoise\(\), FromImage", id="a-path"),
         pytest.param(lambda: FromClip(video=""), "pass the path of an MP4 file", id="no-clip"),
-        pytest.param(lambda: FromClip(video="x", t_thresh=0), "t_thresh 0 is not a noise level", id="level-0"),
+        pytest.param(lambda: FromClip(video="x", t_thresh=0), "t_thresh 0.0 is not a noise level", id="level-0"),
         pytest.param(lambda: FromClip(video="x", t_thresh=float("nan")), "nan is not a noise level", id="level-nan"),
         pytest.param(
             lambda: FromClip(video="x", double_frames=1), "double_frames 1 is not true or false", id="frames"

@@ -16,6 +16,7 @@ from pipeline.machine import device as devices
 from pipeline.machine.device import DeviceName, expected_device, rank_devices
 from pipeline.parallel.launch import Place
 from pipeline.request.load_options import AS_STORED, LoadOptions
+from pipeline.request.start import FromFrames
 from pipeline.runs import team
 from pipeline.runs.plan import plan, plan_to_load
 
@@ -78,6 +79,15 @@ class TestPlan:
         request = info.request("a", height=16, width=16, num_frames=1, bsa=None)
         with pytest.raises(ValueError, match="2 GPUs cannot share 1 tokens"):
             plan(info, request, TWO, CPU)
+
+    def test_refuses_more_than_tokens_of_the_given_frames(self, info):
+        """Each step has four times as many, but the one latent frame that is given runs before them, alone."""
+        start = FromFrames(video="x", cond_frames=1, enhance_hf=False)
+        request = info.request("a", height=16, width=16, num_frames=17, bsa=None, start=start)
+        with pytest.raises(ValueError, match="2 GPUs cannot share 1 tokens"):
+            plan(info, request, TWO, CPU)
+        uncached = replace(request, start=replace(start, kv_cache="off"))
+        assert plan(info, uncached, TWO, CPU).work.fewest_tokens == 5
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ Writes a whole checkpoint into a folder of --output that has the name of the one
 sheets of the first clips (`*.png`). The classifier that gives the scores is trained anew on the present grammar, and
 goes into the checkpoint. The text encoder stays as it is. FastVideo and ffmpeg are not used.
 
-The clips take about a fifth of the time. --flow divides what is left between learning from the clips and distillation,
+The clips take about a fifth of the time. --flow divides the rest between learning from the clips and distillation,
 which turns the flow back into one of 8 steps without guidance. --reserve keeps seconds for the scores.
 """
 

@@ -1,4 +1,4 @@
-"""Judges what the classifier does not see: are edges sharp, and has the object the outline of its shape?
+"""Judges two things that the classifier does not see: are edges sharp, and has the object the outline of its shape?
 
 Both are measured, not learnt. `acutance` looks at all strong edges of a clip. `outline` cuts the object out of a plain
 backdrop and lays the outlines of all shapes over it, at every angle. A ball that is an egg, or has a ghost, fits badly.

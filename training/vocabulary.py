@@ -2,7 +2,7 @@
 
     python -m training.vocabulary assets/longcat-tiny    # then write the manifest anew, see training.manifest
 
-The phrases are those of the captions that the model was trained on; of several that mean the same, one stands for all.
+The phrases come from the captions that the model was trained on. Where several mean the same, one stands for all.
 """
 
 from __future__ import annotations

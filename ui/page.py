@@ -29,7 +29,7 @@ from ui.form.words import enhance_button, reading_box, word_palette
 from ui.jobs.job import VideoJob
 from ui.jobs.records import keep_record_of
 from ui.jobs.worker import Worker
-from ui.language import SWITCH, language_script
+from ui.look.language import SWITCH, language_script
 from ui.look.parts import QUIET, box, notice_html
 from ui.look.theme import theme
 from ui.premade import NOTHING, Premade

@@ -1,8 +1,8 @@
 """The scores of `bsa.cells` in Triton: cells out of block order, and the masses of block pairs without a large matrix.
 
 Two kernels take tiles of query cells of one head through all key cells: the first finds the denominator of every query
-cell, the second sums the shares over the cells of each key block, with a product with zeros and ones that leaves them
-in registers, and then over those of each query block. Products run on tensor cores in the inputs' precision; the sums
+cell; the second sums the shares over the cells of each key block, by a product with zeros and ones that leaves them in
+registers, and then over the cells of each query block. Products run on tensor cores in the inputs' precision; the sums
 are fp32. One kernel for both was 15% slower on an H100.
 """
 

@@ -53,8 +53,8 @@ def _top_k_kernel(
     threshold = _kth_largest(keys, kept)
     above = keys > threshold
     tied = (keys == threshold) & inside
-    room = kept - tl.sum(above.to(tl.int32), 0)
-    chosen = above | (tied & (tl.cumsum(tied.to(tl.int32), 0) <= room))
+    ties_kept = kept - tl.sum(above.to(tl.int32), 0)
+    chosen = above | (tied & (tl.cumsum(tied.to(tl.int32), 0) <= ties_kept))
     if RAGGED:
         cut = tl.load(cut_ptr + column, mask=inside, other=0) != 0
         whole = chosen & (cut == 0)

@@ -1,7 +1,7 @@
-"""What a LoRA file adapts, read from its header: which of its tensors belong to which layers, and whether they fit.
+"""Reads the header of a LoRA file: assigns its tensors to layers of the transformer, and checks that they fit.
 
-Understands the names of LongCat's own files, those of FastVideo's converter, and the usual ones of peft, diffusers and
-kohya's scripts, for FastVideo's layers or LongCat's fused ones.
+Understands the names in LongCat's own files, the output of FastVideo's converter, and the conventions of peft,
+diffusers and kohya's scripts, for FastVideo's layers or LongCat's fused ones.
 """
 
 from __future__ import annotations

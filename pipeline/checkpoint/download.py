@@ -1,4 +1,4 @@
-"""Downloads LongCat checkpoints from the Hugging Face Hub: checks them before any weight, and resumes what stopped."""
+"""Downloads LongCat checkpoints from the Hugging Face Hub: checks before any weight, and resumes broken downloads."""
 
 from __future__ import annotations
 

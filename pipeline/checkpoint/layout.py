@@ -1,4 +1,4 @@
-"""The two layouts of a LongCat checkpoint: that of the original release, and FastVideo's.
+"""The two layouts of a LongCat checkpoint: the original release's and FastVideo's.
 
 Text encoder, VAE, scheduler, tokenizer and adapters are the same in both. The transformer has the same weights under
 other names: the original fuses the projections that read the same input, and FastVideo stores them apart.

@@ -1,5 +1,4 @@
-"""What a component's safetensors files hold, read from their headers: which files count, and whether they hold what the
-component needs."""
+"""Reads the headers of a component's safetensors files: picks the files that count, and finds missing weights."""
 
 from __future__ import annotations
 

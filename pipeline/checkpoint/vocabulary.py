@@ -1,9 +1,9 @@
-"""Words that a small checkpoint was trained on, from its file vocabulary.json: what to ask it for, and what not.
+"""Words that a small checkpoint was trained on, from its file vocabulary.json: good and bad prompts for it.
 
 A checkpoint that understands language in general has no such file. The file of the embedded one is made by
 `training.vocabulary`:
 
-    about       what the model knows, in a sentence
+    about       the model's world, in a sentence
     template    a prompt with the names of groups in braces: "a {colour} {thing} {motion} {scene}"
     groups      name -> the words or phrases that may stand there
     optional    groups that may be left out
@@ -52,7 +52,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a small checkpoint knows. The module says what each field is."""
+    """The words that a small checkpoint knows. The module's documentation describes each field."""
 
     about: str
     template: str

@@ -1,4 +1,5 @@
-"""What a PSNR is worth for a checkpoint: that of rounding alone, and that of another seed, measured beforehand.
+"""Puts the PSNR of a checkpoint's videos in proportion, with two values measured beforehand: after rounding alone, and
+with another seed.
 
 They lie in the checkpoint's file yardstick.json, which benchmarks/likeness.py writes. A checkpoint without it has none:
 another model, or another size, would make other videos.

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.checkpoint.info import CheckpointInfo
+from pipeline.cli.numbers import whole_option
 from pipeline.cli.read import read_weights
 from pipeline.engine.engine import Engine
 from pipeline.engine.process import EngineProcess
 from pipeline.engine.ray_cluster import RayCluster
 from pipeline.engine.remote import RemoteEngine
-from pipeline.engine.share import Share, shares
+from pipeline.engine.share import Share, check_engines, shares
 
 log = logging.getLogger("ui")
 
@@ -25,7 +26,7 @@ def add_engines(parser: argparse.ArgumentParser) -> None:
     several = parser.add_argument_group("several engines")
     several.add_argument(
         "--engines",
-        type=_count,
+        type=whole_option,
         default=1,
         metavar="K",
         help="so many videos at a time, each on --gpus GPUs of its own; on a CPU the threads are divided",
@@ -37,15 +38,9 @@ def add_engines(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of engines; use a whole number from 1 on")
-    return int(text)
-
-
 @dataclass(frozen=True)
 class Engines:
-    """Where the videos are made: on parts of this machine, or on a cluster.
+    """The engines that make the videos: on parts of this machine, or on a cluster.
 
     device: what the page may expect to be computed on before an engine has said it, as for `expected_device`.
     """
@@ -57,7 +52,7 @@ class Engines:
 
     @classmethod
     def read(cls, options: argparse.Namespace) -> Engines:
-        """What the options say. It joins the cluster that they name.
+        """Read the options, and join the cluster that they name.
 
         Raises ValueError if the device does not exist, or has not room for so many engines.
         """
@@ -71,6 +66,7 @@ class Engines:
             )
         if options.device not in ("auto", "cuda", "cpu"):
             raise ValueError(f"--ray chooses the GPUs and --device {options.device} names one; use auto, cuda or cpu")
+        check_engines(options.engines)
         cluster = RayCluster(options.ray, options.engines, options.gpus, options.device)
         return cls(options, (), cluster, "auto")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from bsa.selectors import SCORES
 from pipeline.checkpoint.info import EMBEDDED_CHECKPOINT
+from pipeline.cli.numbers import real_option, whole_option
 from pipeline.cli.tasks import EachPrompt
 from pipeline.request.fields import FIELDS
 from pipeline.request.load_options import PRECISIONS, QUANTIZATIONS
@@ -47,7 +48,7 @@ def add_video(parser: argparse.ArgumentParser, *, prompt_required: bool, several
     _add_fields(group, "negative_prompt", default="")
     _add_fields(group, "height", "width", metavar="PIXELS")
     _add_fields(group, "num_frames", metavar="N")
-    group.add_argument("--steps", "--num-inference-steps", type=int, metavar="N", help=_help("steps"))
+    group.add_argument("--steps", "--num-inference-steps", type=whole_option, metavar="N", help=_help("steps"))
     _add_fields(group, "guidance_scale", metavar="X")
     _add_fields(group, "seed", default=0, metavar="N")
     _add_fields(group, "fps", metavar="N")
@@ -61,7 +62,8 @@ def add_video(parser: argparse.ArgumentParser, *, prompt_required: bool, several
 
 def _add_fields(group: Any, *names: str, **options: Any) -> None:
     for name in names:
-        group.add_argument(f"--{name.replace('_', '-')}", type=FIELDS[name].kind, help=_help(name), **options)
+        kind = {int: whole_option, float: real_option}.get(FIELDS[name].kind, str)
+        group.add_argument(f"--{name.replace('_', '-')}", type=kind, **{"help": _help(name)} | options)
 
 
 def _help(name: str) -> str:
@@ -80,22 +82,21 @@ def add_refinement(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--prompt", help="what the clip shows (default: the prompt that the clip was made with)")
     group.add_argument(
         "--t-thresh",
-        type=float,
+        type=real_option,
         default=0.5,
         metavar="X",
         help="noise level to start from, above 0 to 1; more changes more (default: 0.5)",
     )
     group.add_argument("--spatial-only", action="store_true", help="keep the number of frames")
-    group.add_argument("--height", type=int, metavar="PIXELS", help="default: LongCat's size for the clip's shape")
-    group.add_argument("--width", type=int, metavar="PIXELS", help="the same")
+    _add_fields(group, "height", "width", metavar="PIXELS", help="default: LongCat's for the clip's shape")
     group.add_argument(
         "--steps",
-        type=int,
+        type=whole_option,
         metavar="N",
         help="of the whole schedule, whose part below the noise level runs (default: 50)",
     )
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default: 0)")
-    group.add_argument("--fps", type=int, metavar="N", help="default: the clip's, or twice that")
+    _add_fields(group, "seed", default=0, metavar="N")
+    _add_fields(group, "fps", metavar="N", help="default: the clip's, or twice that")
     _add_lora(group, "adapter to refine with (default: refine)")
 
 
@@ -153,7 +154,7 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     several = parser.add_argument_group("several GPUs")
     several.add_argument(
         "--gpus",
-        type=int,
+        type=whole_option,
         default=1,
         metavar="N",
         help="GPUs that make each video together, from the chosen one on; the same video up to rounding. Each loads "
@@ -192,15 +193,12 @@ def add_attention(parser: argparse.ArgumentParser) -> None:
         choices=SCORES,
         help="how blocks are scored: mean, as LongCat does, or cells, which compares boxes of 2x2x2 tokens inside them",
     )
-    group.add_argument(
-        "--dense-steps", type=int, metavar="N", help="so many of the first steps attend to everything (default: 0)"
-    )
-    group.add_argument(
-        "--dense-layers", type=int, metavar="N", help="so many of the first layers attend to everything (default: 0)"
-    )
-    group.add_argument(
-        "--select-every", type=int, metavar="N", help="select blocks anew in every Nth step (default: 1, in each)"
-    )
+    for name, text in (
+        ("--dense-steps", "so many of the first steps attend to everything (default: 0)"),
+        ("--dense-layers", "so many of the first layers attend to everything (default: 0)"),
+        ("--select-every", "select blocks anew in every Nth step (default: 1, in each)"),
+    ):
+        group.add_argument(name, type=whole_option, metavar="N", help=text)
     group.add_argument("--dense", action="store_true", help="dense attention, whatever the checkpoint says")
 
 
@@ -208,8 +206,6 @@ def _number_or_none(text: str) -> float | str:
     if text.lower() == "none":
         return "none"  # not None, which argparse uses for "not given"
     try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a number; use one from 0 to below 1, such as 0.9375, or none"
-        ) from None
+        return real_option(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or none") from None

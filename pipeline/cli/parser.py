@@ -1,4 +1,4 @@
-"""The commands of the command line, and what their help says."""
+"""The commands of the command line, with their help texts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipeline.cli.inspect import add_inspect
+from pipeline.cli.numbers import whole_option
 from pipeline.cli.options import (
     add_attention,
     add_checkpoint,
@@ -134,7 +135,8 @@ def build_parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--floor", default="psnr=30", metavar="NAME=VALUE", help="psnr=30, in dB (the default), or ssim=0.95, to dense"
     )
-    search.add_argument("--most", type=int, default=MOST, metavar="N", help=f"sparse videos at most (default: {MOST})")
+    most = f"sparse videos at most (default: {MOST})"
+    search.add_argument("--most", type=whole_option, default=MOST, metavar="N", help=most)
     for grid_command in (sweep, find):
         run = grid_command.add_argument_group("run")
         run.add_argument("--output", type=Path, metavar="FOLDER", help="default: a new name in outputs/")

@@ -114,5 +114,5 @@ def open_checkpoint(args: argparse.Namespace, weights: LoadOptions = AS_STORED) 
             bar.total = progress.total
             bar.update(progress.done - bar.n)
 
-        room = partial(check_weights_fit, device=rank_devices(device, weights.gpus)[0], weights=weights)
-        return inspect_checkpoint(fetch_checkpoint(str(text), room, show), args.lora_dir)
+        check = partial(check_weights_fit, device=rank_devices(device, weights.gpus)[0], weights=weights)
+        return inspect_checkpoint(fetch_checkpoint(str(text), check, show), args.lora_dir)

@@ -8,6 +8,7 @@ from typing import Any
 
 from bsa import BSAConfig
 from pipeline.checkpoint.info import CheckpointInfo
+from pipeline.cli.numbers import whole_option
 from pipeline.media.clip import check_length, inspect_clip
 from pipeline.media.comment import read_settings
 from pipeline.media.picture import inspect_picture
@@ -45,12 +46,15 @@ def add_task(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--video", metavar="FILE", help="the MP4 file to continue, or with --task refine to refine")
     group.add_argument(
         "--cond-frames",
-        type=int,
+        type=whole_option,
         metavar="N",
         help="frames of --video, or of a segment, to continue from, 4n + 1 (default: 13)",
     )
     group.add_argument(
-        "--stride", type=int, metavar="N", help="use every Nth frame of it (default: what leaves about 15 a second)"
+        "--stride",
+        type=whole_option,
+        metavar="N",
+        help="use every Nth frame of it (default: what leaves about 15 a second)",
     )
     group.add_argument(
         "--kv-cache",
@@ -95,7 +99,7 @@ def add_long(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("long video", "With --task long. Finished segments are kept in the folder.")
     group.add_argument(
         "--segments",
-        type=int,
+        type=whole_option,
         metavar="N",
         help="how many; the last prompt holds for those without one (default: as many as there are prompts)",
     )

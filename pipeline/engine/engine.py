@@ -1,4 +1,4 @@
-"""What a worker runs jobs on, whatever process or machine the pipeline is in."""
+"""The interface that a worker needs of an engine, in whatever process or on whatever machine the pipeline runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Say = Callable[[str], None]
 
 
 class Engine(Protocol):
-    """What a worker runs jobs on: a pipeline in a child process, on another machine, or in this process.
+    """An engine of a worker: a pipeline in a child process, on another machine, or in this process.
 
     on_exit: called from another thread whenever the pipeline's process has ended, for any reason.
     tries: number of attempts to start it.

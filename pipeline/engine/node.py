@@ -1,8 +1,8 @@
-"""An engine at the other end of a network: what runs on the machine that has the GPUs.
+"""An engine at the other end of a network: the part that runs on the machine with the GPUs.
 
 `Node` holds an `EngineProcess`, the same program as on one host, and a folder of its own. All that it has to say comes
 as messages (kind, content), so it needs no folder that the page's machine sees too: files and frames travel in pieces.
-`pipeline.engine.remote` is the other side; what carries the messages is for neither to know.
+`pipeline.engine.remote` is the other side. Neither knows how the messages travel.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def _say_pieces(values: np.ndarray, say: Callable[[Message], None]) -> None:
 
 
 def _stream(work: Callable[[Callable[[Message], None]], Any]) -> Iterator[Message]:
-    """What `work` says in a thread of its own, then what it returns or raises."""
+    """Run `work` in a thread of its own. Yields its messages, and then its result or error."""
     messages: queue.Queue[Message] = queue.Queue(maxsize=32)  # whoever is slow to read holds the work up
 
     def run() -> None:

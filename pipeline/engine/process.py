@@ -1,6 +1,6 @@
 """Runs the pipeline in a separate process, so that the page answers during computation and survives a crash.
 
-`EngineProcess` is what the worker and its jobs see: a `Generator` whose videos are made by the child process that runs
+The worker and its jobs see an `EngineProcess`: a `Generator` whose videos are made by the child process that runs
 `pipeline.engine.child`. A dead child is noticed at once, and one that hangs after a while; the worker starts another.
 """
 

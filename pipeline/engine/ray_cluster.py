@@ -1,6 +1,6 @@
 """Engines as actors of a Ray cluster. The only module that imports Ray, which is an optional package.
 
-Ray finds the machines, starts the actors, notices which are gone and carries what they say through its object store.
+Ray finds the machines, starts the actors, notices lost ones, and carries their messages through its object store.
 The actor is a `pipeline.engine.node.Node`, which runs the same engine as a server without a cluster.
 """
 
@@ -54,17 +54,17 @@ class RayCluster:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         self._on_gpus = device == "cuda" or (device == "auto" and any(node.get("GPU") for node in nodes))
         self._each = gpus if self._on_gpus else _processors(nodes, engines)
-        room = [int(node.get("GPU" if self._on_gpus else "CPU", 0)) for node in nodes]
-        _check_room(room, engines, gpus if self._on_gpus else 1, "GPU" if self._on_gpus else "processor")
+        devices = [int(node.get("GPU" if self._on_gpus else "CPU", 0)) for node in nodes]
+        _check_room(devices, engines, gpus if self._on_gpus else 1, "GPU" if self._on_gpus else "processor")
 
     @property
     def device(self) -> str:
-        """What the engines load the model to."""
+        """The device that the engines load the model to."""
         return "cuda:0" if self._on_gpus else "cpu"
 
     @property
     def text(self) -> str:
-        """What each engine has, in words."""
+        """The devices of each engine, in words."""
         unit = "GPU" if self._on_gpus else "processor thread"
         return f"{self._each} {unit}{'s' if self._each > 1 else ''} of the cluster"
 
@@ -134,19 +134,19 @@ def _processors(nodes: list[dict[str, float]], engines: int) -> int:
     return max((each for each in range(1, max(counts, default=0) + 1) if _fits(counts, each) >= engines), default=1)
 
 
-def _fits(room: list[int], each: int) -> int:
+def _fits(devices: list[int], each: int) -> int:
     """How many engines that need `each` of something fit onto machines with so much of it."""
-    return sum(there // each for there in room)
+    return sum(there // each for there in devices)
 
 
-def _check_room(room: list[int], engines: int, each: int, unit: str) -> None:
-    most = _fits(room, each)
+def _check_room(devices: list[int], engines: int, each: int, unit: str) -> None:
+    most = _fits(devices, each)
     if engines > most:
-        there = ", ".join(map(str, room)) or "no"
+        there = ", ".join(map(str, devices)) or "no"
         own = f"{each} {unit}{'s' if each > 1 else ''}"
-        fewer = f"--gpus {max(room)} or fewer" if any(room) else "--device cpu"
+        fewer = f"--gpus {max(devices)} or fewer" if any(devices) else "--device cpu"
         remedy = f"use --engines {most} or fewer" if most else f"use {fewer}"
         raise ValueError(
-            f"{engines} engines of {own} each do not fit: the {len(room)} machines of the cluster have {there} "
+            f"{engines} engines of {own} each do not fit: the {len(devices)} machines of the cluster have {there} "
             f"{unit}s; {remedy}, or add machines"
         )

@@ -1,7 +1,7 @@
 """An engine on another machine, as the worker sees it: the same members as `EngineProcess`.
 
 A `Cluster` finds a machine with room and gives a `Link` to the `Node` there. The page's machine and that one share no
-folder: the file that a video begins with goes there, and what is made comes back, in pieces.
+folder. So the file that a video begins with is sent there, and the results are sent back, both in pieces.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ class RemoteEngine:
 
 
 class _Received:
-    """What comes back of a video: its files, which appear in the folder when `files` is closed, and its frames."""
+    """The results of a video as they arrive: frames, and files, which appear in the folder when `files` closes."""
 
     def __init__(self, folder: Path, files: ExitStack) -> None:
         self.frames = np.empty(0, np.uint8)

@@ -1,4 +1,4 @@
-"""What each of several engines on one machine gets: GPUs of its own, or an equal part of the processor's threads."""
+"""Divides one machine among several engines: each gets GPUs of its own, or an equal part of the processor's threads."""
 
 from __future__ import annotations
 
@@ -39,6 +39,12 @@ class Share:
 WHOLE = Share()
 
 
+def check_engines(engines: int) -> None:
+    """ValueError unless it is a number of engines."""
+    if engines < 1:
+        raise ValueError(f"--engines is {engines}; use 1 or more")
+
+
 def shares(device: str, gpus: int, engines: int) -> list[Share]:
     """Divide this machine between `engines` engines of `gpus` GPUs each.
 
@@ -47,8 +53,7 @@ def shares(device: str, gpus: int, engines: int) -> list[Share]:
     Raises:
         ValueError: the device does not exist, or there are not so many GPUs or threads; with numbers and a remedy.
     """
-    if engines < 1:
-        raise ValueError(f"--engines is {engines}; use 1 or more")
+    check_engines(engines)
     first = expected_device(device, gpus)
     if engines == 1:
         return [WHOLE]

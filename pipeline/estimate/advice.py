@@ -65,7 +65,7 @@ def advise(
 
 
 def usual_kind(request: VideoRequest) -> str:
-    """What the usual rules say of BSA for a request on a machine that was not measured: "good", "neutral" or "poor"."""
+    """The usual rules on BSA for a request, where the machine was not measured: "good", "neutral" or "poor"."""
     return _by_rule(request)[0]
 
 

@@ -91,7 +91,7 @@ def choose_attention(
 
 def sparsest(request: VideoRequest, base: BSAConfig) -> BSAConfig | None:
     """The sparsest setting that may be chosen for a request, with blocks scored by cells; None if there is none."""
-    configs = [one.bsa for one in _settings(request, base) if one.bsa is not None and one.bsa.selection == CELLS]
+    configs = [one.bsa for one in _settings(request, base) if one.bsa is not None and one.bsa.selector.by_cells]
     return configs[-1] if configs else None
 
 

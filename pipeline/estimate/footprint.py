@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bsa.grid import CELL
 from pipeline.checkpoint.shape import ModelShape
 from pipeline.machine.gpus import Device
 from pipeline.parallel.mesh import mesh_shape, strip_count
@@ -95,8 +96,11 @@ def kv_cache_bytes(
         return 0
     given = work.grid._replace(t=work.conditioning)
     kept = 2 * given.volume * element_size(shape, device, weights)
-    if work.bsa is not None:
-        kept += 4 * given.blocks(work.bsa.chunk_k).volume  # the blocks' mean keys, fp32
+    if work.bsa is not None:  # and what the selection compares: mean keys of blocks in fp32, or of their cells
+        chunk, each = given.clip(work.bsa.chunk_k), 4
+        if work.bsa.selector.by_cells:
+            each = element_size(shape, device, weights) << (chunk.blocks(CELL).volume - 1).bit_length()
+        kept += each * given.blocks(chunk).volume
     return shape.depth * shape.hidden * kept
 
 

@@ -87,7 +87,7 @@ def choose_device(device: str) -> torch.device:
 
 
 def rank_devices(device: str, count: int) -> list[torch.device]:
-    """Where `count` ranks compute together: on the GPUs from the chosen one on, and on a CPU all of them.
+    """The devices of `count` ranks that compute together: the GPUs from the chosen one on, or one CPU for all of them.
 
     Raises:
         ValueError: there are not so many.

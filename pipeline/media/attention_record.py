@@ -48,10 +48,10 @@ class Sampled(NamedTuple):
     heads: tuple[int, ...]
 
     @classmethod
-    def within(cls, steps: int, layers: int, heads: int, room: int) -> Sampled:
-        """As many of each as fit into `room` combinations, evenly spread, ends included. None if not even one fits."""
-        counts = [steps, layers, heads] if room else [0, 0, 0]
-        while np.prod(counts) > room:
+    def within(cls, steps: int, layers: int, heads: int, most: int) -> Sampled:
+        """As many of each as fit into `most` combinations, evenly spread, ends included. None if not even one fits."""
+        counts = [steps, layers, heads] if most else [0, 0, 0]
+        while np.prod(counts) > most:
             counts[counts.index(max(counts))] -= 1
         spread = (np.linspace(0, size - 1, kept).round() for size, kept in zip((steps, layers, heads), counts))
         return cls(*(tuple(int(number) for number in numbers) for numbers in spread))

@@ -1,4 +1,4 @@
-"""Joins MP4 files end to end. Nothing is encoded again, so the frames are those of the parts, and it takes seconds."""
+"""Joins MP4 files end to end. Nothing is encoded again, so no frame changes, and it takes seconds."""
 
 from __future__ import annotations
 

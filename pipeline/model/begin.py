@@ -1,13 +1,12 @@
 """Makes the first latents of a video and the schedule that follows: from noise, alone or after an image or the end of a
 clip, or from a clip to be refined.
 
-What is given goes through the steps of `generate_i2v` and `generate_vc` in LongCat-Video's pipeline_longcat_video.py:
+Given frames go through the steps of `generate_i2v` and `generate_vc` in LongCat-Video's pipeline_longcat_video.py:
 stretch to the video's size, encode, and put in place of the first latent frames of noise.
 
-A clip to be refined goes through the steps of `generate_refine` there: enlarge, interpolate
-frames, repeat the last frame until the last group of latent frames is full, encode, mix with noise. FastVideo's own
-stage is not used: it always goes to a 720p size, rounds to the text encoder's dtype, and leaves the VAE tiled for every
-later video.
+A clip to be refined goes through the steps of `generate_refine` there: enlarge, interpolate frames, repeat the last
+frame until the last group of latent frames is full, encode, mix with noise. FastVideo's own stage is not used: it
+always goes to a 720p size, rounds to the text encoder's dtype, and leaves the VAE tiled for every later video.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Recognises what a clip shows: colour, shape and motion of its one object, for checkpoints that bring a classifier.
+"""Recognises the content of a clip: colour, shape and motion of its one object. Needs a checkpoint with a classifier.
 
 PSNR calls two clips of the same ball different when one bounces half a second later. The classifier tells that from a
 clip of something else. It lies in the checkpoint's folder `judge`, because it knows only what the checkpoint was
@@ -89,7 +89,7 @@ class Judge(nn.Module):
 
     @torch.no_grad()
     def tell(self, frames: np.ndarray) -> dict[str, tuple[str, float]]:
-        """What a clip, uint8 [T, H, W, 3], shows: name -> (answer, its probability)."""
+        """Classify a clip, uint8 [T, H, W, 3]: name -> (answer, its probability)."""
         video = torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2)[None]
         told = {name: logits.softmax(-1)[0] for name, logits in self(view(video) / 127.5 - 1).items()}
         return {
@@ -125,7 +125,7 @@ class Contents:
         self._aside = re.compile("|".join(map(re.escape, aside)) or "(?!)")
 
     def of(self, prompt: str, frames: np.ndarray) -> dict[str, tuple[str, float]] | None:
-        """What the frames, uint8 [T, H, W, 3], show; None for a prompt that does not name exactly one known thing."""
+        """Classify the frames, uint8 [T, H, W, 3]; None for a prompt that does not name exactly one known thing."""
         text = self._aside.sub(" ", prompt.lower())
         named = sum(len(words.findall(text)) for words in self._subjects.values())
         return self._judge.tell(frames) if named == 1 else None

@@ -53,7 +53,7 @@ class Ranks:
         return None
 
     def once(self, compute: Callable[[], tuple[Tensor | None, ...]]) -> tuple[Tensor | None, ...]:
-        """What rank 0 computes, on every rank. A ValueError or `Cancelled` of rank 0 is raised on all of them."""
+        """Compute on rank 0 and return the result on every rank, which raises its ValueError or `Cancelled` as well."""
         return compute()
 
     @contextmanager

@@ -3,7 +3,7 @@
 Every rank keeps a run of tokens in block order. Before self-attention, an all-to-all gives it all tokens of some heads;
 after it, another one gives it all heads of its tokens back (DeepSpeed-Ulysses, arXiv 2309.14509). Tokens and heads are
 cut as evenly as whole numbers allow, so neither must be a multiple of the number of ranks. A rank sees the whole grid
-for its heads, so block means, selection and attention are those of one GPU.
+for its heads, so block means, selection and attention are the same as on one GPU.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Divides the rows of pictures among ranks: each decodes or encodes one strip of every frame.
 
-The result is that of one GPU: strips do not overlap and are not blended.
+The result is the same as on one GPU: strips do not overlap and are not blended.
 
 A convolution needs one row beyond each edge of its strip, which neighbours give each other right before it. Attention
 within a frame sees all rows. Everything else in Wan's VAE (norms, activations, resampling, the cache of earlier frames)
@@ -59,7 +59,7 @@ class Strips:
                 del module.forward
 
     def _forward_of(self, module: Any) -> Any:
-        """What replaces the module's forward, or None where it needs no other rows."""
+        """A replacement for the module's forward, or None where it needs no other rows."""
         if hasattr(module, "to_qkv"):
             return partial(self._attend, module.forward)
         if isinstance(module, nn.Conv3d) and module.kernel_size[1] > 1:

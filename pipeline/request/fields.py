@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from pipeline.request.values import real, whole
+from pipeline.request.values import real_number, whole_number
 
 
 class Field(NamedTuple):
@@ -19,8 +19,8 @@ class Field(NamedTuple):
     def read(self, value: Any) -> Any:
         """The value in its type, however a browser or JSON delivered it. ValueError where that cannot be."""
         if self.kind is int:
-            return whole(self.label, value)
-        return real(self.label, value) if self.kind is float else value
+            return whole_number(self.label, value)
+        return real_number(self.label, value) if self.kind is float else value
 
 
 FIELDS = {

@@ -79,7 +79,7 @@ class LoadOptions:
 
     @classmethod
     def among(cls, arguments: Mapping[str, Any]) -> LoadOptions:
-        """Those among the arguments of `LongCatPipeline.load`."""
+        """Pick the load options out of the arguments of `LongCatPipeline.load`."""
         return cls(**{field.name: arguments[field.name] for field in fields(cls) if field.name in arguments})
 
     @classmethod

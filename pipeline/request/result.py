@@ -1,4 +1,5 @@
-"""Results: one finished video, or a dense and a sparse one with the numbers that compare them; and what makes them."""
+"""Results: one finished video, or a dense and a sparse one with the numbers that compare them. And the interface of
+whatever makes them, `Generator`."""
 
 from __future__ import annotations
 
@@ -109,7 +110,7 @@ class Comparison:
         return {**videos, **self.figures(), "same_content": self.same_content, "worst_frame": self.worst_frame}
 
     def figures(self) -> dict[str, Any]:
-        """What `read_comparison` needs beside the two videos."""
+        """Plain values for `read_comparison`, which needs them beside the two videos."""
         psnr, frames = _finite(self.psnr), [_finite(value) for value in self.frames]
         return {**self.speed.to_dict(), "psnr": psnr, "ssim": self.ssim, "psnr_frames": frames}
 

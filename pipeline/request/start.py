@@ -1,7 +1,7 @@
 """The start of a video: noise alone, an image, the end of a clip, or a clip that is refined.
 
-Each kind owns what differs between them: latent frames and how many of them are given, steps that run, what it asks of
-a request, how it is written down. `pipeline.model.begin` makes the first latents. A new task is a new kind here and a
+Each kind owns its rules: latent frames and how many of them are given, the steps that run, the demands on a request,
+and the form in settings and JSON. `pipeline.model.begin` makes the first latents. A new task is a new kind here and a
 function there.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, get_args
 
 from pipeline.request import refinement
-from pipeline.request.values import read_adapters, whole
+from pipeline.request.values import read_adapters, real_number, whole_number
 
 LATENT_FRAMES = 4  # frames of one latent after the first, which holds one (the Wan VAE)
 NATIVE_FPS = 15  # frames per second that LongCat was trained on
@@ -36,7 +36,7 @@ class Asked(Protocol):
 
 
 class _Made:
-    """What the kinds that make frames have in common: one latent for the first frame, and one for every four more."""
+    """The common part of the kinds that make frames: one latent for the first frame, and one for every four more."""
 
     __slots__ = ()
 
@@ -77,7 +77,7 @@ class _Made:
 
     def check(self, asked: Asked) -> None:
         """ValueError for a request that cannot begin so."""
-        frames = whole("num_frames", asked.num_frames)
+        frames = whole_number("num_frames", asked.num_frames)
         least = self.least_frames
         if frames < least:
             examples = ", ".join(str(least + LATENT_FRAMES * n) for n in range(3))
@@ -182,7 +182,7 @@ class FromFrames(_Made):
     def __post_init__(self) -> None:
         _check_path("the clip to continue", self.video, "an MP4 file")
         for name in ("cond_frames", "stride"):
-            object.__setattr__(self, name, whole(name, getattr(self, name)))
+            object.__setattr__(self, name, whole_number(name, getattr(self, name)))
         frames = self.cond_frames
         if frames < 1 or frames % LATENT_FRAMES != 1:
             below = max(0, frames - 1) // LATENT_FRAMES * LATENT_FRAMES + 1
@@ -271,13 +271,14 @@ class FromClip:
 
     def __post_init__(self) -> None:
         _check_path("the clip to refine", self.video, "an MP4 file")
-        level = self.t_thresh
-        if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level <= 1:
-            raise ValueError(f"t_thresh {level!r} is not a noise level above 0 to 1; LongCat refines from 0.5")
-        object.__setattr__(self, "t_thresh", float(level))
+        object.__setattr__(self, "t_thresh", real_number("t_thresh", self.t_thresh))
+        if not 0 < self.t_thresh <= 1:
+            raise ValueError(
+                f"t_thresh {self.t_thresh} is not a noise level above 0 to 1; LongCat refines from 0.5"
+            )
         if not isinstance(self.double_frames, bool):
             raise ValueError(f"double_frames {self.double_frames!r} is not true or false; pass one of them")
-        object.__setattr__(self, "cond_frames", whole("cond_frames", self.cond_frames))
+        object.__setattr__(self, "cond_frames", whole_number("cond_frames", self.cond_frames))
         if self.refined is not None:
             _check_path("the clip with refined frames", self.refined, "an MP4 file")
         if self.cond_frames < 0 or (self.cond_frames > 0) != (self.refined is not None):
@@ -310,7 +311,7 @@ class FromClip:
 
     def check(self, asked: Asked) -> None:
         """ValueError for a request that cannot begin so."""
-        frames = whole("num_frames", asked.num_frames)
+        frames = whole_number("num_frames", asked.num_frames)
         if frames < 1 or frames % self.factor:
             raise ValueError(
                 f"num_frames {frames} is not what a refinement makes; use the clip's number of frames, or "

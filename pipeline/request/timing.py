@@ -3,8 +3,8 @@
 Wall seconds grow with whatever else runs, and the two videos of a comparison are made one after the other. So work is
 timed on a clock that stops while others run: CPU time on a CPU, time between two events of the stream on a GPU. That
 clock still drifts with the load (shared caches and cores, another program on the same GPU), so whichever video of a
-pair is made second also times a few forward passes of the other kind between its own steps. What is left shows in the
-decoding, which is the same work in both. Imports no PyTorch.
+pair is made second also times a few forward passes of the other kind between its own steps. Any remaining drift shows
+in the decoding, which is the same work in both. Imports no PyTorch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OTHERS = "other programs used {share:.0%} of the processors"
 
 @dataclass(frozen=True)
 class Timing:
-    """What one generation took on a clock that other programs do not advance.
+    """The time of one generation, on a clock that other programs do not advance.
 
     Attributes:
         clock: "CPU time" (summed over the threads) or "GPU time".
@@ -69,7 +69,7 @@ class Timing:
 
 
 def read_timing(values: Mapping[str, Any] | None) -> Timing | None:
-    """What `Timing.to_dict` wrote; None for a record from before there were timings."""
+    """Read the output of `Timing.to_dict`; None for a record from before there were timings."""
     if values is None:
         return None
     return Timing(**{**values, **{name: tuple(values[name]) for name in _LISTS}})

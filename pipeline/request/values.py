@@ -27,18 +27,29 @@ def number(label: str, value: Any) -> int | float:
     return value
 
 
-def real(label: str, value: Any) -> float:
+def real_number(label: str, value: Any) -> float:
     """A float also of a whole number, so that a video's settings read the same wherever they were entered."""
     return float(number(label, value))
 
 
-def whole(label: str, value: Any) -> int:
+def whole_number(label: str, value: Any) -> int:
     """Browsers and JSON deliver whole numbers as 4.0 too; anything with a fraction is refused, never rounded."""
     given = number(label, value)
     if not math.isfinite(given) or given != int(given):
         near = int(given) if math.isfinite(given) else 1
         raise ValueError(f"{label} {value} is not a whole number; try one such as {near}")
     return int(given)
+
+
+def read_text(text: str) -> int | float | None:
+    """The number that a text says: an exact int where it has digits alone; None if it says none."""
+    text = text.strip()
+    if text.isdecimal():
+        return int(text[:MAX_DIGITS])  # of more digits any part is far too large
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def chunk(value: Any) -> Grid | None:

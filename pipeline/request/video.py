@@ -11,7 +11,7 @@ import numpy as np
 
 from bsa import BSAConfig, Grid
 from pipeline.request.start import KEYS, STARTS, FromNoise, Start, read_start
-from pipeline.request.values import number, read_adapters, real, whole
+from pipeline.request.values import number, read_adapters, real_number, whole_number
 from pipeline.request.workload import Workload
 
 # Strides of LongCat: the Wan VAE turns 8x8 pixels into one latent, the transformer turns 1x2x2 latents into one token.
@@ -78,9 +78,9 @@ class VideoRequest:
         if not any(map(_shows, self.prompt)):
             raise ValueError("the prompt is empty; describe the video in a sentence or two")
         for name in ("height", "width", "num_frames", "steps", "seed", "fps"):
-            object.__setattr__(self, name, whole(name, getattr(self, name)))
+            object.__setattr__(self, name, whole_number(name, getattr(self, name)))
         # A float also of a whole number: equal requests are written equally.
-        object.__setattr__(self, "guidance_scale", real("guidance_scale", self.guidance_scale))
+        object.__setattr__(self, "guidance_scale", real_number("guidance_scale", self.guidance_scale))
         for name in ("height", "width"):
             _check_size(name, getattr(self, name))
         if not isinstance(self.start, STARTS):

@@ -71,6 +71,12 @@ class Workload:
         return self.grid._replace(t=self.grid.t - self.conditioning) if self.cached else self.grid
 
     @property
+    def fewest_tokens(self) -> int:
+        """Tokens of the smallest forward pass: one of a step, or that of the given frames where they run apart."""
+        given = self.grid._replace(t=self.conditioning).volume
+        return min(self.step_grid.volume, given) if self.cached else self.step_grid.volume
+
+    @property
     def sparse(self) -> bool:
         """Whether block sparse attention runs."""
         return self.bsa is not None

@@ -1,8 +1,8 @@
 """Makes videos that each begin with the end of the one before, keeps each as it finishes, and joins them at the end.
 
-Everything is in one folder: an MP4 of each video without what the one before it has already, its last frames without
-loss, and a JSON file that lists what is finished. So a stop, a crash or a full disk costs the video that was being
-made, and the next run goes on after the last finished one.
+Everything is in one folder: an MP4 of each video without the frames that the one before it has already, its last frames
+without loss, and a JSON file that lists the finished ones. So a stop, a crash or a full disk costs the video that was
+being made, and the next run goes on after the last finished one.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Chain(Protocol):
         """The same, in a block in which everything is there that the request reads."""
 
     def described(self) -> dict[str, Any]:
-        """What the joined video says of the whole, beside the request of its first part."""
+        """The settings of the whole in the joined video, beside the request of its first part."""
 
 
 class OtherPart(ValueError):

@@ -1,4 +1,4 @@
-"""What a long video came to as a whole, from what its segments came to: measurements, and how alike two of them are."""
+"""Adds up the results of a long video's segments: measurements of the whole, and the likeness of two long videos."""
 
 from __future__ import annotations
 

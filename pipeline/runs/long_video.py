@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.request.start import FromClip, FromFrames
-from pipeline.request.values import whole
+from pipeline.request.values import whole_number
 from pipeline.request.video import VideoRequest
 
 COND_FRAMES = 13
@@ -47,7 +47,7 @@ class LongVideo:
     name = "segment"  # of its files
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "seeds", tuple(whole("seed", seed) for seed in self.seeds))
+        object.__setattr__(self, "seeds", tuple(whole_number("seed", seed) for seed in self.seeds))
         if not 1 <= len(self.prompts) <= MOST_SEGMENTS:
             raise ValueError(_COUNT.format(count=len(self.prompts), most=MOST_SEGMENTS))
         if isinstance(self.request.start, FromClip):
@@ -100,7 +100,7 @@ class LongVideo:
         return replace(self, request=self.request.dense)
 
     def described(self) -> dict[str, Any]:
-        """What the joined video says of the whole, beside the request of its first segment."""
+        """The settings of the whole in the joined video, beside the request of its first segment."""
         return {"long": self._more()}
 
     def to_dict(self) -> dict[str, Any]:

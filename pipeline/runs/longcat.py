@@ -3,67 +3,39 @@
 from __future__ import annotations
 
 import logging
-import platform
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
-from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pipeline.checkpoint.info import EMBEDDED_CHECKPOINT, CheckpointInfo, inspect_checkpoint
 from pipeline.checkpoint.shape import ModelShape
-from pipeline.checkpoint.yardstick import read_yardstick
 from pipeline.estimate.calibrate import measure
 from pipeline.estimate.choose_attention import choose_attention
 from pipeline.estimate.estimator import Estimator
 from pipeline.machine.device import rank_devices
-from pipeline.machine.measure import Clock, PeakMemory
 from pipeline.machine.memory import available_memory, held_memory
-from pipeline.media.attention_record import AttentionRecord, record_path
-from pipeline.media.comment import describe
-from pipeline.media.write import prepare_output, write_video
-from pipeline.model.begin import begin
+from pipeline.media.write import prepare_output
 from pipeline.model.content import Contents, read_contents
-from pipeline.model.denoising import check_finite, denoise
 from pipeline.model.preview import LatentColours
-from pipeline.model.recorder import AttentionRecorder, joined
-from pipeline.model.work_timer import WorkTimer
 from pipeline.parallel.launch import Place
 from pipeline.parallel.ranks import Ranks
 from pipeline.request.choose_forward import checked_forward
 from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.result import OnStep, VideoResult
-from pipeline.request.timing import reference_steps
-from pipeline.request.video import LATENT_PIXELS, MAX_PROMPT_TOKENS, StepUpdate, VideoRequest
+from pipeline.request.video import MAX_PROMPT_TOKENS, VideoRequest
+from pipeline.runs.make_video import Job, VideoMaker
 from pipeline.runs.plan import Plan, plan
 from pipeline.runs.team import Team
-from pipeline.transformer.forward import trim_text
-from pipeline.transformer.run_forward import forward_for, keep_conditioning, warm_up
-from pipeline.transformer.self_attention import attention_for
 from pipeline.weights.fp8 import check_device
 from pipeline.weights.precision import choose_precision, measured
 
 logger = logging.getLogger("pipeline")
-
-
-class _Job(NamedTuple):
-    """A video that all ranks make together, as rank 0 tells them.
-
-    record: whether to record attention. warm: whether its like ran before.
-    beside: the plan of the other video of a pair whose second is made; some of its passes are timed beside the steps.
-    """
-
-    plan: Plan
-    record: bool
-    warm: bool
-    beside: Plan | None
 
 
 class LongCatPipeline:
@@ -94,12 +66,9 @@ class LongCatPipeline:
         self.forward = checked_forward(forward)
         self.weights = weights
         self._model = model
-        self._colours = colours
+        self._maker = VideoMaker(info, device, model, colours, weights, contents)
         self._team = team or Team()
         self._lock = threading.Lock()
-        self._contents = contents
-        self._yardstick = read_yardstick(info.path)
-        self._warm: set[tuple] = set()
         self._last: Plan | None = None
         self._last_dense: Plan | None = None
         self._estimator = Estimator(info, device, weights=weights)
@@ -208,9 +177,9 @@ class LongCatPipeline:
         with self._lock:
             self.check_tokens(request)
             plan = self.plan(request)
-            job = _Job(plan, self.record, self._kind(plan) in self._warm, self._beside(plan))
+            job = Job(plan, self.record, self._maker.is_warm(plan), self._beside(plan))
             with self._team.job(self.device, job) as ranks:
-                made = self._generate(job, on_step or (lambda update: None), output, ranks)
+                made = self._maker.make(job, on_step or (lambda update: None), output, ranks)
             assert made is not None  # this is rank 0
             self._last = None if job.beside is not None else plan  # once for each pair is enough
             if not plan.work.sparse:
@@ -230,15 +199,25 @@ class LongCatPipeline:
         alike = plan.work.sparse and plan.forward.name == other.forward.name
         return other if alike or not plan.work.cached else None
 
-    def _follow(self, ranks: Ranks, job: _Job) -> None:
+    def _follow(self, ranks: Ranks, job: Job) -> None:
         """Do this rank's part of a job of rank 0."""
-        self._generate(job, lambda update: None, Path(), ranks)
+        self._maker.make(job, lambda update: None, Path(), ranks)
 
     def plan(self, request: VideoRequest) -> Plan:
         """The plan that `generate` will follow. Raises ValueError if it would refuse the request."""
-        room = available_memory(self.device) + held_memory(self.device)
-        estimator, forward = self._estimator, self.forward
-        return plan(self.info, request, self.weights, self.device, forward=forward, estimator=estimator, available=room)
+        return plan(
+            self.info,
+            request,
+            self.weights,
+            self.device,
+            forward=self.forward,
+            estimator=self._estimator,
+            available=self._available(),
+        )
+
+    def _available(self) -> int:
+        """Bytes that a generation may take, its weights included."""
+        return available_memory(self.device) + held_memory(self.device)
 
     def choose_attention(self, request: VideoRequest, store: Path | None = None) -> VideoRequest:
         """The request with the attention that suits it on this machine, dense or sparse; its `auto` says why.
@@ -250,8 +229,7 @@ class LongCatPipeline:
         estimator = self._estimator if store is None else Estimator(self.info, self.device, store, self.weights)
         if not estimator.calibrated:
             estimator.calibrate(measure(self))
-        room = available_memory(self.device) + held_memory(self.device)
-        return choose_attention(request, self.info.sparse, estimator.estimate, room)
+        return choose_attention(request, self.info.sparse, estimator.estimate, self._available())
 
     def check_tokens(self, request: VideoRequest) -> None:
         """ValueError for a prompt that is too long for the text encoder. `generate` checks this too."""
@@ -269,171 +247,6 @@ class LongCatPipeline:
         with self._lock:
             yield self._model
 
-    def _generate(self, job: _Job, told: OnStep, output: Path, ranks: Ranks) -> tuple[VideoResult, np.ndarray] | None:
-        """Make the video together with the other ranks. Rank 0 writes it and returns it."""
-
-        def on_step(update: StepUpdate) -> None:
-            with ranks.together():
-                told(update)
-
-        plan, record, warm, other = job
-        model, request, work = self._model, plan.request, plan.work
-        if work.bsa is not None:
-            logger.info("Enabling Block Sparse Attention (BSA) for LongCat transformer")
-            logger.info("BSA parameters: %s", work.bsa.to_bsa_params())
-        else:
-            logger.info("Block Sparse Attention (BSA) is not used: %s", work.reason)
-        logger.info("The %s forward runs because %s", *plan.forward)
-        with ranks.together():
-            model.lora.use(request.lora)
-        if not warm:
-            self._warm_up(plan, ranks)
-        clock = Clock(self.device)
-        with PeakMemory(self.device) as peak, torch.no_grad():
-            with clock.phase("text") as elapsed:
-                on_step(StepUpdate("text", 0, 1, elapsed()))
-                batch = model.start(request)
-
-                def encode() -> tuple[Tensor, Tensor | None]:
-                    encoded = model.encode_text(batch)
-                    text, mask = encoded.states, encoded.mask
-                    return (text, mask) if model.zero_text_padding else trim_text(text, mask)
-
-                text, mask = ranks.once(encode)
-                assert text is not None  # only the mask may be
-                on_step(StepUpdate("text", 1, 1, elapsed()))
-
-            latents, schedule = begin(model, request, batch, on_step, clock, ranks)
-            latents, cache = latents.to(self.device), None
-            # A CPU has nothing to gain from rounding what goes into the model.
-            rounding = model.dtype if self.device.type == "cuda" else torch.float32
-            with ranks.together():
-                check_finite(latents, "the start", request.lora)
-            layers, steps = len(model.transformer.blocks), len(schedule.timesteps)
-            recorder = None
-            if record and work.sparse and ranks.has_last_row(work.rows):
-                heads = model.transformer.blocks[0].self_attn.num_heads
-                own = heads, ranks.sequence(work.rows).share(work.grid.volume, heads).heads
-                ordered = plan.forward.name == "fast"
-                recorder = AttentionRecorder(request, layers, steps=steps, block_order=ordered, heads=own)
-            attention = attention_for(work, recorder)
-            with clock.phase("denoise") as elapsed:
-
-                def on_denoise(done: int, total: int, clean: Tensor | None) -> None:
-                    with ranks.together():
-                        if clean is not None:
-                            check_finite(clean, f"step {done} of {total}", request.lora)
-                        told(StepUpdate("denoise", done, total, elapsed(), self._preview(clean)))
-
-                if work.cached:
-                    given, on_host = latents[:, :, : work.conditioning].to(rounding), request.start.kv_on_host
-                    cache = keep_conditioning(plan.forward, model, work, given, text, mask, on_host, ranks)
-                run, beside = forward_for(plan.forward, model, work, attention, cache, ranks), None
-                if other is not None:
-                    attends, at = attention_for(other.work), reference_steps(steps)
-                    beside = forward_for(other.forward, model, other.work, attends, cache, ranks, at)
-                timer = WorkTimer(self.device)
-                latents = denoise(
-                    timer.each(run, beside, reference_steps(steps)),
-                    schedule,
-                    latents,
-                    text,
-                    mask,
-                    guidance_scale=request.guidance_scale,
-                    dtype=rounding,
-                    on_step=on_denoise,
-                    conditioning=work.conditioning,
-                    cached=work.cached,
-                )
-            del cache
-
-            if other is not None or (record and work.sparse):
-                recording = 0.0 if recorder is None else recorder.seconds()
-                clock.leave_out("denoise", ranks.largest(timer.reference_seconds() + recording))
-
-            with clock.phase("decode") as elapsed, timer.decoding():
-                frames = self._decode(batch, latents, on_step, elapsed, ranks)
-
-        attention.share(ranks)
-        peak_memory = int(ranks.largest(peak.bytes))
-        recorded = ranks.collect(None if recorder is None else (recorder.record({}), recorder.work()))
-        ranks.done()
-        if ranks.rank > 0:
-            return None
-        records, spent = ([part[which] for part in recorded if part is not None] for which in (0, 1))
-        # all ranks wait for the one that recorded longest
-        timing = timer.timing(work, layers, [max(step) for step in zip(*spent)] or None)
-        if other is not None and other.work.bsa is not None:
-            timing = replace(timing, reference_of=other.work.bsa.to_bsa_params())
-        density, versions = attention.density(), _versions(self.device) | self.weights.versions
-        if plan.forward.name != "plain":
-            versions["forward"] = plan.forward.name  # the same video up to rounding, but not bit for bit
-        front = request.start.front
-        frames = frames[front : front + request.num_frames]  # without the padding of a refinement
-        write_video(output, frames, request.fps, describe(request, versions, self.info.name))
-        result = VideoResult(
-            request=request,
-            video=output,
-            seconds=clock.seconds(),
-            peak_memory=peak_memory,
-            peak_memory_label=peak.label,
-            density=density,
-            blocks_kept=attention.blocks_kept(),
-            blocks_total=attention.blocks_total(),
-            bsa_active=work.sparse,
-            bsa_reason=work.reason,
-            versions=versions,
-            timing=timing,
-            shows=None if self._contents is None else self._contents.of(request.prompt, frames),
-            yardstick=None if self._yardstick is None else self._yardstick.for_request(request),
-        )
-        if records:
-            self._write_record(replace(joined(records), versions=versions), output)
-        return result, frames
-
-    @staticmethod
-    def _write_record(record: AttentionRecord, output: Path) -> None:
-        path = record_path(output)
-        try:
-            record.save(path)
-        except OSError as error:
-            # the video is made and written: a disk that filled up now is no reason to lose it
-            logger.warning("The attention record %s could not be written: %s", path, error)
-
-    @staticmethod
-    def _kind(plan: Plan) -> tuple:
-        work = plan.work
-        return work.grid, work.conditioning, work.cached, work.bsa, work.rows, plan.forward.name
-
-    def _warm_up(self, plan: Plan, ranks: Ranks) -> None:
-        """Run what is new about a request once before the clock starts.
-
-        Otherwise the first of two compared runs would carry a cost that none after it has.
-        """
-        warm_up(plan.forward, self._model, plan.work, self.device, ranks)
-        self._warm.add(self._kind(plan))
-
-    def _decode(
-        self, batch: Any, latents: Tensor, on_step: OnStep, elapsed: Callable[[], float], ranks: Ranks
-    ) -> np.ndarray:
-        total = latents.shape[2]
-        done = 0
-
-        def on_frame() -> None:
-            nonlocal done
-            done += 1
-            on_step(StepUpdate("decode", done, total, elapsed()))
-
-        on_step(StepUpdate("decode", 0, total, elapsed()))
-        strips = ranks.strips(latents.shape[3])
-        pixels = self._model.decode(batch, latents, on_frame, strips, ranks.together)[0]
-        frames = (pixels * 255).round().byte().permute(1, 2, 3, 0)
-        return (frames if strips is None else strips.gather(frames, LATENT_PIXELS, axis=1)).cpu().numpy()
-
-    def _preview(self, clean: Tensor | None) -> Callable[[], np.ndarray] | None:
-        return None if clean is None else partial(self._colours, clean)
-
-
 def _settle_precision(weights: LoadOptions, device: torch.device, info: CheckpointInfo) -> LoadOptions:
     """The same options with a precision instead of "auto" where there is a choice, on a CPU."""
     choice = choose_precision(weights, device, ModelShape.read(info).hidden)
@@ -448,13 +261,3 @@ def _settle_precision(weights: LoadOptions, device: torch.device, info: Checkpoi
 def load_rank(**arguments: Any) -> None:
     """The program of a process that `Team` starts: load the checkpoint, and serve rank 0 until it ends."""
     LongCatPipeline.load(**arguments)
-
-
-def _versions(device: torch.device) -> dict[str, str]:
-    packages = ("torch", "triton", "fastvideo", "diffusers", "transformers")
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {
-        "python": platform.python_version(),
-        **{package: metadata.version(package) for package in packages},
-        "device": f"{device.type}: {name}",
-    }

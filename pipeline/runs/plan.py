@@ -66,10 +66,10 @@ def plan(
     work, steps = request.workload, info.steps_run(request)
     _check_schedule(work, steps, info.depth)
     choice = choose_forward(forward, work, device, weights)
-    if weights.gpus > work.step_grid.volume:
+    if weights.gpus > work.fewest_tokens:
         raise ValueError(
-            f"{weights.gpus} GPUs cannot share {work.step_grid.volume} tokens; use a larger size, or --gpus "
-            f"{work.step_grid.volume} or fewer"
+            f"{weights.gpus} GPUs cannot share {work.fewest_tokens} tokens; use a larger size, or --gpus "
+            f"{work.fewest_tokens} or fewer"
         )
     estimate = None if estimator is None else estimator.check(request, available)
     return Plan(request, work, steps, choice, estimate)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.request.values import real, whole
+from pipeline.request.values import real_number, whole_number
 from pipeline.request.video import VideoRequest
 from pipeline.sweeps.sweep import Made, Sweep, SweepRun
 from pipeline.sweeps.sweep_axes import Axis
@@ -42,7 +42,7 @@ class Floor:
     def __post_init__(self) -> None:
         if self.quality not in QUALITIES:
             raise ValueError(f"the floor is of {self.quality!r}; choose among {', '.join(QUALITIES)}")
-        object.__setattr__(self, "least", real("floor", self.least))
+        object.__setattr__(self, "least", real_number("floor", self.least))
         most = 100.0 if self.quality == "psnr" else 1.0
         if not 0 < self.least <= most:
             usual = "30 dB is hard to see, 40 is hard to find" if self.quality == "psnr" else "0.95 is hard to see"
@@ -81,7 +81,7 @@ class Search(Sweep):
     most: int = MOST
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "most", whole("number of videos", self.most))
+        object.__setattr__(self, "most", whole_number("number of videos", self.most))
         if self.most < 1:
             raise ValueError(f"{self.most} sparse videos find nothing; allow at least 1, {MOST} find the best of 15")
         if self.rows.name != "sparsity" or self.columns is not None:
@@ -150,7 +150,7 @@ class Search(Sweep):
         return best if best is not None and (best.speedup or 0.0) > 1 else None
 
     def verdict(self, made: Sequence[Made]) -> str:
-        """What was found, as a sentence without its full stop."""
+        """The outcome, as a sentence without its full stop."""
         best = self.found(made)
         if best is None or best.row is None or best.speedup is None:
             return NOTHING.format(floor=self.floor)

@@ -127,7 +127,7 @@ class Sweep:
         return self.runs()
 
     def summary(self, made: Sequence[Made]) -> dict[str, Any]:
-        """What the report says besides the videos, ready for JSON."""
+        """The report's entries besides the videos, ready for JSON."""
         return {}
 
     def _cell(self, row: int, column: int) -> VideoRequest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from bsa import Grid
 from bsa.config import SCHEDULE
 from bsa.selectors import SCORES
-from pipeline.request.values import LARGEST, MAX_DIGITS, chunk, whole
+from pipeline.request.values import chunk, number, read_text, whole_number
 
 Chunks = tuple[Grid, Grid]  # of queries and of keys
 
@@ -108,21 +109,18 @@ EXAMPLES = {
 }
 
 
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            raise ValueError(_unreadable(name, value.strip())) from None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST:
-        raise ValueError(_unreadable(name, value))
-    return value
+def _number(name: str, value: Any) -> int | float:
+    given = read_text(value) if isinstance(value, str) else value
+    if not isinstance(given, int | float):
+        raise ValueError(_unreadable(name, value.strip() if isinstance(value, str) else value))
+    read = number(LABELS[name], given)
+    if not math.isfinite(read):
+        raise ValueError(_unreadable(name, read))
+    return read
 
 
 def _whole(name: str, value: Any) -> int:
-    if isinstance(value, str) and value.strip().isdecimal() and len(value) < MAX_DIGITS:
-        return int(value)  # exact, also for seeds that a float would round
-    return whole(LABELS[name], _number(name, value))
+    return whole_number(LABELS[name], _number(name, value))
 
 
 def _chunks(name: str, value: Any) -> Chunks:

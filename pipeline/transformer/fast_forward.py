@@ -26,7 +26,6 @@ from bsa import (
     full_attention,
     nested_layouts,
 )
-from bsa.selectors import DEFAULT_SCORES
 from bsa.variants import Tuning
 from pipeline.parallel.sequence import ALONE, SequenceParallel
 from pipeline.transformer import fused
@@ -124,16 +123,11 @@ def fast_forward(
 
     kept = kept or KeptSelections(config)
 
-    def pools(layer: int) -> bool:
-        """Whether the layer selects by the means of its blocks."""
-        by_means = config is not None and config.selection == DEFAULT_SCORES
-        return by_means and layer >= dense_layers and kept.of(layer) is None
-
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, means: tuple[Tensor, Tensor] | None) -> Tensor:
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, pooled: tuple[Tensor, Tensor] | None) -> Tensor:
         if cache is not None:
             k, v = cache.join(layer, k, v, dim=1)
-            if means is not None:
-                means = means[0], cache.join_means(layer, means[1])
+            if pooled is not None:
+                pooled = pooled[0], cache.join_pooled(layer, pooled[1])
         if layouts is None or config is None:
             return _dense(q, k, v, conditioning * grid.h * grid.w)
         if layer < dense_layers:
@@ -142,9 +136,9 @@ def fast_forward(
             options: dict[str, Any] = {"backend": backend, "tuning": tuning, "eight_bits": eight_bits}
             options["selection"] = kept.of(layer)
             if observe is None and config.select_every == 1:
-                return block_order_attention(q, k, v, layouts[0], config, means=means, **options)
+                return block_order_attention(q, k, v, layouts[0], config, pooled=pooled, **options)
             out, selection = block_order_attention(
-                q, k, v, layouts[0], config, means=means, return_selection=True, **options
+                q, k, v, layouts[0], config, pooled=pooled, return_selection=True, **options
             )
             kept.keep(layer, selection)
         if observe is not None:
@@ -154,9 +148,10 @@ def fast_forward(
     fp8 = is_fp8(model)
     text = ops.quantise(text) if fp8 else text
     for layer, block in enumerate(model.blocks if offload is None else offload.blocks()):
-        pooled = owns if pools(layer) else None
+        selects = config is not None and layer >= dense_layers and kept.of(layer) is None
+        pool = (owns, config.selector.by_cells) if config is not None and selects else None
         run = partial(attend, layer)
-        _block(ops, block, x, t, text, text_mask, rope, frames, pooled, run, without_text, ffn_tokens, fp8, share)
+        _block(ops, block, x, t, text, text_mask, rope, frames, pool, run, without_text, ffn_tokens, fp8, share)
     if cache is not None:
         cache.filled = True
 
@@ -181,16 +176,16 @@ def run_without_attention(block: Net, x: Tensor, t: Tensor, text: Tensor, rope: 
     ops = fused.operations(x.device, x.shape[-1] // heads, dtype=x.dtype)
     frames, share = torch.zeros(tokens, dtype=torch.int32), ALONE.share(tokens, heads)
     text = ops.quantise(text) if fp8 else text
-    given = (x.float(), t, text, None, rope, frames, None, lambda q, k, v, means: q)
+    given = (x.float(), t, text, None, rope, frames, None, lambda q, k, v, pooled: q)
     _block(ops, block, *given, 0, CPU_FFN_TOKENS, fp8, share)
 
 
 def _block(
-    ops, block, x, t, text, text_mask, rope, frames, pooled, attend, without_text, ffn_tokens, fp8, share
+    ops, block, x, t, text, text_mask, rope, frames, pool, attend, without_text, ffn_tokens, fp8, share
 ) -> None:
     """Run one transformer block in place on this rank's tokens, x [B, N, E]. With fp8, h and text are `Quantised`.
 
-    pooled: the layouts of queries and keys whose blocks' means the attention selects by, or None.
+    pool: the layouts of queries and keys whose means the attention selects by, and whether by those of cells; or None.
     without_text: first tokens, which take nothing from the text.
     """
     modulation = _linear_fp32(block.adaln_linear_1, F.silu(t))  # [B, F, 6 E]
@@ -206,13 +201,13 @@ def _block(
         for layer in (attention.to_q, attention.to_k, attention.to_v)
     )
     del h
-    q_layout, k_layout = pooled or (None, None)
+    (q_layout, k_layout), cells = pool or ((None, None), False)
     q = arrive_q()
-    q_means = ops.head_norm_(q, attention.q_norm.weight, rope, q_layout)
+    q_pooled = ops.head_norm_(q, attention.q_norm.weight, rope, q_layout, cells)
     k = arrive_k()
-    k_means = ops.head_norm_(k, attention.k_norm.weight, rope, k_layout)
+    k_pooled = ops.head_norm_(k, attention.k_norm.weight, rope, k_layout, cells)
     v = arrive_v()
-    attended = share.tokens_from_heads(attend(q, k, v, None if pooled is None else (q_means, k_means))).flatten(2)
+    attended = share.tokens_from_heads(attend(q, k, v, None if pool is None else (q_pooled, k_pooled))).flatten(2)
     del q, k, v, arrive_q, arrive_k, arrive_v
     branch = _linear(attention.to_out, ops.quantise(attended) if fp8 else attended)
     del attended

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bsa import BlockLayout
+from bsa.selection import pool_in_order
 from pipeline.transformer.forward import embed_patches
 from pipeline.weights.fp8 import Quantised, quantise
 
@@ -50,13 +51,14 @@ def residual_norm_(
 
 
 def head_norm_(
-    x: Tensor, weight: Tensor, rope: tuple[Tensor, Tensor] | None, layout: BlockLayout | None
+    x: Tensor, weight: Tensor, rope: tuple[Tensor, Tensor] | None, layout: BlockLayout | None, cells: bool = False
 ) -> Tensor | None:
-    """Apply RMSNorm per head and the rotary embedding in place. Returns the block means if a layout is given.
+    """Apply RMSNorm per head and the rotary embedding in place. Returns what a selection compares if a layout is given.
 
     x: [B, N, H, D]. weight: [D].
     rope: cosine and sine, each fp32 [N, D/2], in the order of the tokens, or None.
-    layout: the block order in which the tokens are. The means are fp32 [B, H, blocks, D], taken of x after rounding.
+    layout: the block order in which the tokens are. The result is the mean of each block, fp32 [B, H, blocks, D], or
+        with ``cells`` of each of its cells, [B, H, blocks, K, D], taken of x after rounding.
     """
     normed = F.rms_norm(x.float(), x.shape[-1:], eps=1e-6) * weight.float()
     if rope is not None:
@@ -64,7 +66,7 @@ def head_norm_(
         even, odd = normed.unflatten(-1, (-1, 2)).unbind(-1)
         normed = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
     x.copy_(normed)
-    return None if layout is None else layout.pool(layout.blocks_from_order(x))
+    return None if layout is None else pool_in_order(x, layout, cells)
 
 
 def swiglu_(a: Tensor, b: Tensor, fp8: bool = False) -> Tensor | Quantised:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bsa import BlockLayout
+from bsa.selection import pool_in_order
 from pipeline.weights import Net
 from pipeline.weights.fp8 import Quantised, quantise
 
@@ -65,7 +66,12 @@ class CpuOperations:
         return quantise(out) if fp8 else out
 
     def head_norm_(
-        self, x: Tensor, weight: Tensor, rope: tuple[Tensor, Tensor] | None, layout: BlockLayout | None
+        self,
+        x: Tensor,
+        weight: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        layout: BlockLayout | None,
+        cells: bool = False,
     ) -> Tensor | None:
         """See `fused.head_norm_`."""
         gain, rotation = weight.float(), None if rope is None else torch.complex(*rope)[:, None]  # [N, 1, D/2]
@@ -78,7 +84,7 @@ class CpuOperations:
                     # pairs of neighbours are complex numbers, which a product rotates
                     torch.view_as_complex(some.unflatten(-1, (-1, 2))).mul_(rotation[part])
                 x[row, part] = some
-        return None if layout is None else layout.pool(layout.blocks_from_order(x))
+        return None if layout is None else pool_in_order(x, layout, cells)
 
     def swiglu_(self, a: Tensor, b: Tensor, fp8: bool = False) -> Tensor | Quantised:
         """See `fused.swiglu_`. In bfloat16 it also rounds between the two factors."""

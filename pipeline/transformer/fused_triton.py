@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bsa import BlockLayout
+from bsa.cells import cells_of
 from bsa.kernels.launch import on_device
 from pipeline.transformer.forward import embed_patches
 from pipeline.weights.fp8 import LARGEST, Quantised
@@ -73,16 +74,19 @@ def _angles(cos_ptr, sin_ptr, start, size, row, half):
 
 @triton.jit(do_not_specialize=("tokens", "blocks"))
 def _head_norm_kernel(
-    x_ptr, weight_ptr, cos_ptr, sin_ptr, starts_ptr, sizes_ptr, means_ptr, tokens, blocks, eps,
+    x_ptr, weight_ptr, cos_ptr, sin_ptr, starts_ptr, sizes_ptr, means_ptr, cells_ptr, cell_sizes_ptr, cells_stride,
+    tokens, blocks, eps,
     HEADS: tl.constexpr, DIM: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr, GROUP: tl.constexpr,
-    ROPE: tl.constexpr, LAYOUT: tl.constexpr,
+    ROPE: tl.constexpr, LAYOUT: tl.constexpr, CELLS: tl.constexpr,
 ):  # fmt: skip
-    """RMSNorm per head and rotary embedding, in place on x [B, tokens, HEADS, DIM], and the mean of each block.
+    """RMSNorm per head and rotary embedding, in place on x [B, tokens, HEADS, DIM], and the mean of each block, or of
+    its CELLS cells, unless that is 0.
 
     One program handles one block of tokens and GROUP heads. If the block is one tile, its rotary angles stay in
     registers.
     """
     HALF: tl.constexpr = DIM // 2
+    WIDE: tl.constexpr = CELLS if CELLS > 16 else 16  # what a product needs at least
     ONE_TILE: tl.constexpr = CHUNK <= TILE
     block = tl.program_id(0)
     batch = tl.program_id(2).to(tl.int64)
@@ -97,7 +101,10 @@ def _head_norm_kernel(
         cos, sin = _angles(cos_ptr, sin_ptr, start, size, tl.arange(0, TILE), half)
     for step in range(GROUP):
         head = tl.program_id(1) * GROUP + step
-        total = tl.zeros([DIM], tl.float32)
+        if CELLS:
+            total = tl.zeros([WIDE, DIM], tl.float32)
+        else:
+            total = tl.zeros([DIM], tl.float32)
         for first in range(0, CHUNK, TILE):
             row = first + tl.arange(0, TILE)
             inside = row[:, None] < size
@@ -115,9 +122,20 @@ def _head_norm_kernel(
                 even, odd = even * cos - odd * sin, odd * cos + even * sin
             out = tl.reshape(tl.join(even, odd), [TILE, DIM]).to(x_ptr.dtype.element_ty)
             tl.store(x_ptr + place, out, mask=inside)
-            if LAYOUT:
+            if CELLS:
+                cell = tl.load(cells_ptr + block * cells_stride + row, mask=row < CHUNK, other=-1)
+                member = (tl.arange(0, WIDE)[:, None] == cell[None, :]).to(out.dtype)
+                total = tl.dot(member, tl.where(inside, out, 0.0), total, input_precision="ieee")
+            elif LAYOUT:
                 total += tl.sum(tl.where(inside, out.to(tl.float32), 0.0), 0)
-        if LAYOUT:
+        if CELLS:
+            number = tl.arange(0, WIDE)
+            within = number[:, None] < CELLS
+            cell_size = tl.load(cell_sizes_ptr + block * CELLS + number, mask=number < CELLS, other=0.0)
+            mean = (total / tl.maximum(cell_size, 1.0)[:, None]).to(means_ptr.dtype.element_ty)
+            place = (((batch * HEADS + head) * blocks + block) * CELLS + number[:, None]) * DIM + dim[None, :]
+            tl.store(means_ptr + place, mean, mask=within)
+        elif LAYOUT:
             tl.store(means_ptr + ((batch * HEADS + head) * blocks + block) * DIM + dim, total / size)
 
 
@@ -181,23 +199,30 @@ def residual_norm_(
 
 
 def head_norm_(
-    x: Tensor, weight: Tensor, rope: tuple[Tensor, Tensor] | None, layout: BlockLayout | None
+    x: Tensor, weight: Tensor, rope: tuple[Tensor, Tensor] | None, layout: BlockLayout | None, cells: bool = False
 ) -> Tensor | None:
-    """See `fused.head_norm_`. The head size must be a power of two."""
+    """See `fused.head_norm_`. The head size must be a power of two. The means of cells have x's dtype."""
     batch, tokens, heads, dim = x.shape
     ordered = layout is not None
     chunk = 64 if layout is None else layout.chunk.volume
     blocks = triton.cdiv(tokens, chunk) if layout is None else layout.blocks.volume
-    means = torch.empty(batch, heads, blocks, dim, dtype=torch.float32, device=x.device) if ordered else None
+    means, table, cell_sizes, count = None, x, x, 0
+    if layout is not None and cells:
+        its = cells_of(layout, x.device)
+        table, cell_sizes, count = its.cell_of_slot, its.sizes, its.sizes.shape[1]
+        means = torch.empty(batch, heads, blocks, count, dim, dtype=x.dtype, device=x.device)
+    elif ordered:
+        means = torch.empty(batch, heads, blocks, dim, dtype=torch.float32, device=x.device)
     cos, sin = (x, x) if rope is None else rope
     group = 8 if heads % 8 == 0 else 1
-    tile = min(64, triton.next_power_of_2(chunk))
+    tile = min(64, max(16, triton.next_power_of_2(chunk)) if cells else triton.next_power_of_2(chunk))
     starts, sizes = (x, x) if layout is None else (layout.starts(x.device), layout.sizes(x.device))
     with on_device(x):
         _head_norm_kernel[(blocks, heads // group, batch)](
-            x, weight, cos, sin, starts, sizes, means if ordered else x, tokens, blocks, 1e-6,
+            x, weight, cos, sin, starts, sizes, means if ordered else x, table, cell_sizes,
+            table.stride(0) if count and len(table) > 1 else 0, tokens, blocks, 1e-6,
             HEADS=heads, DIM=dim, CHUNK=chunk, TILE=tile, GROUP=group,
-            ROPE=rope is not None, LAYOUT=ordered, num_warps=max(4, tile // 8),
+            ROPE=rope is not None, LAYOUT=ordered, CELLS=count, num_warps=max(4, tile // 8),
         )  # fmt: skip
     return means
 

@@ -1,4 +1,4 @@
-"""The selections of a denoising step, kept for the next: what a block looks at changes little between two steps."""
+"""Keeps the selections of a denoising step for the next ones, because they change little from step to step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class KeptSelections:
             self._kept.clear()
 
     def of(self, layer: int) -> BlockSelection | None:
-        """What the layer attends to in this step, or None if it is to select."""
+        """The kept selection for the layer in this step, or None if it is to select."""
         return self._kept.get(layer)
 
     def keep(self, layer: int, selection: BlockSelection) -> None:

@@ -10,13 +10,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
 class _Kept(NamedTuple):
     keys: Tensor
     values: Tensor
-    means: Tensor | None
+    pooled: Tensor | None
 
 
 class KeyValues:
@@ -45,14 +46,18 @@ class KeyValues:
         kept = self._layers[layer]
         return self._before(kept.keys, keys, dim), self._before(kept.values, values, dim)
 
-    def join_means(self, layer: int, means: Tensor) -> Tensor:
-        """The same for the mean keys of a layer's blocks, [B, heads, blocks, D], after `join`."""
+    def join_pooled(self, layer: int, pooled: Tensor) -> Tensor:
+        """The same for the mean keys of a layer's blocks, [B, heads, blocks, D], or cells, after `join`."""
         kept = self._layers[layer]
         if not self.filled:
-            self._layers[layer] = kept._replace(means=self._put(means))
-            return means
-        assert kept.means is not None  # every forward of one generation selects alike
-        return self._before(kept.means, means, dim=2)
+            self._layers[layer] = kept._replace(pooled=self._put(pooled))
+            return pooled
+        before = kept.pooled
+        assert before is not None  # every forward of one generation selects alike
+        if before.ndim == 5:  # frames that are fewer than a chunk fill only its first cells
+            cells = max(before.shape[3], pooled.shape[3])
+            before, pooled = (F.pad(x, (0, 0, 0, cells - x.shape[3])) for x in (before, pooled))
+        return self._before(before, pooled, dim=2)
 
     def _put(self, x: Tensor) -> Tensor:
         if not self._on_host:

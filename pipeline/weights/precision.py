@@ -32,7 +32,7 @@ class Precision(NamedTuple):
 
 
 def choose_precision(weights: LoadOptions, device: Device, width: int) -> Precision:
-    """What a model computes with on `device`. width: the hidden size of its transformer.
+    """The precision that a model computes in on `device`. width: the hidden size of its transformer.
 
     On a CPU "auto" goes by its instructions, as far as they can be read; `measured` checks that once PyTorch is loaded.
 

@@ -29,6 +29,7 @@ from ui.jobs.estimates import Estimates
 from ui.jobs.eta import Outlook
 from ui.jobs.job import VideoJob
 from ui.jobs.worker import MAX_WAITING, Worker
+from ui.storage import database
 from ui.storage import store as stores
 from ui.storage.store import Record, Store
 
@@ -113,8 +114,8 @@ class TestRecords:
 
     @pytest.fixture(autouse=True)
     def impatient(self, monkeypatch):
-        monkeypatch.setattr(stores, "WRITE_SECONDS", 0.01)
-        monkeypatch.setattr(stores, "READ_SECONDS", 0.01)
+        monkeypatch.setattr(database, "WRITE_SECONDS", 0.01)
+        monkeypatch.setattr(database, "READ_SECONDS", 0.01)
         monkeypatch.setattr(stores, "RETRY_SECONDS", 0.01)
 
     @pytest.fixture

@@ -17,6 +17,7 @@ from pipeline import Axis, Floor, Resources, Search, Sweep, read_resources
 from pipeline.estimate.estimator import Estimate
 from pipeline.media.attention_record import AttentionRecord
 from pipeline.media.clip import inspect_clip
+from pipeline.request.values import whole_number
 from pipeline.sweeps.search import MOST
 from pipeline.sweeps.sweep_axes import LABELS
 from ui.api.calls import Calls
@@ -227,9 +228,8 @@ def _estimate(estimate: Estimate) -> dict[str, Any]:
 
 
 def _selection(record: AttentionRecord, step: int, layer: int, head: int, query_block: int) -> dict[str, Any]:
-    for name, value in (("step", step), ("layer", layer), ("head", head), ("query_block", query_block)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError(f"{name} {value!r} is not a whole number; count from 0")
+    step, layer, head = whole_number("step", step), whole_number("layer", layer), whole_number("head", head)
+    query_block = whole_number("query_block", query_block)
     kept = record.kept(step, layer, head, query_block)
     recall = float(record.recall_of(step, layer, query_block)[record.sampled.heads.index(head)])
     blocks = np.stack(np.unravel_index(kept, record.k_blocks), axis=-1)

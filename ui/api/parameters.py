@@ -1,4 +1,4 @@
-"""The parameters that endpoints share, of which their documented signatures are made, and the requests of them."""
+"""The parameters that endpoints share: makes their documented signatures from them, and requests from their values."""
 
 from __future__ import annotations
 

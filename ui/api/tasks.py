@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline import VideoRequest
-from pipeline.request.values import whole
+from pipeline.request.values import whole_number
 from pipeline.runs.long_video import COND_FRAMES, LongVideo, prompts_for
 from ui.api.calls import Calls
 from ui.api.parameters import ATTENTION, ATTENTION_HELP, JOB_ID, asked_request, parameters
@@ -50,7 +50,7 @@ def add_tasks(page: Page, site: Site, calls: Calls) -> None:
         tells segment and step; /result has the finished segments meanwhile, and after a stop or a failure, too. Returns
         the whole (MP4, H.264) and a report: that of /generate for the whole, and "segments" with the file of each."""
         request, video = await _long_request(site, calls, prompts, segments, attention, values)
-        cond_frames = whole("cond_frames", values["cond_frames"])
+        cond_frames = whole_number("cond_frames", values["cond_frames"])
         plan = LongVideo(request, video, cond_frames, enhance_hf=not request.use_distill)
         job = long_job(site, plan, False, _before(calls, after, keep))
         name = await calls.run(job, job_id)
@@ -95,7 +95,7 @@ async def _long_request(
     """The request of the first segment, and the prompts of all."""
     if not isinstance(prompts, list) or not prompts:
         raise ValueError(NO_PROMPTS.format(prompts=prompts))
-    all_prompts = prompts_for(prompts, None if segments is None else whole("segments", segments))
+    all_prompts = prompts_for(prompts, None if segments is None else whole_number("segments", segments))
     image, clip = values.pop("image"), values.pop("clip")
     if image is not None and clip is not None:
         raise ValueError(TWO_STARTS)
@@ -134,7 +134,7 @@ def _before(calls: Calls, after: Any, keep: Any) -> tuple[LongJob, int] | None:
     if not isinstance(job, LongJob) or not job.segments:
         raise ValueError(NO_LONG.format(name=str(after)[:80]))
     count = len(job.segments)
-    kept = count if keep is None else whole("keep", keep)
+    kept = count if keep is None else whole_number("keep", keep)
     if not 0 < kept <= count:
         raise ValueError(NOT_KEPT.format(keep=kept, count=count, name=str(after)[:80]))
     return job, kept

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from pipeline.request.values import whole
+from pipeline.request.values import whole_number
 from ui.form.read import filled_lines, new_seed
 from ui.jobs.worker import MAX_WAITING_OF_ONE
 from ui.look.parts import notice_html
@@ -51,7 +51,7 @@ def lines_of(text: str | None, file: str | None) -> list[str]:
 
 def batch_forms(form: dict[str, Any], prompts: list[str], seeds: Any) -> Iterator[dict[str, Any]]:
     """The form for every prompt and seed, by prompt. Raises ValueError before the first if there are too many."""
-    times = whole("seeds for each", seeds)
+    times = whole_number("seeds for each", seeds)
     if times < 1:
         raise ValueError(NO_SEEDS.format(seeds=times))
     if (count := len(prompts) * times) > MAX_WAITING_OF_ONE:

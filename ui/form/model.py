@@ -99,8 +99,8 @@ class ModelChange:
             self._progress = progress
 
         estimates = self._site.estimates
-        room: dict[str, Any] = {"device": estimates.device, "held": estimates.held()}
-        check = partial(check_weights_fit, weights=self._site.worker.weights, **room)
+        where: dict[str, Any] = {"device": estimates.device, "held": estimates.held()}
+        check = partial(check_weights_fit, weights=self._site.worker.weights, **where)
         return fetch_checkpoint(name, check, note)
 
     def _fetched(self, name: str) -> tuple[str, float | None]:

@@ -169,8 +169,8 @@ def _missing_memory(request: VideoRequest, here: Situation) -> tuple[str, ...]:
 
     if fits(here.weights):
         return ()
-    way = next(filter(fits, here.weights.smaller()), None)
-    return (SMALL_GPU.format(total=here.total / 2**30) if way is None else OPTIONS.format(options=way),)
+    smaller = next(filter(fits, here.weights.smaller()), None)
+    return (SMALL_GPU.format(total=here.total / 2**30) if smaller is None else OPTIONS.format(options=smaller),)
 
 
 _GPU = DeviceName("cuda", 0)

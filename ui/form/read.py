@@ -14,7 +14,7 @@ from pipeline.media.picture import inspect_picture
 from pipeline.request.fields import FIELDS
 from pipeline.request.sentences import one_line
 from pipeline.request.start import FromFrames
-from pipeline.request.values import real, whole
+from pipeline.request.values import real_number, whole_number
 from pipeline.runs.long_video import COND_FRAMES, LongVideo, prompts_for
 
 SIDE_BY_SIDE, SPARSE_ONLY, DENSE_ONLY, AUTOMATIC = "both", "sparse", "dense", "auto"
@@ -90,8 +90,8 @@ def form_long(checkpoint: CheckpointInfo, values: Mapping[str, Any], request: Vi
 
     Raises ValueError with one sentence for what cannot be made.
     """
-    prompts = prompts_for(prompt_lines(values) or [""], whole("number of segments", values["segments"]))
-    frames = whole("cond_frames", values.get("cond_frames", COND_FRAMES))
+    prompts = prompts_for(prompt_lines(values) or [""], whole_number("number of segments", values["segments"]))
+    frames = whole_number("cond_frames", values.get("cond_frames", COND_FRAMES))
     return LongVideo(request, tuple(map(checkpoint.in_english, prompts)), frames, enhance_hf=not request.use_distill)
 
 
@@ -100,7 +100,7 @@ def is_long(values: Mapping[str, Any]) -> bool:
 
 
 def beginning(values: Mapping[str, Any]) -> str:
-    """What the form's video begins with: TEXT alone, an IMAGE or a CLIP."""
+    """The beginning of the form's video: TEXT alone, an IMAGE or a CLIP."""
     chosen = values.get("begins") if is_long(values) else values.get("task")
     return chosen if chosen in (IMAGE, CLIP) else TEXT
 
@@ -138,14 +138,14 @@ def bsa_config(
     select_every: Any,
 ) -> BSAConfig:
     return BSAConfig(
-        sparsity=None if sparsity is None else real("sparsity", sparsity),
-        cdf_threshold=None if cdf_threshold is None else real("cdf threshold", cdf_threshold),
+        sparsity=None if sparsity is None else real_number("sparsity", sparsity),
+        cdf_threshold=None if cdf_threshold is None else real_number("cdf threshold", cdf_threshold),
         chunk_q=_chunk("query chunk", chunk_q),
         chunk_k=_chunk("key chunk", chunk_k),
         selection=selection,
-        dense_steps=whole("dense steps", dense_steps),
-        dense_layers=whole("dense layers", dense_layers),
-        select_every=whole("select every", select_every),
+        dense_steps=whole_number("dense steps", dense_steps),
+        dense_layers=whole_number("dense layers", dense_layers),
+        select_every=whole_number("select every", select_every),
     )
 
 
@@ -192,7 +192,7 @@ def video_request(
         if clip is not None:
             return _continuation(checkpoint, prompt, _there(clip, NO_CLIP, CLIP_GONE), cond_frames, given)
         return checkpoint.request(prompt, **given)
-    level = real("noise level", t_thresh)
+    level = real_number("noise level", t_thresh)
     return checkpoint.refinement(prompt, inspect_clip(refine), t_thresh=level, double_frames=double_frames, **given)
 
 
@@ -200,7 +200,7 @@ def _continuation(
     checkpoint: CheckpointInfo, prompt: str, path: str, cond_frames: Any, given: dict[str, Any]
 ) -> VideoRequest:
     clip = inspect_clip(path)
-    request = checkpoint.continuation(prompt, clip, cond_frames=whole("cond_frames", cond_frames), **given)
+    request = checkpoint.continuation(prompt, clip, cond_frames=whole_number("cond_frames", cond_frames), **given)
     assert isinstance(request.start, FromFrames)
     check_length(request.start, clip.frames)
     return request
@@ -218,7 +218,7 @@ def _there(path: str, missing: str, gone: str) -> str:
 def _chunk(name: str, sides: Sequence[Any]) -> Grid:
     if not isinstance(sides, Sequence) or isinstance(sides, str) or len(sides) != 3:
         raise ValueError(f"{name} {sides!r} is not three numbers; give frames, rows and columns, such as [4, 4, 4]")
-    return Grid(*(whole(f"{name} {axis}", side) for axis, side in zip("THW", sides, strict=True)))
+    return Grid(*(whole_number(f"{name} {axis}", side) for axis, side in zip("THW", sides, strict=True)))
 
 
 # The pipeline's sentences use the names of fields; on the page, the words of its labels replace them.

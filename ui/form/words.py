@@ -1,4 +1,4 @@
-"""What a small checkpoint knows: a palette of words that builds a prompt, and the words of a prompt that are not in it.
+"""The words of a small checkpoint: a palette that builds a prompt from them, and a note on unknown words in a prompt.
 
 A checkpoint that understands language in general has no vocabulary, and the panel stays away.
 """

@@ -99,8 +99,8 @@ class Estimates:
 
     def plan(self, request: VideoRequest) -> Plan:
         """The plan of a request. Raises ValueError if it cannot run."""
-        room, weights = self.available(), self._worker.weights
-        return plan(self._checkpoint, request, weights, self.device, estimator=self._estimator, available=room)
+        available, weights = self.available(), self._worker.weights
+        return plan(self._checkpoint, request, weights, self.device, estimator=self._estimator, available=available)
 
     def ratio(self, request: VideoRequest) -> float | None:
         """Expected denoising time with dense attention, divided by the request's own."""

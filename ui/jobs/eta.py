@@ -1,4 +1,4 @@
-"""Predicts the seconds of jobs from those of earlier jobs, and plays what a queue and its engines will do."""
+"""Predicts the seconds of jobs from earlier jobs, and plays a queue and its engines through to the end."""
 
 from __future__ import annotations
 

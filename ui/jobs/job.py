@@ -183,7 +183,7 @@ class VideoJob(Job):
 
     @property
     def made(self) -> list[VideoResult]:
-        """What was generated, each with its own request; estimates learn from it."""
+        """The results so far, each with its own request; estimates learn from them."""
         return list(self.results.values())
 
     @property
@@ -197,7 +197,7 @@ class VideoJob(Job):
         return ""
 
     def asked(self) -> dict[str, Any]:
-        """What the job is made from again, ready for JSON."""
+        """The values from which the job can be made again, ready for JSON."""
         return self.request.to_dict() | {"side_by_side": self.side_by_side}
 
     @property

@@ -1,7 +1,7 @@
 """One engine of the worker, and the thread that runs the queue's jobs on it.
 
 Every engine has a runner. It starts its engine, takes the next job whenever it is free, and starts the engine again
-when that has died. What it cannot decide alone, it asks of the `Crew`.
+when that has died. Decisions that concern all engines belong to the `Crew`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ NOT_LOADED = "{name} could not be loaded: {reason}"
 
 @dataclass(frozen=True)
 class Crew:
-    """What the runners of one worker share.
+    """The state that the runners of one worker share.
 
     runners: all of them.
     end: called with a job that has ended, its state and its error.

@@ -48,7 +48,7 @@ class SweepJob(Job):
 
     @property
     def made(self) -> list[VideoResult]:
-        """What was generated; estimates learn from it."""
+        """The results so far; estimates learn from them."""
         return list(self.results.values())
 
     @property

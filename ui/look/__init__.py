@@ -1,1 +1,1 @@
-"""The theme, and small parts that all views use."""
+"""The theme, the language, and the small parts and figures that all views use."""

@@ -21,7 +21,7 @@ def box(name: str | None = None, value: str = "") -> gr.HTML:
 
 
 def event_data(event: gr.EventData) -> dict[str, Any]:
-    """What a script of a panel sent with its event; nothing if that is no object."""
+    """The data that a script of a panel sent with its event; empty if it is no object."""
     return event._data if isinstance(event._data, dict) else {}
 
 

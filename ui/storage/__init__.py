@@ -1,1 +1,1 @@
-"""Keeps what the app writes: the record of jobs, their folders, and the account of the disk."""
+"""Keeps all files of the app: the record of jobs, their folders, and the account of the disk."""

@@ -1,4 +1,4 @@
-"""Room on the disk: the one account of what the app writes, and what goes when it becomes too much.
+"""Disk space: one account of everything that the app writes, and the order in which it is removed.
 
 Results and their records are the store's, which removes the oldest last of all. Before them go
 

@@ -1,37 +1,35 @@
-"""Stores all jobs in an SQLite file in the output folder, and limits the disk space that results take.
+"""Stores all jobs in an SQLite file in the output folder, and limits the disk space that results take. `Database` sees
+to the file itself.
 
 A row is written when a job is submitted and again when it has ended, so a server that was killed leaves rows that the
-next one marks as interrupted. Rows are generic: what a kind of job keeps is the business of `ui.jobs.records`.
+next one marks as interrupted. Rows are generic: `ui.jobs.records` decides what each kind of job keeps.
 
-A disk may be slow and the file locked by another program, for minutes. So one thread writes, whoever hands it a record
-goes on at once, and what is not written yet is read from memory.
+A disk may be slow, or the file locked by another program, for minutes. So one thread writes, its callers never wait,
+and records that are not written yet are read from memory.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import sqlite3
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ui.storage.database import Database
 from ui.storage.disk import Disk, alive, this_process
 from ui.storage.files import FOLDER, folder_bytes, job_folder, private_folder, remove_folder
 
 log = logging.getLogger("ui")
 
-VERSION = 1  # of the table; kept in the file's user_version
 FOR_A_ROW = 1_000_000  # bytes, far above what a row takes
 INTERRUPTED = "interrupted"
 LIVE = ("waiting", "running")
 _LIVE = "state IN ('waiting', 'running')"
-WRITE_SECONDS, READ_SECONDS = 10.0, 0.5  # how long a locked file is waited for
 RETRY_SECONDS = 1.0
 
 _TABLE = """
@@ -83,22 +81,18 @@ class Store:
     def __init__(self, output_dir: Path, disk: Disk | None = None) -> None:
         self.output_dir = output_dir
         self.disk = disk or Disk(output_dir)
-        self._lock = threading.RLock()
         self._server = this_process()
-        self._db: sqlite3.Connection | None = None
-        self._reader: sqlite3.Connection | None = None  # of its own, so that it never waits for a write
-        self._reading = threading.Lock()
         self._unwritten: dict[str, Record] = {}
         self._fresh = threading.Lock()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="records")  # which the interpreter's end waits for
         self._retry: threading.Timer | None = None
         try:
-            self._file: Path | None = private_folder(output_dir) / "jobs.sqlite"
+            file: Path | None = private_folder(output_dir) / "jobs.sqlite"
         except OSError as error:
             log.warning("no record of jobs can be kept in %s (%s)", output_dir, error.strerror)
-            self._file = None
-        with self._lock:
-            self._begin()
+            file = None
+        self._database = Database(file, _TABLE, _COLUMNS, self._take_stock)
+        self._database.open()
 
     def write(self, record: Record) -> None:
         """Add a job, or replace what is known of it: at once for who reads, and soon in the file. One that has ended is
@@ -145,7 +139,7 @@ class Store:
 
     def total_bytes(self) -> int:
         """All that the app keeps on the disk."""
-        return (self._guard(self._total) or 0) + self.disk.beside_results()
+        return (self._database.guard(self._total) or 0) + self.disk.beside_results()
 
     def close(self) -> None:
         """Write what is left and close the file."""
@@ -153,10 +147,7 @@ class Store:
             self._retry.cancel()
         self._soon(self._write_out)
         self._writer.shutdown()
-        with self._lock, self._reading:
-            for db in (self._db, self._reader):
-                if db is not None:
-                    db.close()
+        self._database.close()
 
     def _fresh_of(self, owner: str) -> dict[str, Record]:
         """The owner's records that are not in the file yet, newest first."""
@@ -165,18 +156,7 @@ class Store:
 
     def _look(self, where: str, values: tuple = ()) -> list[Record]:
         """The rows of the file as it is now."""
-        if self._file is None:
-            return self._guard(self._select, where, values) or []
-        with self._reading:
-            if self._reader is None:  # locked since the start
-                return []
-            try:
-                return self._select(where, values, self._reader)
-            except sqlite3.Error as error:
-                if type(error) is not sqlite3.DatabaseError:
-                    log.warning("the record of jobs could not be read: %s", error)
-                    return []
-        return self._guard(self._select, where, values) or []  # which sees to damage
+        return self._database.read(lambda db: _select(db, where, values)) or []
 
     # what follows runs in the thread that writes
 
@@ -192,7 +172,7 @@ class Store:
         with self._fresh:
             records = list(self._unwritten.values())
         for record in records:
-            if not self._guard(self._write_with_room, record):
+            if not self._database.guard(self._write_with_room, record):
                 self._retry = threading.Timer(RETRY_SECONDS, self._soon, (self._write_out,))
                 self._retry.daemon = True
                 self._retry.start()
@@ -201,19 +181,14 @@ class Store:
                 if self._unwritten.get(record.id) is record:
                     del self._unwritten[record.id]
             if record.state not in LIVE:
-                self._guard(self._evict)
+                self._database.guard(self._evict)
 
     def _delete(self, owner: str, job_id: str | None) -> list[str]:
         self._write_out()
         records = [record for record in self.runs(owner, -1) if job_id in (None, record.id)]
-        return [record.id for record in records if self._guard(self._remove, record)]
+        return [record.id for record in records if self._database.guard(self._remove, record)]
 
-    # the methods below run inside `_guard`
-
-    @property
-    def _connection(self) -> sqlite3.Connection:
-        assert self._db is not None  # `_guard` has opened it
-        return self._db
+    # the methods below run inside `Database.guard`
 
     def _write_with_room(self, record: Record) -> bool:
         """Write a row. On a full disk, try once more after the oldest jobs have made room for it."""
@@ -233,20 +208,16 @@ class Store:
         )
         places = ", ".join(f":{name}" for name in _COLUMNS)
         try:
-            with self._connection:
+            with self._database.connection:
                 query = f"INSERT OR REPLACE INTO jobs ({', '.join(_COLUMNS)}) VALUES ({places})"
-                self._connection.execute(query, values)
+                self._database.connection.execute(query, values)
         except (ValueError, TypeError, OverflowError) as error:  # of the record, not of the file: it would come again
             log.warning("job %s cannot be recorded: %s", record.id, error)
         return True
 
-    def _select(self, where: str, values: tuple = (), db: sqlite3.Connection | None = None) -> list[Record]:
-        db = db or self._connection
-        rows = db.execute(f"SELECT {', '.join(_COLUMNS)} FROM jobs WHERE {where}", values).fetchall()
-        return [_record(row) for row in rows]
-
     def _total(self) -> int:
-        return self._connection.execute(f"SELECT COALESCE(SUM(bytes), 0) FROM jobs WHERE NOT {_LIVE}").fetchone()[0]
+        query = f"SELECT COALESCE(SUM(bytes), 0) FROM jobs WHERE NOT {_LIVE}"
+        return self._database.connection.execute(query).fetchone()[0]
 
     def _remove(self, record: Record) -> bool:
         try:
@@ -255,8 +226,8 @@ class Store:
         except OSError as error:
             log.warning("the folder %s could not be removed: %s", record.folder, error.strerror)
             return False
-        with self._connection:
-            self._connection.execute("DELETE FROM jobs WHERE id = ?", (record.id,))
+        with self._database.connection:
+            self._database.connection.execute("DELETE FROM jobs WHERE id = ?", (record.id,))
         return True
 
     def _evict(self, least: int = 0) -> None:
@@ -265,7 +236,7 @@ class Store:
         excess = max(least, self.disk.make_room(self._total()))
         if excess <= 0:
             return
-        for record in self._select(f"NOT {_LIVE} ORDER BY ended, rowid")[:-1]:
+        for record in _select(self._database.connection, f"NOT {_LIVE} ORDER BY ended, rowid")[:-1]:
             if self._remove(record):
                 log.info("job %s made room on the disk", record.id)
                 excess -= record.bytes
@@ -274,11 +245,11 @@ class Store:
 
     def _take_stock(self) -> None:
         """Mark jobs that a killed server left unfinished, measure folders again, and add folders that have no row."""
-        for record in self._select(_LIVE):
+        for record in _select(self._database.connection, _LIVE):
             if not alive(record.server):
                 ended = {"state": INTERRUPTED, "ended": max(record.submitted, record.started)}
                 self._write(Record(**{**record.__dict__, **ended}))
-        records = self._select("TRUE")
+        records = _select(self._database.connection, "TRUE")
         for record in records:
             if record.folder and job_folder(self.output_dir, record.folder) is None and record.state not in LIVE:
                 self._write(record)  # deleted by hand: it takes no space any more
@@ -291,88 +262,10 @@ class Store:
                 self._write(Record(job_id, "", "", state, folder=folder.name, submitted=made, ended=made))
         self._evict()
 
-    # the file
 
-    def _guard(self, action: Callable, *values: Any) -> Any:
-        """Run an action on the file. A damaged file is set aside, and the action runs once more on a new one."""
-        with self._lock:
-            if self._db is None and not self._begin():
-                return None
-            for attempt in range(2):
-                try:
-                    return action(*values)
-                except (sqlite3.Error, OSError, ValueError) as error:
-                    # its subclasses mean a full disk, a lock held too long or the like: the file itself is sound
-                    if type(error) is not sqlite3.DatabaseError or attempt:
-                        log.warning("the record of jobs could not be used: %s", error)
-                        return None
-                    self._set_aside(str(error))
-        return None
-
-    def _begin(self) -> bool:
-        """Open the file and see what is in it. False while another program has it locked."""
-        self._open()
-        if self._db is None:
-            return False
-        self._guard(self._take_stock)
-        return True
-
-    def _open(self) -> None:
-        try:
-            self._db = self._connect()
-            with self._reading:
-                self._reader = self._connection_to(self._file, READ_SECONDS) if self._file is not None else None
-        except sqlite3.OperationalError as error:
-            if self._file is not None and error.sqlite_errorname in ("SQLITE_BUSY", "SQLITE_LOCKED"):
-                log.warning("%s is in use by another program (%s); jobs are written when it is free", self._file, error)
-                return
-            log.warning("%s cannot be opened (%s); jobs are remembered until the server ends", self._file, error)
-            self._file = None
-            self._db = self._connect()
-        except sqlite3.DatabaseError as error:
-            self._set_aside(str(error))
-
-    def _connect(self) -> sqlite3.Connection:
-        db = self._connection_to(self._file, WRITE_SECONDS)
-        try:
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-            if version > VERSION:
-                raise sqlite3.DatabaseError(f"version {version} is from a later release, this one knows {VERSION}")
-            if (said := db.execute("PRAGMA quick_check").fetchone()[0]) != "ok":
-                raise sqlite3.DatabaseError(said)
-            columns = {row[1] for row in db.execute("PRAGMA table_info(jobs)")}
-            if columns and columns != set(_COLUMNS):
-                raise sqlite3.DatabaseError(f"the columns of its table are {', '.join(sorted(columns))}")
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = NORMAL")
-            db.executescript(_TABLE)
-            db.execute(f"PRAGMA user_version = {VERSION}")
-        except BaseException:
-            db.close()
-            raise
-        if self._file is not None:
-            os.chmod(self._file, 0o600)
-        return db
-
-    @staticmethod
-    def _connection_to(file: Path | None, timeout: float) -> sqlite3.Connection:
-        return sqlite3.connect(file or ":memory:", timeout=timeout, check_same_thread=False)
-
-    def _set_aside(self, why: str) -> None:
-        assert self._file is not None  # a database in memory is never damaged
-        aside = self._file.with_name(f"jobs.damaged-{time.strftime('%Y%m%d-%H%M%S')}.sqlite")
-        log.warning("the record of jobs is unusable (%s); it was moved to %s and a new one begun", why, aside)
-        if self._db is not None:
-            self._db.close()
-            self._db = None
-        try:
-            for end in ("-wal", "-shm"):
-                self._file.with_name(self._file.name + end).unlink(missing_ok=True)
-            os.replace(self._file, aside)
-        except OSError as error:
-            log.warning("%s could not be moved (%s); jobs are remembered until the server ends", self._file, error)
-            self._file = None
-        self._open()
+def _select(db: sqlite3.Connection, where: str, values: tuple = ()) -> list[Record]:
+    rows = db.execute(f"SELECT {', '.join(_COLUMNS)} FROM jobs WHERE {where}", values).fetchall()
+    return [_record(row) for row in rows]
 
 
 def _record(row: tuple) -> Record:

@@ -1,1 +1,1 @@
-"""The tasks beside text to video: their fields, their jobs, and what the page shows of them."""
+"""The tasks beside text to video: their fields, their jobs, and their parts of the page."""

@@ -1,7 +1,7 @@
-"""Turns the form into the job that makes what it describes: one video, a pair, or a long video.
+"""Turns the form into a job: one video, a pair, or a long video.
 
-A long video can go on after segments of an earlier one. The form then names that run and how many are kept; they must
-be what the form would make again, except that the prompts and seeds after them are free.
+A long video can go on after segments of an earlier one. The form then names that run and the number of segments to
+keep. Those must agree with the form's settings; the prompts and seeds after them are free.
 """
 
 from __future__ import annotations

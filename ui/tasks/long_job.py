@@ -1,7 +1,7 @@
 """Makes a long video as a job, segment by segment: dense, sparse, or both, each as a chain of its own.
 
-A chain lies in a folder of the job, dense/ or sparse/, as the command line makes it. Beside them made.json keeps what
-every segment came to. So a stopped, failed or interrupted job still has its finished segments, and another job can go
+A chain lies in a folder of the job, dense/ or sparse/, as the command line makes it. Beside them, made.json keeps the
+result of every segment. So a stopped, failed or interrupted job still has its finished segments, and another job can go
 on after any of them.
 """
 
@@ -38,7 +38,7 @@ SEGMENT = "Segment {number} of {total}"
 
 @dataclass(frozen=True)
 class Segment:
-    """What one segment came to: a result by arm, and how alike two of them are."""
+    """The results of one segment by arm, and how alike two of them are."""
 
     results: dict[str, VideoResult]
     comparison: Comparison | None = None
@@ -79,7 +79,7 @@ class LongJob(VideoJob):
 
     @property
     def requests(self) -> list[VideoRequest]:
-        """What there is to make; the ends of segments, from which others go on, are files that are not there yet."""
+        """The requests of all segments. Those that go on from another name its end, a file that does not exist yet."""
         numbers = range(self.kept, len(self.video))
         return [self._chain(arm).segment(number, Path("end.mp4")) for number in numbers for arm in self.arms]
 

@@ -1,4 +1,4 @@
-"""Pictures to begin with: examples from the world of the included checkpoint, and a look at what was chosen.
+"""Pictures to begin with: examples from the world of the included checkpoint, and a look at the chosen one.
 
 `python -m training.pictures` draws the examples, with the renderer that drew the training clips.
 """

@@ -13,7 +13,7 @@ import gradio as gr
 from pipeline import FromFrames, VideoRequest
 from pipeline.media.clip import check_length
 from pipeline.media.picture import inspect_picture
-from pipeline.request.values import whole
+from pipeline.request.values import whole_number
 from pipeline.runs.long_video import MOST_SEGMENTS
 from ui.form.inputs import Fields
 from ui.form.plan_panel import untrained
@@ -96,7 +96,8 @@ class StartChooser:
             return {}
         try:
             clip, prompt = await self._site.clips.read(path, look_at_clip, path)
-            request = self._site.checkpoint.continuation("-", clip, cond_frames=whole("cond_frames", cond_frames))
+            given = whole_number("cond_frames", cond_frames)
+            request = self._site.checkpoint.continuation("-", clip, cond_frames=given)
             assert isinstance(request.start, FromFrames)
             check_length(request.start, clip.frames)
         except ValueError as error:

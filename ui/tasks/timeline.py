@@ -1,4 +1,4 @@
-"""The segments of a long video, as data for the page: what each shows, and what is made, waits or is done."""
+"""The segments of a long video, as data for the page: the prompt and the state of each."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Follows jobs on a page: after a press of a button, after a reload, in a second tab, or after a lost connection.
 
 A page never owns a job. It only looks at one, so closing or reloading it ends nothing, and every tab of a visitor may
-look at the same job. One of them gets what happens on a stream, the others ask now and then: a browser opens six
+look at the same job. One tab gets its news on a stream, the others ask now and then: a browser opens six
 connections to a server, and streams in that many tabs would leave none for the Stop button.
 """
 

@@ -14,9 +14,9 @@ from ui.form.inputs import Fields
 from ui.form.read import page_sentence
 from ui.form.restore import RESTORED_RUN, fill, form_values, long_values, remarks
 from ui.jobs.job import ARMS, VideoJob
+from ui.look.figures import decibels
 from ui.look.parts import QUIET, Drawn, event_data, notice_html
 from ui.storage.store import INTERRUPTED, Record
-from ui.views.figures import decibels
 from ui.views.follow import GONE, Changes, Follower, live_videos
 from ui.views.stage import pair_view
 from ui.views.sweep_panel import SWEEP_TAB, SweepPanel

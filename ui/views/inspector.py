@@ -20,6 +20,7 @@ import numpy as np
 
 from pipeline.media.attention_record import AttentionRecord, record_path
 from pipeline.request.start import LATENT_FRAMES
+from pipeline.request.values import whole_number
 from ui.jobs.job import VideoJob
 from ui.look.parts import QUIET, Drawn
 from ui.site import Site
@@ -179,8 +180,7 @@ def block_view(record: AttentionRecord, step: Any, layer: Any, block: Any) -> di
     kept: base64 of ceil(key blocks / 8) bytes per stored head; key block n is bit n % 8 of byte n // 8.
     recall: share of the block's attention inside them, per stored head; null if it was not sampled.
     """
-    if any(isinstance(number, bool) or not isinstance(number, int) for number in (step, layer, block)):
-        raise ValueError(f"step {step!r}, layer {layer!r} and block {block!r} must be whole numbers")
+    step, layer, block = whole_number("step", step), whole_number("layer", layer), whole_number("block", block)
     masks = record.masks(step, layer, block)
     bits = np.packbits(masks, axis=-1, bitorder="little")
     recall = record.recall_of(step, layer, block)

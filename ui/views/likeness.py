@@ -1,4 +1,4 @@
-"""Shows how alike two videos are: the curve of their frames, what a PSNR is worth, and whether they show the same."""
+"""Shows how alike two videos are: a curve over their frames, PSNR values to compare with, and their content."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from html import escape
 
 from pipeline import Comparison
-from ui.views.figures import decibels
+from ui.look.figures import decibels
 
 TITLE = "PSNR of each frame against dense, before compression"
 WORST = "Worst frame: {number} of {count}, {psnr}"

@@ -7,7 +7,7 @@ from html import escape
 
 from pipeline import Comparison, FromClip, VideoResult
 from ui.form.read import page_sentence
-from ui.views.figures import gibibytes, seconds
+from ui.look.figures import gibibytes, seconds
 from ui.views.likeness import likeness_html
 
 TITLES = {"dense": "Dense", "sparse": "Sparse (BSA)"}

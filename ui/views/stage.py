@@ -11,10 +11,10 @@ import gradio as gr
 from pipeline import VideoRequest
 from ui.jobs.eta import duration_text
 from ui.jobs.job import ARMS, VideoJob
+from ui.look.figures import figures, seconds
 from ui.look.parts import Drawn
 from ui.site import Site
 from ui.tasks.timeline import timeline
-from ui.views.figures import figures, seconds
 from ui.views.inspector import Keys, server_functions
 from ui.views.preview_strip import preview_strip
 

@@ -14,8 +14,8 @@ from ui.form.read import AUTOMATIC, DENSE_ONLY, SIDE_BY_SIDE, form_request, is_l
 from ui.jobs.eta import duration_text
 from ui.jobs.job import Job
 from ui.jobs.sweep_job import SweepJob
+from ui.look.figures import times
 from ui.site import Site
-from ui.views.figures import times
 from ui.views.stage import PHASES, video_file
 
 NONE = "none"  # no second setting

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ui.static import asset
 
-CATALOGUE = Path(__file__).parent / "locales" / "zh.json"
+CATALOGUE = Path(__file__).parents[1] / "locales" / "zh.json"
 SWITCH = (
     '<div class="languages joined" role="group" aria-label="Language">'
     '<button type="button" data-language="en" lang="en" translate="no" aria-pressed="true">English</button>'
