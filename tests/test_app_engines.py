@@ -7,6 +7,7 @@ import signal
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -166,12 +167,15 @@ class TestOptions:
 
 class TestTurns:
     def test_each_engine_makes_one_at_a_time(self, worker_of):
-        fakes = [FakePipeline(step_seconds=0.05) for _ in range(3)]
+        fakes = [FakePipeline(step_seconds=0.0) for _ in range(3)]
         worker = worker_of(*map(Mortal, fakes))
         until(lambda: worker.message == "fake is ready", "all engines")
-        jobs = [worker.submit(job_of(seed=seed, steps=8)) for seed in range(6)]
-        until(lambda: len(worker.queue.running) == 3, "three at once")
-        assert worker.status()["message"].startswith("fake is making 3 videos")
+        with ExitStack() as held:
+            for fake in fakes:
+                held.enter_context(fake.held())
+            jobs = [worker.submit(job_of(seed=seed)) for seed in range(6)]
+            until(lambda: len(worker.queue.running) == 3, "three at once")
+            assert worker.status()["message"].startswith("fake is making 3 videos")
         wait(*jobs)
         made = [request.seed for fake in fakes for request in fake.requests]
         assert sorted(made) == list(range(6))

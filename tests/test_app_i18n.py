@@ -16,7 +16,9 @@ from playwright.sync_api import expect
 
 from pipeline import EMBEDDED_CHECKPOINT, inspect_checkpoint
 from ui.form.inputs import EXAMPLES
+from ui.form.plan_panel import UNTRAINED
 from ui.look.language import catalogue
+from ui.tasks.start import CLIP_CHOSEN, PICTURE_CHOSEN
 
 ROOT = Path(__file__).parent.parent
 HOLE = re.compile(r"\{[#=]?\w+\}")
@@ -207,6 +209,20 @@ def test_refusals_keep_their_numbers_in_chinese(page):
 
 
 @needs_chromium
+def test_sentences_that_follow_each_other_are_translated_one_by_one(page):
+    """A size at the end of one must not take in the next."""
+    size = {"from_width": 640, "from_height": 480, "width": 832, "height": 480}
+    texts = [
+        f"{PICTURE_CHOSEN.format(**size)} {UNTRAINED.format(name='LongCat')}",
+        f"{CLIP_CHOSEN.format(count=13, frames=61, **size)} {UNTRAINED.format(name='LongCat')}",
+    ]
+    for text in texts:
+        page.evaluate("text => (document.querySelector('#notice p, #plan p').textContent = text)", text)
+        said = page.locator("#notice p, #plan p").first
+        expect(said).to_have_text(re.compile(r"^视频.*832 × 480 生成。LongCat 只训练过由文本开头。所给的帧[^a-z]*$"))
+
+
+@needs_chromium
 def test_an_english_browser_gets_english_and_says_nothing_wrong(browser, address):
     watch = Watch()
     page = open_page(browser, address, watch)
@@ -240,4 +256,7 @@ def test_a_chinese_palette_writes_what_the_model_knows(browser, tmp_path):
         for name in ("红色", "星星", "旋转", "夜晚的城市上空"):
             page.locator(".words").get_by_role("button", name=name, exact=True).click()
         expect(page.locator("#prompt textarea")).to_have_value(re.compile("red star spins over a city at night$"))
+        page.get_by_label("图片生成视频").click()
+        page.locator(".pictures button").nth(1).click()
+        expect(page.locator("#start-image .filename")).to_contain_text("star")  # a file keeps its name
         page.context.close()

@@ -238,14 +238,16 @@ class TestSweeps:
         assert 0 < sweep.away < sweep.ended - sweep.started
 
     def test_a_sweep_that_gave_way_says_so_and_can_be_stopped(self, worker, fake):
-        with fake.held(after=1):
+        with fake.held():
             sweep = worker.submit(self.sweep())
-            other = worker.submit(self.video("B"))
-            until(lambda: other.state == "running", "the other's turn")
-            assert (sweep.state, sweep.over, sweep.tried) == ("waiting", False, 1)
-            assert worker.waiting_text(sweep).startswith("Waiting for 1 other job")
-            worker.stop(sweep)
-            assert (sweep.state, len(sweep.results)) == ("stopped", 1)
+            until(lambda: fake.running, "the first video")
+            other = worker.submit(self.video("B"))  # while that is made: without somebody who waits a sweep goes on
+            with fake.held():  # the next one, then
+                until(lambda: other.state == "running", "the other's turn")
+                assert (sweep.state, sweep.over, sweep.tried) == ("waiting", False, 1)
+                assert worker.waiting_text(sweep).startswith("Waiting for 1 other job")
+                worker.stop(sweep)
+                assert (sweep.state, len(sweep.results)) == ("stopped", 1)
         until(lambda: other.over, "the other's video")
         assert (other.state, len(fake.requests)) == ("done", 2)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from pipeline.runs.long_video import LongVideo
 from ui.form.plan_panel import plan_panel
 from ui.form.read import CLIP, IMAGE, LONG, TEXT, form_long, form_request
 from ui.form.restore import form_values, job_values, long_values
-from ui.jobs.records import record_of, restored
+from ui.jobs.records import made_by, record_of, restored
 from ui.storage.store import Store
 from ui.tasks.long_job import LongJob
 from ui.tasks.pictures import examples
@@ -180,6 +181,20 @@ class TestLongJob:
         assert back.video == job.video and timeline(back)["segments"][0] == timeline(job)["segments"][0]
         assert job_values(back)["image"] == str(folder / "image.png")
 
+    def test_a_file_leads_its_owner_to_the_run_that_made_it(self, tmp_path, image):
+        """And so to the picture that it begins with, of which the file has only the name."""
+        folder = tmp_path / "20261128-000000-0123456789ab"
+        job = LongJob.of(long("a", start=FromImage(image=str(image))), False, checkpoint="fake")
+        job.id, job.owner = "0123456789ab", "ann"
+        run(job, folder)
+        store, file = Store(tmp_path), tmp_path / "downloaded.mp4"
+        store.write(record_of(job))
+        file.write_bytes(job.results["sparse"].video.read_bytes())
+        assert made_by(store, "ann", file).request.start == FromImage(image=str(folder / "image.png"))
+        assert made_by(store, "bob", file) is None
+        file.write_bytes(file.read_bytes() + b"x")
+        assert made_by(store, "ann", file) is None
+
 
 @pytest.fixture(scope="module")
 def fake():
@@ -221,6 +236,11 @@ class TestApi:
         _, more = client.predict(["a", "c"], seed=9, after="tale", keep=1, **options)
         said = [(one["prompt"], one["seed"], one["kept"]) for one in more["segments"]]
         assert said == [("a", 5, True), ("c", 10, False)]
+        for keep in (0, 3):
+            with pytest.raises(AppError, match=f"keep {keep} is outside 1 to 2, the finished segments of job_id 'ta"):
+                client.predict(["a", "c"], after="tale", keep=keep, **options)
+        with pytest.raises(AppError, match="^What this run selected was not recorded, or its file is gone"):
+            client.predict("tale", api_name="/inspect")  # and not the path where it would be
 
     def test_a_stopped_one_keeps_what_is_finished(self, client, fake):
         options = {"num_frames": 9, "steps": 2, "cond_frames": 5, "api_name": "/long"}
@@ -302,6 +322,12 @@ def test_the_page_goes_from_a_picture_to_a_long_video(tmp_path, fake):
         expect_playing(page, "sparse")
         assert [type(request.start) for request in fake.requests[-2:]] == [FromImage, FromImage]
 
+        task.get_by_label("Text to video").click()
+        page.locator("#drop input[type=file]").set_input_files(next(tmp_path.glob("*/sparse.mp4")))
+        expect(notice(page)).to_have_text(re.compile("^The settings of sparse.mp4 .* to make it again.$"))
+        expect(page.locator("#start-image")).to_contain_text(re.compile(r"image\s*\.png"))  # its run has kept it
+        page.get_by_label("Dense and sparse side by side").check()
+
         page.locator('.tile[data-arm="dense"] .go-on').click()
         expect(task.get_by_label("Go on from a clip")).to_be_checked()
         expect(notice(page)).to_contain_text("The video goes on from the last 13 of 17 frames")
@@ -309,7 +335,10 @@ def test_the_page_goes_from_a_picture_to_a_long_video(tmp_path, fake):
         start = fake.requests[-1].start
         assert isinstance(start, FromFrames) and start.cond_frames == 13
 
+        page.locator('.tile[data-arm="dense"] .go-on').click()
+        expect(notice(page)).to_contain_text("The video goes on from the last 13")
         task.get_by_label("Long video").click()
+        expect(notice(page)).to_have_count(0)  # it goes on from that clip no longer
         page.locator("#prompt textarea").fill("a red ball rises\na red ball falls")
         fill_number(page, "Segments", 2)
         expect(page.locator("#plan")).to_contain_text("2, together 21 frames")

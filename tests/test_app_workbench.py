@@ -172,6 +172,7 @@ def test_a_second_tab_shows_the_same_queue_and_another_visitor_none(browser, pag
     with fake.held():
         page.locator("#prompt textarea").fill("one")
         button(page, "Generate").click()
+        until(lambda: fake.running, "the run")  # or the second could come first
         press(page, "two")
         tab, stranger = page.context.new_page(), open_page(browser, address)
         tab.goto(address, wait_until="domcontentloaded")

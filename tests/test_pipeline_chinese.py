@@ -9,12 +9,31 @@ import pytest
 
 from pipeline import EMBEDDED_CHECKPOINT, VideoRequest, inspect_checkpoint
 from pipeline.checkpoint.vocabulary import Reading, Vocabulary
+from pipeline.cli.long_command import read_long
 from pipeline.cli.main import main
+from pipeline.cli.parser import build_parser
 from training.vocabulary import vocabulary
+from ui.form.read import LONG, form_long, form_request
+from ui.form.restore import form_values
+from ui.form.words import read_prompts
 from ui.look.language import catalogue
 
 INFO = inspect_checkpoint(EMBEDDED_CHECKPOINT)
 KNOWN = INFO.vocabulary
+
+STORY = ["红球上升", "a cat sleeps", "猫猫"]
+READ = ("a red ball rises", "a cat sleeps", "猫猫")  # what has nothing that it knows stays
+
+
+def test_each_segment_of_a_long_video_is_read_by_itself():
+    """On the page, on the command line, and while somebody types."""
+    form = form_values(INFO.request("-")) | {"task": LONG, "segments": 3, "keep_by": "top-k"}
+    form["prompt"] = "\n".join(STORY)
+    assert form_long(INFO, form, form_request(INFO, form)).prompts == READ
+    words = ["generate", "--task=long", *(f"--prompt={prompt}" for prompt in STORY)]
+    assert read_long(build_parser().parse_args(words), INFO).prompts == READ
+    told = read_prompts(INFO, STORY)
+    assert told == {"english": "a red ball rises / a cat sleeps / …", "unknown": ["cat", "sleeps", "猫猫"]}
 
 
 @pytest.mark.parametrize(

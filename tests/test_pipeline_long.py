@@ -145,6 +145,7 @@ class TestPlan:
             pytest.param(lambda: prompts_for(["a", "b"], 1), "there are 2 prompts for 1 segments", id="too-many"),
             pytest.param(lambda: long(), "of 0 segments cannot be made; use 1 to 999", id="none"),
             pytest.param(lambda: long(*"a" * 1000), "of 1000 segments cannot be made", id="endless"),
+            pytest.param(lambda: prompts_for(["a"], 10**15), "use 1 to 999", id="more-than-memory-holds"),
             pytest.param(lambda: long("a", ""), "segment 2 of 2 cannot be made: the prompt is empty", id="prompt"),
             pytest.param(lambda: long("a", "b", num_frames=13), "segment 2 of 2 cannot be made: num_fr", id="short"),
             pytest.param(lambda: long("a", "b", cond_frames=12), "cond_frames 12 is not of the form 4n", id="cond"),

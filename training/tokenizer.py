@@ -1,4 +1,4 @@
-"""The fast tokenizer of longcat-tiny. It was trained once on captions of the grammar; unknown text falls back to bytes.
+"""The fast tokenizer of longcat-tiny. It was trained once on captions of the grammar, and leaves out unknown words.
 
 The weights belong to its token numbers, so all later programs read the embedded one, even when the grammar changes.
 
@@ -11,10 +11,11 @@ import argparse
 import random
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from pipeline import EMBEDDED_CHECKPOINT
+from training.known_words import caption_words, reading
 from training.scenes import sample_scene
 
 TEXT_TOKENS = 48  # of a training caption; longer ones are cut
@@ -24,7 +25,7 @@ def train_tokenizer(captions: int = 20000, seed: int = 7) -> PreTrainedTokenizer
     """Train a lower-casing BPE with byte fallback and UMT5's special tokens: <pad> 0, </s> 1, <unk> 2."""
     rng = random.Random(seed)
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.normalizer = reading(caption_words())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Punctuation(), pre_tokenizers.Metaspace(prepend_scheme="always")]
     )

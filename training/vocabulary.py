@@ -3,22 +3,20 @@
     python -m training.vocabulary assets/longcat-tiny    # then write the manifest anew, see training.manifest
 
 The phrases come from the captions that the model was trained on. Where several mean the same, one stands for all.
+The words are those of the captions, and their other forms that the tokenizer knows.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
-import re
 from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint.vocabulary import NAME, Vocabulary
 from training.chinese import chinese
-from training.scenes import COLOURS, SHAPES, sample_scene
-
-CAPTIONS = 20_000  # enough for every word of the grammar to come up many times
+from training.known_words import understood_words
+from training.scenes import COLOURS, SHAPES
 
 ABOUT = (
     "It knows one small world: eight shapes in nine colours that move in eleven ways, before plain backdrops and "
@@ -61,12 +59,6 @@ SENTENCES = (
 DEFAULT = "a large pink heart pulses over the sea at sunset"
 
 
-def words(captions: int = CAPTIONS) -> list[str]:
-    """Every word of the grammar's captions, in small letters."""
-    rng = random.Random(0)
-    return sorted({word for _ in range(captions) for word in re.findall(r"[a-z]+", sample_scene(rng).caption.lower())})
-
-
 def vocabulary() -> dict[str, Any]:
     return {
         "about": ABOUT,
@@ -82,7 +74,7 @@ def vocabulary() -> dict[str, Any]:
         "avoid": [["ball", "spins"], ["ring", "spins"]],  # a turning disc looks like one at rest
         "sentences": list(SENTENCES),
         "default": DEFAULT,
-        "words": words(),
+        "words": understood_words(),
         "chinese": chinese(),
     }
 

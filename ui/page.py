@@ -154,7 +154,7 @@ def build_page(
                     model_field(site, fields, preset_list, measured)
                 with gr.Accordion("Many prompts, many seeds", open=False, elem_id="batch"):
                     prompts, lines, seeds, add_all = batch_fields()
-                settings_drop(site, fields, notice)
+                settings_drop(site, store, fields, notice)
         live.connect(page, visitor, shown)
         queue.connect(page, visitor)
         sweep.connect(fields, visitor, stage, report, shown, page, views)

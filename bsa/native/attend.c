@@ -118,7 +118,7 @@ INLINE void transpose(__m512i r[16]) {
     }
 }
 
-/* 2^x for x <= 0, 0 for -infinity (by vscalefps' rule for it): 2^n times a polynomial of the rest. Its error is 4e-5 for
+/* 2^x for x <= 0, 0 for -infinity (vscalefps' rule for it): 2^n times a polynomial of the rest. Its error is 4e-5 for
  * bfloat16, to which 2e-3 of rounding follow, and 1e-7 for fp32. */
 INLINE __m512 power_of_two(__m512 x) {
     __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);

@@ -106,13 +106,17 @@ class CheckpointInfo:
         unknown = sorted(set(overrides) - {field.name for field in fields(VideoRequest)})
         if unknown:
             raise ValueError(f"unknown request field {unknown[0]!r}; see VideoRequest for the fields")
-        read = self.vocabulary.read(prompt) if self.vocabulary is not None and isinstance(prompt, str) else None
-        prompt = prompt if read is None or not read.english else read.english
         asked = self._asked(overrides)
         usual = next((usual for name, usual in _WITH_ADAPTER.items() if name in asked), {})
-        request = VideoRequest(prompt=prompt, **(values | usual | overrides))
+        request = VideoRequest(prompt=self.in_english(prompt), **(values | usual | overrides))
         self.check_lora(request.lora)
         return request
+
+    def in_english(self, prompt: str) -> str:
+        """What the model reads of a prompt: of a Chinese one the English that `Vocabulary.read` makes of it, if there
+        is a table; else the prompt itself."""
+        read = self.vocabulary.read(prompt) if self.vocabulary is not None and isinstance(prompt, str) else None
+        return prompt if read is None or not read.english else read.english
 
     def refinement(
         self, prompt: str, clip: Clip, *, t_thresh: float = 0.5, double_frames: bool = True, **overrides: Any

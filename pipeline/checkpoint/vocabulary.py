@@ -10,7 +10,7 @@ A checkpoint that understands language in general has no such file. The file of 
     avoid       lists of phrases that should not come together
     sentences   prompts of another form
     default     the prompt to begin with
-    words       every word of the training captions, in small letters
+    words       every word that the model knows, in small letters
     chinese     optional: kind -> Chinese phrase -> the English phrase that it stands for. Kinds are the groups, and
                 place, hour (together a scene), event (what happens to a landscape) and filler (grammar, for "")
 """

@@ -96,7 +96,7 @@ def _refinement(args: argparse.Namespace, info: CheckpointInfo, video: LongVideo
 
 def read_long(args: argparse.Namespace, info: CheckpointInfo) -> LongVideo:
     """The long video that the options describe. ValueError when it cannot be made."""
-    prompts = prompts_for(_prompts(args), args.segments)
+    prompts = tuple(map(info.in_english, prompts_for(_prompts(args), args.segments)))
     args.prompt = prompts[0]
     request = read_request(args, info)
     fine = not request.use_distill if args.enhance_hf is None else args.enhance_hf

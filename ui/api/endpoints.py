@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline import Axis, Floor, Resources, Search, Sweep, read_resources
 from pipeline.estimate.estimator import Estimate
-from pipeline.media.attention_record import AttentionRecord, record_path
+from pipeline.media.attention_record import AttentionRecord
 from pipeline.media.clip import inspect_clip
 from pipeline.request.values import whole_number
 from pipeline.sweeps.search import MOST
@@ -37,6 +37,7 @@ from ui.form.read import new_seed
 from ui.jobs.job import VideoJob, plain
 from ui.jobs.sweep_job import SweepJob
 from ui.site import Site
+from ui.views.inspector import read_record
 from ui.views.stage import video_file
 
 KNOWN_ID = ("job_id", str, REQUIRED, "What you named the job, or what its report says")
@@ -133,10 +134,9 @@ def add_api(page: Page, site: Site) -> None:
         that one query block of one step, layer and head keeps, as [frame, row, column] in the grid of key blocks, with
         the recall of one of its tokens. A job_id that nobody guesses may be inspected by whoever has it."""
         job = calls.find(job_id)
-        result = job.results.get("sparse") if isinstance(job, VideoJob) else None
-        if result is None:
+        if not isinstance(job, VideoJob) or "sparse" not in job.results:
             raise ValueError(f"job_id {job_id!r} has no finished sparse video of /generate or /compare")
-        record = await asyncio.to_thread(AttentionRecord.load, record_path(result.video))
+        record = await asyncio.to_thread(read_record, job)
         return _selection(record, step, layer, head, query_block)
 
     async def resources() -> dict[str, Any]:

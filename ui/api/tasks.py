@@ -22,7 +22,7 @@ NO_VIDEO = "job_id {name!r} has no finished video to go on from"
 TWO_STARTS = "image and clip are two ways to begin a long video; leave one out"
 NO_LONG = "job_id {name!r} is no long video with finished segments; use that of a call to /long"
 NO_PROMPTS = "prompts {prompts!r} is no list of texts; give a prompt for each segment, such as ['a red ball bounces']"
-MORE_KEPT = "keep {keep} is more than the {count} finished segments of job_id {name!r}; use {count} or fewer"
+NOT_KEPT = "keep {keep} is outside 1 to {count}, the finished segments of job_id {name!r}; leave after out to keep none"
 
 
 def add_tasks(page: Page, site: Site, calls: Calls) -> None:
@@ -108,7 +108,8 @@ async def _long_request(
         size = {name: site.checkpoint.defaults[name] for name in ("width", "height") if asked[name] is None}
         asked |= size
     path = asked.get("image") or asked.get("clip")
-    return await site.clips.read(path, asked_request, site, asked, attention), all_prompts
+    request = await site.clips.read(path, asked_request, site, asked, attention)
+    return request, tuple(map(site.checkpoint.in_english, all_prompts))
 
 
 def _by_shape(entry: tuple[str, Any, Any, str]) -> tuple[str, Any, Any, str]:
@@ -135,5 +136,5 @@ def _before(calls: Calls, after: Any, keep: Any) -> tuple[LongJob, int] | None:
     count = len(job.segments)
     kept = count if keep is None else whole_number("keep", keep)
     if not 0 < kept <= count:
-        raise ValueError(MORE_KEPT.format(keep=kept, count=count, name=str(after)[:80]))
+        raise ValueError(NOT_KEPT.format(keep=kept, count=count, name=str(after)[:80]))
     return job, kept

@@ -92,7 +92,7 @@ def form_long(checkpoint: CheckpointInfo, values: Mapping[str, Any], request: Vi
     """
     prompts = prompts_for(prompt_lines(values) or [""], whole_number("number of segments", values["segments"]))
     frames = whole_number("cond_frames", values.get("cond_frames", COND_FRAMES))
-    return LongVideo(request, prompts, frames, enhance_hf=not request.use_distill)
+    return LongVideo(request, tuple(map(checkpoint.in_english, prompts)), frames, enhance_hf=not request.use_distill)
 
 
 def is_long(values: Mapping[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,11 @@ from ui.form.read import (
     keep_by,
     page_sentence,
 )
-from ui.jobs.job import VideoJob
+from ui.jobs.job import Job, VideoJob
+from ui.jobs.records import made_by
 from ui.look.parts import QUIET, Drawn, notice_html
 from ui.site import Site
+from ui.storage.store import Store
 
 RESTORED = "The settings of {video} are in the form. Press Generate to make it again."
 RESTORED_RUN = "The settings of that run are in the form. Press Generate to make it again."
@@ -180,13 +183,16 @@ def check_whole(request: VideoRequest, video: str) -> None:
         raise ValueError(PIECE_OF_LONG.format(video=video))
 
 
-def settings_drop(site: Site, fields: Fields, notice: gr.HTML) -> None:
-    """Add a field that takes a video made by this program and puts its settings into the form."""
+def settings_drop(site: Site, store: Store, fields: Fields, notice: gr.HTML) -> None:
+    """Add a field that takes a video made by this program and puts its settings into the form.
+
+    store: the runs, among which the picture or clip that the video begins with may be.
+    """
     drop = gr.File(
         label="Drop a video to restore its settings", file_types=[".mp4"], height=140, elem_id="drop", type="filepath"
     )
 
-    def restore(path: str | None) -> dict[Any, Any]:
+    def restore(path: str | None, event: gr.Request) -> dict[Any, Any]:
         if path is None:
             return {}
         try:
@@ -195,14 +201,27 @@ def settings_drop(site: Site, fields: Fields, notice: gr.HTML) -> None:
             long = None if found.long is None else LongVideo.from_dict(found.long)
         except ValueError as error:
             return {notice: notice_html(page_sentence(error), "error"), drop: None}
+        request = found.request
+        if not isinstance(request.start, FromNoise):
+            made = made_by(store, site.owner(event), Path(path))
+            request = _with_its_file(request, made)
+            long = None if long is None else replace(long, request=_with_its_file(long.request, made))
         said = [RESTORED.format(video=Path(path).name)]
         if found.checkpoint not in (None, "", site.checkpoint.name):
             said.append(OTHER_CHECKPOINT.format(made=found.checkpoint[:80], here=site.checkpoint.name))
-        said += remarks(site, fields, found.request, found.versions, long)
-        values = form_values(found.request) if long is None else long_values(long)
+        said += remarks(site, fields, request, found.versions, long)
+        values = form_values(request) if long is None else long_values(long)
         return fill(fields, values) | {notice: notice_html(" ".join(said)), drop: None}
 
     drop.upload(restore, drop, [*fields.values(), notice, drop], **QUIET)
+
+
+def _with_its_file(request: VideoRequest, made: Job | None) -> VideoRequest:
+    """The request with the file that it begins with where the run that made it has kept it."""
+    source = made.request.start.source if isinstance(made, VideoJob) else None
+    if source is None or isinstance(request.start, FromNoise):
+        return request
+    return replace(request, start=request.start.at(source))
 
 
 def code_panel(site: Site, shown: gr.State) -> None:

@@ -12,6 +12,7 @@ import gradio as gr
 
 from pipeline import CheckpointInfo
 from pipeline.checkpoint.vocabulary import Vocabulary
+from pipeline.runs.long_video import MOST_SEGMENTS
 from ui.form.read import page_sentence
 from ui.look.parts import QUIET, Drawn, box, notice_html
 from ui.site import Site
@@ -27,16 +28,23 @@ class WordPalette(Drawn):
     """The panel. Its value is `palette_view` of the checkpoint."""
 
     def __init__(self, site: Site, **kwargs: Any) -> None:
-        def reading(prompt: Any) -> dict[str, Any]:
-            """{"english": what the model makes of a Chinese prompt, else "", "unknown": words that it does not know}"""
-            text = prompt[:LONGEST] if isinstance(prompt, str) else ""
-            known = site.checkpoint.vocabulary
-            read = None if known is None else known.read(text)
-            if read is None:
-                return {"english": "", "unknown": unknown_words(site.checkpoint, text)}
-            return {"english": read.english, "unknown": list(read.unknown)}
+        def reading(prompts: Any) -> dict[str, Any]:
+            return read_prompts(site.checkpoint, prompts)
 
         super().__init__("words", ["words.js"], palette_view(site.checkpoint), [reading], **kwargs)
+
+
+def read_prompts(checkpoint: CheckpointInfo, prompts: Any) -> dict[str, Any]:
+    """{"english": what the model makes of prompts of which one is Chinese, else "", "unknown": words that it does not
+    know}. A long video has a prompt for each segment, and each is read by itself."""
+    texts = [text[:LONGEST] for text in prompts if isinstance(text, str)] if isinstance(prompts, list) else []
+    known = checkpoint.vocabulary
+    reads = [None if known is None else known.read(text) for text in texts[:MOST_SEGMENTS]]
+    english, unknown = list[str](), list[str]()
+    for text, read in zip(texts, reads, strict=False):
+        english.append(text if read is None else read.english or "…")
+        unknown += unknown_words(checkpoint, text) if read is None else read.unknown
+    return {"english": " / ".join(english) if any(reads) else "", "unknown": list(dict.fromkeys(unknown))}
 
 
 def reading_box() -> gr.HTML:

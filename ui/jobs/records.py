@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import logging
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -11,7 +12,7 @@ from typing import Any
 from pipeline import Axis, Floor, Search, Sweep, SweepVideo, VideoRequest, VideoResult
 from pipeline.request.result import read_comparison
 from pipeline.request.timing import read_speed, read_timing
-from ui.jobs.job import Job, VideoJob, plain
+from ui.jobs.job import ARMS, Job, VideoJob, plain
 from ui.jobs.sweep_job import SweepJob
 from ui.storage.files import job_folder, poster
 from ui.storage.store import INTERRUPTED, LIVE, Record, Store
@@ -85,6 +86,22 @@ def restored(store: Store, job_id: str) -> Job | None:
     job.submitted, job.started, job.ended = record.submitted, record.started, record.ended
     job.folder = store.output_dir / record.folder
     return job
+
+
+def made_by(store: Store, owner: str, video: Path) -> Job | None:
+    """The owner's run that made this file, byte for byte, wherever the file came from; None if there is none."""
+    for record in store.runs(owner):
+        folder = job_folder(store.output_dir, record.folder)
+        if folder is not None and any(_same(video, folder / f"{arm}.mp4") for arm in ARMS):
+            return restored(store, record.id)
+    return None
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return filecmp.cmp(one, other, shallow=False)
+    except OSError:
+        return False
 
 
 def _restore_video(record: Record, folder: Path) -> VideoJob:

@@ -6,7 +6,7 @@
 (function speak(catalogue) {
   const KEY = 'longcat-bsa-language';
   const LANGUAGES = { en: 'en', zh: 'zh-CN' };
-  const FOREIGN = '[translate="no"], textarea, pre, code, script, style';
+  const FOREIGN = '[translate="no"], .filename, textarea, pre, code, script, style';
   const ATTRIBUTES = ['aria-label', 'aria-valuetext', 'title', 'placeholder', 'alt'];
   const LONGEST = 1000;
   const WORD = /[A-Za-z]{2}|\d h\b/; // what may be English: two letters, or an hour
@@ -48,6 +48,7 @@
     for (const { test, names, kept, said } of patterns) {
       const found = test.exec(key);
       if (!found) continue;
+      if (test.source.startsWith('^(')) found[1] = text.slice(0, 1) + found[1].slice(1); // a name keeps its first letter
       const values = new Map(names.map((name, i) => [name, kept.has(name) ? found[i + 1] : translate(found[i + 1])]));
       return said.replace(HOLE, (_, kind, name) => values.get(name)) + stop;
     }

@@ -105,7 +105,10 @@ async function check(prompt) {
   if (mine !== asked) return;
   let told = { english: '', unknown: [] };
   try {
-    if (prompt.trim()) told = await server.reading(prompt);
+    // the lines of a long video are prompts of their own
+    const long = document.querySelector('#task input:checked')?.value === 'long';
+    const prompts = (long ? prompt.split('\n') : [prompt]).filter((text) => text.trim());
+    if (prompts.length) told = await server.reading(prompts);
   } catch (error) {
     checked = ''; // no connection; asked again
   }

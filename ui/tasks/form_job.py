@@ -21,10 +21,8 @@ from ui.tasks.long_job import LongJob
 
 GONE = "the segments to go on after are gone; clear that choice to make all of them"
 NOT_ALL = "of the {kept} segments to keep, {found} are there; go on after an earlier one, or make all of them"
-OTHER_ARMS = "the segments to keep are {kept} ones alone; choose that under What to make, or make all of them"
-OTHER_SETTING = (
-    "segment {number}, which is to be kept, has another {what}; put that back, or clear the choice to make all of them"
-)
+OTHER_ARMS = "the segments to keep are {kept} ones alone; make {kept} ones now, too, or make all segments"
+OTHER_SETTING = "segment {number}, which is to be kept, has another {what}; put that back, or make all segments"
 OTHER_START = "the segments to keep begin with another picture or clip; put that back, or make all of them"
 FEWER = "{kept} segments are to be kept and {count} are asked for; ask for more, or keep fewer"
 

@@ -13,7 +13,6 @@ import gradio as gr
 from pipeline import FromFrames, VideoRequest
 from pipeline.media.clip import check_length
 from pipeline.media.picture import inspect_picture
-from pipeline.request.start import Picture
 from pipeline.request.values import whole_number
 from pipeline.runs.long_video import MOST_SEGMENTS
 from ui.form.inputs import Fields
@@ -29,8 +28,11 @@ from ui.tasks.form_job import after_text, find_after
 from ui.tasks.long_job import LongJob
 from ui.tasks.pictures import examples, look_at
 
-PICTURE_CHOSEN = "The video begins with this picture of {from_size} and is made in {size}."
-CLIP_CHOSEN = "The video goes on from the last {count} of {frames} frames and is made in {size}."
+PICTURE_CHOSEN = (
+    "The video begins with this picture of {from_width} × {from_height} and is made in {width} × {height}."
+)
+CLIP_CHOSEN = "The video goes on from the last {count} of {frames} frames and is made in {width} × {height}."
+CHOSEN = "start"  # kind of the notice about them, which goes with them
 Changes = dict[Any, Any]  # component -> its new value
 
 NO_VIDEO = "This video is gone; choose another one, or a file."
@@ -60,6 +62,8 @@ class StartChooser:
         stage.submit(self.go_on, fields["cond_frames"], changed, **QUIET)
         history.submit(self.go_on, fields["cond_frames"], changed, **QUIET)
         stage.edit(self.keep, None, changed, **QUIET)
+        left = [*(fields[name].input for name in ("task", "begins")), fields["image"].clear, fields["clip"].clear]
+        gr.on(left, self.leave, self._notice, self._notice, **QUIET)
         source = [fields[name] for name in ("task", "begins", "image", "clip")]
         gr.on([field.change for field in source], self.preview, source, task.preview, **QUIET)
         kept = [fields["after"], fields["segments"]]
@@ -75,7 +79,7 @@ class StartChooser:
             request = self._site.checkpoint.image_to_video("-", picture)
         except ValueError as error:
             return {self._notice: notice_html(page_sentence(error), "error"), self._fields["image"]: None}
-        said = PICTURE_CHOSEN.format(from_size=_size(picture), size=_size(request))
+        said = PICTURE_CHOSEN.format(from_width=picture.width, from_height=picture.height, **_size(request))
         return self._chosen(request, {"image": str(path)}, said)
 
     async def take_example(self, event: gr.EventData) -> Changes:
@@ -98,13 +102,16 @@ class StartChooser:
             check_length(request.start, clip.frames)
         except ValueError as error:
             return {self._notice: notice_html(page_sentence(error), "error"), self._fields["clip"]: None}
-        said = CLIP_CHOSEN.format(count=request.start.cond_frames, frames=clip.frames, size=_size(request))
+        said = CLIP_CHOSEN.format(count=request.start.cond_frames, frames=clip.frames, **_size(request))
         return self._chosen(request, {"clip": str(path)} | ({} if prompt is None else {"prompt": prompt}), said)
 
     def _chosen(self, request: VideoRequest, values: dict[str, Any], said: str) -> Changes:
         said = f"{said} {untrained(self._site.checkpoint, request.start)}".rstrip()
-        size = {"width": request.width, "height": request.height}
-        return fill(self._fields, size | values) | {self._notice: notice_html(said)}
+        return fill(self._fields, _size(request) | values) | {self._notice: notice_html(said, CHOSEN)}
+
+    def leave(self, notice: str | None) -> Any:
+        """What the notice becomes when a visitor chooses another task, or takes the picture or clip out."""
+        return "" if f'data-kind="{CHOSEN}"' in (notice or "") else gr.skip()
 
     async def go_on(self, cond_frames: Any, event: gr.EventData, request: gr.Request) -> Changes:
         """Choose a finished video of the visitor's as the clip to go on from. The event names {"job", "arm"}."""
@@ -154,8 +161,8 @@ class StartChooser:
         return PREVIEW.format(source=source, text=escape(LAST if start == CLIP else FIRST))
 
 
-def _size(one: Picture | VideoRequest) -> str:
-    return f"{one.width} × {one.height}"
+def _size(request: VideoRequest) -> dict[str, int]:
+    return {"width": request.width, "height": request.height}
 
 
 def _asked(event: gr.EventData, name: str) -> str:
