@@ -16,7 +16,7 @@ from recording import ROOT, START_SECONDS, served
 
 FOLDER = ROOT / "docs" / "screenshots"
 DESKTOP = {"viewport": {"width": 1280, "height": 900}}
-PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
+PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
 
 
 def opened(browser: Browser, address: str, **options: Any) -> Page:
@@ -32,7 +32,8 @@ def opened(browser: Browser, address: str, **options: Any) -> Page:
 def take(page: Page, name: str) -> None:
     """Save the whole page, with the videos paused where much is to be seen."""
     page.keyboard.press("Escape")
-    page.evaluate("document.querySelectorAll('.tile video').forEach((v) => { v.pause(); v.currentTime = 1.4; })")
+    page.locator(".transport .play").click()
+    page.evaluate("document.querySelectorAll('.tile video').forEach((video) => { video.currentTime = 1.4; })")
     page.wait_for_timeout(1500)
     page.screenshot(path=FOLDER / f"{name}.png", full_page=True)
     page.context.close()
