@@ -162,7 +162,7 @@ class TestReadings:
         [
             pytest.param({"layer": 99}, "layer 99", id="layer"),
             pytest.param({"query_block": 99}, "query block 99 does not exist; use 0 to 3", id="block"),
-            pytest.param({"step": "x"}, "step 'x' is not a whole number", id="text"),
+            pytest.param({"step": "x"}, "step 'x' is not a number", id="text"),
         ],
     )
     def test_inspect_refuses(self, client, values, sentence):

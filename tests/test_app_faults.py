@@ -293,7 +293,7 @@ def test_real_pipeline_in_its_process(tmp_path):
         assert job.comparison.sparse.density < job.comparison.dense.density == 1
         assert job.comparison.dense.versions["device"].startswith("cpu")
         assert np.isfinite(job.comparison.psnr)
-        bad = run(worker, VideoJob(info.request("many words " * 300, width=64, height=64), side_by_side=False))
+        bad = run(worker, VideoJob(info.request("a red ball " * 300, width=64, height=64), side_by_side=False))
         assert bad.error.startswith("the prompt has ")
     finally:
         worker.close()
