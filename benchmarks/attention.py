@@ -23,7 +23,7 @@ from gpu import Rows, arguments, device_for, milliseconds
 from bsa import Grid, block_order_attention, block_sparse_attention
 from bsa.attention import tuning_of
 from bsa.selection import select_pooled
-from bsa.variants import BASELINE, EIGHT_BIT_VARIANTS, EIGHT_BITS, SMALL_BLOCKS, VARIANTS, EightBits, Tuning
+from bsa.variants import BASELINE, EIGHT_BIT_VARIANTS, EIGHT_BITS, SMALL_BLOCKS, VARIANTS, EightBits, Tuning, Variant
 
 GRIDS = [Grid(24, 44, 80), Grid(24, 45, 80), Grid(24, 30, 52)]  # 704p, 720p (ragged), 480p (ragged); 93 frames
 CHUNKS = [Grid(4, 4, 4), Grid(4, 4, 8), Grid(2, 8, 8), Grid(4, 8, 8)]
@@ -32,7 +32,8 @@ SPARSITIES = [0.5, 0.75, 0.875, 0.9375, 0.97]
 SMALL = [(Grid(4, 4, 8), Grid(2, 2, 4)), (Grid(4, 4, 4), Grid(2, 2, 4))]  # chunks of queries and smaller ones of keys
 
 
-def kernel(case: Case, variant) -> dict:
+def kernel(case: Case, variant: Variant | EightBits, bound: float = 0.02) -> dict:
+    """bound: of the relative error. A variant in 8 bits also quantises, which `quantising` has alone."""
     from bsa.kernels.attend import attend_tokens
 
     out = torch.full_like(case.q, float("nan"))
@@ -43,26 +44,7 @@ def kernel(case: Case, variant) -> dict:
 
     run()
     error = case.error(out)
-    if not error < 0.02:
-        raise ValueError(f"wrong result, relative error {error}")
-    timed = milliseconds(run, case.device)
-    return {**timed, "tflops": case.flops / timed["ms"] / 1e9, "error": error}
-
-
-def kernel_in_8_bits(case: Case, variant: EightBits) -> dict:
-    """The kernel with what it takes to quantise its inputs, which `quantising` has alone."""
-    from bsa.kernels.attend import attend
-
-    out = torch.full_like(case.q, float("nan"))
-    q, k, v, filled = (x.transpose(1, 2) for x in (case.q, case.k, case.v, out))
-    tuning = Tuning(eight_bits=variant)
-
-    def run():
-        attend(q, k, v, case.selection, case.layout, case.k_layout, case.scale, filled, tuning, eight_bits=True)
-
-    run()
-    error = case.error(out)
-    if not error < 0.1:
+    if not error < bound:
         raise ValueError(f"wrong result, relative error {error}")
     timed = milliseconds(run, case.device)
     return {**timed, "tflops": case.flops / timed["ms"] / 1e9, "error": error}
@@ -157,7 +139,7 @@ def eight_bits(rows: Rows, device: torch.device) -> None:
         for variant in EIGHT_BIT_VARIANTS.values():
             if variant.tile_q <= CHUNKS[0].volume:
                 what = {"what": f"quantising and kernel {variant.name}"}
-                rows.measure(key | what, lambda case=case, variant=variant: kernel_in_8_bits(case, variant))
+                rows.measure(key | what, lambda case=case, variant=variant: kernel(case, variant, 0.1))
         for lossy in (False, True):
             what = {"what": f"operation, means given, {'8 bits' if lossy else 'bf16'}"}
             rows.measure(key | what, lambda case=case, lossy=lossy: operation(case, None, "triton", True, lossy))

@@ -174,23 +174,25 @@ def _attend(
     """Attention of queries that may all attend to all keys."""
     if backend == "triton":
         return _attend_with_triton(q, k, v, q_layout, k_layout, config, scale, selection, eight_bits)
-    q_blocks, k_blocks = q_layout.to_blocks(q), k_layout.to_blocks(k)
-    selection = selection or select_blocks(q_blocks, k_blocks, q_layout, k_layout, config, scale)
+    if backend == "torch":
+        from bsa.gather import gathered_attention
+
+        blocks = q_layout.to_blocks(q), k_layout.to_blocks(k)
+        selection = selection or select_blocks(*blocks, q_layout, k_layout, config, scale)
+        v_blocks, uniform = k_layout.to_blocks(v), config.selector.uniform
+        out = gathered_attention(*blocks, v_blocks, selection, q_layout, k_layout, scale, uniform)
+        return q_layout.from_blocks(out), selection
+    if selection is None:
+        selection = select_blocks(q_layout.to_blocks(q), k_layout.to_blocks(k), q_layout, k_layout, config, scale)
     if backend == "reference":
         from bsa.reference import masked_attention
 
         return masked_attention(q, k, v, selection, q_layout, k_layout, scale), selection
-    if backend == "native":
-        from bsa.native.attend import attend_natively
+    from bsa.native.attend import attend_natively
 
-        out = torch.empty(q.shape, dtype=q.dtype)
-        attend_natively(q, k, v, selection, q_layout, k_layout, scale, out, raster=True)
-        return out, selection
-    from bsa.gather import gathered_attention
-
-    v_blocks, uniform = k_layout.to_blocks(v), config.selector.uniform
-    out = gathered_attention(q_blocks, k_blocks, v_blocks, selection, q_layout, k_layout, scale, uniform)
-    return q_layout.from_blocks(out), selection
+    out = torch.empty(q.shape, dtype=q.dtype)
+    attend_natively(q, k, v, selection, q_layout, k_layout, scale, out, raster=True)
+    return out, selection
 
 
 def _attend_with_triton(
@@ -205,8 +207,7 @@ def _attend_with_triton(
     eight_bits: bool,
 ) -> tuple[Tensor, BlockSelection]:
     """Attend in block order, which has no padding. The conversion also gives the means of the blocks."""
-    from bsa.kernels.attend import attend
-    from bsa.kernels.cell_scores import pool_cells_in_order
+    from bsa.kernels.attend import attend_tokens
     from bsa.kernels.order import from_order, to_order
 
     tuning = tuning_of(q, q_layout, k_layout)
@@ -215,17 +216,24 @@ def _attend_with_triton(
     (q, q_pooled), (k, k_pooled) = to_order(q, q_layout, pooling), to_order(k, k_layout, pooling)
     v, _ = to_order(v, k_layout, means=False)
     if selection is None:
-        if selector.by_cells:
-            q_pooled, k_pooled = pool_cells_in_order(q, q_layout), pool_cells_in_order(k, k_layout)
-        elif q_pooled is None or k_pooled is None:  # a score without a kernel
-            q_pooled = pool(q_layout.blocks_from_order(q.transpose(1, 2)), q_layout, config)
-            k_pooled = pool(k_layout.blocks_from_order(k.transpose(1, 2)), k_layout, config)
+        if q_pooled is None or k_pooled is None:
+            q_pooled, k_pooled = (pool_on_gpu(x, by, config) for x, by in ((q, q_layout), (k, k_layout)))
         # Cells are scored by a kernel of the fused top-k; without it, all their scores would be in memory.
         fused = tuning.fused_top_k or selector.by_cells
         selection = select_pooled(q_pooled, k_pooled, q_layout, k_layout, config, scale, fused=fused)
     out = torch.empty_like(q)
-    attend(q, k, v, selection, q_layout, k_layout, scale, out, tuning, eight_bits)
+    variant = tuning.attention(eight_bits)
+    attend_tokens(q, k, v, selection, q_layout, k_layout, scale, out, variant=variant)
     return from_order(out, q_layout), selection
+
+
+def pool_on_gpu(x: Tensor, layout: BlockLayout, config: BSAConfig) -> Tensor:
+    """`bsa.selection.pool` of x [B, H, S, D] in block order: cells by a kernel, without a copy in blocks."""
+    if config.selector.by_cells:
+        from bsa.kernels.cell_scores import pool_cells_in_order
+
+        return pool_cells_in_order(x, layout)
+    return pool(layout.blocks_from_order(x.transpose(1, 2)), layout, config)
 
 
 def tuning_of(q: Tensor, q_layout: BlockLayout, k_layout: BlockLayout) -> Tuning:

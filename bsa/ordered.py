@@ -18,6 +18,7 @@ from bsa.attention import (
     checked_scale,
     join_parts,
     parts_of,
+    pool_on_gpu,
     tuning_of,
 )
 from bsa.backends import resolve_backend
@@ -149,10 +150,8 @@ def _attend(
     if selection is None:
         # Cells are scored by a kernel of the fused top-k; without it, all their scores would be in memory.
         cells_by_kernel = config.selector.by_cells and backend == "triton"
-        if pooled is None and cells_by_kernel:
-            from bsa.kernels.cell_scores import pool_cells_in_order
-
-            pooled = pool_cells_in_order(q.transpose(1, 2), q_layout), pool_cells_in_order(k.transpose(1, 2), k_layout)
+        if pooled is None and backend == "triton":
+            pooled = pool_on_gpu(q.transpose(1, 2), q_layout, config), pool_on_gpu(k.transpose(1, 2), k_layout, config)
         elif pooled is None:
             some = blocks or (q_layout.blocks_from_order(q), k_layout.blocks_from_order(k))
             pooled = pool(some[0], q_layout, config), pool(some[1], k_layout, config)
@@ -165,9 +164,9 @@ def _attend(
 
             attend_natively(q, k, v, selection, *layouts, scale, filled, raster=False)
         else:
-            from bsa.kernels.attend import attend
+            from bsa.kernels.attend import attend_tokens
 
-            attend(q, k, v, selection, *layouts, scale, filled, tuning, eight_bits)
+            attend_tokens(q, k, v, selection, *layouts, scale, filled, variant=tuning.attention(eight_bits))
         return out, selection
     from bsa.gather import gathered_attention
 

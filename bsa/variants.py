@@ -126,6 +126,10 @@ class Tuning:
     fused_top_k: bool = False
     eight_bits: EightBits = EIGHT_BITS
 
+    def attention(self, eight_bits: bool) -> Variant | EightBits:
+        """The attention variant for 8 bits, or for the tensors' dtype."""
+        return self.eight_bits if eight_bits else self.variant
+
 
 def tuning_key(dtype: str, head_dim: int, chunk_q: int, chunk_k: int) -> str:
     """The name of a case in `tuned.json`. chunk_q, chunk_k: tokens per chunk."""

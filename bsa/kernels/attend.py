@@ -9,29 +9,7 @@ from bsa.block_selection import BlockSelection
 from bsa.kernels.launch import on_device
 from bsa.kernels.pointers import attend_with_pointers
 from bsa.layout import BlockLayout
-from bsa.variants import BASELINE, DESCRIPTORS, SMALL_BLOCKS, Tuning, Variant
-
-
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    selection: BlockSelection,
-    q_layout: BlockLayout,
-    k_layout: BlockLayout,
-    scale: float,
-    out: Tensor,
-    tuning: Tuning,
-    eight_bits: bool,
-) -> None:
-    """Compute attention into ``out`` by the kernels of ``tuning``, in the tensors' dtype or in 8 bits."""
-    if not eight_bits:
-        attend_tokens(q, k, v, selection, q_layout, k_layout, scale, out, variant=tuning.variant)
-        return
-    from bsa.kernels.eight_bits import attend_in_8_bits
-
-    selection = whole_blocks_first(selection, k_layout)
-    attend_in_8_bits(q, k, v, selection, q_layout, k_layout, scale, out, variant=tuning.eight_bits)
+from bsa.variants import BASELINE, DESCRIPTORS, SMALL_BLOCKS, EightBits, Variant
 
 
 def attend_tokens(
@@ -44,7 +22,7 @@ def attend_tokens(
     scale: float,
     out: Tensor,
     *,
-    variant: Variant | None = None,
+    variant: Variant | EightBits | None = None,
 ) -> None:
     """Compute attention into ``out``.
 
@@ -53,6 +31,12 @@ def attend_tokens(
     scale: factor on q @ k, positive.
     variant: the kernel and its tiles; None for the baseline. Raises ValueError if it cannot take these tensors.
     """
+    selection = whole_blocks_first(selection, k_layout)
+    if isinstance(variant, EightBits):
+        from bsa.kernels.eight_bits import attend_in_8_bits
+
+        attend_in_8_bits(q, k, v, selection, q_layout, k_layout, scale, out, variant=variant)
+        return
     variant = variant or BASELINE
     if variant.kernel == DESCRIPTORS:
         from bsa.kernels.descriptors import attend_with_descriptors as run
@@ -60,7 +44,6 @@ def attend_tokens(
         from bsa.kernels.small_blocks import attend_small_blocks as run
     else:
         run = attend_with_pointers
-    selection = whole_blocks_first(selection, k_layout)
     # Looked up here once, so that the kernels' loads of keys depend on one load before them and not on two.
     first_tokens = k_layout.starts(q.device)[selection.indices] if k_layout.ragged else selection.indices
     with on_device(q):

@@ -139,7 +139,6 @@ def attend_in_8_bits(
     variant: tiles and the way keys and values are loaded. values: dtype of weights and values, float8_e4m3fn or
         float16; by default the first where the GPU has products in it.
     """
-    values = values or _values_of(q.device)
     q8, k8, v8 = quantise(q, k, v, q_layout, k_layout, scale, variant, values)
     tile_q, tile_k = q8.values.shape[-2], k8.values.shape[-2]
     (batch, heads, q_blocks, tiles_q), (k_blocks, tiles_k) = q8.scales.shape, k8.scales.shape[2:]
@@ -151,7 +150,7 @@ def attend_in_8_bits(
         _attend_8_bits_kernel[(q_blocks * tiles_q, batch * heads)](
             *q8, keys, k8.scales, valued, v8.scales, out, selection.indices, selection.whole_counts, selection.counts,
             q_layout.starts(device), q_layout.sizes(device), k_layout.sizes(device), *out.stride()[:3],
-            heads, q_blocks, k_blocks, selection.indices.shape[-1], math.log2(LARGEST[values]),
+            heads, q_blocks, k_blocks, selection.indices.shape[-1], math.log2(LARGEST[v8.values.dtype]),
             HEAD_DIM=q.shape[-1], DIM=dim, CHUNK=k_layout.chunk.volume, TILES_Q=tiles_q, TILE_Q=tile_q, TILES=tiles_k,
             TILE=tile_k, RAGGED=k_layout.ragged, DESCRIPTORS=variant.descriptors,
             SUMMED=32 if variant.exact_sums else tile_k, num_warps=variant.num_warps, num_stages=variant.num_stages,

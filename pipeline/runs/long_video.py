@@ -19,7 +19,6 @@ from pipeline.request.video import VideoRequest
 
 COND_FRAMES = 13
 MOST_SEGMENTS = 999
-_COUNT = "a long video of {count} segments cannot be made; use 1 to {most}"
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,7 @@ class LongVideo:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seeds", tuple(whole_number("seed", seed) for seed in self.seeds))
-        if not 1 <= len(self.prompts) <= MOST_SEGMENTS:
-            raise ValueError(_COUNT.format(count=len(self.prompts), most=MOST_SEGMENTS))
+        _check_count(len(self.prompts))
         if isinstance(self.request.start, FromClip):
             raise ValueError("a long video begins with a video that is made, not refined; refine it afterwards")
         object.__setattr__(self, "cond_frames", self._start("end.mp4").cond_frames)  # which checks all three
@@ -161,6 +159,11 @@ def prompts_for(prompts: Sequence[str], segments: int | None) -> tuple[str, ...]
         segments = len(prompts)
     if len(prompts) > segments:
         raise ValueError(f"there are {len(prompts)} prompts for {segments} segments; leave some out, or add segments")
-    if segments > MOST_SEGMENTS:  # said before so many are written out, which a call or a form may ask for
-        raise ValueError(_COUNT.format(count=segments, most=MOST_SEGMENTS))
+    _check_count(segments)  # before so many are written out, which a call or a form may ask for
     return (*prompts, *[prompts[-1]] * (segments - len(prompts)))
+
+
+def _check_count(segments: int) -> None:
+    """Raise ValueError unless a long video can have so many segments."""
+    if not 1 <= segments <= MOST_SEGMENTS:
+        raise ValueError(f"a long video of {segments} segments cannot be made; use 1 to {MOST_SEGMENTS}")

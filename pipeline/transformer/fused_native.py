@@ -100,9 +100,9 @@ class NativeOperations(CpuOperations):
         layout: BlockLayout | None,
         cells: bool = False,
     ) -> Tensor | None:
-        cosine, sine = (None, None) if rope is None else rope
+        gain, (cosine, sine) = weight.float()[None], (None, None) if rope is None else rope
         for row in range(x.shape[0]):
-            self._run("head_norm", x[row], None, a=x[row], gain=weight.float()[None], cosine=cosine, sine=sine)
+            self._run("head_norm", x[row], None, a=x[row], gain=gain, cosine=cosine, sine=sine)
         return None if layout is None else self._means(x, layout, cells)
 
     def _means(self, x: Tensor, layout: BlockLayout, by_cells: bool) -> Tensor:
