@@ -36,6 +36,13 @@ def arguments(doc: str, name: str) -> argparse.ArgumentParser:
     return parser
 
 
+def result_path(args: argparse.Namespace) -> Path:
+    """Where results go: to --output, but those of a trial not over measured ones."""
+    if args.smoke and args.output.parent == RESULTS:
+        return Path(tempfile.mkdtemp()) / args.output.name
+    return args.output
+
+
 def device_for(parser: argparse.ArgumentParser, smoke: bool) -> torch.device:
     if smoke:
         return torch.device("cpu")
@@ -69,9 +76,7 @@ class Rows:
 
     def __init__(self, args: argparse.Namespace, device: torch.device, more: dict | None = None) -> None:
         """more: added to the machine's description."""
-        self._path, self._end, self._retry = args.output, time.monotonic() + args.budget, args.retry
-        if args.smoke and self._path.parent == RESULTS:  # measured results stay as they are
-            self._path = Path(tempfile.mkdtemp()) / self._path.name
+        self._path, self._end, self._retry = result_path(args), time.monotonic() + args.budget, args.retry
         self._began, self._left_out = time.monotonic(), 0
         about = machine(device) | (more or {})
         old = json.loads(self._path.read_text()) if self._path.exists() and not args.fresh else {}

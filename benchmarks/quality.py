@@ -17,7 +17,6 @@ import os
 import random
 import statistics
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -33,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
+from benchmarks.gpu import result_path
 from benchmarks.quality_layers import probe
 from benchmarks.quality_metrics import agreement, compare, interval, said, shown
 from bsa import BSAConfig, Grid, block_sparse_attention
@@ -251,9 +251,7 @@ def main() -> None:
         "psnr": {name: [round(value, 2) for value in made["clips"][name]["psnr"]] for name in (FLOOR, *configs)},
         "captions": made["prompts"],
     }
-    output = args.output
-    if args.smoke and output == RESULTS:  # measured results stay as they are
-        output = Path(tempfile.mkdtemp()) / output.name
+    output = result_path(args)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(result, indent=1) + "\n")
     for row in rows:

@@ -16,9 +16,10 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import imageio_ffmpeg
 from playwright.sync_api import Page, sync_playwright
@@ -50,6 +51,27 @@ def served(folder: Path) -> Iterator[str]:
     finally:
         server.terminate()
         server.wait()
+
+
+@contextmanager
+def visited(folder: Path) -> Iterator[Callable[..., Page]]:
+    """The page in Chromium. What is yielded opens it for a new visitor, with options of Playwright's `new_context`, and
+    returns it with its model ready and the first pair playing."""
+    browser_path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    arguments = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
+    with served(folder) as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path, args=arguments)
+
+        def visit(**options: Any) -> Page:
+            page = browser.new_context(**options).new_page()
+            page.set_default_timeout(1000 * START_SECONDS)
+            page.goto(address, wait_until="domcontentloaded")
+            page.locator('#header .pill[data-state="ready"]').wait_for()
+            page.locator('.player[data-playing="true"]').wait_for()
+            return page
+
+        yield visit
+        browser.close()
 
 
 def _answers(address: str) -> bool:
@@ -143,21 +165,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "images" / "page.webp")
     parser.add_argument("--width", type=int, default=800, help="of the picture, in pixels")
     args = parser.parse_args()
-    browser_path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    with (
-        tempfile.TemporaryDirectory() as name,
-        served(Path(name)) as address,
-        sync_playwright() as playwright,
-    ):
-        arguments = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
-        browser = playwright.chromium.launch(executable_path=browser_path, args=arguments)
-        page = browser.new_page(viewport=SIZE)
-        page.set_default_timeout(1000 * START_SECONDS)
-        page.goto(address, wait_until="domcontentloaded")
-        page.locator('#header .pill[data-state="ready"]').wait_for()
-        page.locator('.player[data-playing="true"]').wait_for()
-        listed = record(page, Path(name))
-        browser.close()
+    with tempfile.TemporaryDirectory() as name, visited(Path(name)) as visit:
+        listed = record(visit(viewport=SIZE), Path(name))
         assemble(listed, args.output, args.width)
 
 
