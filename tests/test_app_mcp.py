@@ -48,7 +48,8 @@ def call(address: str, tool: str, **arguments) -> CallToolResult:
 
 
 def test_the_tools_are_the_named_endpoints(tools):
-    names = "cancel compare continue estimate find generate image_to_video inspect long refine resources result sweep"
+    names = "cancel compare continue estimate find generate image_to_video inspect long refine refine_long"
+    names += " resources result sweep"
     assert set(tools) == set(names.split())
 
 

@@ -195,7 +195,7 @@ def build_page(
             refresh = history_panel(follower, fields, sweep, tabs)
         history_tab.select(*refresh, **QUIET)
         task.connect(page)
-        StartChooser(site, task, fields, notice).connect(stage, refresh[2])
+        StartChooser(site, task, fields, notice, clips).connect(stage, refresh[2])
 
         async def press(request: gr.Request, ticket: Any, *values: Any) -> AsyncIterator[Changes]:
             form = dict(zip(names, values, strict=True))

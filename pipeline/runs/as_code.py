@@ -14,6 +14,7 @@ from pipeline.request.load_options import AS_STORED, LoadOptions
 from pipeline.request.sentences import CONTROLS
 from pipeline.request.start import FromClip, FromFrames, FromImage, Start
 from pipeline.request.video import VideoRequest
+from pipeline.runs.long_refinement import LongRefinement
 from pipeline.runs.long_video import LongVideo
 
 
@@ -133,9 +134,6 @@ def python_code(
 ) -> str:
     """A Python program that makes `request` again, bit for bit on the same kind of device. long: as in
     `cli_command`."""
-    path = "" if model_path == EMBEDDED_CHECKPOINT else f"{str(model_path)!r}, "
-    loading = weights.arguments | ({} if lora_dir is None else {"lora_dir": str(lora_dir)})
-    kept = "".join(f", {name}={value!r}" for name, value in loading.items())
     # the attention is named, so who chose it is of no account
     values = ((field.name, getattr(request, field.name)) for field in fields(request) if field.name != "auto")
     settings = "".join(f"    {name}={_literal(value)},\n" for name, value in values)
@@ -155,9 +153,42 @@ def python_code(
         ("from pathlib import Path\n\n" if long is not None else "")
         + ("from bsa import BSAConfig\n" if request.bsa is not None else "")
         + f"from pipeline import {names}\n{more}\n"
-        + f"pipeline = LongCatPipeline.load({path}device={device!r}{kept})\n"
+        + _loading(model_path, device, weights, lora_dir)
         + f"request = VideoRequest(\n{settings})\n{run}\n"
     )
+
+
+def refinement_code(
+    plan: LongRefinement,
+    *,
+    model_path: Path,
+    device: str,
+    output: str,
+    weights: LoadOptions = AS_STORED,
+    lora_dir: Path | None = None,
+) -> str:
+    """A Python program that refines a long video again, whose segments are still where they are. Else as
+    `python_code`."""
+    values = "".join(f"    {name!r}: {value!r},\n" for name, value in plan.to_dict().items())
+    return (
+        "from pathlib import Path\n\n"
+        "from pipeline import LongCatPipeline\n"
+        "from pipeline.runs.chain import ChainStore, run_chain\n"
+        "from pipeline.runs.long_refinement import LongRefinement\n\n"
+        + _loading(model_path, device, weights, lora_dir)
+        + f"values = {{\n{values}}}\nsegments = Path({str(plan.segments.folder)!r})\n"
+        "plan = LongRefinement.from_dict(values, segments, pipeline.info.name)\n"
+        f"folder = Path({output!r})  # which keeps finished windows\n"
+        "store = ChainStore(folder, plan, pipeline.info.name)\n"
+        'print(run_chain(pipeline, plan, store, folder / "video.mp4").video)\n'
+    )
+
+
+def _loading(model_path: Path, device: str, weights: LoadOptions, lora_dir: Path | None) -> str:
+    path = "" if model_path == EMBEDDED_CHECKPOINT else f"{str(model_path)!r}, "
+    options = weights.arguments | ({} if lora_dir is None else {"lora_dir": str(lora_dir)})
+    kept = "".join(f", {name}={value!r}" for name, value in options.items())
+    return f"pipeline = LongCatPipeline.load({path}device={device!r}{kept})\n"
 
 
 def _long_run(video: LongVideo, output: str) -> str:

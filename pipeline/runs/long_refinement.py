@@ -7,7 +7,7 @@ windows of 93 frames that are 80 apart.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +30,7 @@ class LongRefinement:
     Attributes:
         video: the long video. segments: where its segments are.
         request: that refines the first segment.
+        prompts: one for each window; by default those of the segments.
 
     Raises:
         ValueError: a window cannot be refined so.
@@ -38,10 +39,19 @@ class LongRefinement:
     video: LongVideo
     segments: ChainStore
     request: VideoRequest
+    prompts: tuple[str, ...] = ()
 
     name = "window"  # of its files
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "prompts", tuple(self.prompts or self.video.prompts))
+        if len(self.prompts) != len(self):
+            raise ValueError(f"there are {len(self.prompts)} prompts for {len(self)} windows; give one for each")
+        wanted = self.start.factor * self.video.request.num_frames
+        if self.request.num_frames != wanted:
+            raise ValueError(
+                f"num_frames {self.request.num_frames} is not what a window of this long video makes; use {wanted}"
+            )
         for number in range(min(2, len(self))):
             self.segment(number, self.segments.folder / "end.mp4")
 
@@ -50,29 +60,64 @@ class LongRefinement:
 
     @property
     def carried(self) -> int:
-        return self._start.factor * self.video.carried
+        return self.start.factor * self.video.carried
+
+    def frames_of(self, count: int) -> int:
+        """Number of frames of the first `count` windows together."""
+        return self.start.factor * self.video.frames_of(count)
 
     @property
-    def _start(self) -> FromClip:
+    def as_one(self) -> VideoRequest:
+        """The request of one refinement of the whole, which says what that is; nobody makes it so."""
+        return replace(self.request, prompt=self.prompts[0], num_frames=self.frames_of(len(self)))
+
+    @property
+    def dense(self) -> LongRefinement:
+        """The same with dense attention."""
+        return replace(self, request=self.request.dense)
+
+    def seed(self, number: int) -> int:
+        """The seed of a window, counted from 0."""
+        return (self.request.seed + number) % 2**63
+
+    @property
+    def start(self) -> FromClip:
+        """How the first window begins; its clip may be the whole."""
         start = self.request.start
         if not isinstance(start, FromClip):
             raise ValueError(f"the request begins {type(start).__name__}; pass one that refines a clip")
         return start
 
     def overlap(self, number: int) -> int:
-        return self._start.factor * self.video.overlap(number)
+        return self.start.factor * self.video.overlap(number)
 
     def segment(self, number: int, before: Path) -> VideoRequest:
         """The request of a window, counted from 0. before: an MP4 file that ends as the refined one before it does."""
         given = self.overlap(number)
         video, refined = str(self._source(number)), str(before) if given else None
-        start = replace(self._start, video=video, refined=refined, cond_frames=given)
-        prompt, seed = self.video.prompts[number], (self.request.seed + number) % 2**63
-        return replace(self.request, prompt=prompt, seed=seed, start=start)
+        start = replace(self.start, video=video, refined=refined, cond_frames=given)
+        return replace(self.request, prompt=self.prompts[number], seed=self.seed(number), start=start)
 
     def described(self) -> dict[str, Any]:
         """The request of the first window says all that is known."""
         return {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON, without the folder of the segments; `from_dict` reads them back."""
+        return {"video": self.video.to_dict(), "request": self.request.to_dict(), "prompts": list(self.prompts)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], folder: Path, checkpoint: str) -> LongRefinement:
+        """Read what `to_dict` wrote.
+
+        folder: where the segments are. checkpoint: name of the one that made them.
+        Raises ValueError for what is no such plan, and as `ChainStore` does.
+        """
+        try:
+            video, request = LongVideo.from_dict(values["video"]), VideoRequest.from_dict(values["request"])
+            return cls(video, ChainStore(folder, video, checkpoint), request, tuple(values["prompts"]))
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"the plan of the refinement is damaged ({error}); set it up again") from None
 
     def _source(self, number: int) -> Path:
         """The file with the frames of a window before they are refined."""

@@ -1,4 +1,5 @@
-"""Adds up the results of a long video's segments: measurements of the whole, and the likeness of two long videos."""
+"""Adds up the results of a long video's segments, or of the windows in which one is refined: measurements of the whole,
+and the likeness of two long videos."""
 
 from __future__ import annotations
 
@@ -11,10 +12,11 @@ import numpy as np
 from pipeline.media.similarity import psnr_of_frames, ssim
 from pipeline.request.result import Comparison, VideoResult, speed
 from pipeline.request.timing import Speed
+from pipeline.runs.long_refinement import LongRefinement
 from pipeline.runs.long_video import LongVideo
 
 
-def joined_result(plan: LongVideo, segments: Sequence[VideoResult], video: Path) -> VideoResult:
+def joined_result(plan: LongVideo | LongRefinement, segments: Sequence[VideoResult], video: Path) -> VideoResult:
     """The result of the whole: seconds are those of all segments, the memory is their peak. What is said of the blocks
     is said of the last segment, because all but the first are like it.
 

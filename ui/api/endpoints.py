@@ -1,5 +1,5 @@
 """The named endpoints for `gradio_client`: /generate, /compare, /refine, /sweep, /find, /estimate, /inspect,
-/resources, /result and /cancel; and, in `ui.api.tasks`, /image_to_video, /continue and /long.
+/resources, /result and /cancel; and, in `ui.api.tasks`, /image_to_video, /continue, /long and /refine_long.
 
 They share one table of parameters, from which the documented signature is made, and the page's worker, so a call
 and a press of the button wait for each other.
@@ -29,6 +29,7 @@ from ui.api.parameters import (
     asked_request,
     attention_parameters,
     parameters,
+    refinement_parameters,
 )
 from ui.api.publish import REQUIRED, Page, publish
 from ui.api.results import job_result, sweep_report, table_file
@@ -200,9 +201,7 @@ def add_api(page: Page, site: Site) -> None:
     clip = [
         ("clip", str, REQUIRED, "job_id of the finished video to refine; of a pair the dense one"),
         ("prompt", str | None, None, "What it shows; null for the prompt that it was made with"),
-        ("t_thresh", float, 0.5, "Noise level to start from, above 0 to 1; more changes more"),
-        ("double_frames", bool, True, "Twice as many frames as well"),
-        ("seed", int | None, None, "Seed of the noise; null draws one, which the report states"),
+        *refinement_parameters(),
     ]
     made = [("video file", str), report]
     publish(page, generate, [*shared, attention, JOB_ID], made)

@@ -62,6 +62,14 @@ def attention_parameters(bsa: BSAConfig) -> list[tuple[str, Any, Any, str]]:
     ]
 
 
+def refinement_parameters() -> list[tuple[str, Any, Any, str]]:
+    return [
+        ("t_thresh", float, 0.5, "Noise level to start from, above 0 to 1; more changes more"),
+        ("double_frames", bool, True, "Twice as many frames as well"),
+        ("seed", int | None, None, "Seed of the noise; null draws one, which the report states"),
+    ]
+
+
 def asked_request(site: Site, values: dict[str, Any], attention: str = "sparse") -> VideoRequest:
     values = dict(values)
     rule = {name: values.pop(name) for name, *_ in attention_parameters(site.checkpoint.sparse)}

@@ -1,26 +1,42 @@
-"""The named endpoints that begin from a picture or a clip, and the one that makes long videos."""
+"""The named endpoints that begin from a picture or a clip, and those that make and refine long videos."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from pipeline import VideoRequest
+from pipeline.media.clip import inspect_clip
 from pipeline.request.values import whole_number
 from pipeline.runs.long_video import COND_FRAMES, LongVideo, prompts_for
 from ui.api.calls import Calls
-from ui.api.parameters import ATTENTION, ATTENTION_HELP, JOB_ID, asked_request, parameters
+from ui.api.parameters import (
+    ATTENTION,
+    ATTENTION_HELP,
+    JOB_ID,
+    asked_attention,
+    asked_request,
+    attention_parameters,
+    parameters,
+    refinement_parameters,
+)
 from ui.api.publish import REQUIRED, Page, Upload, publish, uploaded
 from ui.api.results import long_report
 from ui.form.plan_panel import untrained
+from ui.form.read import new_seed
 from ui.jobs.job import VideoJob
 from ui.site import Site
-from ui.tasks.form_job import long_job
+from ui.tasks.chain_job import ChainJob
+from ui.tasks.form_job import long_job, segments_of, whole_of, windows_job
 from ui.tasks.long_job import LongJob
+from ui.tasks.windows_job import WindowsJob
 from ui.views.stage import video_file
 
 NO_VIDEO = "job_id {name!r} has no finished video to go on from"
 TWO_STARTS = "image and clip are two ways to begin a long video; leave one out"
 NO_LONG = "job_id {name!r} is no long video with finished segments; use that of a call to /long"
+NO_WHOLE = "job_id {name!r} is no long video; use that of a call to /long, or to /refine_long"
+NO_WINDOWS = "job_id {name!r} is no refinement with finished windows; use that of a call to /refine_long"
 NO_PROMPTS = "prompts {prompts!r} is no list of texts; give a prompt for each segment, such as ['a red ball bounces']"
 NOT_KEPT = "keep {keep} is outside 1 to {count}, the finished segments of job_id {name!r}; leave after out to keep none"
 
@@ -56,6 +72,37 @@ def add_tasks(page: Page, site: Site, calls: Calls) -> None:
         name = await calls.run(job, job_id)
         return video_file(job.results[job.arms[0]].video), _said(site, job.video.request, long_report(job), name)
 
+    async def refine_long(
+        video: str, prompts: Any, t_thresh: float, double_frames: bool, after: Any, attention: str, **values: Any
+    ) -> tuple[Any, ...]:
+        """Make a larger, finer version of a long video from /long, in windows that each reach over one segment and
+        begin with the refined end of the one before. Needs the checkpoint's refinement adapter. The progress tells
+        window and step; /result has the finished windows meanwhile, and after a stop or a failure, too. Returns the
+        whole (MP4, H.264) and a report: that of /refine for the whole, and "windows" with the file of each."""
+        source = calls.find(video)
+        if not isinstance(source, ChainJob):
+            raise ValueError(NO_WHOLE.format(name=str(video)[:80]))
+        job_id, seed, bsa = values.pop("job_id"), values.pop("seed"), asked_attention(site, values, attention)
+        before = _windows_before(calls, after)
+        if seed is None:
+            seed = new_seed() if before is None else before.refinement.request.seed
+        (plan, _), whole = segments_of(source), whole_of(source)
+        made = await site.clips.read(whole, inspect_clip, whole)
+        request = site.checkpoint.refinement(
+            plan.prompts[0],
+            replace(made, frames=plan.request.num_frames),
+            t_thresh=t_thresh,
+            double_frames=double_frames,
+            seed=seed,
+            bsa=bsa,
+        )
+        request = site.estimates.choose(request) if attention == "auto" else request
+        given = () if prompts is None else tuple(map(site.checkpoint.in_english, _prompts(prompts, len(plan))))
+        after_windows = None if before is None else (before, len(before.segments))
+        job = windows_job(site, source, request, given, False, after_windows)
+        name = await calls.run(job, job_id)
+        return video_file(job.results[job.arms[0]].video), long_report(job) | {"job_id": name}
+
     continue_.__name__ = "continue"
     shared, attention = parameters(site.checkpoint), ("attention", ATTENTION, "sparse", ATTENTION_HELP)
     sized = [_by_shape(entry) for entry in shared]
@@ -75,6 +122,14 @@ def add_tasks(page: Page, site: Site, calls: Calls) -> None:
         ("keep", int | None, None, "How many of them; null for all that are finished"),
     ]
     publish(page, long, [*story, *sized[1:], attention, JOB_ID], made)
+    whole = [
+        ("video", str, REQUIRED, "job_id of the long video, of a pair the dense one; or of an earlier refinement"),
+        ("prompts", list[str] | None, None, "A prompt for each window; null for those of the segments"),
+        *refinement_parameters(),
+        ("after", str | None, None, "job_id of an earlier refinement whose finished windows are kept, or null"),
+    ]
+    rule = attention_parameters(site.checkpoint.sparse)
+    publish(page, refine_long, [*whole, *rule, attention, JOB_ID], made)
 
 
 async def _made(site: Site, calls: Calls, request: VideoRequest, job_id: str | None) -> tuple[Any, ...]:
@@ -93,9 +148,7 @@ async def _long_request(
     site: Site, calls: Calls, prompts: Any, segments: Any, attention: str, values: dict[str, Any]
 ) -> tuple[VideoRequest, tuple[str, ...]]:
     """The request of the first segment, and the prompts of all."""
-    if not isinstance(prompts, list) or not prompts:
-        raise ValueError(NO_PROMPTS.format(prompts=prompts))
-    all_prompts = prompts_for(prompts, None if segments is None else whole_number("segments", segments))
+    all_prompts = _prompts(prompts, None if segments is None else whole_number("segments", segments))
     image, clip = values.pop("image"), values.pop("clip")
     if image is not None and clip is not None:
         raise ValueError(TWO_STARTS)
@@ -112,6 +165,13 @@ async def _long_request(
     return request, tuple(map(site.checkpoint.in_english, all_prompts))
 
 
+def _prompts(prompts: Any, count: int | None) -> tuple[str, ...]:
+    """One for each of so many segments or windows; None for as many as there are. Raises ValueError for no list."""
+    if not isinstance(prompts, list) or not prompts:
+        raise ValueError(NO_PROMPTS.format(prompts=prompts))
+    return prompts_for(prompts, count)
+
+
 def _by_shape(entry: tuple[str, Any, Any, str]) -> tuple[str, Any, Any, str]:
     """A parameter, of a size by default what LongCat makes of the picture's or clip's shape."""
     name, kind, default, about = entry
@@ -125,6 +185,15 @@ def _clip(calls: Calls, clip: Any) -> str:
     if not isinstance(clip, str):
         return uploaded("clip", clip)
     return str(calls.finished(clip, NO_VIDEO).video)
+
+
+def _windows_before(calls: Calls, after: Any) -> WindowsJob | None:
+    if after is None:
+        return None
+    job = calls.find(after)
+    if not isinstance(job, WindowsJob) or not job.segments:
+        raise ValueError(NO_WINDOWS.format(name=str(after)[:80]))
+    return job
 
 
 def _before(calls: Calls, after: Any, keep: Any) -> tuple[LongJob, int] | None:

@@ -61,7 +61,7 @@ def own_presets(site: Site, fields: Fields, notice: gr.HTML) -> None:
 
 def preset_of(site: Site, form: dict[str, Any]) -> dict[str, Any]:
     """The form's settings as JSON. Raises ValueError for a value that cannot be used."""
-    plain = {**form, "prompt": "-", "negative_prompt": "", "seed": 0, "refine": None, "task": TEXT}
+    plain = {**form, "prompt": "-", "negative_prompt": "", "seed": 0, "refine": None, "windows": "", "task": TEXT}
     request = form_request(site.checkpoint, plain)
     return request.to_dict() | {"side_by_side": form["mode"] == SIDE_BY_SIDE}
 

@@ -17,16 +17,19 @@ from ui.form.read import (
     DENSE_ONLY,
     SIDE_BY_SIDE,
     SPARSE_ONLY,
+    Windows,
     form_long,
     form_request,
     is_long,
     page_sentence,
+    windows_of,
 )
 from ui.jobs.estimates import Estimates
 from ui.jobs.eta import duration_text
 
 MOST_CELLS = 256
 SEGMENTS, WHOLE, GIVEN = "Segments", "All segments", "Given"
+WINDOWS, ALL_WINDOWS = "Windows", "All windows"
 LENGTH = "{count}, together {frames} frames, {seconds} s"
 GIVEN_FRAMES = "{count} of {of} latent frames, which are read and not made"
 UNTRAINED = (
@@ -52,10 +55,12 @@ def plan_panel(checkpoint: CheckpointInfo, values: Mapping[str, Any], estimates:
         request = form_request(checkpoint, values, None if estimates is None else estimates.choose)
         video = form_long(checkpoint, values, request) if is_long(values) else None
         expected = "" if estimates is None else _expected(checkpoint, values, request, estimates)
-        whole = None if video is None or estimates is None else long_seconds(estimates, video, values["mode"])
+        rows = [] if video is None else long_rows(video, long_seconds(estimates, long_requests(video), values["mode"]))
+        if (windows := windows_of(values)) is not None:
+            seconds = long_seconds(estimates, windows.requests(request), values["mode"])
+            rows = windows_rows(windows, request, seconds)
     except ValueError as error:
         return plan_error(error)
-    rows = [] if video is None else long_rows(video, whole)
     if said := untrained(checkpoint, request.start, long=video is not None):
         expected = f'<p class="advice" data-kind="untrained">{escape(said)}</p>{expected}'
     return _describe(request, expected, rows)
@@ -75,7 +80,8 @@ def _expected(
     mode = values["mode"]
     if mode == AUTOMATIC:
         mode = DENSE_ONLY if request.bsa is None else SPARSE_ONLY
-    return outlook(estimates, request, sparse, mode, FIRST if is_long(values) else TIME)
+    time = FIRST if is_long(values) else FIRST_WINDOW if windows_of(values) else TIME
+    return outlook(estimates, request, sparse, mode, time)
 
 
 def untrained(checkpoint: CheckpointInfo, start: Start, *, long: bool = False) -> str:
@@ -91,11 +97,27 @@ def long_rows(video: LongVideo, seconds: float | None) -> list[tuple[str, str]]:
     return [(SEGMENTS, text), *([] if seconds is None else [(WHOLE, duration_text(seconds))])]
 
 
-def long_seconds(estimates: Estimates, video: LongVideo, mode: str) -> float | None:
-    """Expected seconds for all segments, and for both videos of a pair; None if unknown."""
-    total, kinds = 0.0, [(video.segment(0, Path("end.mp4")), 1)]
-    if len(video) > 1:
-        kinds.append((video.segment(1, Path("end.mp4")), len(video) - 1))
+def windows_rows(windows: Windows, first: VideoRequest, seconds: float | None) -> list[tuple[str, str]]:
+    """The same for the refinement of a long video. first: the request of its first window."""
+    later = first.num_frames * (windows.frames - windows.carried) // windows.frames
+    frames = first.num_frames + (windows.count - 1) * later
+    text = LENGTH.format(count=windows.count, frames=frames, seconds=f"{frames / first.fps:.1f}")
+    return [(WINDOWS, text), *([] if seconds is None else [(ALL_WINDOWS, duration_text(seconds))])]
+
+
+def long_requests(video: LongVideo) -> list[tuple[VideoRequest, int]]:
+    """The request of the first segment, and that of those after it, with their numbers."""
+    kinds = [(video.segment(0, Path("end.mp4")), 1)]
+    return kinds if len(video) < 2 else [*kinds, (video.segment(1, Path("end.mp4")), len(video) - 1)]
+
+
+def long_seconds(
+    estimates: Estimates | None, kinds: Sequence[tuple[VideoRequest, int]], mode: str
+) -> float | None:
+    """Expected seconds for requests of which there are so many, and for both videos of a pair; None if unknown."""
+    if estimates is None:
+        return None
+    total = 0.0
     for request, count in kinds:
         estimates.plan(request)
         for one in (request, request.dense) if mode == SIDE_BY_SIDE else (request,):
@@ -177,7 +199,7 @@ def _count(number: int) -> str:
     return f"{number:,}"
 
 
-TIME, FIRST, MEMORY = "Time", "First segment", "Memory"
+TIME, FIRST, FIRST_WINDOW, MEMORY = "Time", "First segment", "First window", "Memory"
 TIME_BOTH = "dense {dense}, sparse {sparse}"
 TIME_SPARSE = "sparse {sparse} (dense would take {dense})"
 TIME_DENSE = "dense {dense} (sparse would take {sparse})"

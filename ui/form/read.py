@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from bsa import BSAConfig, Grid, selectors
 from pipeline import CheckpointInfo, VideoRequest
@@ -13,7 +14,7 @@ from pipeline.media.clip import check_length, inspect_clip
 from pipeline.media.picture import inspect_picture
 from pipeline.request.fields import FIELDS
 from pipeline.request.sentences import one_line
-from pipeline.request.start import FromFrames
+from pipeline.request.start import FromClip, FromFrames
 from pipeline.request.values import real_number, whole_number
 from pipeline.runs.long_video import COND_FRAMES, LongVideo, prompts_for
 
@@ -25,7 +26,42 @@ NO_IMAGE = "there is no picture to begin with; drop one into its field, or take 
 NO_CLIP = "there is no clip to go on from; drop one into its field, or press Go on from this under a finished video"
 IMAGE_GONE = "the picture is gone from the server; choose it again"
 CLIP_GONE = "the clip is gone from the server; choose it again"
+NO_WINDOWS = "the choice of the long video to refine is damaged; choose it again"
 REFINES = "a clip is chosen under Refine a clip; clear it there, or choose Text to video to refine it"
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A long video that is chosen to be refined: its windows, as a hidden field of the form names them.
+
+    job: id of the run that made it, or of an earlier refinement of it, of which so many windows are `kept`.
+    count: of its segments. frames, carried: of a segment, and at its beginning from the one before.
+    """
+
+    job: str
+    kept: int
+    count: int
+    frames: int
+    carried: int
+
+    def __str__(self) -> str:
+        return f"{self.job} {self.kept} {self.count} {self.frames} {self.carried}"
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """What `str` wrote. Raises ValueError for anything else."""
+        job, *numbers = str(text).split(" ")
+        if len(numbers) != 4 or not all(number.isdecimal() and len(number) < 9 for number in numbers):
+            raise ValueError(NO_WINDOWS)
+        return cls(job, *map(int, numbers))
+
+    def requests(self, first: VideoRequest) -> list[tuple[VideoRequest, int]]:
+        """The request of the first window, and that of those after it, with their numbers."""
+        start = first.start
+        if self.count < 2 or not isinstance(start, FromClip):
+            return [(first, 1)]
+        later = replace(start, refined="end.mp4", cond_frames=start.factor * self.carried)
+        return [(first, 1), (replace(first, start=later), self.count - 1)]
 
 
 def new_seed() -> int:
@@ -43,13 +79,13 @@ def form_request(
     values: the form's values by field name, as `ui.form.inputs` names them.
     choose: returns a request with the attention that suits it, for the mode `AUTOMATIC`; without it that mode takes the
         checkpoint's sparse attention.
-    Of a long video this is its first segment, see `form_long`.
+    Of a long video this is its first segment, see `form_long`; of one that is refined, its first window.
     Raises ValueError with one sentence for the first value that cannot be used.
     """
     begins = beginning(values)
     if values.get("refine") and (begins, is_long(values)) != (TEXT, False):
         raise ValueError(REFINES)
-    automatic = values["mode"] == AUTOMATIC
+    windows, automatic = windows_of(values), values["mode"] == AUTOMATIC
     bsa = checkpoint.sparse if automatic else None
     if values["mode"] in (SIDE_BY_SIDE, SPARSE_ONLY):
         bsa = bsa_config(
@@ -64,7 +100,7 @@ def form_request(
         )
     request = video_request(
         checkpoint,
-        prompt=(prompt_lines(values) or [""])[0] if is_long(values) else values["prompt"] or "",
+        prompt=(prompt_lines(values) or [""])[0] if is_long(values) or windows else values["prompt"] or "",
         negative_prompt=values["negative_prompt"] or "",
         width=values["width"],
         height=values["height"],
@@ -76,6 +112,7 @@ def form_request(
         use_distill=values.get("use_distill"),
         lora=values.get("lora"),
         refine=values.get("refine"),
+        refine_frames=None if windows is None else windows.frames,
         double_frames=values.get("double_frames", True),
         t_thresh=values.get("t_thresh", 0.5),
         image=(values.get("image") or "") if begins == IMAGE else None,
@@ -95,6 +132,12 @@ def form_long(checkpoint: CheckpointInfo, values: Mapping[str, Any], request: Vi
     return LongVideo(request, tuple(map(checkpoint.in_english, prompts)), frames, enhance_hf=not request.use_distill)
 
 
+def windows_of(values: Mapping[str, Any]) -> Windows | None:
+    """The windows of the long video that the form refines; None if it makes something else."""
+    text = values.get("windows")
+    return Windows.read(text) if text and values.get("refine") else None
+
+
 def is_long(values: Mapping[str, Any]) -> bool:
     return values.get("task") == LONG
 
@@ -112,7 +155,7 @@ def file_of(values: Mapping[str, Any]) -> str | None:
 
 
 def prompt_lines(values: Mapping[str, Any]) -> list[str]:
-    """The prompts of a long video's segments: the lines of the field that are not empty."""
+    """The prompts of a long video's segments, or windows: the lines of the field that are not empty."""
     return filled_lines(values["prompt"])
 
 
@@ -164,6 +207,7 @@ def video_request(
     use_distill: bool | None = None,
     lora: str | None = None,
     refine: str | None = None,
+    refine_frames: int | None = None,
     double_frames: bool = True,
     t_thresh: Any = 0.5,
     image: str | None = None,
@@ -172,7 +216,8 @@ def video_request(
 ) -> VideoRequest:
     """Build a request from single values. Raises ValueError for a value that cannot be used.
 
-    refine: path of a clip; its number of frames then replaces `num_frames`.
+    refine: path of a clip; its number of frames then replaces `num_frames`. refine_frames: of a part of it, if that is
+        what is refined.
     image: path of the picture that the video begins with. clip: path of the clip that it goes on from, by its last
         `cond_frames`. "" for one that is to be chosen yet, None for neither. With one of them, a width and height of
         None are LongCat's for its shape.
@@ -192,8 +237,9 @@ def video_request(
         if clip is not None:
             return _continuation(checkpoint, prompt, _there(clip, NO_CLIP, CLIP_GONE), cond_frames, given)
         return checkpoint.request(prompt, **given)
-    level = real_number("noise level", t_thresh)
-    return checkpoint.refinement(prompt, inspect_clip(refine), t_thresh=level, double_frames=double_frames, **given)
+    level, seen = real_number("noise level", t_thresh), inspect_clip(refine)
+    part = seen if refine_frames is None else replace(seen, frames=refine_frames)
+    return checkpoint.refinement(prompt, part, t_thresh=level, double_frames=double_frames, **given)
 
 
 def _continuation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +15,8 @@ from bsa.config import SCHEDULE
 from pipeline import FromClip, FromFrames, FromImage, FromNoise, VideoRequest, cli_command, python_code, read_settings
 from pipeline.request.load_options import LoadOptions
 from pipeline.request.start import Start
+from pipeline.runs.as_code import refinement_code
+from pipeline.runs.long_refinement import LongRefinement
 from pipeline.runs.long_video import LongVideo
 from ui.form.inputs import Fields
 from ui.form.read import (
@@ -24,6 +27,7 @@ from ui.form.read import (
     SIDE_BY_SIDE,
     SPARSE_ONLY,
     TEXT,
+    Windows,
     keep_by,
     page_sentence,
 )
@@ -54,6 +58,7 @@ PIECE_OF_LONG = (
     "{video} is a piece of a long video and begins with the refined frames of the piece before it, for which the form "
     "has no place; refine the long video again, with --task long --refine"
 )
+NO_COMMAND = "No command refines a long video with settings of its own; use the Python code."
 LARGE_SEED = "Its seed {seed} has more digits than the form can hold; the command line can use it."
 OF_ONE_VIDEO = ("prompt", "negative_prompt", "seed", "randomise")
 OF_ITS_TASK = ("task", "begins", "image", "clip", "cond_frames", "segments", "after")
@@ -71,7 +76,7 @@ def form_values(request: VideoRequest, side_by_side: bool | None = None) -> dict
     values |= {"randomise": False, "use_distill": request.use_distill, "fps": request.fps, "lora": request.lora or ""}
     values |= _task_values(request.start)
     clip = request.start if isinstance(request.start, FromClip) else None
-    values["refine"] = None if clip is None else _here(clip)
+    values |= {"refine": None if clip is None else _here(clip), "windows": ""}
     if clip is not None:
         values |= {"double_frames": clip.double_frames, "t_thresh": clip.t_thresh}
     if request.bsa is None:
@@ -83,14 +88,31 @@ def long_values(video: LongVideo, side_by_side: bool | None = None) -> dict[str,
     """The same for a long video."""
     values = form_values(video.request, side_by_side)
     task = {"task": LONG, "begins": values["task"], "segments": len(video), "cond_frames": video.cond_frames}
-    return values | task | {"prompt": "\n".join(" ".join(prompt.split()) for prompt in video.prompts)}
+    return values | task | {"prompt": _lines(video.prompts)}
+
+
+def windows_values(
+    job_id: str, plan: LongRefinement, side_by_side: bool | None = None, kept: int = 0
+) -> dict[str, Any]:
+    """The same for the refinement of a long video. job_id: of the run that has its segments. kept: number of its
+    windows that are kept."""
+    chosen = Windows(job_id, kept, len(plan), plan.video.request.num_frames, plan.video.carried)
+    values = form_values(plan.request, side_by_side)
+    return values | {"prompt": _lines(plan.prompts), "windows": str(chosen) if values["refine"] else ""}
 
 
 def job_values(job: VideoJob) -> dict[str, Any]:
     """The same for what a job makes."""
+    if isinstance(job.long, LongRefinement):
+        return windows_values(job.id, job.long, job.side_by_side)
     if job.long is not None:
         return long_values(job.long, job.side_by_side)
     return form_values(job.request, job.side_by_side)
+
+
+def _lines(prompts: Sequence[str]) -> str:
+    """Prompts for the form, each on a line of its own."""
+    return "\n".join(" ".join(prompt.split()) for prompt in prompts)
 
 
 def _task_values(start: Start) -> dict[str, Any]:
@@ -201,16 +223,18 @@ def settings_drop(site: Site, store: Store, fields: Fields, notice: gr.HTML) -> 
             long = None if found.long is None else LongVideo.from_dict(found.long)
         except ValueError as error:
             return {notice: notice_html(page_sentence(error), "error"), drop: None}
-        request = found.request
+        request, made = found.request, None
         if not isinstance(request.start, FromNoise):
             made = made_by(store, site.owner(event), Path(path))
             request = _with_its_file(request, made)
             long = None if long is None else replace(long, request=_with_its_file(long.request, made))
+        values = form_values(request) if long is None else long_values(long)
+        if isinstance(made, VideoJob) and isinstance(made.long, LongRefinement):
+            values = windows_values(made.id, replace(made.long, request=request))
         said = [RESTORED.format(video=Path(path).name)]
         if found.checkpoint not in (None, "", site.checkpoint.name):
             said.append(OTHER_CHECKPOINT.format(made=found.checkpoint[:80], here=site.checkpoint.name))
         said += remarks(site, fields, request, found.versions, long)
-        values = form_values(request) if long is None else long_values(long)
         return fill(fields, values) | {notice: notice_html(" ".join(said)), drop: None}
 
     drop.upload(restore, drop, [*fields.values(), notice, drop], **QUIET)
@@ -240,6 +264,8 @@ def code_of(site: Site, job: VideoJob) -> dict[str, str]:
     made = next(iter(job.results.values()), None)
     versions = {} if made is None else made.versions
     device = versions.get("device", "auto").partition(":")[0]
+    if isinstance(job.long, LongRefinement):
+        return _windows_code(site, job, job.long, device, LoadOptions.from_versions(versions))
     if job.long is not None:
         return _long_code(site, job, job.long, device, LoadOptions.from_versions(versions))
     output = f"again-{job.id}" if job.side_by_side else f"again-{job.id}.mp4"
@@ -251,6 +277,17 @@ def code_of(site: Site, job: VideoJob) -> dict[str, str]:
         return code | {"cli": cli_command(job.request, **options)}
     except ValueError as error:
         return code | {"why": page_sentence(error)}
+
+
+def _windows_code(
+    site: Site, job: VideoJob, plan: LongRefinement, device: str, weights: LoadOptions
+) -> dict[str, str]:
+    """`code_of` the refinement of a long video: of a pair, the two one after the other."""
+    options: dict[str, Any] = {"model_path": site.checkpoint.path, "device": device, "weights": weights}
+    options["lora_dir"] = site.checkpoint.lora_dir_for(plan.request.lora)
+    plans = {arm: plan.dense if arm == "dense" else plan for arm in job.arms}
+    texts = [refinement_code(one, output=f"again-{job.id}-{arm}", **options) for arm, one in plans.items()]
+    return {"python": "\n".join(texts), "why": NO_COMMAND}
 
 
 def _long_code(site: Site, job: VideoJob, video: LongVideo, device: str, weights: LoadOptions) -> dict[str, str]:

@@ -22,6 +22,7 @@ import numpy as np
 from pipeline import Cancelled, Comparison, StepUpdate, VideoRequest, VideoResult, compare
 from pipeline.request.result import Generator, OnStep
 from pipeline.request.start import FromClip, FromImage, FromNoise, Start
+from pipeline.runs.long_refinement import LongRefinement
 from pipeline.runs.long_video import LongVideo
 
 log = logging.getLogger("ui")
@@ -166,13 +167,13 @@ class VideoJob(Job):
     """One press of Generate: one video, or the same clip both dense and sparse.
 
     results: the finished videos by arm, in the order of `arms`.
-    long: the plan of a long video, of which `request` describes the whole; None for any other.
+    long: the plan of a long video, or of its refinement, of which `request` describes the whole; None for any other.
     speedup: how many times as fast the sparse video is expected to be made; None if that is not known.
     """
 
     request: VideoRequest
     side_by_side: bool
-    long: LongVideo | None = field(default=None, init=False)
+    long: LongVideo | LongRefinement | None = field(default=None, init=False)
     results: dict[str, VideoResult] = field(default_factory=dict, init=False)
     comparison: Comparison | None = field(default=None, init=False)
     speedup: float | None = field(default=None, init=False)

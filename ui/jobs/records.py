@@ -186,8 +186,8 @@ def _posters(job: Job) -> dict[str, str]:
     else:
         middle = 0.0
         found = sorted(job.folder.glob("**/*.mp4"))
-        if isinstance(job, VideoJob):  # a long video without its end: what there is of its first segment
-            found = [file for file in found if file.name == "segment-001.mp4"]
+        if isinstance(job, VideoJob) and job.long is not None:  # without its end: what there is of its first part
+            found = [file for file in found if file.name == f"{job.long.name}-001.mp4"]
         videos = {file.parent.name if isinstance(job, VideoJob) else file.stem: file for file in found[:2]}
     made = {name: poster(file, middle) for name, file in videos.items()}
     return {name: picture for name, picture in made.items() if picture}

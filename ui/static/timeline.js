@@ -1,6 +1,7 @@
-// The segments of a long video: what is finished can be looked at while the rest is made. A press on its picture goes to
-// that place of the whole, or plays it here while there is no whole. `ask` gets what the next run is to keep; `play`
-// goes to a frame and tells whether it could. Texts are set through textContent only.
+// The segments of a long video, or the windows in which one is refined: what is finished can be looked at while the rest
+// is made. A press on its picture goes to that place of the whole, or plays it here while there is no whole. `ask` gets
+// what the next run is to keep, or that it is to refine the whole; `play` goes to a frame and tells whether it could.
+// Texts are set through textContent only.
 function timeline(root, ask, play) {
   const list = root.querySelector('ol');
   let drawn = '';
@@ -25,7 +26,7 @@ function timeline(root, ask, play) {
     const open = make('button', 'timeline-open');
     open.type = 'button';
     open.dataset.arm = arm;
-    open.setAttribute('aria-label', `Play segment ${segment.number}, ${arm}`);
+    open.setAttribute('aria-label', `Play ${view.part} ${segment.number}, ${arm}`);
     open.append(Object.assign(make('img'), { src: files.picture.url, alt: '' }));
     open.addEventListener('click', () => {
       if (play(segment.frame)) return;
@@ -44,12 +45,12 @@ function timeline(root, ask, play) {
     arms.forEach(([arm, files]) => shown.append(picture(arm, files, segment)));
     if (!arms.length) shown.append(make('span', 'timeline-blank', segment.state));
     const title = make('p', 'timeline-title');
-    title.append(make('b', '', `Segment ${segment.number}`), make('span', '', segment.time));
+    title.append(make('b', '', `${view.part === 'window' ? 'Window' : 'Segment'} ${segment.number}`), make('span', '', segment.time));
     if (segment.kept) title.append(make('span', '', 'kept'));
     const prompt = make('p', 'timeline-prompt', segment.prompt);
     prompt.translate = false;
     item.append(shown, title, prompt);
-    if (view.over && arms.length) {
+    if (view.over && arms.length && view.part === 'segment') {
       const before = segment.number - 1;
       const again = action('Redo from here', `Redo from segment ${segment.number}`, () => ask({ kept: before, segments: count }));
       const actions = make('div', 'timeline-actions');
@@ -65,6 +66,8 @@ function timeline(root, ask, play) {
     const all = made === view.segments.length;
     ask({ kept: made, segments: all ? made + 1 : view.segments.length });
   });
+  const refine = root.querySelector('.timeline-refine');
+  refine.addEventListener('click', () => ask({ refine: true }));
 
   return {
     draw(now, job) {
@@ -75,8 +78,16 @@ function timeline(root, ask, play) {
       view = now;
       const made = now.segments.filter((segment) => Object.keys(segment.arms).length).length;
       list.replaceChildren(...now.segments.map((segment) => card(segment, now.segments.length)));
-      root.querySelector('.timeline-end').hidden = !now.over || !made;
-      root.querySelector('.timeline-add').textContent = made < now.segments.length ? 'Make the rest' : 'Add a segment';
+      const all = made === now.segments.length;
+      const windows = now.part === 'window';
+      root.setAttribute('aria-label', windows ? 'Windows in which the long video is refined' : 'Segments of the long video');
+      root.querySelector('.timeline-end').hidden = !now.over || !made || (all && windows);
+      root.querySelector('.timeline-add').textContent = all ? 'Add a segment' : 'Make the rest';
+      refine.hidden = !all || windows;
+      refine.disabled = Boolean(now.lacks);
+      const lacks = root.querySelector('.timeline-lacks');
+      lacks.hidden = refine.hidden || !now.lacks;
+      lacks.textContent = now.lacks || '';
     },
   };
 }

@@ -1,4 +1,5 @@
-"""Fills the form for a picture or a clip that a video begins with, and for segments that are kept.
+"""Fills the form for a picture or a clip that a video begins with, for segments that are kept, and for a long video to
+refine.
 
 The choice sets the size that LongCat makes of it, so that the form always shows the video that will be made.
 """
@@ -18,7 +19,7 @@ from pipeline.runs.long_video import MOST_SEGMENTS
 from ui.form.inputs import Fields
 from ui.form.plan_panel import untrained
 from ui.form.read import CLIP, IMAGE, beginning, page_sentence
-from ui.form.refine import look_at_clip
+from ui.form.refine import ClipChooser, look_at_clip
 from ui.form.restore import fill, long_values
 from ui.jobs.job import VideoJob
 from ui.look.parts import QUIET, event_data, notice_html
@@ -27,6 +28,7 @@ from ui.tasks.fields import TaskFields
 from ui.tasks.form_job import after_text, find_after
 from ui.tasks.long_job import LongJob
 from ui.tasks.pictures import examples, look_at
+from ui.tasks.windows_job import WindowsJob
 
 PICTURE_CHOSEN = (
     "The video begins with this picture of {from_width} × {from_height} and is made in {width} × {height}."
@@ -47,9 +49,11 @@ PREVIEW = '<figure class="start"><img src="{source}" alt=""><figcaption>{text}</
 class StartChooser:
     """Changes the form when a picture or clip is chosen, and when a run is gone on from."""
 
-    def __init__(self, site: Site, task: TaskFields, fields: Fields, notice: gr.HTML) -> None:
-        """fields: all of the form."""
-        self._site, self._task, self._fields, self._notice = site, task, fields, notice
+    def __init__(
+        self, site: Site, task: TaskFields, fields: Fields, notice: gr.HTML, clips: ClipChooser
+    ) -> None:
+        """fields: all of the form. clips: chooses what is refined."""
+        self._site, self._task, self._fields, self._notice, self._clips = site, task, fields, notice, clips
 
     def connect(self, stage: gr.HTML, history: gr.HTML) -> None:
         """Connect the events. stage, history: panels with buttons that go on from a video (`submit`); those of segments
@@ -61,7 +65,8 @@ class StartChooser:
         task.examples.select(self.take_example, None, changed, **QUIET)
         stage.submit(self.go_on, fields["cond_frames"], changed, **QUIET)
         history.submit(self.go_on, fields["cond_frames"], changed, **QUIET)
-        stage.edit(self.keep, None, changed, **QUIET)
+        shape = [fields["double_frames"], fields["t_thresh"]]
+        stage.edit(self.keep, shape, [*changed, self._clips.accordion], **QUIET)
         left = [*(fields[name].input for name in ("task", "begins")), fields["image"].clear, fields["clip"].clear]
         gr.on(left, self.leave, self._notice, self._notice, **QUIET)
         source = [fields[name] for name in ("task", "begins", "image", "clip")]
@@ -120,13 +125,22 @@ class StartChooser:
         if made is None or not made.video.is_file():
             return {self._notice: notice_html(NO_VIDEO, "error")}
         changes = await self.take_clip(str(made.video), cond_frames)
-        return fill(self._fields, {"task": CLIP, "refine": None, "after": ""}) | changes
+        return fill(self._fields, {"task": CLIP, "refine": None, "windows": "", "after": ""}) | changes
 
-    def keep(self, event: gr.EventData, request: gr.Request) -> Changes:
+    async def keep(
+        self, double_frames: bool, t_thresh: float, event: gr.EventData, request: gr.Request
+    ) -> Changes:
         """Put a long video into the form, of which the first segments are kept. The event names {"job", "kept": how
-        many, "segments": of how many the next one has}."""
-        job = self._site.worker.find(_asked(event, "job"), self._site.owner(request))
+        many, "segments": of how many the next one has}; or {"job", "refine": true} to refine the whole. Of a
+        refinement the first windows are kept."""
+        owner = self._site.owner(request)
+        job = self._site.worker.find(_asked(event, "job"), owner)
         kept, count = (_number(event, name) for name in ("kept", "segments"))
+        opened = {self._clips.accordion: gr.update(open=True)}
+        if isinstance(job, LongJob) and event_data(event).get("refine") is True:
+            return await self._clips.take_shown(job.id, double_frames, t_thresh, request) | opened
+        if isinstance(job, WindowsJob) and 0 <= kept < len(job.refinement):
+            return self._clips.take_rest(job, kept) | opened
         if not isinstance(job, LongJob) or not 0 <= kept <= len(job.segments) or not 1 <= count <= MOST_SEGMENTS:
             return {self._notice: notice_html(NO_VIDEO, "error")}
         values = long_values(job.video, job.side_by_side)

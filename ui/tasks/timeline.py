@@ -1,4 +1,5 @@
-"""The segments of a long video, as data for the page: the prompt and the state of each."""
+"""The segments of a long video, or the windows in which one is refined, as data for the page: the prompt and the state
+of each."""
 
 from __future__ import annotations
 
@@ -7,25 +8,26 @@ from typing import Any
 import gradio as gr
 
 from ui.jobs.job import VideoJob
-from ui.tasks.long_job import LongJob, picture_of
+from ui.tasks.chain_job import ChainJob, picture_of
 
 DONE, BEING_MADE, WAITING, MISSING = "", "Being made", "Waiting", "Not made"
 TIME = "{start:.1f} to {end:.1f} s"
 
 
 def timeline(job: VideoJob) -> dict[str, Any] | None:
-    """{"over", "segments"} of a long video; None for any other.
+    """{"over", "part": "segment" or "window", "segments"} of a long video or a refined one; None for any other.
 
     A segment is {"number": from 1, "prompt", "state", "kept": whether an earlier run made it, "time": where it plays,
     "frame": its first, "arms": {arm: {"picture", "clip"}}}, the files of those that are finished.
     """
-    if not isinstance(job, LongJob):
+    if not isinstance(job, ChainJob):
         return None
-    return {"over": job.over, "segments": [_segment(job, number) for number in range(len(job.video))]}
+    segments = [_segment(job, number) for number in range(len(job.plan))]
+    return {"over": job.over, "part": job.plan.name, "segments": segments}
 
 
-def _segment(job: LongJob, number: int) -> dict[str, Any]:
-    video, fps = job.video, job.video.request.fps
+def _segment(job: ChainJob, number: int) -> dict[str, Any]:
+    video, fps = job.plan, job.plan.request.fps
     first, end = video.frames_of(number), video.frames_of(number + 1)
     files, state = {}, WAITING
     if number < len(job.segments):
@@ -45,7 +47,7 @@ def _segment(job: LongJob, number: int) -> dict[str, Any]:
     }
 
 
-def _files(job: LongJob, number: int) -> dict[str, Any]:
+def _files(job: ChainJob, number: int) -> dict[str, Any]:
     found = {}
     for arm, result in job.segments[number].results.items():
         picture = picture_of(result.video)

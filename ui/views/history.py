@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -12,11 +13,12 @@ from pipeline.request.timing import read_speed
 from pipeline.runs.long_video import LongVideo
 from ui.form.inputs import Fields
 from ui.form.read import page_sentence
-from ui.form.restore import RESTORED_RUN, fill, form_values, long_values, remarks
+from ui.form.restore import RESTORED_RUN, fill, form_values, long_values, remarks, windows_values
 from ui.jobs.job import ARMS, VideoJob
 from ui.look.figures import decibels
 from ui.look.parts import QUIET, Drawn, event_data, notice_html
 from ui.storage.store import INTERRUPTED, Record
+from ui.tasks.windows_job import windows_plan
 from ui.views.follow import GONE, Changes, Follower, live_videos
 from ui.views.stage import pair_view
 from ui.views.sweep_panel import SWEEP_TAB, SweepPanel
@@ -25,6 +27,7 @@ PAGE = 24  # runs shown at first, and more with every press of "Show more"
 
 TASKS = {
     "long": "Long video",
+    "windows": "Refined long video",
     "from_image": "From a picture",
     "from_frames": "Going on from a clip",
     "refine": "Refined",
@@ -93,7 +96,7 @@ def history_panel(
         if record is None or record.owner != site.owner(request) or not record.request:
             return {notice: notice_html(GONE, "error")}
         try:
-            wanted, values, long = _settings(record.request)
+            wanted, values, long = _settings(record, store.output_dir / record.folder)
         except ValueError as error:
             return {notice: notice_html(str(error), "error")}
         said = [RESTORED_RUN, *remarks(site, fields, wanted, {}, long)]
@@ -119,12 +122,15 @@ def history_panel(
     return refresh, where, history
 
 
-def _settings(request: dict[str, Any]) -> tuple[VideoRequest, dict[str, Any], LongVideo | None]:
+def _settings(record: Record, folder: Path) -> tuple[VideoRequest, dict[str, Any], LongVideo | None]:
     """The request of a recorded run, the form's values for it, and its plan if it is a long video; the request is then
-    that of the first segment."""
-    values = dict(request)
+    that of the first segment, or window."""
+    values = dict(record.request or {})
     side_by_side, long = values.pop("side_by_side", False), values.pop("long", None)
     values.pop("kept", None)
+    if (windows := values.pop("windows", None)) is not None:
+        plan = windows_plan(windows, folder)
+        return plan.request, windows_values(record.id, plan, side_by_side), None
     if long is not None:
         video = LongVideo.from_dict(long)
         return video.request, long_values(video, side_by_side), video
@@ -164,7 +170,7 @@ def run_view(record: Record) -> dict[str, Any]:
     request, report, posters = record.request or {}, record.report or {}, record.posters or {}
     both = request.get("side_by_side")
     kind = record.kind
-    if kind in ("video", "long"):
+    if kind in ("video", "long", "windows"):
         kind = "both" if both else "sparse" if request.get("bsa") else "dense"
     view = _view(record.id, kind, request, record.submitted) | {
         "state": STATES.get(record.state, ""),
@@ -193,10 +199,11 @@ def _view(job_id: str, kind: str, request: dict[str, Any], submitted: float) -> 
     rule = [(SPARSITY, "sparsity"), (MASS, "cdf_threshold"), (SCORED, "selection"), (STEPS_FIRST, "dense_steps")]
     rule += [(LAYERS_FIRST, "dense_layers"), (EVERY, "select_every")]
     texts = [(text, rules.get(name)) for text, name in rule]
+    prompts = (request.get("long") or request.get("windows") or {}).get("prompts", [request.get("prompt", "")])
     return {
         "job": job_id,
         "kind": ": ".join([*tasks[:1], KINDS.get(kind, kind.capitalize())]),
-        "prompt": " / ".join(dict.fromkeys((request.get("long") or {}).get("prompts", [request.get("prompt", "")]))),
+        "prompt": " / ".join(dict.fromkeys(prompts)),
         "rule": ", ".join(text.format(value=value) for text, value in texts if value is not None),
         "detail": detail,
         "time": submitted,

@@ -17,7 +17,7 @@ PLACE = "Number {place} of all that wait"
 STARTS = "{place}, starts in about {time}"
 STOPPING = "Being stopped"
 LEFT = "{state}, about {time} left"
-SEGMENTS = "{count} segments"
+PARTS = {"segment": "{count} segments", "window": "{count} windows"}  # of a long video, and of its refinement
 SWEEP = "Sweep of {total} videos"
 PAIR, DENSE, SPARSE = "dense and sparse", "dense", "sparse"
 
@@ -90,8 +90,8 @@ def detail(job: VideoJob | SweepJob) -> str:
     if isinstance(job, SweepJob):
         return SWEEP.format(total=job.total)
     what = PAIR if job.side_by_side else DENSE if job.request.bsa is None else SPARSE
-    segments = "" if job.long is None else f"{SEGMENTS.format(count=len(job.long))} · "
-    return f"{segments}{what} · seed {job.request.seed}"
+    parts = "" if job.long is None else f"{PARTS[job.long.name].format(count=len(job.long))} · "
+    return f"{parts}{what} · seed {job.request.seed}"
 
 
 def state_text(site: Site, job: Job) -> str:

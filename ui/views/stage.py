@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from pipeline import VideoRequest
+from ui.form.preset_rules import NO_REFINEMENT
 from ui.jobs.eta import duration_text
 from ui.jobs.job import ARMS, VideoJob
 from ui.look.figures import figures, seconds
@@ -28,6 +29,7 @@ SCRIPTS = (
     *("sync.js", "heat.js", "blind.js", "blocks.js", "overlay.js", "lens.js", "player.js", "timeline.js"),
     "stage.js",
 )
+CANNOT_REFINE = f"Refining needs {NO_REFINEMENT}, which is missing here."
 NAME_LENGTH = 60  # letters of the prompt in the name of a download
 
 
@@ -35,7 +37,7 @@ class Stage(Drawn):
     """The player. Its value is `StageViews.of` a job. The page keeps a video until a new one replaces it.
 
     Events: submit goes on from a video and brings {"job", "arm"}; edit brings what the next long video keeps of this
-    one, {"job", "kept", "segments"}.
+    one, {"job", "kept", "segments"}, or {"job", "refine": true} to refine the whole.
     """
 
     def __init__(self, keys: Keys, **kwargs: Any) -> None:
@@ -52,7 +54,10 @@ class StageViews:
     def of(self, job: VideoJob) -> dict[str, Any]:
         """`stage_view` of the job with the time that is left, and a key to its attention record when it is over."""
         left = None if job.over else self.site.worker.queue.seconds_left(job)
-        return stage_view(job, left) | {
+        view = stage_view(job, left)
+        if view["timeline"] and "refine" not in self.site.checkpoint.loras:
+            view["timeline"]["lacks"] = CANNOT_REFINE
+        return view | {
             "inside": self.keys.issue(job).get("key", "") if job.over else "",
             "about": self.site.shown_first.about if job is self.site.shown_first.job else "",
         }
