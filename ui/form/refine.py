@@ -74,8 +74,8 @@ class ClipChooser:
         """accordion: contains the fields, and is to open when a clip is chosen elsewhere on the page."""
         self._site, self._fields, self._notice, self._shown = site, fields, notice, shown
         self.accordion = accordion
-        self._from_stage = gr.Button("Use the clip on the stage", size="sm", elem_id="refine-shown")
         self._windows = box("refine-windows")
+        self._from_stage = gr.Button("Use the clip on the stage", size="sm", elem_id="refine-shown")
 
     def on_press(self, button: gr.Button, shown: gr.State) -> None:
         """Make a button refine the chosen clip, or else the clip on the stage."""

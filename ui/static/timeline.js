@@ -2,6 +2,11 @@
 // is made. A press on its picture goes to that place of the whole, or plays it here while there is no whole. `ask` gets
 // what the next run is to keep, or that it is to refine the whole; `play` goes to a frame and tells whether it could.
 // Texts are set through textContent only.
+const PARTS = {
+  segment: { title: (number) => `Segment ${number}`, play: (number, arm) => `Play segment ${number}, ${arm}`, all: 'Segments of the long video' },
+  window: { title: (number) => `Window ${number}`, play: (number, arm) => `Play window ${number}, ${arm}`, all: 'Windows in which the long video is refined' },
+};
+
 function timeline(root, ask, play) {
   const list = root.querySelector('ol');
   let drawn = '';
@@ -26,7 +31,7 @@ function timeline(root, ask, play) {
     const open = make('button', 'timeline-open');
     open.type = 'button';
     open.dataset.arm = arm;
-    open.setAttribute('aria-label', `Play ${view.part} ${segment.number}, ${arm}`);
+    open.setAttribute('aria-label', PARTS[view.part].play(segment.number, arm));
     open.append(Object.assign(make('img'), { src: files.picture.url, alt: '' }));
     open.addEventListener('click', () => {
       if (play(segment.frame)) return;
@@ -45,7 +50,7 @@ function timeline(root, ask, play) {
     arms.forEach(([arm, files]) => shown.append(picture(arm, files, segment)));
     if (!arms.length) shown.append(make('span', 'timeline-blank', segment.state));
     const title = make('p', 'timeline-title');
-    title.append(make('b', '', `${view.part === 'window' ? 'Window' : 'Segment'} ${segment.number}`), make('span', '', segment.time));
+    title.append(make('b', '', PARTS[view.part].title(segment.number)), make('span', '', segment.time));
     if (segment.kept) title.append(make('span', '', 'kept'));
     const prompt = make('p', 'timeline-prompt', segment.prompt);
     prompt.translate = false;
@@ -80,7 +85,7 @@ function timeline(root, ask, play) {
       list.replaceChildren(...now.segments.map((segment) => card(segment, now.segments.length)));
       const all = made === now.segments.length;
       const windows = now.part === 'window';
-      root.setAttribute('aria-label', windows ? 'Windows in which the long video is refined' : 'Segments of the long video');
+      root.setAttribute('aria-label', PARTS[now.part].all);
       root.querySelector('.timeline-end').hidden = !now.over || !made || (all && windows);
       root.querySelector('.timeline-add').textContent = all ? 'Add a segment' : 'Make the rest';
       refine.hidden = !all || windows;

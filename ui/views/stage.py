@@ -29,7 +29,7 @@ SCRIPTS = (
     *("sync.js", "heat.js", "blind.js", "blocks.js", "overlay.js", "lens.js", "player.js", "timeline.js"),
     "stage.js",
 )
-CANNOT_REFINE = f"Refining needs {NO_REFINEMENT}, which is missing here."
+CANNOT_REFINE = "Refining needs {what}, which is missing here."
 NAME_LENGTH = 60  # letters of the prompt in the name of a download
 
 
@@ -56,7 +56,7 @@ class StageViews:
         left = None if job.over else self.site.worker.queue.seconds_left(job)
         view = stage_view(job, left)
         if view["timeline"] and "refine" not in self.site.checkpoint.loras:
-            view["timeline"]["lacks"] = CANNOT_REFINE
+            view["timeline"]["lacks"] = CANNOT_REFINE.format(what=NO_REFINEMENT)
         return view | {
             "inside": self.keys.issue(job).get("key", "") if job.over else "",
             "about": self.site.shown_first.about if job is self.site.shown_first.job else "",
