@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from app_server import running_page, until
-from browser import button, chromium, expect_playing, fill_number, generate, needs_chromium, notice, open_page, open_tab
+from browser import button, expect_playing, fill_number, generate, notice, open_page, open_tab
 from fake_pipeline import CHECKPOINT, FakePipeline
 from gradio_client import Client
 from gradio_client.exceptions import AppError
@@ -137,8 +137,13 @@ def fake():
 
 
 @pytest.fixture(scope="module")
-def address(fake, tmp_path_factory):
-    with running_page(fake, tmp_path_factory.mktemp("outputs"), ADAPTED) as address:
+def outputs(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.fixture(scope="module")
+def address(fake, outputs):
+    with running_page(fake, outputs, ADAPTED) as address:
         yield address
 
 
@@ -211,62 +216,64 @@ class TestApi:
         assert "42 frames of 144 x 96 in 2 windows" in done.stdout
 
 
-@needs_chromium
-def test_the_page_refines_a_long_video_and_goes_on_after_a_stop(tmp_path, fake):
-    with running_page(fake, tmp_path, ADAPTED) as address, chromium() as browser:
-        page = open_page(browser, address)
-        page.locator("#task").get_by_label("Long video").click()
-        page.locator("#prompt textarea").fill("a red ball rises\na red ball falls")
-        fill_number(page, "Segments", 2)
-        generate(page)
-        line = page.locator(".timeline")
-        line.get_by_role("button", name="Refine the whole").click()
-        expect(notice(page)).to_contain_text(
-            "21 frames of 96 × 64 in 2 segments will become 42 of 144 × 96, each window in 5 of 50 steps."
-        )
-        expect(page.locator("#refine-windows")).to_contain_text("Windows: 2. Kept: 0.")
-        expect(page.locator("#refine-clip")).to_contain_text("dense")
-        expect(page.locator("#prompt textarea")).to_have_value("a red ball rises\na red ball falls")
-        expect(page.locator("#plan")).to_contain_text("2, together 42 frames, 1.4 s")
+def test_the_page_refines_a_long_video_and_goes_on_after_a_stop(browser, address, outputs, fake, tmp_path):
+    page = open_page(browser, address)
+    page.locator("#task").get_by_label("Long video").click()
+    page.locator("#prompt textarea").fill("a red ball rises\na red ball falls")
+    fill_number(page, "Segments", 2)
+    generate(page)
+    line = page.locator(".timeline")
+    line.get_by_role("button", name="Refine the whole").click()
+    expect(notice(page)).to_contain_text(
+        "21 frames of 96 × 64 in 2 segments will become 42 of 144 × 96, each window in 5 of 50 steps."
+    )
+    expect(page.locator("#refine-windows")).to_contain_text("Windows: 2. Kept: 0.")
+    expect(page.locator("#refine-clip")).to_contain_text("dense")
+    expect(page.locator("#prompt textarea")).to_have_value("a red ball rises\na red ball falls")
+    expect(page.locator("#plan")).to_contain_text("2, together 42 frames, 1.4 s")
 
-        with fake.held(after=2):  # the first window of both chains
-            button(page, "Generate").click()
-            expect(line.locator('li[data-state="Being made"]')).to_contain_text("a red ball falls")
-            expect(page.locator('.tile[data-arm="dense"] .label')).to_contain_text("Window 2 of 2 · Denoising, step")
-            expect(line.locator("li").first.locator("img")).to_have_count(2)
-            button(page, "Stop").click()
-            expect(notice(page)).to_contain_text("Stopped. Finished videos are kept.")
-        expect(line.get_by_role("button", name="Refine the whole")).to_be_hidden()
-        line.get_by_role("button", name="Make the rest").click()
-        expect(notice(page)).to_contain_text("its finished windows are kept")
-        expect(page.locator("#refine-windows")).to_contain_text("Windows: 2. Kept: 1.")
-        made = len(fake.requests)
-        generate(page)
-        assert [(one.prompt, one.start.cond_frames) for one in fake.requests[made:]] == [("a red ball falls", 26)] * 2
-        for arm in ("dense", "sparse"):
-            expect_playing(page, arm)
-            name = page.locator(f'.tile[data-arm="{arm}"] .save').get_attribute("download")
-            assert name.startswith("a-red-ball-rises-seed")
-        expect(line.locator("li").first).to_contain_text("kept")
-        expect(line.locator(".timeline-end")).to_be_hidden()  # there is no more to do with it
+    with fake.held(after=2):  # the first window of both chains
+        button(page, "Generate").click()
+        expect(line.locator('li[data-state="Being made"]')).to_contain_text("a red ball falls")
+        expect(page.locator('.tile[data-arm="dense"] .label')).to_contain_text("Window 2 of 2 · Denoising, step")
+        expect(line.locator("li").first.locator("img")).to_have_count(2)
+        button(page, "Stop").click()
+        expect(notice(page)).to_contain_text("Stopped. Finished videos are kept.")
+    expect(line.get_by_role("button", name="Refine the whole")).to_be_hidden()
+    line.get_by_role("button", name="Make the rest").click()
+    expect(notice(page)).to_contain_text("its finished windows are kept")
+    expect(page.locator("#refine-windows")).to_contain_text("Windows: 2. Kept: 1.")
+    made = len(fake.requests)
+    generate(page)
+    assert [(one.prompt, one.start.cond_frames) for one in fake.requests[made:]] == [("a red ball falls", 26)] * 2
+    for arm in ("dense", "sparse"):
+        expect_playing(page, arm)
+        name = page.locator(f'.tile[data-arm="{arm}"] .save').get_attribute("download")
+        assert name.startswith("a-red-ball-rises-seed")
+    expect(line.locator("li").first).to_contain_text("kept")
+    expect(line.locator(".timeline-end")).to_be_hidden()  # there is no more to do with it
 
-        open_tab(page, "History")
-        card = page.locator(".history-run").first
-        expect(card).to_contain_text("Refined long video: Dense and sparse")
-        page.locator("#refine-clip").get_by_role("button", name="Clear").click()
-        expect(page.locator("#refine-windows")).to_have_text("")
-        card.get_by_role("button", name="Use the settings of").click()
-        expect(page.locator("#refine-windows")).to_contain_text("Windows: 2. Kept: 0.")
-        page.locator("#refine-clip").get_by_role("button", name="Clear").click()
-        refined = max(tmp_path.glob("*/sparse.mp4"), key=lambda file: file.stat().st_mtime)
-        page.locator("#drop input[type=file]").set_input_files(refined)
-        expect(page.locator("#refine-windows")).to_contain_text("Windows: 2. Kept: 0.")
-        page.context.close()
+    open_tab(page, "History")
+    card = page.locator(".history-run").first
+    expect(card).to_contain_text("Refined long video: Dense and sparse")
+    page.locator("#refine-clip").get_by_role("button", name="Clear").click()
+    expect(page.locator("#refine-windows")).to_have_text("")
+    card.get_by_role("button", name="Use the settings of").click()
+    expect(page.locator("#refine-windows")).to_contain_text("Windows: 2. Kept: 0.")
+    page.locator("#refine-clip").get_by_role("button", name="Clear").click()
+    refined = max(outputs.glob("*/sparse.mp4"), key=lambda file: file.stat().st_mtime)
+    page.locator("#drop input[type=file]").set_input_files(refined)
+    expect(page.locator("#refine-windows")).to_contain_text("Windows: 2. Kept: 0.")
+    stranger = tmp_path / "stranger.mp4"  # no run of theirs made it, and it does not hold the long video
+    stranger.write_bytes(refined.read_bytes() + b"x")
+    page.locator("#drop input[type=file]").set_input_files(stranger)
+    expect(notice(page)).to_contain_text("It was refined in 2 windows from a long video that is not here")
+    expect(page.locator("#refine-windows")).to_have_text("")
+    page.context.close()
 
 
-@needs_chromium
-def test_without_the_adapter_the_button_says_why(tmp_path, fake):
-    with running_page(fake, tmp_path, CHECKPOINT) as address, chromium() as browser:
+def test_without_the_adapter_the_button_says_why(browser, tmp_path, fake):
+    with running_page(fake, tmp_path, CHECKPOINT) as address:
         client = Client(address, verbose=False)
         client.predict(["a", "b"], num_frames=9, steps=1, cond_frames=5, job_id="tale", api_name="/long")
         with pytest.raises(AppError, match="fake-longcat has no LoRA adapter 'refine'"):

@@ -90,7 +90,8 @@ class TestWindows:
         assert [len(part) for part in parts] == [58, 32]
         np.testing.assert_array_equal(read_clip(result.video), np.concatenate(parts))
         assert not list(folder.glob("*.source.mp4"))
-        assert read_settings(result.video).request.start == FromClip(video="window-001.source.mp4")
+        said = read_settings(result.video)
+        assert (said.request.start, said.windows) == (FromClip(video="window-001.source.mp4"), 2)
         assert [part["frames"] for part in json.loads((folder / "windows.json").read_text())["parts"]] == [58, 32]
 
     def test_requests(self, made):
@@ -121,9 +122,35 @@ class TestWindows:
         refine(folder, doubling)
         assert [request.prompt for request in doubling.requests] == ["b"]
 
-    def test_a_windowthat_refines_nothing(self, made):
+    def test_a_window_that_refines_nothing(self, made):
         with pytest.raises(ValueError, match="the request begins FromNoise; pass one that refines a clip"):
             refine(made[0], Doubling(), REQUEST)
+
+    def test_a_request_for_another_number_of_frames(self, made):
+        with pytest.raises(ValueError, match="num_frames 56 is not what a window of this long video makes; use 58"):
+            refine(made[0], Doubling(), replace(FIRST, num_frames=56))
+
+
+class TestPlan:
+    def plan(self, folder, **changes):
+        video = long(*"ab")
+        return LongRefinement(video, ChainStore(folder, video, "tiny"), FIRST, **changes)
+
+    def test_as_one(self, tmp_path):
+        plan = self.plan(tmp_path)
+        assert (plan.as_one.num_frames, plan.as_one.prompt, plan.frames_of(1)) == (90, "a", 58)
+        assert plan.dense.segment(1, tmp_path / "end.mp4").bsa is None
+
+    def test_written_and_read(self, tmp_path):
+        plan = self.plan(tmp_path, prompts=("c", "d"))
+        again = LongRefinement.from_dict(json.loads(json.dumps(plan.to_dict())), tmp_path, "tiny")
+        assert again.to_dict() == plan.to_dict() and again.segment(1, tmp_path / "end.mp4").prompt == "d"
+        with pytest.raises(ValueError, match="the plan of the refinement is damaged"):
+            LongRefinement.from_dict({}, tmp_path, "tiny")
+
+    def test_a_prompt_for_each_window(self, tmp_path):
+        with pytest.raises(ValueError, match="there are 3 prompts for 2 windows; give one for each"):
+            self.plan(tmp_path, prompts=tuple("abc"))
 
 
 class TestNumbers:

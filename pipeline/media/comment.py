@@ -26,12 +26,14 @@ class VideoSettings:
         versions: version numbers of the packages, and the name of the device.
         checkpoint: name of the checkpoint; None for older files, which do not say.
         long: of a long video, whose first segment `request` is, what `LongVideo.from_dict` reads; None for others.
+        windows: in so many a long video was refined, of which `request` is the first; 0 for others.
     """
 
     request: VideoRequest
     versions: dict[str, str]
     checkpoint: str | None = None
     long: dict[str, Any] | None = None
+    windows: int = 0
 
 
 def describe(request: VideoRequest, versions: dict[str, str], checkpoint: str) -> dict[str, Any]:
@@ -73,12 +75,13 @@ def read_settings(path: str | Path) -> VideoSettings:
         raise ValueError(f"the settings in {path.name} cannot be used: {reason}") from None
     # a path from a file must not point to anything on this machine
     request = without_places(request)
-    long = description.get("long")
+    long, windows = description.get("long"), description.get("windows")
     return VideoSettings(
         request,
         _versions(description.get("versions")),
         _text(description.get("checkpoint")),
         {"request": request.to_dict(), **long} if isinstance(long, dict) else None,
+        windows if type(windows) is int and 0 < windows < 1000 else 0,
     )
 
 

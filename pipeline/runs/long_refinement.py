@@ -99,8 +99,8 @@ class LongRefinement:
         return replace(self.request, prompt=self.prompts[number], seed=self.seed(number), start=start)
 
     def described(self) -> dict[str, Any]:
-        """The request of the first window says all that is known."""
-        return {}
+        """The request of the first window says the rest; the long video is not to be told by it."""
+        return {"windows": len(self)}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON, without the folder of the segments; `from_dict` reads them back."""

@@ -47,6 +47,9 @@ OTHER_QUANTIZATION = (
 OTHER_PRECISION = "It was made in {made}, and this server computes in {here}: the result will differ by rounding."
 OTHER_FPS = "It has {fps} frames a second; the form has no field for that, and this checkpoint uses {here}."
 OTHER_CLIP = "It was refined from {clip}, which is not here: choose that clip under Refine a clip."
+OTHER_WHOLE = (
+    "It was refined in {count} windows from a long video that is not here: show that one, and press Refine the whole."
+)
 OTHER_IMAGE = "It begins with a picture that is not here: choose it again."
 OTHER_SOURCE = "It goes on from a clip that is not here: choose it again."
 OTHER_CONTINUATION = (
@@ -163,11 +166,17 @@ def fill(fields: Fields, values: dict[str, Any]) -> dict[Any, Any]:
 
 
 def remarks(
-    site: Site, fields: Fields, request: VideoRequest, versions: dict[str, str], long: LongVideo | None = None
+    site: Site,
+    fields: Fields,
+    request: VideoRequest,
+    versions: dict[str, str],
+    long: LongVideo | None = None,
+    windows: int = 0,
 ) -> list[str]:
     """Sentences about differences that keep the form, or this machine, from making exactly the same video again.
 
-    long: the long video whose first segment is `request`.
+    long: the long video whose first segment is `request`. windows: in so many a long video was refined, of which it is
+        the first; 0 for others.
     """
     defaults, said = site.checkpoint.defaults, []
     if long is not None and long.seeds:
@@ -178,7 +187,7 @@ def remarks(
     if isinstance(start, FromFrames) and (start.kv_cache, start.enhance_hf) != ("device", not request.use_distill):
         said.append(OTHER_CONTINUATION)
     if clip is not None and form_values(request)["refine"] is None:
-        said.append(OTHER_CLIP.format(clip=clip.name[:80]))
+        said.append(OTHER_WHOLE.format(count=windows) if windows else OTHER_CLIP.format(clip=clip.name[:80]))
     elif isinstance(start, FromNoise | FromImage) and "fps" not in fields and request.fps != defaults["fps"]:
         said.append(OTHER_FPS.format(fps=request.fps, here=defaults["fps"]))
     if request.seed > LARGEST_SEED:
@@ -234,7 +243,7 @@ def settings_drop(site: Site, store: Store, fields: Fields, notice: gr.HTML) -> 
         said = [RESTORED.format(video=Path(path).name)]
         if found.checkpoint not in (None, "", site.checkpoint.name):
             said.append(OTHER_CHECKPOINT.format(made=found.checkpoint[:80], here=site.checkpoint.name))
-        said += remarks(site, fields, request, found.versions, long)
+        said += remarks(site, fields, request, found.versions, long, found.windows)
         return fill(fields, values) | {notice: notice_html(" ".join(said)), drop: None}
 
     drop.upload(restore, drop, [*fields.values(), notice, drop], **QUIET)
