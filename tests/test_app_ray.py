@@ -15,7 +15,7 @@ import pytest
 from app_server import until
 from fake_pipeline import CHECKPOINT, draw
 
-from pipeline import Cancelled, FromImage
+from pipeline import Cancelled, FromClip, FromImage
 from pipeline.engine import ray_cluster
 from pipeline.engine.node import Node
 from pipeline.engine.parent import EngineDied
@@ -46,8 +46,8 @@ class Wire:
                 raise LinkLost("the cable was cut")
             yield pickle.loads(pickle.dumps(message))
 
-    def generate(self, request, source, name, task):
-        return self.stream("generate", request, [] if source is None else [source.read_bytes()], name, task)
+    def generate(self, request, sources, name, task):
+        return self.stream("generate", request, [[source.read_bytes()] for source in sources], name, task)
 
     def cancel(self, task):
         self.node.cancel(task)
@@ -104,6 +104,27 @@ class TestWire:
         finally:
             engine._link.node._engine.generate_frames = made
         assert result.request.start.image == str(image)
+
+    def test_the_refined_frames_of_a_window_go_there_too(self, engine, tmp_path):
+        """Two files, even of one name."""
+        files = [tmp_path / folder / "clip.mp4" for folder in ("clip", "refined")]
+        for file in files:
+            file.parent.mkdir()
+            file.write_bytes(file.parent.name.encode())
+        start = FromClip(video=str(files[0]), refined=str(files[1]), cond_frames=2)
+        made, seen = engine._link.node._engine.generate_frames, []
+
+        def look(here, on_step, output):
+            seen.extend(Path(name).read_bytes() for name in (here.start.video, here.start.refined))
+            return made(here, on_step, output)
+
+        engine._link.node._engine.generate_frames = look
+        try:
+            request = replace(request_of(), num_frames=6, lora="refine", start=start, bsa=None)
+            result, _ = engine.generate_frames(request, None, tmp_path / "dense.mp4")
+        finally:
+            engine._link.node._engine.generate_frames = made
+        assert seen == [b"clip", b"refined"] and result.request.start == start
 
     def test_readings_are_of_its_machine(self, engine):
         until(lambda: engine.reading().total > 0, "a reading")

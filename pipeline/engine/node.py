@@ -25,7 +25,7 @@ from pipeline.engine.parent import EngineDied
 from pipeline.engine.process import EngineProcess
 from pipeline.machine.memory import available_memory, held_memory, total_memory
 from pipeline.machine.resources import ResourceSampler
-from pipeline.request.start import FromNoise
+from pipeline.request.start import FromClip, FromNoise
 from pipeline.request.video import StepUpdate, VideoRequest
 
 PIECE = 4 * 2**20  # bytes of a file or of frames in one message
@@ -59,12 +59,14 @@ class Node:
 
         yield from _stream(work)
 
-    def generate(self, request: VideoRequest, source: Iterable[bytes], name: str, task: int) -> Iterator[Message]:
+    def generate(
+        self, request: VideoRequest, sources: Iterable[Iterable[bytes]], name: str, task: int
+    ) -> Iterator[Message]:
         """Make a video: ("step", (phase, step, total, seconds, preview)) for each step; then for each file that was
         written ("file", its name) and its ("piece", uint8 array); ("frames", their shape) with their pieces; and
         ("done", the result), whose paths are of this machine.
 
-        source: the bytes of the file that the request begins with, in pieces; none without one. name: of the video.
+        sources: the bytes of each file that the request begins with (`start.sources`), in pieces. name: of the video.
         task: its number, from 1 on, for `cancel`.
         """
 
@@ -77,7 +79,7 @@ class Node:
                 self._task = task
             folder = Path(tempfile.mkdtemp(dir=self._folder))
             try:
-                here = _with_source(request, source, folder)
+                here = _with_sources(request, sources, folder)
                 output = folder / "made" / name
                 output.parent.mkdir()
                 result, frames = self._engine.generate_frames(here, on_step, output)
@@ -133,16 +135,21 @@ class Node:
             self._ended.set()
 
 
-def _with_source(request: VideoRequest, source: Iterable[bytes], folder: Path) -> VideoRequest:
-    """The request with the file that it begins with put into the folder."""
-    start = request.start
-    if isinstance(start, FromNoise) or start.source is None:
+def _with_sources(request: VideoRequest, sources: Iterable[Iterable[bytes]], folder: Path) -> VideoRequest:
+    """The request with the files that it begins with put into the folder."""
+    start, files = request.start, []
+    if isinstance(start, FromNoise):
         return request
-    file = folder / start.source.name
-    with file.open("wb") as written:
-        for piece in source:
-            written.write(piece)
-    return replace(request, start=start.at(file))
+    for number, (source, pieces) in enumerate(zip(start.sources, sources, strict=True)):
+        files.append(folder / str(number) / source.name)  # two may have one name
+        files[-1].parent.mkdir()
+        with files[-1].open("wb") as written:
+            for piece in pieces:
+                written.write(piece)
+    here = start.at(files[0])
+    if isinstance(here, FromClip) and here.refined is not None:
+        here = replace(here, refined=str(files[1]))
+    return replace(request, start=here)
 
 
 def _say_pieces(values: np.ndarray, say: Callable[[Message], None]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -88,11 +88,13 @@ class _Actor(Node):
             os.environ["OMP_NUM_THREADS"] = str(threads)
         super().__init__(target, arguments)
 
-    def generate_from(self, request: VideoRequest, references: list[Any], name: str, task: int) -> Iterator[Message]:
-        """`generate`, whose source is in the object store."""
+    def generate_from(
+        self, request: VideoRequest, references: list[list[Any]], name: str, task: int
+    ) -> Iterator[Message]:
+        """`generate`, whose sources are in the object store."""
         import ray
 
-        yield from self.generate(request, map(ray.get, references), name, task)
+        yield from self.generate(request, (map(ray.get, pieces) for pieces in references), name, task)
 
 
 class _RayLink:
@@ -108,9 +110,9 @@ class _RayLink:
         except self._ray.exceptions.RayError as error:
             raise LinkLost(next(iter(str(error).splitlines()), type(error).__name__)) from error
 
-    def generate(self, request: VideoRequest, source: Path | None, name: str, task: int) -> Iterator[Message]:
-        pieces: Iterable[bytes] = () if source is None else _pieces(source)
-        return self.stream("generate_from", request, [self._ray.put(piece) for piece in pieces], name, task)
+    def generate(self, request: VideoRequest, sources: Sequence[Path], name: str, task: int) -> Iterator[Message]:
+        stored = [[self._ray.put(piece) for piece in _pieces(source)] for source in sources]
+        return self.stream("generate_from", request, stored, name, task)
 
     def cancel(self, task: int) -> None:
         with suppress(self._ray.exceptions.RayError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -43,8 +43,8 @@ class Link(Protocol):
     def stream(self, method: str, *arguments: Any) -> Iterator[Message]:
         """The messages of a method of the node. Raises LinkLost when no more can come."""
 
-    def generate(self, request: VideoRequest, source: Path | None, name: str, task: int) -> Iterator[Message]:
-        """`Node.generate`, with the bytes of a file of this machine as its source."""
+    def generate(self, request: VideoRequest, sources: Sequence[Path], name: str, task: int) -> Iterator[Message]:
+        """`Node.generate`, with the bytes of files of this machine as its sources."""
 
     def cancel(self, task: int) -> None:
         """`Node.cancel`. Returns at once."""
@@ -159,7 +159,7 @@ class RemoteEngine:
             received = _Received(output.parent, files)
             link = self._running()
             self._task += 1
-            messages = link.generate(request, request.start.source, output.name, self._task)
+            messages = link.generate(request, request.start.sources, output.name, self._task)
             result = self._follow(messages, on_message)
             return replace(result, request=request, video=output), received.frames
 

@@ -51,6 +51,11 @@ class _Made:
         return None
 
     @property
+    def sources(self) -> tuple[Path, ...]:
+        """All files that are read."""
+        return () if self.source is None else (self.source,)
+
+    @property
     def conditioning(self) -> int:
         """Latent frames at the beginning that are given."""
         return 0
@@ -303,6 +308,10 @@ class FromClip:
     @property
     def source(self) -> Path:
         return self.clip
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        return (self.clip,) if self.refined is None else (self.clip, Path(self.refined))
 
     @property
     def factor(self) -> int:
