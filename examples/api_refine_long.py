@@ -1,10 +1,10 @@
 """Make a long video through a running page's API and refine the whole of it, window by window, following its progress.
 
-The page must run with a checkpoint that has LongCat's adapter for that, lora/refinement_lora.safetensors; without one
-the server says so. Try it:
+The page must run with a checkpoint that has an adapter for that, lora/refinement_lora.safetensors, as the included one
+has; without it the server says so. Try it:
 
-    python app.py --model-path longcat-weights     # in another terminal, until the page is there
-    python examples/api_refine_long.py             # or with the page's address: ... http://other-host:7860
+    make run                            # in another terminal, until the page is there
+    python examples/api_refine_long.py    # or with the page's address: ... http://other-host:7860
 """
 
 import sys
