@@ -4,7 +4,7 @@ The page must run with a checkpoint that has an adapter for that, lora/refinemen
 has; without it the server says so. Try it:
 
     make run                            # in another terminal, until the page is there
-    python examples/api_refine_long.py    # or with the page's address: ... http://other-host:7860
+    python examples/api_refine_long.py  # or with the page's address: ... http://other-host:7860
 """
 
 import sys
