@@ -75,6 +75,7 @@ def form_request(
         bsa=bsa,
         use_distill=values.get("use_distill"),
         lora=values.get("lora"),
+        teacache_thresh=values.get("teacache_thresh", 0),
         refine=values.get("refine"),
         double_frames=values.get("double_frames", True),
         t_thresh=values.get("t_thresh", 0.5),
@@ -163,6 +164,7 @@ def video_request(
     bsa: BSAConfig | None,
     use_distill: bool | None = None,
     lora: str | None = None,
+    teacache_thresh: Any = 0,
     refine: str | None = None,
     double_frames: bool = True,
     t_thresh: Any = 0.5,
@@ -183,6 +185,7 @@ def video_request(
         numbers = {name: value for name, value in numbers.items() if value is not None}
     given: dict[str, Any] = {name: FIELDS[name].read(value) for name, value in numbers.items()}
     given |= {"negative_prompt": negative_prompt, "bsa": bsa, "lora": lora or None}
+    given["teacache_thresh"] = FIELDS["teacache_thresh"].read(teacache_thresh)
     if use_distill is not None:
         given["use_distill"] = use_distill
     if not refine:
@@ -225,6 +228,7 @@ def _chunk(name: str, sides: Sequence[Any]) -> Grid:
 _PAGE_WORDS = {
     "num_frames": "number of frames",
     "guidance_scale": "guidance",
+    "teacache_thresh": "TeaCache threshold",
     "cdf_threshold": "CDF threshold",
     "chunk_q": "query chunk",
     "dense_steps": "dense steps",
