@@ -1,5 +1,6 @@
 """TeaCache: which steps it skips, against the formula written out in float64, and what becomes of a video."""
 
+import io
 import json
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,6 +12,8 @@ from random_dit import random_dit
 
 from bsa import BSAConfig, Grid
 from pipeline import FromImage, VideoRequest, compare
+from pipeline.cli.inspect import run_inspect
+from pipeline.cli.main import _print_result
 from pipeline.estimate.estimator import Estimator
 from pipeline.media.attention_record import AttentionRecord, record_path
 from pipeline.model.denoising import denoise
@@ -214,7 +217,7 @@ def asked(tiny_pipeline):
 
 
 @pytest.mark.parametrize("forward", ["plain", "fast"])
-def test_a_high_threshold_runs_the_first_and_the_last_step(tiny_pipeline, asked, forward, tmp_path, monkeypatch):
+def test_a_high_threshold_runs_the_ends(tiny_pipeline, asked, forward, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tiny_pipeline, "forward", forward)
     monkeypatch.setattr(tiny_pipeline, "record", True)
     updates = []
@@ -233,6 +236,11 @@ def test_a_high_threshold_runs_the_first_and_the_last_step(tiny_pipeline, asked,
     assert summary["density_by_step"][1] is None
     assert summary["density"] == pytest.approx(np.nanmean(record.density))
     json.dumps(summary, allow_nan=False)
+    told = io.StringIO()
+    run_inspect(SimpleNamespace(record=record_path(video)), told)
+    assert "skipped   4 of 6 steps, by TeaCache" in told.getvalue() and "nan" not in told.getvalue()
+    _print_result(result, None)
+    assert "passes    2 of 6 steps, the others by TeaCache" in capsys.readouterr().out
     whole, other = tiny_pipeline.generate_frames(replace(request, teacache_thresh=0.0))
     assert (whole.passes, whole.skipped) == (6, 0) and not np.array_equal(frames, other)
 

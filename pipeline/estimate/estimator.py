@@ -122,7 +122,7 @@ class Estimator:
             self._take_in()
 
     def observe(self, result: VideoResult) -> None:
-        """Learn from a finished video that began with noise and skipped no step; the ledger cannot describe the others."""
+        """Learn from a finished video that began with noise and skipped no step; the ledger cannot describe others."""
         if result.request.start.source is not None or result.skipped:
             return
         with self._lock:

@@ -30,8 +30,8 @@ WORKING_BYTES = 128 << 20  # scores held at one time; less than the attention it
 class AttentionRecorder:
     """Collects the record of one generation. It is an `Observer` for `SparseAttention`.
 
-    It expects one call per layer in every step that runs, in order. It records the last row of a batch, which is the conditional
-    one under classifier-free guidance. On CUDA, calls do not wait for the device.
+    It expects one call per layer in every step that runs, in order. It records the last row of a batch, which is the
+    conditional one under classifier-free guidance. On CUDA, calls do not wait for the device.
     """
 
     def __init__(

@@ -195,8 +195,8 @@ def video_fields(checkpoint: CheckpointInfo) -> Fields:
         value=0,
         step=0.01,
         label="TeaCache threshold",
-        info="Above 0, steps whose input has changed little since the last full one are skipped. The video differs more "
-        "the higher it is; 0 runs every step.",
+        info="Skips steps whose input has changed little: the higher, the fewer run and the more the video differs. "
+        "0 runs all of them.",
         buttons=["reset"],
         elem_id="teacache_thresh",
     )
