@@ -218,6 +218,17 @@ def attention_small() -> str:
     return _pivot("attention_small", kept, "what", ["grid", "chunks"], _timed)
 
 
+def attention_eight_bits() -> str:
+    kept = load("attention_eight_bits")["rows"]
+    return _pivot(
+        "attention_eight_bits",
+        kept,
+        "what",
+        ["grid"],
+        lambda r: _timed(r) + (f", {r['error']:.4f}" if "error" in r else ""),
+    )
+
+
 def attention_sweep() -> str:
     found = load("attention_gpu")["rows"]
     dense = {r["grid"]: r["ms"] for r in found if r["what"] == "dense, cuDNN" and "ms" in r}
@@ -328,7 +339,7 @@ def pictures() -> dict[Path, str]:
 
 CPU = (attention_cpu, precision_cpu, embedded_checkpoint)
 MEASURED = (kernel_correctness, *CPU, page_start, page_load, soak, soak_engines)
-ATTENTION = (attention_peers, attention_variants, attention_small, attention_sweep, kernel_limits)
+ATTENTION = (attention_peers, attention_variants, attention_small, attention_eight_bits, attention_sweep, kernel_limits)
 GPU = (fused, forward, forward_profile, numerics, memory, cost_curve, multi_gpu)
 QUALITY = (quality, quality_details, quality_layers, selection_methods, selection_times, selection_forward, teacache)
 TABLES = {f.__name__: f for f in (*MEASURED, *ATTENTION, *GPU, *QUALITY)}

@@ -79,7 +79,8 @@ class EightBits:
 
     tile_q, tile_k: most tokens per tile; small chunks get smaller tiles.
     descriptors: key and value tiles through TMA, compute capability 9.0 and up.
-    exact_sums: add e4m3 products to sums in fp32 after every 32 keys. Hopper's own sums have 14 bits or so.
+    exact_sums: add e4m3 products to sums in fp32 after every 32 keys, not after every tile. Hopper's own sums, which
+        the products are in until then, have 14 bits or so.
     """
 
     name: str

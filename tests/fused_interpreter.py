@@ -52,13 +52,16 @@ def head(grid, chunk, heads, cells=False):
     return lambda: (x.clone(), weight, rope, layout, cells)
 
 
-def forward(grid, config, given=0):
-    """Of the whole forward; with conditioning frames, also of one that finds their keys and values kept."""
+def forward(grid, config, given=0, eight_bits=False):
+    """Of the whole forward; with conditioning frames, also of one that finds their keys and values kept.
+
+    eight_bits: of the attention with Triton, beside fp32 with PyTorch.
+    """
     model = random_dit(num_attention_heads=2)  # each costs a second of the interpreter
     latents, *others = random_inputs(model, grid)
     results = []
     for backend in ("triton", "torch"):
-        options = {"conditioning": given, "backend": backend}
+        options = {"conditioning": given, "backend": backend, "eight_bits": eight_bits and backend == "triton"}
         out = [fast_forward(model, latents, *others, config, **options)]
         if given:
             cache = KeyValues()
@@ -86,6 +89,9 @@ print(
             "forward-dense": forward((2, 4, 4), None),
             "forward-ragged": forward((4, 5, 4), BSAConfig(0.5, None, (2, 4, 4), (2, 4, 4))),
             "forward-cells": forward((4, 5, 4), BSAConfig(0.5, None, (2, 4, 4), (2, 4, 4), "cells"), given=1),
+            "forward-8-bits": forward(
+                (4, 5, 4), BSAConfig(0.5, None, (2, 4, 4), (2, 4, 4)), eight_bits=True
+            ),
             "forward-conditioned": forward((4, 5, 4), BSAConfig(0.5, None, (2, 4, 4), (2, 4, 4)), given=1),
         }
     )

@@ -11,6 +11,7 @@ import torch
 from bsa import BSAConfig
 from pipeline.media.attention_record import AttentionRecord
 from pipeline.request.choose_forward import checked_forward, choose_forward
+from pipeline.request.load_options import LoadOptions
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 SAME, MIXED = BSAConfig(0.5, None, (2, 4, 4), (2, 4, 4)), BSAConfig(0.5, None, (2, 4, 4), (2, 3, 8))
@@ -52,16 +53,31 @@ def test_the_choice_and_its_reason(request_, gpu, asked, bsa, device, name, reas
 def test_without_measurements_of_this_gpu_the_plain_forward_runs(request_, gpu):
     gpu.write_text("{}")
     choice = choose_forward("auto", request_.workload, CUDA)
-    assert choice == ("plain", "the fast one has not been measured on NVIDIA Made-up")
+    assert choice[:2] == ("plain", "the fast one has not been measured on NVIDIA Made-up")
 
 
 def test_another_gpu_with_the_same_chip_counts(request_, gpu, monkeypatch):
     gpu.write_text(json.dumps({"NVIDIA H100 80GB HBM3": {}}))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
     reason = "it was measured on NVIDIA H100 80GB HBM3, the same chip"
-    assert choose_forward("auto", request_.workload, CUDA) == ("fast", reason)
+    assert choose_forward("auto", request_.workload, CUDA)[:2] == ("fast", reason)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA B200")
     assert choose_forward("auto", request_.workload, CUDA).name == "plain"
+
+
+@pytest.mark.parametrize("asked", ["auto", "fast"])
+@pytest.mark.parametrize(
+    ("weights", "bsa", "expected"),
+    [
+        pytest.param(LoadOptions("fp8+attention"), SAME, True, id="sparse"),
+        pytest.param(LoadOptions("fp8+attention", True, 2), SAME, True, id="sparse-offload-two-gpus"),
+        pytest.param(LoadOptions("fp8+attention"), None, False, id="dense"),
+        pytest.param(LoadOptions("fp8"), SAME, False, id="products-only"),
+    ],
+)
+def test_attention_in_8_bits_is_chosen_for_sparse_videos_alone(request_, asked, weights, bsa, expected):
+    choice = choose_forward(asked, replace(request_, bsa=bsa).workload, CUDA, weights)
+    assert (choice.name, choice.eight_bits) == ("fast", expected)
 
 
 def test_what_was_asked_for_is_never_replaced(request_):

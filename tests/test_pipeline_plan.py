@@ -47,7 +47,7 @@ def test_what_a_plan_carries(changes, grid, rows, sparse, reason):
     assert made.work.bsa == (request.bsa if sparse else None)
     assert made.work.blocks == (request.bsa.blocks(grid) if sparse else None)
     assert made.steps == request.steps
-    assert made.forward == ("fast", "it is the faster one on a CPU")
+    assert made.forward[:2] == ("fast", "it is the faster one on a CPU")
     assert made.estimate.memory > made.estimate.memory_least > 0
 
 
@@ -58,6 +58,9 @@ def test_what_a_plan_carries(changes, grid, rows, sparse, reason):
         pytest.param({"bsa": MIXED}, AS_STORED, "fast", "the fast forward cannot run this request", id="forward"),
         pytest.param({"bsa": MIXED}, LoadOptions("fp8"), "auto", "needs the fast forward, which cannot", id="weights"),
         pytest.param({}, LoadOptions("fp8"), "plain", "the plain forward cannot run with --quantization", id="plain"),
+        pytest.param(
+            {}, LoadOptions("fp8+attention"), "auto", r"fp8\+attention needs a GPU, and this model runs on", id="8-bits"
+        ),
         pytest.param(
             {"bsa": replace(SPARSE, dense_layers=99999)},
             AS_STORED,

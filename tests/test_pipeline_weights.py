@@ -29,6 +29,7 @@ from pipeline.weights.offload import LayerByLayer, place
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 FP8, OFFLOAD, BOTH = LoadOptions("fp8"), LoadOptions(None, True), LoadOptions("fp8", True)
+ATTENTION = LoadOptions("fp8+attention")
 SAME, MIXED = BSAConfig(0.5, None, (2, 4, 4), (2, 4, 4)), BSAConfig(0.5, None, (2, 4, 4), (2, 3, 8))
 
 
@@ -123,6 +124,23 @@ class TestVideos:
             assert LoadOptions.from_versions(read_settings(result.video).versions) == pipeline.weights
         assert pair.psnr < 60
 
+    def test_attention_in_8_bits_reaches_every_sparse_step_and_is_told(self, load, monkeypatch):
+        """No kernel of it runs on a CPU: what the forward is asked for is noted, and left out."""
+        pipeline, asked = load(FP8), []
+
+        def run(*args, eight_bits, **kwargs):
+            asked.append((args[5] is not None, eight_bits))  # whether block sparse attention runs, and how
+            return fast_forward(*args, **kwargs)
+
+        monkeypatch.setattr("pipeline.transformer.run_forward.fast_forward", run)
+        monkeypatch.setattr(LoadOptions, "check_attention", lambda weights, device: None)
+        for weights, bsa, said in ((ATTENTION, SAME, "8 bits"), (ATTENTION, None, None), (FP8, SAME, None)):
+            monkeypatch.setattr(pipeline, "weights", weights)
+            result = pipeline.generate(request_of(pipeline, bsa=bsa, seed=17))  # steps of a pair are timed in turn
+            assert result.versions.get("attention") == said
+            assert {given for given in asked if given[0] == (bsa is not None)} == {(bsa is not None, said is not None)}
+            asked.clear()
+
     def test_the_attention_is_recorded(self, load, tmp_path, monkeypatch):
         records = []
         for weights in (AS_STORED, OFFLOAD):
@@ -150,12 +168,12 @@ class TestVideos:
 
 
 class TestPlacement:
-    @pytest.mark.parametrize("weights", ALL)
+    @pytest.mark.parametrize("weights", [*ALL, pytest.param(ATTENTION, id="attention")])
     def test_stored_numbers_become_those_of_the_device(self, weights):
         source = random_dit(depth=3)
         expected = {name: value.bfloat16() for name, value in source.state_dict().items()}
         offload = place(source, CPU, torch.bfloat16, weights)
-        assert (offload is not None) == weights.offload and is_fp8(source) == (weights.quantization == "fp8")
+        assert (offload is not None) == weights.offload and is_fp8(source) == (weights.quantization is not None)
         kept = {name: value for name, value in source.state_dict().items() if name in expected}
         for name, value in kept.items():
             if value.dtype == torch.bfloat16:
@@ -233,7 +251,7 @@ class TestRefusals:
         ("arguments", "sentence"),
         [
             pytest.param(
-                {"quantization": "int4"}, "unknown quantization 'int4'; use fp8, or leave it out", id="unknown"
+                {"quantization": "int4"}, r"unknown quantization 'int4'; use fp8, fp8\+attention, or", id="unknown"
             ),
             pytest.param(
                 {"quantization": "fp8", "forward": "plain"},
@@ -250,6 +268,12 @@ class TestRefusals:
     def test_before_anything_is_read(self, arguments, sentence):
         with pytest.raises(ValueError, match=sentence):
             LongCatPipeline.load("/nowhere", **arguments)
+
+    def test_attention_in_8_bits_on_a_cpu(self, checkpoint, monkeypatch):
+        monkeypatch.setattr(fastvideo_adapter, "FastVideoLongCat", lambda *_: pytest.fail("nothing may be loaded"))
+        sentence = r"fp8\+attention needs a GPU, and this model runs on cpu; use --quantization fp8, or leave it out"
+        with pytest.raises(ValueError, match=sentence):
+            LongCatPipeline.load(checkpoint, device="cpu", **ATTENTION.arguments)
 
     def test_a_gpu_without_8_bit_products(self, monkeypatch):
         monkeypatch.setattr("pipeline.cli.read.rank_devices", lambda name, count: [CUDA] * count)
@@ -309,6 +333,11 @@ class TestCommandLine:
                 ["generate", "--quantization", "fp8", "--chunk-q", "2", "2", "2", "--chunk-k", "2", "3", "2"],
                 "--quantization fp8 needs the fast forward",
                 id="chunks",
+            ),
+            pytest.param(
+                ["generate", "--quantization", "fp8+attention", "--device", "cpu"],
+                "--quantization fp8+attention needs a GPU",
+                id="8-bit-attention",
             ),
             pytest.param(
                 ["sweep", "--offload", "--rows", "sparsity=0.5,0.75", "--device", "cpu"]

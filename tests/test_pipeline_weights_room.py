@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from bsa import BSAConfig
 from pipeline import EMBEDDED_CHECKPOINT, VideoRequest, cli_command, inspect_checkpoint, python_code
 from pipeline.checkpoint.shape import ModelShape
 from pipeline.estimate import footprint, refusal
@@ -84,6 +85,17 @@ class TestCounting:
     def test_less_is_needed_with_them(self, weights):
         for needed in (footprint.least_bytes, footprint.activation_bytes):
             assert needed(LONGCAT_SHAPE, HD, GPU, weights) < needed(LONGCAT_SHAPE, HD, GPU)
+
+
+    def test_attention_in_8_bits_takes_copies_of_queries_keys_and_values(self):
+        both = LoadOptions("fp8+attention")
+        long = replace(HD, num_frames=189)  # so many that the transformer takes more than the decoder
+        tokens = long.workload.rows * long.workload.grid.volume
+        for bsa, tensors in ((BSAConfig(), 2), (None, 0)):
+            request = replace(long, bsa=bsa)
+            fp8, more = (footprint.activation_bytes(LONGCAT_SHAPE, request, GPU, weights) for weights in (FP8, both))
+            assert more - fp8 == tensors * 2 * tokens * LONGCAT_SHAPE.hidden
+        assert footprint.weight_bytes(LONGCAT_SHAPE, GPU, both) == footprint.weight_bytes(LONGCAT_SHAPE, GPU, FP8)
 
 
 class TestRemedies:

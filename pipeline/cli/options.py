@@ -146,7 +146,8 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
         "--quantization",
         choices=QUANTIZATIONS,
         help="weights and products of the transformer's blocks in 8 bits, not as stored: half the memory, and a "
-        "slightly different video; a GPU needs compute capability 8.9",
+        "slightly different video; a GPU needs compute capability 8.9. fp8+attention: block sparse attention too, on a "
+        "GPU; it gains only where the chunks divide the token grid",
     )
     group.add_argument(
         "--offload",

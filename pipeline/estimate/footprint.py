@@ -19,6 +19,8 @@ _FAST_TENSORS = 6
 # And between ranks, of their share: queries, keys and values as they are sent, and as they arrive. All ten are what two
 # and four H200 took at 84,480 tokens (benchmarks/multi_gpu.py).
 _EXCHANGE_TENSORS = 4
+# And for attention in 8 bits: queries, keys and values in one byte each, padded to whole tiles. Counted, not measured.
+_EIGHT_BIT_TENSORS = 2
 _DECODER_TENSORS = 12  # at the decoder's last level: activations, and frames that its causal convolutions keep
 _TEXT_SIZE = {"cuda": 2, "cpu": 4}  # bytes per weight of the text encoder, whatever the rest computes in
 _PROCESS_BYTES = 900 * 2**20  # Python, PyTorch and FastVideo before any weight (resident set, CPU)
@@ -33,7 +35,7 @@ def element_size(shape: ModelShape, device: Device, weights: LoadOptions) -> int
 def block_bytes(shape: ModelShape, device: Device, weights: LoadOptions) -> int:
     """Bytes of the weights of one transformer block. Scales, norms and biases are too few to count."""
     size = element_size(shape, device, weights)
-    return _linear(shape) * (1 if weights.quantization == "fp8" else size) + _modulation(shape) * size
+    return _linear(shape) * (size if weights.quantization is None else 1) + _modulation(shape) * size
 
 
 def _linear(shape: ModelShape) -> int:
@@ -130,7 +132,8 @@ def activation_bytes(shape: ModelShape, request: VideoRequest, device: Device, w
     size, work = element_size(shape, device, weights), request.workload
     copies = work.rows * work.step_grid.volume * shape.hidden * size // weights.gpus
     if weights and device.type == "cuda":
-        block = (_FAST_TENSORS + (_EXCHANGE_TENSORS if weights.gpus > 1 else 0)) * copies
+        tensors = _FAST_TENSORS + (_EXCHANGE_TENSORS if weights.gpus > 1 else 0)
+        block = (tensors + (_EIGHT_BIT_TENSORS if weights.attends_in_8_bits and work.sparse else 0)) * copies
     else:
         block = _BLOCK_TENSORS.get(device.type, _BLOCK_TENSORS["cpu"]) * copies
         if work.blocks is not None:

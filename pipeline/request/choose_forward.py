@@ -14,10 +14,14 @@ FORWARDS = ("auto", "plain", "fast")
 
 
 class ForwardChoice(NamedTuple):
-    """name: "plain" or "fast"; reason: why, as the end of a sentence."""
+    """name: "plain" or "fast"; reason: why, as the end of a sentence.
+
+    eight_bits: whether block sparse attention is computed in 8 bits.
+    """
 
     name: str
     reason: str
+    eight_bits: bool = False
 
 
 def checked_forward(name: str) -> str:
@@ -35,9 +39,11 @@ def choose_forward(asked: str, work: Workload, device: Device, weights: LoadOpti
     of the chunks of queries and keys divides the other: ask for "plain" to compare such videos.
 
     Raises:
-        ValueError: the fast forward was asked for, or the weights need it, and it cannot run this generation.
+        ValueError: the fast forward was asked for, or the weights need it, and it cannot run this generation, or
+            the device cannot compute as the weights ask for.
     """
     weights.check_forward(checked_forward(asked))
+    weights.check_attention(device.type)
     obstacle = work.mixed_chunks
     if weights and obstacle:
         raise ValueError(
@@ -46,10 +52,11 @@ def choose_forward(asked: str, work: Workload, device: Device, weights: LoadOpti
         )
     if asked == "fast" and obstacle:
         raise ValueError(f"the fast forward cannot run this request because {obstacle}; use the plain one, or auto")
+    eight_bits = weights.attends_in_8_bits and work.sparse
     if asked != "auto":
-        return ForwardChoice(asked, "it was asked for")
+        return ForwardChoice(asked, "it was asked for", eight_bits)
     if weights:
-        return ForwardChoice("fast", f"{weights} needs it")
+        return ForwardChoice("fast", f"{weights} needs it", eight_bits)
     if device.type != "cuda":
         return ForwardChoice("plain", obstacle) if obstacle else ForwardChoice("fast", "it is the faster one on a CPU")
     gpu = gpu_name(device)

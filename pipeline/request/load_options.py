@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-QUANTIZATIONS = ("fp8",)
+QUANTIZATIONS = ("fp8", "fp8+attention")
 PRECISIONS = ("auto", "bf16", "fp32")
 _LEAST: dict[str, Any] = {"quantization": "fp8", "offload": True}
 
@@ -16,8 +16,8 @@ class LoadOptions:
     """Options for the weights of a model. False where they are as stored, whatever the precision of the computation; as
     text, the options of the command line for them.
 
-    quantization: "fp8" for 8-bit weights in the transformer's blocks (`pipeline.weights.fp8`), None for the
-        checkpoint's own.
+    quantization: "fp8" for 8-bit weights in the transformer's blocks (`pipeline.weights.fp8`), "fp8+attention" for
+        block sparse attention in 8 bits as well (`bsa.kernels.eight_bits`), None for the checkpoint's own.
     offload: whether blocks (`pipeline.weights.offload`) and text encoder stay in host memory and visit the GPU for
         their turn.
     gpus: number of GPUs that make one video together, each with weights of its own (`pipeline.parallel`).
@@ -58,6 +58,11 @@ class LoadOptions:
 
     def __str__(self) -> str:
         return " ".join(self._kept)
+
+    @property
+    def attends_in_8_bits(self) -> bool:
+        """Whether block sparse attention is computed in 8 bits."""
+        return self.quantization == "fp8+attention"
 
     @property
     def of_one(self) -> LoadOptions:
@@ -105,6 +110,14 @@ class LoadOptions:
         """Raises ValueError for the plain forward, which cannot run with them."""
         if self and forward == "plain":
             raise ValueError(f"the plain forward cannot run with {self}; use the fast one or auto, or leave {self} out")
+
+    def check_attention(self, device: str) -> None:
+        """Raises ValueError for attention in 8 bits on a device of another kind than "cuda"; they have no kernel."""
+        if self.attends_in_8_bits and device != "cuda":
+            raise ValueError(
+                f"--quantization {self.quantization} needs a GPU, and this model runs on {device}; use --quantization "
+                "fp8, or leave it out"
+            )
 
 
 AS_STORED = LoadOptions()

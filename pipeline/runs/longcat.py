@@ -96,7 +96,8 @@ class LongCatPipeline:
             on_message: called with a short sentence before each slow part.
             record, forward: see the class.
             quantization: "fp8" for 8-bit weights and products in the transformer's blocks, half the memory, which
-                changes the videos; on CUDA from compute capability 8.9 on.
+                changes the videos; on CUDA from compute capability 8.9 on. "fp8+attention" computes block sparse
+                attention in 8 bits as well, on CUDA only.
             offload: keep the transformer's blocks and the text encoder in host memory, from where they visit the GPU
                 for their turn; changes no video. On the CPU it saves nothing.
             gpus: number of GPUs that make each video together, from the chosen one on; under torchrun its processes.
@@ -123,6 +124,7 @@ class LongCatPipeline:
         info = inspect_checkpoint(path, lora_dir)
         colours = LatentColours.from_config(info.defaults)
         chosen = rank_devices(device, weights.gpus)[0 if place is None else place.rank]
+        weights.check_attention(chosen.type)
         if weights.quantization is not None and chosen.type == "cuda":
             check_device(chosen)
         weights = _settle_precision(weights, chosen, info)

@@ -97,7 +97,7 @@ class VideoMaker:
             logger.info("BSA parameters: %s", work.bsa.to_bsa_params())
         else:
             logger.info("Block Sparse Attention (BSA) is not used: %s", work.reason)
-        logger.info("The %s forward runs because %s", *plan.forward)
+        logger.info("The %s forward runs because %s", plan.forward.name, plan.forward.reason)
         with ranks.together():
             model.lora.use(request.lora)
         if not warm:
@@ -187,6 +187,8 @@ class VideoMaker:
         density, versions = attention.density(), _versions(self._device) | self._weights.versions
         if plan.forward.name != "plain":
             versions["forward"] = plan.forward.name  # the same video up to rounding, but not bit for bit
+        if plan.forward.eight_bits:
+            versions["attention"] = "8 bits"
         front = request.start.front
         frames = frames[front : front + request.num_frames]  # without the padding of a refinement
         write_video(output, frames, request.fps, describe(request, versions, self._info.name))

@@ -57,7 +57,7 @@ def forward_for(
         return plain
     observe = attention.observe if isinstance(attention, SparseAttention) else None
     options: dict[str, Any] = {**given, "observe": observe, "offload": model.offload}
-    options["parallel"] = ranks.sequence(work.rows)
+    options |= {"parallel": ranks.sequence(work.rows), "eight_bits": choice.eight_bits}
 
     def fast(latents: Tensor, timestep: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
         return fast_forward(

@@ -140,7 +140,7 @@ def place(transformer: Net, device: torch.device, dtype: torch.dtype, weights: L
             child.to(dtype)
     for number, block in enumerate(transformer.blocks):
         block.to(dtype)
-        if weights.quantization == "fp8":
+        if weights.quantization is not None:
             block.to(device)
             to_fp8(transformer, slice(number, number + 1))
         block.to("cpu" if weights.offload else device)
