@@ -160,7 +160,7 @@ def _expected(estimate: Estimate, estimator: Estimator) -> dict[str, Any]:
     seconds = estimate.seconds and {phase: round(value, 3) for phase, value in estimate.seconds.items()}
     return {
         "seconds_expected": seconds,
-        **({"seconds_at_most": True} if estimate.at_most else {}),
+        **({"seconds_at_most": True} if seconds and estimate.at_most else {}),
         "memory_expected": estimate.memory,
         "memory_available": available_memory(estimator.device),
         **({"memory_in_host": in_host} if in_host else {}),
