@@ -31,7 +31,7 @@ from pipeline.checkpoint.info import EMBEDDED_CHECKPOINT
 from pipeline.media.similarity import psnr
 
 RESULTS = Path(__file__).resolve().parent / "results" / "teacache.json"
-THRESHOLDS = (0.05, 0.1, 0.2)
+THRESHOLDS = (0.02, 0.08, 0.15)
 SKIPPING, FEWER, FLOOR = "TeaCache", "as many steps", "noise floor"
 
 

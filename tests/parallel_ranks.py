@@ -173,9 +173,9 @@ def agreeing(ranks: Group, work) -> None:
 def teacache_case(ranks: Group) -> list[int]:
     """The steps that run. Each rank measures another change, as GPUs of several kinds might."""
     values = iter([1 + step * 0.02 * (1 + ranks.rank) for step in range(9)])
-    cache = TeaCache(0.1, 9, lambda latents, timestep: torch.tensor([next(values)]), ranks)
+    cache = TeaCache(0.1, 9, lambda timestep: torch.tensor([next(values)]), ranks)
     for _ in range(9):
-        cache.due(torch.zeros(1), torch.zeros(1))
+        cache.due(torch.zeros(1))
     return cache.ran
 
 

@@ -28,7 +28,7 @@ def requests(info) -> dict:
         "guided": guided,
         "threshold": replace(guided, guidance_scale=1.0, bsa=BSAConfig(None, 0.7, (2, 2, 2), (2, 2, 2))),
         "dense": replace(guided, guidance_scale=1.0, bsa=None),
-        "teacache": replace(guided, steps=4, teacache_thresh=1.0),
+        "teacache": replace(guided, steps=6, teacache_thresh=1.0),
     }
 
 

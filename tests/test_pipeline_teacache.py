@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from random_dit import random_dit
 
 from bsa import BSAConfig, Grid
 from pipeline import FromImage, VideoRequest, compare
@@ -17,10 +16,10 @@ from pipeline.cli.main import _print_result
 from pipeline.estimate.estimator import Estimator
 from pipeline.media.attention_record import AttentionRecord, record_path
 from pipeline.model.denoising import denoise
-from pipeline.model.teacache import TeaCache, modulated_input
+from pipeline.model.teacache import TeaCache
 from pipeline.request.timing import equal_work
+from pipeline.runs import make_video
 from pipeline.transformer.kept_selections import KeptSelections
-from pipeline.weights.offload import Offload
 
 SPARSE = BSAConfig(sparsity=0.5, chunk_q=Grid(2, 2, 2), chunk_k=Grid(2, 2, 2))
 NOTHING = torch.zeros(1)
@@ -51,8 +50,8 @@ def steps_run(values: list[torch.Tensor], threshold: float) -> list[int]:
 def test_steps_that_run(threshold, steps):
     values = signals(steps)
     given = iter(values)
-    cache = TeaCache(threshold, steps, lambda latents, timestep: next(given))
-    due = [cache.due(NOTHING, NOTHING) for _ in range(steps)]
+    cache = TeaCache(threshold, steps, lambda timestep: next(given))
+    due = [cache.due(NOTHING) for _ in range(steps)]
     expected = steps_run(values, threshold)
     assert [step for step, runs in enumerate(due) if runs] == cache.ran == expected
     assert len(expected) == steps or threshold > 0
@@ -66,15 +65,15 @@ def test_thresholds_of_the_walk_differ():
 
 def test_what_is_no_number_runs():
     values = iter([torch.zeros(3), torch.ones(3), torch.full((3,), float("nan")), torch.ones(3), torch.ones(3)])
-    cache = TeaCache(1.0, 5, lambda latents, timestep: next(values))
-    assert [cache.due(NOTHING, NOTHING) for _ in range(5)] == [True] * 5
+    cache = TeaCache(1.0, 5, lambda timestep: next(values))
+    assert [cache.due(NOTHING) for _ in range(5)] == [True] * 5
 
 
 def test_spans_name_the_steps_since_the_last_run():
     values = iter([torch.tensor([value]) for value in (1.0, 1.01, 1.02, 2.0, 2.01, 2.02)])
-    cache = TeaCache(0.5, 6, lambda latents, timestep: next(values))
+    cache = TeaCache(0.5, 6, lambda timestep: next(values))
     spans = cache.spans()
-    assert [next(spans) for _ in range(6) if cache.due(NOTHING, NOTHING)] == [range(1), range(1, 4), range(4, 6)]
+    assert [next(spans) for _ in range(6) if cache.due(NOTHING)] == [range(1), range(1, 4), range(4, 6)]
 
 
 # -- the denoising loop -----------------------------------------------------------------------------
@@ -118,7 +117,7 @@ LOOPS = [
 
 @pytest.mark.parametrize("options", LOOPS)
 def test_a_threshold_of_zero_changes_no_bit(options):
-    cache = TeaCache(0.0, 7, lambda latents, timestep: pytest.fail("nothing is to be measured"))
+    cache = TeaCache(0.0, 7, lambda timestep: pytest.fail("nothing is to be measured"))
     with_cache, without = run_loop(cache.due, **options), run_loop(**options)
     assert torch.equal(with_cache[0], without[0]) and with_cache[1:] == without[1:]
 
@@ -126,47 +125,22 @@ def test_a_threshold_of_zero_changes_no_bit(options):
 @pytest.mark.parametrize("options", LOOPS)
 def test_a_skipped_step_goes_straight_on(options, monkeypatch):
     """So steps that were skipped make one longer step of the one before: the same as a schedule without them."""
-    given = options.get("conditioning", 0)
     seen = []
 
-    def measured(latents, timestep):
-        seen.append(latents.shape)
+    def measured(timestep):
+        seen.append((timestep.dtype, timestep.shape, round(timestep.item(), 3)))
         return torch.tensor([2.0 ** len(seen) if len(seen) in (4, 5) else 1.0])
 
     cache = TeaCache(0.9, 7, measured)
     made, calls, steps = run_loop(cache.due, **options)
-    assert set(seen) == {(1, 3, 3 - given, 5, 4)}  # what is given is not measured, nor guidance's second row
+    # what is given is not measured, nor guidance's second row
+    assert seen == [(torch.float32, (1,), round(value.item(), 3)) for value in 1000 * SIGMAS[:-1]]
     assert cache.ran == [0, 3, 4, 5, 6]
     assert calls == [round(1000 * SIGMAS[step].item(), 3) for step in cache.ran]
     assert steps == [(0, 7, False), *((done, 7, True) for done in range(1, 8))]
     monkeypatch.setitem(globals(), "SIGMAS", SIGMAS[[0, 3, 4, 5, 6, 7]])
     # a sum of three steps against one: fp32 rounding of numbers around 1
     torch.testing.assert_close(made, run_loop(**options)[0], rtol=0, atol=2e-6)
-
-
-# -- what is measured -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("grid", [(3, 5, 7), (2, 48, 64)], ids=["odd", "every-second-token"])
-@pytest.mark.parametrize("offloaded", [False, True], ids=["resident", "offloaded"])
-def test_modulated_input(grid, offloaded):
-    """Against the first block's input in float64, up to its normalisation and modulation."""
-    transformer = random_dit()
-    exact = random_dit().double()
-    latents = torch.randn(1, 16, grid[0], 2 * grid[1], 2 * grid[2], generator=torch.Generator().manual_seed(1))
-    proj, time = exact.patch_embed.proj, exact.time_embedder
-    half = time.frequency_embedding_size // 2
-    angles = 700.0 * torch.exp(-np.log(10000) * torch.arange(half, dtype=torch.float64) / half)
-    t = torch.cat([angles.cos(), angles.sin()])
-    t = time.linear_2(torch.nn.functional.silu(time.linear_1(t)))
-    shift, scale = exact.blocks[0].adaln_linear_1(torch.nn.functional.silu(t)).chunk(6)[:2]
-    x = proj(latents.double()).flatten(2).transpose(1, 2)[:, :: -(-torch.tensor(grid).prod().item() // 4096)]
-    x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, unbiased=False) + 1e-6).sqrt()
-    offload = Offload(transformer, torch.device("cpu")) if offloaded else None
-    found = modulated_input(SimpleNamespace(transformer=transformer, offload=offload), latents, torch.tensor([700.0]))
-    assert found.dtype == torch.float32
-    # angles of 700 radians in fp32 are off by 3e-5
-    torch.testing.assert_close(found.double(), x * (1 + scale) + shift, rtol=1e-3, atol=1e-3)
 
 
 # -- selections that skipped steps would have made --------------------------------------------------
@@ -216,6 +190,13 @@ def asked(tiny_pipeline):
     return tiny_pipeline.info.request("a red circle", bsa=SPARSE, num_frames=9, steps=6)
 
 
+@pytest.fixture
+def steps_alike(monkeypatch):
+    """Every step like the one before, so that the first and the last alone run."""
+    monkeypatch.setattr(make_video, "embed_timestep", lambda model, timestep, frames: torch.ones(1))
+
+
+@pytest.mark.usefixtures("steps_alike")
 @pytest.mark.parametrize("forward", ["plain", "fast"])
 def test_a_high_threshold_runs_the_ends(tiny_pipeline, asked, forward, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tiny_pipeline, "forward", forward)
@@ -245,8 +226,9 @@ def test_a_high_threshold_runs_the_ends(tiny_pipeline, asked, forward, tmp_path,
     assert (whole.passes, whole.skipped) == (6, 0) and not np.array_equal(frames, other)
 
 
+@pytest.mark.usefixtures("steps_alike")
 def test_after_a_picture(tiny_pipeline, asked, tmp_path):
-    """Whose keys and values do not count for the decision."""
+    """Whose frames keep their latents."""
     from PIL import Image
 
     Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
@@ -254,6 +236,24 @@ def test_after_a_picture(tiny_pipeline, asked, tmp_path):
     assert tiny_pipeline.generate(request).passes == 2
 
 
+def test_what_is_measured_is_the_embedding_of_the_timestep(tiny_pipeline, asked):
+    """As the schedule and the weights alone say it, in float64."""
+    request = replace(asked, teacache_thresh=1.0)
+    with tiny_pipeline.exclusive() as model:
+        model.start(request)
+        embedder, values = model.transformer.time_embedder, []
+        layers = embedder.linear_1, embedder.linear_2
+        first, second = ([part.detach().double().numpy() for part in (one.weight, one.bias)] for one in layers)
+        half = embedder.frequency_embedding_size // 2
+        for timestep in model.scheduler.timesteps.double().numpy():
+            angles = timestep * np.exp(-np.log(10000) * np.arange(half) / half)
+            h = first[0] @ np.concatenate([np.cos(angles), np.sin(angles)]) + first[1]
+            values.append(torch.from_numpy(second[0] @ (h / (1 + np.exp(-h))) + second[1]))
+    expected = steps_run(values, 1.0)
+    assert 2 < len(expected) < 6 and tiny_pipeline.generate(request).passes == len(expected)
+
+
+@pytest.mark.usefixtures("steps_alike")
 def test_both_videos_of_a_pair_have_it(tiny_pipeline, asked, tmp_path):
     pair = compare(tiny_pipeline, replace(asked, teacache_thresh=1.0), output_dir=tmp_path)
     assert (pair.dense.passes, pair.sparse.passes) == (2, 2)
@@ -261,6 +261,7 @@ def test_both_videos_of_a_pair_have_it(tiny_pipeline, asked, tmp_path):
     assert pair.speedup == pytest.approx(pair.dense.timing.denoise / pair.sparse.timing.denoise)
 
 
+@pytest.mark.usefixtures("steps_alike")
 def test_an_estimate_is_an_upper_bound_and_does_not_learn_from_it(tiny_pipeline, asked):
     estimator = Estimator(tiny_pipeline.info, tiny_pipeline.device)
     skipping = replace(asked, teacache_thresh=1.0)

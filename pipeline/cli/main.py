@@ -171,7 +171,7 @@ def _expected(estimate: Estimate, estimator: Estimator) -> dict[str, Any]:
 
 def _shown(name: str, value: Any) -> Any:
     if name == "seconds_at_most":
-        return "yes, TeaCache skips steps as it goes"
+        return "yes, TeaCache skips some of the steps"
     if name.startswith("memory_"):
         return f"{value / 2**30:.2f} GiB"
     if name == "seconds_expected":

@@ -53,7 +53,7 @@ class Estimate:
 
     seconds: by phase: "text", "denoise", "decode", "file" (writing the video) and "total", and "encode" where
         an image or clip is. None before any measurement.
-    at_most: whether the seconds are an upper bound: TeaCache decides while the video is made which steps it skips.
+    at_most: whether the seconds are an upper bound: TeaCache skips steps, and only the loaded weights say which.
     memory: expected peak in bytes, weights included. memory_label: the kind of memory.
     memory_least: bytes that are certainly needed.
     kv_cache: bytes of kept keys and values of conditioning frames, wherever they are; in `memory` if on the device.

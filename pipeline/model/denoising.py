@@ -12,8 +12,8 @@ from torch import Tensor
 Velocity = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 # (steps done, total steps, estimate of the clean latents, or None before the first step)
 OnDenoise = Callable[[int, int, Tensor | None], None]
-# (latents that are made, fp32 [1, C, T, H, W], timestep [1]) -> whether the model runs in the step that begins
-Due = Callable[[Tensor, Tensor], bool]
+# (timestep fp32 [1]) -> whether the model runs in the step that begins
+Due = Callable[[Tensor], bool]
 
 
 class Scheduler(Protocol):
@@ -62,7 +62,7 @@ def denoise(
     on_step: OnDenoise,
     conditioning: int = 0,
     cached: bool = False,
-    due: Due = lambda latents, timestep: True,
+    due: Due = lambda timestep: True,
 ) -> Tensor:
     """Integrate the flow from noise to clean latents with Euler steps.
 
@@ -87,11 +87,11 @@ def denoise(
     flow = latents
     on_step(0, len(timesteps), None)
     for index, timestep in enumerate(timesteps):
-        rounded = timestep.to(latents.device, dtype).expand(1)
-        if due(latents, rounded):
+        if due(timestep.to(latents.device, torch.float32).expand(1)):
             inputs = latents if cached or not conditioning else torch.cat([given, latents], dim=2)
             inputs = torch.cat([inputs] * 2) if guided else inputs
-            flow = velocity(inputs.to(dtype), rounded.expand(inputs.shape[0]), text, text_mask)
+            rounded = timestep.to(latents.device, dtype).expand(inputs.shape[0])
+            flow = velocity(inputs.to(dtype), rounded, text, text_mask)
             if guided:
                 flow = guide(flow, guidance_scale)
             flow = flow[:, :, -latents.shape[2] :]

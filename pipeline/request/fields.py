@@ -52,8 +52,8 @@ FIELDS = {
             "teacache_thresh",
             float,
             "TeaCache threshold",
-            "Skips steps whose input has changed by less than this, added up, 0 to 1: a less alike video in less time; "
-            "0 runs every step",
+            "Skips steps that differ by less than this from the last one that ran, 0 to 1: a less alike video in less "
+            "time; 0 runs every step",
         ),
     )
 }

@@ -44,8 +44,8 @@ class VideoRequest:
         guidance_scale: 1 turns classifier-free guidance off and halves the work.
         seed: of the initial noise, which is drawn on the CPU and so is the same on every device.
         fps: frames per second of the video file.
-        teacache_thresh: above 0, steps whose input has changed by less than this, added up since the transformer last
-            ran, go on with its last flow (TeaCache, see `pipeline.model.teacache`); 0 runs it in every step.
+        teacache_thresh: above 0, steps that differ by less than this from the one in which the transformer last ran go
+            on with its flow (TeaCache, see `pipeline.model.teacache`); 0 runs it in every step.
         bsa: block sparse attention, or None for dense attention.
         use_distill: sigmas of LongCat's distilled (few-step) model instead of the regular ones.
         lora: adapters of the checkpoint to run with (see `CheckpointInfo.loras`), such as "distill", "style:0.7" for a
@@ -104,7 +104,7 @@ class VideoRequest:
         if not 0 <= self.teacache_thresh <= 1:
             raise ValueError(
                 f"teacache_thresh {self.teacache_thresh} is outside 0 to 1; use 0 to run every step, or a little such "
-                "as 0.1 to skip some"
+                "as 0.05 to skip some"
             )
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed {self.seed} is outside 0 to 2^63 - 1; use a smaller non-negative number")

@@ -26,7 +26,7 @@ from pipeline.model.content import Contents
 from pipeline.model.denoising import check_finite, denoise
 from pipeline.model.preview import LatentColours
 from pipeline.model.recorder import AttentionRecorder, joined
-from pipeline.model.teacache import TeaCache, modulated_input
+from pipeline.model.teacache import TeaCache
 from pipeline.model.work_timer import WorkTimer
 from pipeline.parallel.ranks import Ranks
 from pipeline.request.load_options import LoadOptions
@@ -34,7 +34,7 @@ from pipeline.request.result import OnStep, VideoResult
 from pipeline.request.timing import reference_steps
 from pipeline.request.video import LATENT_PIXELS, StepUpdate
 from pipeline.runs.plan import Plan
-from pipeline.transformer.forward import trim_text
+from pipeline.transformer.forward import embed_timestep, trim_text
 from pipeline.transformer.run_forward import forward_for, keep_conditioning, warm_up
 from pipeline.transformer.self_attention import attention_for
 
@@ -124,7 +124,8 @@ class VideoMaker:
             with ranks.together():
                 check_finite(latents, "the start", request.lora)
             layers, steps = len(model.transformer.blocks), len(schedule.timesteps)
-            passes = TeaCache(request.teacache_thresh, steps, partial(modulated_input, model), ranks)
+            measured = partial(embed_timestep, model.transformer, frames=1)
+            passes = TeaCache(request.teacache_thresh, steps, measured, ranks)
             recorder = None
             if record and work.sparse and ranks.has_last_row(work.rows):
                 heads = model.transformer.blocks[0].self_attn.num_heads

@@ -33,7 +33,6 @@ from pipeline.transformer.forward import (
     _linear,
     _linear_fp32,
     embed_timestep,
-    patchify,
     rope_table,
     token_grids,
     trim_text,
@@ -119,7 +118,7 @@ def fast_forward(
     share = parallel.share(made.volume, heads)
     frames = frames[share.tokens]
     without_text = share.first_tokens(without_text)
-    x = patchify(latents, patch)
+    x = _patches(latents, patch)
     x = ops.embed(x[:, share.tokens] if own is None else x[:, own.order(device)[share.tokens]], proj)
 
     kept = kept or KeptSelections(config)
@@ -281,6 +280,13 @@ def _heads(x: Tensor, attention: Net) -> Tensor:
 
 def _parts(tokens: int, at_once: int) -> list[slice]:
     return [slice(first, min(first + at_once, tokens)) for first in range(0, tokens, at_once)]
+
+
+def _patches(latents: Tensor, patch: tuple[int, int, int]) -> Tensor:
+    """Rearrange [B, C, T, H, W] to [B, N, C * pt * ph * pw], the inputs of a convolution with the patch as stride."""
+    pt, ph, pw = patch
+    x = latents.unflatten(4, (-1, pw)).unflatten(3, (-1, ph)).unflatten(2, (-1, pt))  # [B, C, t, pt, h, ph, w, pw]
+    return x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
 
 
 @lru_cache(maxsize=8)

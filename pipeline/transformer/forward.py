@@ -69,13 +69,6 @@ def attend_dense(q: Tensor, k: Tensor, v: Tensor, grid: Grid, conditioning: int 
     return torch.cat([first, full_attention(q[:, :, given:], k, v)], dim=2)
 
 
-def patchify(latents: Tensor, patch: tuple[int, int, int]) -> Tensor:
-    """Rearrange [B, C, T, H, W] to [B, N, C * pt * ph * pw], the inputs of a convolution with the patch as stride."""
-    pt, ph, pw = patch
-    x = latents.unflatten(4, (-1, pw)).unflatten(3, (-1, ph)).unflatten(2, (-1, pt))  # [B, C, t, pt, h, ph, w, pw]
-    return x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
-
-
 def embed_patches(patches: Tensor, proj: Net) -> Tensor:
     """The first residual of a forward, [B, N, E]: the convolution `proj` of patches [B, N, C * pt * ph * pw]."""
     return F.linear(patches.to(proj.weight.dtype), proj.weight.flatten(1), proj.bias)

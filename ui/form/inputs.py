@@ -195,7 +195,7 @@ def video_fields(checkpoint: CheckpointInfo) -> Fields:
         value=0,
         step=0.01,
         label="TeaCache threshold",
-        info="Skips steps whose input has changed little: the higher, the fewer run and the more the video differs. "
+        info="Skips steps that differ little from the last: the higher, the fewer run and the more the video differs. "
         "0 runs all of them.",
         buttons=["reset"],
         elem_id="teacache_thresh",

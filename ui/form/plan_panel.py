@@ -187,7 +187,7 @@ FASTER = "denoising {ratio:.1f}× faster"
 MEMORY_OF = "about {needed} of {available}"
 FITS, TIGHT, TOO_LARGE = "fits", "may not fit", "does not fit"
 BASIS = "Estimated from {basis}; a busy machine takes longer."
-AT_MOST = "The time is that of all steps: TeaCache decides while the video is made which ones it skips."
+AT_MOST = "The time is that of all steps: TeaCache skips some of them."
 
 
 def outlook(
