@@ -212,9 +212,10 @@ def test_a_file_is_refined_or_refused_with_the_reason(tmp_path, clip):
         expect(page.locator("#refine-clip input[type=file]")).to_be_attached()  # taken off again
 
 
-def test_the_embedded_checkpoint_has_no_adapter():
-    """It refines nothing, and nothing says that it does."""
-    assert inspect_checkpoint(EMBEDDED_CHECKPOINT).loras == {}
+def test_the_embedded_checkpoint_has_its_own_adapter():
+    embedded = inspect_checkpoint(EMBEDDED_CHECKPOINT)
+    embedded.check_lora("refine")
+    assert list(embedded.loras) == ["refine"]
 
 
 def test_the_file_of_a_refinement_names_its_clip(clip, tmp_path):

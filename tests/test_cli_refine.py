@@ -85,10 +85,15 @@ def test_bad_input(capsys, checkpoint, clip, words, sentence):
     assert said.startswith("error: ") and sentence in said
 
 
-def test_the_embedded_checkpoint_refines_nothing(capsys, clip):
-    """It has no adapter for that, and says so before anything is loaded."""
-    assert main(["refine", str(clip)]) == 2
-    assert "longcat-tiny has no LoRA adapter 'refine'" in capsys.readouterr().err
+def test_without_the_adapter_nothing_is_loaded(capsys, clip, tiny_checkpoint):
+    assert main(["refine", str(clip), "--model-path", str(tiny_checkpoint)]) == 2
+    assert "longcat-random has no LoRA adapter 'refine'" in capsys.readouterr().err
+
+
+def test_the_embedded_checkpoint_refines(capsys, clip, tmp_path):
+    size = ("--spatial-only", "--height", "96", "--width", "96", "--steps", "5")
+    report = run(capsys, "refine", clip, *size, "--output", tmp_path / "fine.mp4")
+    assert report["request"]["lora"] == "refine" and inspect_clip(tmp_path / "fine.mp4").width == 96
 
 
 @pytest.mark.parametrize("changes", [{}, {"double_frames": False, "t_thresh": 0.3, "seed": 7, "bsa": None}])

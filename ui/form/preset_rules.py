@@ -37,7 +37,7 @@ _HEADROOM = 1.1  # factor on the modelled peak, because no run has confirmed it
 
 # docs/quality.md
 BY_CELLS = (
-    "Cells choose its blocks: 1.3 to 2.4 dB closer to the dense video on average in the study, for 6% more time a step."
+    "Cells choose its blocks: 1.1 to 2.2 dB closer to the dense video on average in the study, for 6% more time a step."
 )
 
 NO_LONGCAT = "LongCat-Video's 13.6 B checkpoint"
@@ -138,7 +138,7 @@ def presets() -> tuple[Preset, ...]:
         Preset(
             "Low memory",
             "Smaller and shorter; BSA saves time, not memory.",
-            "It keeps 16 key blocks or more, or is dense: in the study 8 instead of 16 took PSNR from 35 to 31 dB.",
+            "It keeps 16 key blocks or more, or is dense: in the study 8 instead of 16 took PSNR from 35 to 30 dB.",
             _needs_when_small,
             _small_settings,
             _missing_when_small,
