@@ -19,6 +19,44 @@ def settings(d: dict) -> list[dict]:
     return found
 
 
+def teacache(d: dict) -> str:
+    """Means over the prompts for each attention and threshold, beside a schedule of as many steps."""
+
+    def of(attention: str, what: str, threshold: float | None = None) -> list[dict]:
+        kept = (r for r in d["rows"] if r["attention"] == attention and r["what"] == what)
+        return [row for row in kept if row.get("threshold") == threshold]
+
+    def mean(found: list[dict], key: str) -> float:
+        return sum(row[key] for row in found) / len(found)
+
+    def decibels(found: list[dict]) -> str:
+        return f"{mean(found, 'psnr'):.1f} dB | {min(row['psnr'] for row in found):.1f} dB"
+
+    lines = []
+    for attention in ("dense", "sparse"):
+        whole, floor = of(attention, "all steps"), of(attention, "noise floor")
+        seconds = mean(whole, "seconds")
+        lines.append(f"| {attention} | 0 | {d['steps']} | {seconds:.1f} s | | floor: {decibels(floor)} | | |")
+        for threshold in sorted({row["threshold"] for row in d["rows"] if "threshold" in row}):
+            skipping, fewer = (of(attention, what, threshold) for what in ("TeaCache", "as many steps"))
+            passes, taken = mean(skipping, "passes"), mean(skipping, "seconds")
+            lines.append(
+                f"| {attention} | {threshold:g} | {passes:.1f} | {taken:.1f} s | {seconds / taken:.2f}x "
+                f"| {decibels(skipping)} | {decibels(fewer)} |"
+            )
+    width, height, frames = d["size"]
+    intro = (
+        f"{d['cpu']}, {d['threads']} thread, {d['date'][:10]}, torch {d['torch']}: the embedded checkpoint in "
+        f"{d['precision']}, {width}x{height}, {frames} frames, {d['steps']} steps of the regular schedule, no "
+        f"guidance, sparsity {d['sparsity']}, {d['prompts']} prompts. Means; CPU time of denoising.\n\n"
+    )
+    head = (
+        "| attention | threshold | steps run | denoising | speed-up | PSNR | worst prompt | as many steps: PSNR "
+        "| worst prompt |"
+    )
+    return intro + rows(head, lines)
+
+
 def plot(d: dict) -> str:
     """The settings of the study as a picture, SVG."""
     return quality_plot.svg(settings(d), _floor(d), f"{d['device']}, {d['date'][:10]}, {d['prompts']} prompts")

@@ -317,6 +317,10 @@ def selection_forward() -> str:
     return quality_tables.forward(load("selection"))
 
 
+def teacache() -> str:
+    return quality_tables.teacache(load("teacache"))
+
+
 def multi_gpu() -> str:
     d = load("multi_gpu")
     gpus = f"{len(d['gpus'])} x {d['gpus'][0]}, NCCL {d['nccl']}" if d["gpus"] else "one CPU"
@@ -337,7 +341,7 @@ CPU = (attention_cpu, precision_cpu, embedded_checkpoint)
 MEASURED = (kernel_correctness, *CPU, page_start, page_load, soak, soak_engines)
 ATTENTION = (attention_peers, attention_variants, attention_small, attention_eight_bits, attention_sweep, kernel_limits)
 GPU = (fused, forward, forward_profile, numerics, memory, cost_curve, multi_gpu)
-QUALITY = (quality, quality_details, quality_layers, selection_methods, selection_times, selection_forward)
+QUALITY = (quality, quality_details, quality_layers, selection_methods, selection_times, selection_forward, teacache)
 TABLES = {f.__name__: f for f in (*MEASURED, *ATTENTION, *GPU, *QUALITY)}
 
 

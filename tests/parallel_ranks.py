@@ -16,6 +16,7 @@ import torch.distributed as dist
 from random_dit import random_dit, random_inputs
 
 from bsa import BSAConfig
+from pipeline.model.teacache import TeaCache
 from pipeline.parallel.mesh import mesh_shape
 from pipeline.parallel.ranks import Group, Ranks, leave
 from pipeline.parallel.sequence import ALONE
@@ -169,6 +170,15 @@ def agreeing(ranks: Group, work) -> None:
         work()
 
 
+def teacache_case(ranks: Group) -> list[int]:
+    """The steps that run. Each rank measures another change, as GPUs of several kinds might."""
+    values = iter([1 + step * 0.02 * (1 + ranks.rank) for step in range(9)])
+    cache = TeaCache(0.1, 9, lambda timestep: torch.tensor([next(values)]), ranks)
+    for _ in range(9):
+        cache.due(torch.zeros(1))
+    return cache.ran
+
+
 def raised(call, *arguments) -> str:
     try:
         call(*arguments)
@@ -185,7 +195,7 @@ def be_rank(rank: int, size: int, folder: Path) -> None:
     found = {name: forward_case(ranks, *case) for name, case in CASES.items()}
     if size == 3:  # of which one has neighbours on both sides
         found |= {"vae": vae_case(ranks, 1, 7), "vae-in-patches": vae_case(ranks, 2, 5)}
-    found["cache"] = cache_case(ranks)
+    found |= {"cache": cache_case(ranks), "teacache": teacache_case(ranks)}
     found |= {"guidance": guidance_case(ranks), "refusal": refusal_case(ranks), "talk": talk_case(ranks)}
     every = [None] * size
     dist.all_gather_object(every, found)

@@ -28,6 +28,7 @@ def requests(info) -> dict:
         "guided": guided,
         "threshold": replace(guided, guidance_scale=1.0, bsa=BSAConfig(None, 0.7, (2, 2, 2), (2, 2, 2))),
         "dense": replace(guided, guidance_scale=1.0, bsa=None),
+        "teacache": replace(guided, steps=6, teacache_thresh=1.0),
     }
 
 
@@ -43,6 +44,7 @@ def make(pipeline, request, output: Path) -> dict:
     pipeline.record = request.bsa is not None and request.start.source is None
     result, frames = pipeline.generate_frames(request, lambda update: steps.append((update.phase, update.step)), output)
     made = {"frames": frames, "density": result.density, "kept": result.blocks_kept, "steps": steps}
+    made["passes"] = result.passes
     return made | {"record": AttentionRecord.load(record_path(output)) if pipeline.record else None}
 
 
@@ -50,7 +52,7 @@ def compared(alone: dict, together: dict) -> dict:
     frames = np.abs(alone["frames"].astype(int) - together["frames"].astype(int))
     found = {"largest": int(frames.max()), "psnr": psnr(alone["frames"], together["frames"])}
     found["same_steps"] = alone["steps"] == together["steps"]
-    found |= {name: [alone[name], together[name]] for name in ("density", "kept")}
+    found |= {name: [alone[name], together[name]] for name in ("density", "kept", "passes")}
     one, two = alone["record"], together["record"]
     if one is not None:
         for name in ("selections", "density", "recall", "block_recall"):

@@ -89,6 +89,12 @@ class TestPlan:
         assert "Estimated from a short calibration on this machine" in text
         assert "BSA pays at this size on this machine." in text and "480p" not in text
 
+    def test_a_time_of_all_steps_says_so(self, measured):
+        said = "The time is that of all steps: TeaCache skips some of them."
+        assert said not in words(plan_panel(INFO, FORM, measured))
+        assert said in words(plan_panel(INFO, FORM | {"teacache_thresh": 0.1}, measured))
+        assert "TeaCache threshold 2.0 is outside 0 to 1" in plan_panel(INFO, FORM | {"teacache_thresh": 2}, measured)
+
     def test_the_numbers_are_the_estimates(self, measured):
         text = words(plan_panel(INFO, FORM, measured))
         times = [

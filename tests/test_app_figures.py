@@ -15,6 +15,7 @@ from pipeline import Comparison, VideoResult
 from pipeline.request.timing import Speed
 from ui.look.figures import figures
 from ui.views.likeness import content_text, likeness_html
+from ui.views.report import table_rows
 
 SURE = Speed(1.954, 1.954, 1.954, "CPU time")
 DOUBTS = ("decoding is the same work in both, and it took 1.31 times as long in the dense run",)
@@ -30,6 +31,15 @@ def comparison(speed: Speed, psnr: float = 31.25) -> Comparison:
             VideoResult(request, Path("v.mp4"), seconds, 1, "RSS", density, None, None, bsa is not None, "", {})
         )
     return Comparison(*videos, speed, psnr, 0.91)
+
+
+def test_steps_that_ran():
+    pair = comparison(SURE)
+    name = "Steps run, the others by TeaCache"
+    whole = {"dense": replace(pair.dense, passes=8, skipped=0), "sparse": pair.sparse}  # as of an earlier version
+    assert name not in dict(table_rows(whole))
+    some = {"dense": replace(pair.dense, passes=8, skipped=0), "sparse": replace(pair.sparse, passes=3, skipped=5)}
+    assert dict(table_rows(some))[name] == ["8 of 8", "3 of 8"]
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ REQUEST = CHECKPOINT.request(
     seed=123_456_789,
     steps=9,
     guidance_scale=1.7,
+    teacache_thresh=0.15,
     bsa=BSAConfig(sparsity=0.33, chunk_q=(1, 2, 3), chunk_k=(4, 2, 6)),
 )
 ATTENTION = [

@@ -58,6 +58,7 @@ ROOT = Path(__file__).parents[1]
             ["--prompt", "a\ud800"], "the prompt has an invalid character at position 1", id="prompt-surrogate"
         ),
         pytest.param(["--guidance-scale", "nan"], "guidance_scale nan is outside 1 to 100", id="guidance-nan"),
+        pytest.param(["--teacache-thresh", "1.5"], "teacache_thresh 1.5 is outside 0 to 1; use 0", id="teacache"),
         pytest.param(["--sparsity", "nan"], "sparsity must be at least 0 and below 1, got nan", id="sparsity-nan"),
         pytest.param(["--cdf-threshold", "1.1"], "cdf_threshold must be above 0 and at most 1, got 1.1", id="cdf"),
         pytest.param(["--seed", f"{2**63}"], "seed 9223372036854775808 is outside 0 to 2^63 - 1", id="seed"),

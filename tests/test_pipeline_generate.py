@@ -300,7 +300,7 @@ def test_a_pass_stands_for_the_step_beside_which_it_is(tiny_pipeline, request_):
     plan = tiny_pipeline.plan(replace(request_, num_frames=5, bsa=replace(request_.bsa, dense_steps=1)))
     attention = attention_for(plan.work)
     with tiny_pipeline.exclusive() as model, torch.no_grad():
-        run = forward_for(plan.forward, model, plan.work, attention, at=(2, 0))
+        run = forward_for(plan.forward, model, plan.work, attention, at=(range(2, 3), range(1)))
         channels, (frames, rows, columns) = model.transformer.in_channels, plan.request.latent_shape
         given = torch.zeros(plan.work.rows, channels, frames, rows, columns, dtype=model.dtype)
         width = model.transformer.caption_embedder.linear_1.weight.shape[1]

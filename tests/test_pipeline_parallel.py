@@ -41,6 +41,11 @@ def test_ranks_agree_to_the_last_bit(found):
         assert len({rank[case]["error"] for rank in found}) == 1
 
 
+def test_ranks_skip_the_same_steps(found):
+    ran = [rank["teacache"] for rank in found]
+    assert 2 < len(ran[0]) < 9 and all(steps == ran[0] for steps in ran)
+
+
 def test_guidance_rows_on_their_own_ranks(found):
     assert max(rank["guidance"]["error"] for rank in found) < 2e-6
 

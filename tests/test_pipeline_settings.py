@@ -189,6 +189,7 @@ REQUESTS = [
     pytest.param(replace(REQUEST, bsa=BSAConfig(sparsity=None, cdf_threshold=0.1 + 0.2)), id="mass"),
     pytest.param(replace(REQUEST, bsa=BSAConfig(sparsity=0.0, cdf_threshold=0.9, chunk_k=(2, 4, 8))), id="both"),
     pytest.param(replace(REQUEST, use_distill=True, fps=24, guidance_scale=3.3000000000000003), id="distilled"),
+    pytest.param(replace(REQUEST, teacache_thresh=0.1 + 0.2), id="teacache"),
 ]
 
 

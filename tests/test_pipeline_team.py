@@ -30,17 +30,18 @@ def assert_same(found, video):
     assert video["largest"] <= 1 if found["device"] == "cpu" else video["psnr"] > 25
 
 
-@pytest.mark.parametrize("name", ["guided", "threshold", "dense", "continued"])
+@pytest.mark.parametrize("name", ["guided", "threshold", "dense", "teacache", "continued"])
 def test_the_video_of_one_process(found, name):
     video = found[name]
     assert_same(found, video)
     assert video["same_steps"]
+    assert video["passes"] == ([4, 4] if name == "teacache" else [2, 2])
     near = 1e-6 if found["device"] == "cpu" else 0.02
     for name in ("density", "kept") if video["kept"] != [None, None] else ("density",):
         assert video[name][0] == pytest.approx(video[name][1], rel=near)
 
 
-@pytest.mark.parametrize("name", ["guided", "threshold"])
+@pytest.mark.parametrize("name", ["guided", "threshold", "teacache"])
 @pytest.mark.parametrize("part", ["selections", "density", "recall", "block_recall"])
 def test_the_record_of_one_process(found, name, part):
     if found["device"] == "cuda" and part != "density":

@@ -37,13 +37,16 @@ def run_inspect(args: argparse.Namespace, out: TextIO) -> dict[str, Any]:
     print(f"grid      {record.grid} tokens, {blocks}, {steps} steps, {layers} layers, {heads} heads", file=out)
     print(f"recall    {report['recall']:.1%} of the attention kept, mean over everything", file=out)
     print(f"density   {report['density']:.1%} of the query-key pairs computed", file=out)
+    ran = np.flatnonzero(~np.isnan(record.density).any(axis=(1, 2)))
+    if len(ran) < steps:
+        print(f"skipped   {steps - len(ran)} of {steps} steps, by TeaCache", file=out)
     for name in ("recall", "density"):
-        values = 100 * getattr(record, name).mean(axis=2)
+        values = 100 * getattr(record, name)[ran].mean(axis=2)
         if np.ptp(values) < 0.05:
             continue  # the same everywhere, as printed above
         print(f"\n{name}, %, mean over heads; one row per layer, one column per step", file=out)
-        columns = np.unique(np.linspace(0, steps - 1, min(steps, 12)).round().astype(int))
-        print("layer " + "".join(f"{step + 1:>7}" for step in columns) + "    mean", file=out)
+        columns = np.unique(np.linspace(0, len(ran) - 1, min(len(ran), 12)).round().astype(int))
+        print("layer " + "".join(f"{step + 1:>7}" for step in ran[columns]) + "    mean", file=out)
         for layer, row in enumerate(values.T):
             print(
                 f"{layer + 1:>5} " + "".join(f"{row[step]:7.1f}" for step in columns) + f"{row.mean():8.1f}", file=out

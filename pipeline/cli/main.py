@@ -132,6 +132,7 @@ def run_info(args: argparse.Namespace) -> dict[str, Any]:
         "size": f"{request.width}x{request.height}, {request.num_frames} frames at {request.fps} fps",
         "steps": request.steps,
         "guidance_scale": request.guidance_scale,
+        **({"teacache_thresh": request.teacache_thresh} if request.teacache_thresh else {}),
         "token_grid": str(work.grid),
         "tokens": work.grid.volume,
         **({"conditioning_frames": work.conditioning} if work.conditioning else {}),
@@ -159,6 +160,7 @@ def _expected(estimate: Estimate, estimator: Estimator) -> dict[str, Any]:
     seconds = estimate.seconds and {phase: round(value, 3) for phase, value in estimate.seconds.items()}
     return {
         "seconds_expected": seconds,
+        **({"seconds_at_most": True} if seconds and estimate.at_most else {}),
         "memory_expected": estimate.memory,
         "memory_available": available_memory(estimator.device),
         **({"memory_in_host": in_host} if in_host else {}),
@@ -168,6 +170,8 @@ def _expected(estimate: Estimate, estimator: Estimator) -> dict[str, Any]:
 
 
 def _shown(name: str, value: Any) -> Any:
+    if name == "seconds_at_most":
+        return "yes, TeaCache skips some of the steps"
     if name.startswith("memory_"):
         return f"{value / 2**30:.2f} GiB"
     if name == "seconds_expected":
@@ -184,6 +188,8 @@ def _print_result(result: VideoResult, json_target: str | None) -> None:
         f"memory    {result.peak_memory / 2**30:.2f} GiB peak ({result.peak_memory_label})",
         f"attention {'BSA' if result.bsa_active else 'dense'}, {result.density:.2%} of the token pairs{blocks}",
     ]
+    if result.passes is not None and result.skipped:
+        lines.append(f"passes    {result.passes} of {result.passes + result.skipped} steps, the others by TeaCache")
     print("\n".join(lines), file=_report_stream(json_target))
 
 

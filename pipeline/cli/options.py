@@ -57,6 +57,7 @@ def add_video(parser: argparse.ArgumentParser, *, prompt_required: bool, several
         action=argparse.BooleanOptionalAction,
         help=_help("use_distill"),
     )
+    _add_fields(group, "teacache_thresh", metavar="X", help=_help("teacache_thresh") + " (default: 0)")
     _add_lora(group, "LoRA adapter to run with, NAME or NAME:STRENGTH; distill is for 16 steps (default: none)")
 
 
@@ -97,6 +98,7 @@ def add_refinement(parser: argparse.ArgumentParser) -> None:
     )
     _add_fields(group, "seed", default=0, metavar="N")
     _add_fields(group, "fps", metavar="N", help="default: the clip's, or twice that")
+    _add_fields(group, "teacache_thresh", metavar="X", help=_help("teacache_thresh") + " (default: 0)")
     _add_lora(group, "adapter to refine with (default: refine)")
 
 

@@ -84,7 +84,8 @@ def read_bsa(args: argparse.Namespace, info: CheckpointInfo, default: BSAConfig 
 
 def read_request(args: argparse.Namespace, info: CheckpointInfo) -> VideoRequest:
     """The request that the options describe. ValueError when one cannot be used."""
-    names = ("height", "width", "num_frames", "steps", "guidance_scale", "fps", "use_distill", "lora")
+    names: tuple[str, ...] = ("height", "width", "num_frames", "steps", "guidance_scale", "fps", "use_distill", "lora")
+    names += ("teacache_thresh",)
     given = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
     task = "refine" if args.command == "refine" else chosen_task(args)
     if task == "refine":

@@ -53,6 +53,7 @@ class Estimate:
 
     seconds: by phase: "text", "denoise", "decode", "file" (writing the video) and "total", and "encode" where
         an image or clip is. None before any measurement.
+    at_most: whether the seconds are an upper bound: TeaCache skips steps, and only the loaded weights say which.
     memory: expected peak in bytes, weights included. memory_label: the kind of memory.
     memory_least: bytes that are certainly needed.
     kv_cache: bytes of kept keys and values of conditioning frames, wherever they are; in `memory` if on the device.
@@ -67,6 +68,7 @@ class Estimate:
     basis: str
     kv_cache: int = 0
     work: float | None = None
+    at_most: bool = False
 
     def speedup(self, dense: Estimate) -> float | None:
         """Expected speed-up over the dense video, as a comparison measures it; None before any measurement."""
@@ -120,8 +122,8 @@ class Estimator:
             self._take_in()
 
     def observe(self, result: VideoResult) -> None:
-        """Learn from a finished video that began with noise; the ledger cannot describe the others."""
-        if result.request.start.source is not None:
+        """Learn from a finished video that began with noise and skipped no step; the ledger cannot describe others."""
+        if result.request.start.source is not None or result.skipped:
             return
         with self._lock:
             self._ledger.add_run(kept_run(result))
@@ -158,6 +160,7 @@ class Estimator:
             kv_cache=footprint.kv_cache_bytes(self._shape, request, self.device, self.weights),
             basis=self._basis(runs),
             work=self._work(request, runs),
+            at_most=request.teacache_thresh > 0,
         )
 
     def denoising(self, request: VideoRequest) -> float | None:

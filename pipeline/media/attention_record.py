@@ -20,8 +20,9 @@ File format, `<video's stem>.attention.npz` (NumPy, no pickles):
                   conditioning frames that do not run in a step keep none
     block_recall  fp32 [steps stored, layers stored, heads stored, query blocks], from one token of the block; NaN if
                   no token was sampled
-    density       fp32 [steps, layers, heads]
-    recall        fp32 [steps, layers, heads], the mean over the sampled query blocks, weighted by their tokens
+    density       fp32 [steps, layers, heads]; NaN in steps that TeaCache skipped
+    recall        fp32 [steps, layers, heads], the mean over the sampled query blocks, weighted by their tokens; NaN in
+                  such steps
 """
 
 from __future__ import annotations
@@ -104,8 +105,8 @@ class AttentionRecord:
         return self.block_recall[place[0], place[1], :, query_block]
 
     def summary(self) -> dict[str, Any]:
-        """Mean recall and density, overall, per layer, per step, and as [layers][steps], as values for JSON."""
-        means = {"recall": np.nanmean, "density": np.mean}
+        """Mean recall and density, overall, per layer, per step, and as [layers][steps], as values for JSON; None for
+        steps that were skipped."""
         report: dict[str, Any] = {
             "grid": list(self.grid),
             "chunk_q": list(self.chunk_q),
@@ -113,12 +114,12 @@ class AttentionRecord:
             "key_blocks": self.k_blocks.volume,
             "bsa_params": self.request["bsa"],
         }
-        for name, mean in means.items():
-            values = getattr(self, name)
-            report[name] = float(mean(values))
-            report[f"{name}_by_layer"] = mean(values, axis=(0, 2)).tolist()
-            report[f"{name}_by_step"] = mean(values, axis=(1, 2)).tolist()
-            report[f"{name}_by_layer_and_step"] = mean(values, axis=2).T.tolist()
+        for name in ("recall", "density"):
+            values = np.ma.masked_invalid(getattr(self, name))
+            report[name] = float(values.mean())
+            report[f"{name}_by_layer"] = values.mean(axis=(0, 2)).tolist()
+            report[f"{name}_by_step"] = values.mean(axis=(1, 2)).tolist()
+            report[f"{name}_by_layer_and_step"] = values.mean(axis=2).T.tolist()
         return report
 
     def save(self, path: Path) -> None:

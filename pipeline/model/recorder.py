@@ -7,6 +7,7 @@ state is touched.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -29,8 +30,8 @@ WORKING_BYTES = 128 << 20  # scores held at one time; less than the attention it
 class AttentionRecorder:
     """Collects the record of one generation. It is an `Observer` for `SparseAttention`.
 
-    It expects one call per layer in every step, in order. It records the last row of a batch, which is the conditional
-    one under classifier-free guidance. On CUDA, calls do not wait for the device.
+    It expects one call per layer in every step that runs, in order. It records the last row of a batch, which is the
+    conditional one under classifier-free guidance. On CUDA, calls do not wait for the device.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class AttentionRecorder:
         steps: int | None = None,
         block_order: bool = False,
         heads: tuple[int, slice] | None = None,
+        at: Callable[[], int] | None = None,
     ) -> None:
         """Prepare a record.
 
@@ -50,6 +52,7 @@ class AttentionRecorder:
         steps: steps that will run; None for the request's number.
         block_order: whether queries and keys come in block order instead of raster order.
         heads: the number of all heads, and those that come here; None if all do.
+        at: returns the step at hand, counted from 0, where some are skipped; None if all of them run.
         """
         assert request.bsa is not None
         self._request = request
@@ -67,6 +70,8 @@ class AttentionRecorder:
         if first is not None and not work.cached:
             self._first_blocks, self._first_tokens = first.blocks.volume, first.grid.volume
         self._heads = heads
+        self._at = at
+        self._ran: list[int] = []
         self._calls = 0
         self._spans: list[tuple[int, Any, Any]] = []  # step, and the marks at both ends of a call
 
@@ -77,8 +82,11 @@ class AttentionRecorder:
         began = self._stopwatch.mark()
         if self._calls == 0:
             self._allocate(q)
-        step, layer = divmod(self._calls, self._shape[1])
+        run, layer = divmod(self._calls, self._shape[1])
         self._calls += 1
+        if layer == 0:
+            self._ran.append(run if self._at is None else self._at())
+        step = self._ran[-1]
         q, k, selection = q[-1], k[-1], BlockSelection(selection.indices[-1], selection.counts[-1])
         self._density[step, layer, self._own] = token_density(selection, self._q_layout, self._k_layout)
         random = np.random.default_rng((step, layer))
@@ -105,16 +113,20 @@ class AttentionRecorder:
 
     def record(self, versions: dict[str, str]) -> AttentionRecord:
         """Return the finished record. Call it after the last step; it waits for the device."""
+        skipped = sorted(set(range(self._shape[0])) - set(self._ran))
+        self._density[skipped] = float("nan")
+        stored = [place for place, step in enumerate(self._sampled.steps) if step in self._ran]
+        sampled = self._sampled._replace(steps=tuple(self._sampled.steps[place] for place in stored))
         return AttentionRecord(
             grid=self._k_layout.grid,
             conditioning=self._k_layout.lead,
             chunk_q=self._whole.chunk,
             chunk_k=self._k_layout.chunk,
-            sampled=self._sampled,
+            sampled=sampled,
             density=self._density.cpu().numpy(),
             recall=self._recall.cpu().numpy(),
-            block_recall=self._block_recall.cpu().numpy(),
-            selections=self._selections.numpy(),  # complete, because the copies to .cpu() above waited
+            block_recall=self._block_recall.cpu().numpy()[stored],
+            selections=self._selections.numpy()[stored],  # complete, because the copies to .cpu() above waited
             request=self._request.to_dict(),
             versions=versions,
         )

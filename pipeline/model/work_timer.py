@@ -54,18 +54,26 @@ class WorkTimer:
         yield
         self._decoded = began, self._watch.mark()
 
-    def timing(self, work: Workload, layers: int, recorded: Sequence[float] | None = None) -> Timing:
+    def timing(
+        self,
+        work: Workload,
+        layers: int,
+        recorded: Sequence[float] | None = None,
+        ran: Sequence[int] | None = None,
+    ) -> Timing:
         """The timing, once the device has ended its work.
 
         recorded: seconds of each step, on the same clock, that were spent recording.
+        ran: the steps, counted from 0, that the calls of the velocity stand for; None for every one in turn.
         """
         assert self._decoded is not None
         seconds = [self._watch.work(*span) for span in self._steps]
-        recorded = recorded or [0.0] * len(seconds)
+        ran = range(len(seconds)) if ran is None else ran
+        apart = [0.0 if recorded is None else recorded[step] for step in ran]
         return Timing(
             clock=self._watch.clock,
-            steps=tuple(max(0.0, whole - apart) for whole, apart in zip(seconds, recorded, strict=True)),
-            alike=equal_work(work, len(seconds), layers),
+            steps=tuple(max(0.0, whole - part) for whole, part in zip(seconds, apart, strict=True)),
+            alike=equal_work(work, ran, layers),
             decode=self._watch.work(*self._decoded),
             others=None if self._others is None else self._others.share(),
             reference=tuple(self._watch.work(*span) for span in self._references),

@@ -48,5 +48,12 @@ FIELDS = {
             "Adapters of the checkpoint, such as distill, style:0.7 (its strength) or distill+style:0.7; 'distill' is "
             "made for 16 steps and guidance_scale 1",
         ),
+        Field(
+            "teacache_thresh",
+            float,
+            "TeaCache threshold",
+            "Skips steps that differ by less than this from the last one that ran, 0 to 1: a less alike video in less "
+            "time; 0 runs every step",
+        ),
     )
 }

@@ -29,6 +29,8 @@ class VideoResult:
         blocks_kept, blocks_total: key blocks per query block, kept (a mean where the cdf threshold
             decides) and in all; None when dense.
         versions: of Python and the packages that did the work, and the device's name.
+        passes, skipped: denoising steps in which the transformer ran, and those that TeaCache skipped; None in records
+            of earlier versions.
         timing: the same work on a clock that other programs do not advance; None in records of earlier versions.
         shows: what the checkpoint's classifier sees, name -> (answer, probability); None without one, or for a prompt
             that it cannot judge (see `pipeline.model.content`).
@@ -47,6 +49,8 @@ class VideoResult:
     bsa_reason: str
     versions: dict[str, str]
     timing: Timing | None = None
+    passes: int | None = None
+    skipped: int | None = None
     shows: Mapping[str, tuple[str, float]] | None = None
     yardstick: Mapping[str, tuple[float, float, float]] | None = None
 

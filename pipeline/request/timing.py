@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -34,7 +34,7 @@ class Timing:
 
     Attributes:
         clock: "CPU time" (summed over the threads) or "GPU time".
-        steps: seconds of the forward pass of every denoising step, without recording.
+        steps: seconds of the forward pass of every denoising step that ran one, without recording.
         alike: a number for each step; steps of the same number do equal work.
         decode: seconds of decoding.
         others: share of the processors that other programs took meanwhile, 0 to 1; None where that does not matter.
@@ -84,16 +84,23 @@ def reference_steps(steps: int) -> tuple[int, ...]:
     return tuple((2 * number + 1) * steps // (2 * count) for number in range(count))
 
 
-def equal_work(work: Workload, steps: int, layers: int) -> tuple[int, ...]:
+def equal_work(work: Workload, steps: Sequence[int], layers: int) -> tuple[int, ...]:
     """`Timing.alike` for a generation: dense first steps are one kind, steps that select blocks another, and those that
-    take earlier ones a third, but where the data decide how many blocks are kept, every step is a kind of its own."""
+    take earlier ones a third, but where the data decide how many blocks are kept, every step is a kind of its own.
+
+    steps: those that ran, counted from 0. One also selects where a skipped step right before it would have.
+    """
     bsa = work.bsa
     if bsa is None:
-        return (0,) * steps
-    dense = tuple(bsa.dense_layers_at(step, layers) for step in range(steps))
-    if bsa.selector.uniform:
-        return tuple(some if bsa.selects_at(step) else layers + 1 for step, some in enumerate(dense))
-    return tuple(layers if all_dense == layers else layers + 1 + step for step, all_dense in enumerate(dense))
+        return (0,) * len(steps)
+    kinds = []
+    for before, step in zip((-1, *steps), steps):
+        dense = bsa.dense_layers_at(step, layers)
+        if bsa.selector.uniform:
+            kinds.append(dense if any(map(bsa.selects_at, range(before + 1, step + 1))) else layers + 1)
+        else:
+            kinds.append(layers if dense == layers else layers + 1 + step)
+    return tuple(kinds)
 
 
 @dataclass(frozen=True)

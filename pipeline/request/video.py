@@ -44,6 +44,8 @@ class VideoRequest:
         guidance_scale: 1 turns classifier-free guidance off and halves the work.
         seed: of the initial noise, which is drawn on the CPU and so is the same on every device.
         fps: frames per second of the video file.
+        teacache_thresh: above 0, steps that differ by less than this from the one in which the transformer last ran go
+            on with its flow (TeaCache, see `pipeline.model.teacache`); 0 runs it in every step.
         bsa: block sparse attention, or None for dense attention.
         use_distill: sigmas of LongCat's distilled (few-step) model instead of the regular ones.
         lora: adapters of the checkpoint to run with (see `CheckpointInfo.loras`), such as "distill", "style:0.7" for a
@@ -69,6 +71,7 @@ class VideoRequest:
     bsa: BSAConfig | None
     use_distill: bool = False
     lora: str | None = None
+    teacache_thresh: float = 0.0
     start: Start = FromNoise()
     auto: str | None = None
 
@@ -80,7 +83,8 @@ class VideoRequest:
         for name in ("height", "width", "num_frames", "steps", "seed", "fps"):
             object.__setattr__(self, name, whole_number(name, getattr(self, name)))
         # A float also of a whole number: equal requests are written equally.
-        object.__setattr__(self, "guidance_scale", real_number("guidance_scale", self.guidance_scale))
+        for name in ("guidance_scale", "teacache_thresh"):
+            object.__setattr__(self, name, real_number(name, getattr(self, name)))
         for name in ("height", "width"):
             _check_size(name, getattr(self, name))
         if not isinstance(self.start, STARTS):
@@ -96,6 +100,11 @@ class VideoRequest:
         if not 1 <= self.guidance_scale <= 100:
             raise ValueError(
                 f"guidance_scale {self.guidance_scale} is outside 1 to 100; use 1 for none, about 4 for LongCat"
+            )
+        if not 0 <= self.teacache_thresh <= 1:
+            raise ValueError(
+                f"teacache_thresh {self.teacache_thresh} is outside 0 to 1; use 0 to run every step, or a little such "
+                "as 0.05 to skip some"
             )
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed {self.seed} is outside 0 to 2^63 - 1; use a smaller non-negative number")
@@ -138,8 +147,9 @@ class VideoRequest:
         """Plain values, ready for JSON; `from_dict` reads them back."""
         values = {name: getattr(self, name) for name in self.__slots__ if name != "start"}
         values["bsa"] = None if self.bsa is None else self.bsa.to_bsa_params()
-        if self.auto is None:
-            del values["auto"]  # so that earlier versions read the settings, too
+        for name in ("auto", "teacache_thresh"):
+            if not values[name]:
+                del values[name]  # so that earlier versions read the settings, too
         return values | self.start.to_dict()
 
     @classmethod

@@ -60,6 +60,8 @@ def cli_command(
     options += [(name.replace("_", "-"), repr(getattr(request, name))) for name in names]
     if request.lora is not None:
         options.append(("lora", request.lora))
+    if request.teacache_thresh:
+        options.append(("teacache-thresh", repr(request.teacache_thresh)))
     for name, value in options:
         words.append(f"--{name}={_quote(str(value), name.replace('-', ' '))}")
     if not isinstance(start, FromClip):

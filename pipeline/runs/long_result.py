@@ -36,7 +36,15 @@ def joined_result(plan: LongVideo | LongRefinement, segments: Sequence[VideoResu
         bsa_active=last.bsa_active,
         bsa_reason=last.bsa_reason,
         versions=last.versions,
+        passes=_total([one.passes for one in segments]),
+        skipped=_total([one.skipped for one in segments]),
     )
+
+
+def _total(counts: list[int | None]) -> int | None:
+    """Their sum; None if one of them is not known."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
 
 
 def compare_segments(

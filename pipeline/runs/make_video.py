@@ -26,6 +26,7 @@ from pipeline.model.content import Contents
 from pipeline.model.denoising import check_finite, denoise
 from pipeline.model.preview import LatentColours
 from pipeline.model.recorder import AttentionRecorder, joined
+from pipeline.model.teacache import TeaCache
 from pipeline.model.work_timer import WorkTimer
 from pipeline.parallel.ranks import Ranks
 from pipeline.request.load_options import LoadOptions
@@ -33,7 +34,7 @@ from pipeline.request.result import OnStep, VideoResult
 from pipeline.request.timing import reference_steps
 from pipeline.request.video import LATENT_PIXELS, StepUpdate
 from pipeline.runs.plan import Plan
-from pipeline.transformer.forward import trim_text
+from pipeline.transformer.forward import embed_timestep, trim_text
 from pipeline.transformer.run_forward import forward_for, keep_conditioning, warm_up
 from pipeline.transformer.self_attention import attention_for
 
@@ -123,12 +124,16 @@ class VideoMaker:
             with ranks.together():
                 check_finite(latents, "the start", request.lora)
             layers, steps = len(model.transformer.blocks), len(schedule.timesteps)
+            measured = partial(embed_timestep, model.transformer, frames=1)
+            passes = TeaCache(request.teacache_thresh, steps, measured, ranks)
             recorder = None
             if record and work.sparse and ranks.has_last_row(work.rows):
                 heads = model.transformer.blocks[0].self_attn.num_heads
                 own = heads, ranks.sequence(work.rows).share(work.grid.volume, heads).heads
                 ordered = plan.forward.name == "fast"
-                recorder = AttentionRecorder(request, layers, steps=steps, block_order=ordered, heads=own)
+                recorder = AttentionRecorder(
+                    request, layers, steps=steps, block_order=ordered, heads=own, at=lambda: passes.step
+                )
             attention = attention_for(work, recorder)
             with clock.phase("denoise") as elapsed:
 
@@ -141,9 +146,10 @@ class VideoMaker:
                 if work.cached:
                     given, on_host = latents[:, :, : work.conditioning].to(rounding), request.start.kv_on_host
                     cache = keep_conditioning(plan.forward, model, work, given, text, mask, on_host, ranks)
-                run, beside = forward_for(plan.forward, model, work, attention, cache, ranks), None
+                run = forward_for(plan.forward, model, work, attention, cache, ranks, passes.spans())
+                beside = None
                 if other is not None:
-                    attends, at = attention_for(other.work), reference_steps(steps)
+                    attends, at = attention_for(other.work), [range(n, n + 1) for n in reference_steps(steps)]
                     beside = forward_for(other.forward, model, other.work, attends, cache, ranks, at)
                 timer = WorkTimer(self._device)
                 latents = denoise(
@@ -157,6 +163,7 @@ class VideoMaker:
                     on_step=on_denoise,
                     conditioning=work.conditioning,
                     cached=work.cached,
+                    due=passes.due,
                 )
             del cache
 
@@ -175,7 +182,7 @@ class VideoMaker:
             return None
         records, spent = ([part[which] for part in recorded if part is not None] for which in (0, 1))
         # all ranks wait for the one that recorded longest
-        timing = timer.timing(work, layers, [max(step) for step in zip(*spent)] or None)
+        timing = timer.timing(work, layers, [max(step) for step in zip(*spent)] or None, passes.ran)
         if other is not None and other.work.bsa is not None:
             timing = replace(timing, reference_of=other.work.bsa.to_bsa_params())
         density, versions = attention.density(), _versions(self._device) | self._weights.versions
@@ -199,6 +206,8 @@ class VideoMaker:
             bsa_reason=work.reason,
             versions=versions,
             timing=timing,
+            passes=len(passes.ran),
+            skipped=steps - len(passes.ran),
             shows=None if self._contents is None else self._contents.of(request.prompt, frames),
             yardstick=None if self._yardstick is None else self._yardstick.for_request(request),
         )

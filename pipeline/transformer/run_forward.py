@@ -29,23 +29,24 @@ def forward_for(
     attention: DenseAttention | SparseAttention,
     cache: KeyValues | None = None,
     ranks: Ranks = ONE_RANK,
-    at: Iterable[int] | None = None,
+    at: Iterable[range] | None = None,
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]:
     """Return the velocity function for `denoise`, which calls it once per step. model: a loaded `FastVideoLongCat`.
 
     cache: of the conditioning frames of `work.cached`, from `keep_conditioning`.
     ranks: those that share the work; only the fast forward can be shared.
-    at: the steps, counted from 0, that the calls stand for; None for every one in turn.
+    at: the steps, counted from 0, that each call stands for: the last of them runs, and those before it were skipped.
+        None for every one in turn.
     """
     transformer, padding = model.transformer, model.zero_text_padding
     depth, kept = len(transformer.blocks), KeptSelections(work.bsa)
-    steps = itertools.count() if at is None else iter(at)
+    spans = (range(step, step + 1) for step in itertools.count()) if at is None else iter(at)
     given: dict[str, Any] = {"conditioning": work.conditioning, "cache": cache, "zero_text_padding": padding}
 
     def begin() -> int:
         """Enter the next step. Returns the number of its first layers with dense attention."""
-        step = next(steps)
-        kept.begin(step)
+        for step in next(spans):
+            kept.begin(step)
         return 0 if work.bsa is None else work.bsa.dense_layers_at(step, depth)
 
     def plain(latents: Tensor, timestep: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:

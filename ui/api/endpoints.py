@@ -223,6 +223,7 @@ def _estimate(estimate: Estimate) -> dict[str, Any]:
         "memory": estimate.memory,
         "memory_of": estimate.memory_label,
         "basis": estimate.basis,
+        **({"at_most": True} if estimate.seconds and estimate.at_most else {}),
     }
 
 

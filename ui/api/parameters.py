@@ -42,6 +42,7 @@ def parameters(checkpoint: CheckpointInfo) -> list[tuple[str, Any, Any, str]]:
         ("seed", int | None, None, "Seed of the initial noise; null draws one, which the report states"),
         ("lora", str | None, None, FIELDS["lora"].help),
         *attention_parameters(bsa),
+        _field("teacache_thresh", 0.0),
     ]
 
 

@@ -189,6 +189,17 @@ def video_fields(checkpoint: CheckpointInfo) -> Fields:
         info="The noise levels that distilled models know.",
         elem_id="use_distill",
     )
+    fields["teacache_thresh"] = gr.Slider(
+        0,
+        1,
+        value=0,
+        step=0.01,
+        label="TeaCache threshold",
+        info="Skips steps that differ little from the last: the higher, the fewer run and the more the video differs. "
+        "0 runs all of them.",
+        buttons=["reset"],
+        elem_id="teacache_thresh",
+    )
     with gr.Row(elem_classes="seed"):
         fields["seed"] = gr.Number(0, label="Seed", step=1, min_width=100, elem_id="seed")
         fields["randomise"] = gr.Checkbox(True, label="New seed each time", min_width=100, elem_id="randomise")

@@ -209,6 +209,7 @@ FASTER = "denoising {ratio:.1f}× faster"
 MEMORY_OF = "about {needed} of {available}"
 FITS, TIGHT, TOO_LARGE = "fits", "may not fit", "does not fit"
 BASIS = "Estimated from {basis}; a busy machine takes longer."
+AT_MOST = "The time is that of all steps: TeaCache skips some of them."
 
 
 def outlook(
@@ -231,7 +232,8 @@ def outlook(
     said = ""
     if advice is not None:
         said = f'<p class="advice" data-kind="{advice.kind}">{escape(" ".join(advice.sentences))}</p>'
-    basis = f'<p class="basis">{escape(BASIS.format(basis=estimate.basis))}</p>' if estimate.seconds else ""
+    bases = [BASIS.format(basis=estimate.basis), *([AT_MOST] if estimate.at_most else [])] if estimate.seconds else []
+    basis = "".join(f'<p class="basis">{escape(text)}</p>' for text in bases)
     return f'<div class="outlook"><dl>{table}</dl>{said}{basis}</div>'
 
 

@@ -111,6 +111,7 @@ def form_request(
         bsa=bsa,
         use_distill=values.get("use_distill"),
         lora=values.get("lora"),
+        teacache_thresh=values.get("teacache_thresh", 0),
         refine=values.get("refine"),
         refine_frames=None if windows is None else windows.frames,
         double_frames=values.get("double_frames", True),
@@ -206,6 +207,7 @@ def video_request(
     bsa: BSAConfig | None,
     use_distill: bool | None = None,
     lora: str | None = None,
+    teacache_thresh: Any = 0,
     refine: str | None = None,
     refine_frames: int | None = None,
     double_frames: bool = True,
@@ -228,6 +230,7 @@ def video_request(
         numbers = {name: value for name, value in numbers.items() if value is not None}
     given: dict[str, Any] = {name: FIELDS[name].read(value) for name, value in numbers.items()}
     given |= {"negative_prompt": negative_prompt, "bsa": bsa, "lora": lora or None}
+    given["teacache_thresh"] = FIELDS["teacache_thresh"].read(teacache_thresh)
     if use_distill is not None:
         given["use_distill"] = use_distill
     if not refine:
@@ -271,6 +274,7 @@ def _chunk(name: str, sides: Sequence[Any]) -> Grid:
 _PAGE_WORDS = {
     "num_frames": "number of frames",
     "guidance_scale": "guidance",
+    "teacache_thresh": "TeaCache threshold",
     "cdf_threshold": "CDF threshold",
     "chunk_q": "query chunk",
     "dense_steps": "dense steps",

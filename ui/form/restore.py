@@ -76,6 +76,7 @@ def form_values(request: VideoRequest, side_by_side: bool | None = None) -> dict
     """
     values = {name: getattr(request, name) for name in ("prompt", "negative_prompt", "width", "height", "num_frames")}
     values |= {"steps": request.steps, "guidance_scale": request.guidance_scale, "seed": request.seed}
+    values["teacache_thresh"] = request.teacache_thresh
     values |= {"randomise": False, "use_distill": request.use_distill, "fps": request.fps, "lora": request.lora or ""}
     values |= _task_values(request.start)
     clip = request.start if isinstance(request.start, FromClip) else None

@@ -98,7 +98,8 @@ function draw(overview) {
   }
   const known = run.recall.flat().filter((value) => value !== null);
   maps.recall.open(run.recall, run.stored, [Math.floor(20 * Math.min(...known, 1)) / 20, 1]);
-  const [least, most] = [Math.min(...run.density.flat()), Math.max(...run.density.flat())];
+  const densities = run.density.flat().filter((value) => value !== null); // null in steps that were skipped
+  const [least, most] = [Math.min(...densities), Math.max(...densities)];
   maps.density.open(run.density, run.stored, [0, most - least > 1e-3 ? Math.ceil(20 * most) / 20 : 1]);
   headButtons();
   if (recorded) ask();

@@ -39,6 +39,7 @@ def table_rows(results: Mapping[str, VideoResult]) -> list[tuple[str, list[str]]
     adapters = [video.request.lora for video in videos if video.request.lora]
     refined = [text for text in map(_refined, videos) if text]
     begun = [text for text in map(_begun, videos) if text]
+    ran = [_passes(video) for video in videos] if any(video.skipped for video in videos) else []
     chosen = [page_sentence(video.request.auto) for video in videos if video.request.auto]
     return [
         ("Text encoding", [seconds(video.seconds["text"]) for video in videos]),
@@ -51,6 +52,7 @@ def table_rows(results: Mapping[str, VideoResult]) -> list[tuple[str, list[str]]
         ("Share of query-key pairs computed", [f"{video.density:.1%}" for video in videos]),
         ("BSA active", [f"{'yes' if video.bsa_active else 'no'}: {video.bsa_reason}" for video in videos]),
         *([("Attention chosen", chosen)] if chosen else []),
+        *([("Steps run, the others by TeaCache", ran)] if ran else []),
         ("Video", [_clip(video) for video in videos]),
         ("Seed", [str(video.request.seed) for video in videos]),
         *([("Adapter (LoRA)", adapters)] if adapters else []),
@@ -63,6 +65,10 @@ def _kept(video: VideoResult) -> str:
     if not video.bsa_active or video.blocks_total is None:
         return "all"
     return f"{video.blocks_kept:,.4g} of {video.blocks_total:,}"
+
+
+def _passes(video: VideoResult) -> str:
+    return "" if video.passes is None or video.skipped is None else f"{video.passes} of {video.passes + video.skipped}"
 
 
 def _clip(video: VideoResult) -> str:
