@@ -88,7 +88,7 @@ def switch(transformer: nn.Module, layers: dict[str, LoraLayer] | None) -> None:
         if hasattr(module, "lora"):
             del module.lora
         if layers and name in layers:
-            module.lora = layers[name]  # type: ignore[assignment]  # what `pipeline.transformer.forward` looks for
+            module.lora = layers[name]  # what `pipeline.transformer.forward` looks for
 
 
 def write_adapter(layers: dict[str, LoraLayer], path: Path) -> None:
@@ -146,7 +146,7 @@ def make_pairs(
 
     until: of time.time(), after which no further part is made.
     """
-    device, parts = studio.device, defaultdict(list)
+    device, parts = studio.device, defaultdict[str, list[Tensor]](list)
     for start, steps in zip(range(0, len(scenes), studio.batch), redrawn, strict=False):
         if parts and time.time() > until:
             break
