@@ -32,7 +32,7 @@ def frames_of(path: str) -> tuple[int, dict]:
 class TestApi:
     def test_only_the_named_endpoints_show(self, client):
         named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-        jobs = ["compare", "continue", "find", "generate", "image_to_video", "long", "refine", "sweep"]
+        jobs = ["compare", "continue", "find", "generate", "image_to_video", "long", "refine", "refine_long", "sweep"]
         others = ["cancel", "estimate", "inspect", "resources", "result"]
         assert sorted(named) == sorted(f"/{path}" for path in jobs + others)
 

@@ -73,7 +73,7 @@ def test_one_short_sentence(client, path, values, beginning):
     ],
 )
 def test_json_that_the_python_client_does_not_send(address, width, beginning):
-    rest = '64, 17, 2, 1.0, 1, null, 0.75, null, [4, 4, 4], [4, 4, 4], "mean", 0, 0, 1, "sparse", null'
+    rest = '64, 17, 2, 1.0, 1, null, 0.75, null, [4, 4, 4], [4, 4, 4], "mean", 0, 0, 1, 0, "sparse", null'
     call = f"{address}/gradio_api/call/generate"
     body = f'{{"data": ["a", "", {width}, {rest}]}}'
     asked = httpx.post(call, content=body, headers={"Content-Type": "application/json"}, timeout=60)
@@ -84,7 +84,7 @@ def test_json_that_the_python_client_does_not_send(address, width, beginning):
 @pytest.mark.parametrize(
     ("path", "values", "says"),
     [
-        pytest.param("generate", ["a"], "/generate takes 19 values in this order: prompt, negative_prompt,", id="few"),
+        pytest.param("generate", ["a"], "/generate takes 20 values in this order: prompt, negative_prompt,", id="few"),
         pytest.param("cancel", ["a", "b"], "/cancel takes 1 values in this order: job_id; 2 were given", id="many"),
         pytest.param("resources", ["a"], "/resources takes 0 values in this order: none; 1 were given", id="none"),
     ],

@@ -51,7 +51,7 @@ def test_the_engine_loads_the_adapters_that_the_page_lists(tmp_path):
     options = app._parser().parse_args(["--lora-dir", str(tmp_path), "--device", "cpu"])
     checkpoint = inspect_checkpoint(options.model_path, options.lora_dir)
     [engine] = engines.Engines.read(options).begin(checkpoint)
-    assert (engine._arguments["lora_dir"], set(checkpoint.loras)) == (str(tmp_path), {"style"})
+    assert (engine._arguments["lora_dir"], set(checkpoint.loras)) == (str(tmp_path), {"refine", "style"})
 
 
 @pytest.mark.parametrize("module", [pytest.param("pandas", id="gradio"), pytest.param("ui.page", id="page")])
