@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from bsa import BSAConfig
 from pipeline import EMBEDDED_CHECKPOINT
 from pipeline.checkpoint.info import ADAPTER_FILES
-from pipeline.model.begin import noised
+from pipeline.model.begin import noised, padded
 from pipeline.model.schedule import longcat_sigmas, refine_schedule
 from pipeline.request.refinement import STEPS, latent_frames
 from pipeline.transformer.forward import Attend, attend_dense
@@ -42,7 +42,7 @@ from training.data import FRAMES, held_out_scenes, sample_training_scenes
 from training.optim import trapezoid
 from training.render import pack, render
 from training.run import Run
-from training.sampling import SHIFT, TextToVideo, attend_sparse, euler, shifted_sigmas
+from training.sampling import TextToVideo, attend_sparse, euler, shifted, shifted_sigmas
 from training.scenes import HARD, Scene
 from training.sharpness import acutance
 from training.tasks import STEPS as USUAL_STEPS
@@ -107,8 +107,7 @@ def enlarge(video: Tensor, frames: int, side: int) -> Tensor:
 
 def filled(video: Tensor) -> Tensor:
     """With copies of the last frame, until the last group of latent frames is full."""
-    back = 4 * latent_frames(video.shape[2]) - 3 - video.shape[2]
-    return torch.cat([video, video[:, :, -1:].expand(-1, -1, back, -1, -1)], dim=2)
+    return padded(video, 0, 4 * latent_frames(video.shape[2]) - 3 - video.shape[2])
 
 
 @torch.no_grad()
@@ -178,7 +177,7 @@ def refinement_loss(model: TextToVideo, pairs: Pairs, batch: int, attend: Attend
 def refine(model: TextToVideo, pairs: Pairs, attend: Attend) -> Tensor:
     """The latents that a refinement makes of the enlarged clips."""
     levels = torch.tensor(longcat_sigmas(STEPS), device=pairs.fine.device)
-    schedule = refine_schedule(1000 * SHIFT * levels / (1 + (SHIFT - 1) * levels), START)
+    schedule = refine_schedule(1000 * shifted(levels), START)
     begin = noised(pairs.enlarged.float(), torch.randn_like(pairs.enlarged.float()), START)
     text = model.encode(pairs.ids, pairs.mask), pairs.mask
     return integrate(model, begin, text, schedule.sigmas, attend)

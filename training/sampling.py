@@ -20,8 +20,12 @@ PURE_NOISE = 0.02  # share of the clips at sigma 1, where sampling starts
 
 def shifted_sigmas(steps: int, device: torch.device | str) -> Tensor:
     """Noise levels [steps + 1] of the distilled schedule after the shift, 1 first and 0 last."""
-    s = torch.tensor([*longcat_sigmas(steps, use_distill=True), 0.0], device=device)
-    return SHIFT * s / (1 + (SHIFT - 1) * s)
+    return shifted(torch.tensor([*longcat_sigmas(steps, use_distill=True), 0.0], device=device))
+
+
+def shifted(levels: Tensor) -> Tensor:
+    """Noise levels after the checkpoint's shift."""
+    return SHIFT * levels / (1 + (SHIFT - 1) * levels)
 
 
 def draw_sigmas(count: int, device: torch.device | str) -> Tensor:

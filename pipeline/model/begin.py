@@ -128,11 +128,11 @@ def enlarge(frames: np.ndarray, num_frames: int, height: int, width: int, given:
     video = F.interpolate(video, size=(num_frames, height, width), mode="trilinear", align_corners=True)
     video = video.mul_(2).sub_(1)
     front = front_padding(given)
-    return _padded(video, front, 4 * latent_frames(num_frames, given) - 3 - num_frames - front)
+    return padded(video, front, 4 * latent_frames(num_frames, given) - 3 - num_frames - front)
 
 
-def _padded(video: Tensor, front: int, back: int) -> Tensor:
-    """With copies of the first and the last frame before and after it."""
+def padded(video: Tensor, front: int, back: int) -> Tensor:
+    """A clip [B, C, T, H, W] with copies of its first and its last frame before and after it."""
     first, last = video[:, :, :1], video[:, :, -1:]
     return torch.cat([first.expand(-1, -1, front, -1, -1), video, last.expand(-1, -1, back, -1, -1)], dim=2)
 
@@ -180,6 +180,6 @@ def start_latents(
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     latents = noised(latents, noise, start.t_thresh)
     if done is not None:
-        given = _padded(stretch(done[-start.cond_frames :], request.height, request.width), start.front, 0)
+        given = padded(stretch(done[-start.cond_frames :], request.height, request.width), start.front, 0)
         latents[:, :, : start.conditioning] = model.encode(given, generator, on_frame, strips)
     return latents
